@@ -1,0 +1,61 @@
+"""Names to commands. A command's module is imported when the command runs, so `grpo-jax --help` waits for nothing."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from grpo_jax import __version__
+
+OVERRIDES = "section.key=value: replaces what the config says, e.g. train.steps=20"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; a config that cannot be used, or a file that is not there, is one line and exit status 2."""
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    sys.path.append(os.getcwd())  # so that `use: my_module:my_reward` finds the user's code
+    from grpo_jax.config import ConfigError
+
+    try:
+        return importlib.import_module(f"grpo_jax.commands.{arguments.command}").run(arguments)
+    except (ConfigError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = parser_of_all_commands()
+    arguments, rest = parser.parse_known_args(argv)
+    if any(item.startswith("-") for item in rest) or not hasattr(arguments, "overrides"):
+        return parser.parse_args(argv)
+    arguments.overrides += rest  # argparse leaves here the overrides that follow an option
+    return arguments
+
+
+def parser_of_all_commands() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "grpo-jax", description="Train language models by GRPO in JAX.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    train = commands.add_parser("train", help="train the model of a config", allow_abbrev=False)
+    add_config(train)
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this run")
+
+    config = commands.add_parser("config", help="show a config with every default filled in", allow_abbrev=False)
+    add_config(config)
+
+    generate = commands.add_parser("generate", help="answer a prompt", allow_abbrev=False)
+    generate.add_argument("model", help="a directory, a name on the Hugging Face hub, or smollm2-135m-instruct")
+    generate.add_argument("prompt")
+    generate.add_argument("--max-tokens", type=int, default=256, help="default: %(default)s")
+    generate.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
+    generate.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    return parser
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDES)

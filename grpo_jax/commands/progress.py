@@ -1,0 +1,97 @@
+"""What a person sees while training: one line a step, what is going on meanwhile, and how long it will take."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import jax
+
+from grpo_jax.grpo import Watch
+from grpo_jax.tasks import Example
+
+COMPILES = {"sampling", "learning", "evaluating"}
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def clock_text(seconds: float) -> str:
+    """Minutes and seconds, with hours once there are any."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Progress(Watch):
+    """Times the phases of every step. On a terminal the present phase is shown; a log gets finished lines only."""
+
+    def __init__(self, steps: int, done: int):
+        self.steps, self.done = steps, done
+        self.times: dict[str, float] = {}
+        self.durations: list[float] = []
+        self.seen: set[str] = set()
+        self.compiled = 0.0
+        self.answered: tuple = ()
+        self.begun = time.monotonic()
+        self.live = sys.stdout.isatty()
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times what happens inside, and says that it happens."""
+        new = name not in self.seen
+        self.seen.add(name)
+        self._show(f"{name} ..." + (" (compiling first)" if new and name in COMPILES else ""), keep=new)
+        begun = time.monotonic()
+        yield
+        self.times[name] = time.monotonic() - begun
+        self._show("")
+
+    def answers(self, examples: Sequence[Example], responses: Sequence[Sequence[str]], rewards_PGR, advantages) -> None:
+        """Keeps the answers of the step for whoever writes them down."""
+        self.answered = (examples, responses, rewards_PGR, advantages)
+
+    def finish_step(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Prints the line of a step and gives its times in seconds; `time/compile` is part of the phases."""
+        self.done += 1
+        times = {f"time/{name}": seconds for name, seconds in self.times.items()}
+        times |= {"step_time": sum(self.times.values()), "time/compile": self.compiled}
+        self.durations.append(times["step_time"] - self.compiled)
+        phases = ", ".join(f"{name} {self.times[name]:.1f}" for name in self.times)
+        compiled = f", of it compiling {self.compiled:.1f}" if self.compiled > 0.1 else ""
+        print(
+            f"step {self.done:>{len(str(self.steps))}}/{self.steps}"
+            f"  reward {metrics['reward']:.3f}  length {metrics['completions/mean_length']:.1f}"
+            f"  entropy {metrics['entropy']:.2f}  grad {metrics['grad_norm']:.2f}"
+            f"  {times['step_time']:.1f} s ({phases}{compiled})  {self._left()}",
+            flush=True,
+        )
+        self.times, self.compiled = {}, 0.0
+        return times
+
+    def finish_evaluation(self, text: str) -> None:
+        """Prints the line of an evaluation."""
+        print(f"{text}  {self.times.pop('evaluating'):.1f} s", flush=True)
+        self.compiled = 0.0
+
+    def elapsed(self) -> str:
+        """How long it has been."""
+        return clock_text(time.monotonic() - self.begun)
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self._show("")
+        print(text, flush=True)
+
+    def _left(self) -> str:
+        recent = sorted(self.durations[-9:])
+        return f"left {clock_text((self.steps - self.done) * recent[len(recent) // 2])}"
+
+    def _show(self, text: str, keep: bool = False) -> None:
+        if self.live:
+            print(f"\r\033[K{text}", end="", flush=True)
+        elif keep and text:
+            print(text, flush=True)
+
+    def _heard(self, event: str, seconds: float, **_: str) -> None:
+        if event == COMPILED:
+            self.compiled += seconds

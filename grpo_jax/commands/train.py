@@ -1,0 +1,226 @@
+"""`grpo-jax train`: a config file in, a run directory out."""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from grpo_jax.commands.progress import Progress
+from grpo_jax.config import Config, ConfigError, read, render
+from grpo_jax.grpo import Algorithm, begin, check_split, chosen_tokens, step
+from grpo_jax.models import Model
+from grpo_jax.rewards import Mix, score
+from grpo_jax.rollout import Sampler
+from grpo_jax.runtime.checkpoint import Checkpoints
+from grpo_jax.runtime.metrics import describe_rewards
+from grpo_jax.runtime.order import pick
+from grpo_jax.runtime.run import Record
+from grpo_jax.runtime.sharding import check_prompts, place_prompts, weight_shardings
+from grpo_jax.runtime.text import bucket
+from grpo_jax.structs import Params, Prompts, Rollouts, TrainState
+from grpo_jax.tasks import Example, Task
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long to train, on how much at once, and what to do between steps."""
+
+    steps: int
+    prompts: int = 16  # for each step, each with rollout.responses responses
+    max_prompt_tokens: int = 512
+    minibatches: int = 1  # optimiser steps for each batch of rollouts
+    microbatch: int | None = None  # prompts whose gradient is computed at once; null: all of a minibatch
+    seed: int = 0
+    evaluate_every: int = 10  # steps between greedy answers to held-out prompts; 0 never
+    evaluate_prompts: int = 64
+    save_every: int = 50
+    keep: int = 2  # checkpoints
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "prompts": 1, "minibatches": 1, "evaluate_every": 0, "evaluate_prompts": 1, "keep": 1}
+        for name, bound in (least | {"save_every": 1}).items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"train.{name} must be at least {bound}; got {getattr(self, name)}.")
+
+
+class Questions:
+    """Examples with their prompts encoded once, padded for each batch only as far as it needs."""
+
+    def __init__(self, examples: Sequence[Example], model: Model, max_tokens: int):
+        self.examples = examples
+        self.prompts = model.tokenizer.encode_all([example.prompt for example in examples], max_tokens)
+
+    def choose(self, indices: Sequence[int]) -> tuple[Prompts, list[Example]]:
+        """The prompts and examples at these places."""
+        indices = list(indices)
+        valid_PL = self.prompts.valid_PL[indices]
+        length = min(bucket(int(valid_PL.sum(axis=1).max())), valid_PL.shape[1])
+        prompts = Prompts(self.prompts.tokens_PL[indices, -length:], valid_PL[:, -length:])
+        return prompts, [self.examples[index] for index in indices]
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything a run needs, built and checked before anything compiles."""
+
+    settings: Train
+    model: Model
+    mesh: jax.sharding.Mesh
+    algorithm: Algorithm
+    questions: Questions
+    exam: Questions | None  # held-out prompts
+    answer: Callable[..., Rollouts]  # how they are answered
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains as the config says; the exit code."""
+    config = read(arguments.config, arguments.overrides)
+    runs = config.run.build()
+    path = runs.latest() if arguments.resume else None
+    try:
+        session = assemble(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    path = path or runs.create()
+    (path / "config.yaml").write_text(render(config))
+    checkpoints = Checkpoints(path / "checkpoints", session.settings.keep)
+    state = load_state(session, checkpoints)
+    record = Record(path, int(state.step))
+    try:
+        learn(session, state, checkpoints, record)
+    finally:
+        checkpoints.close()
+        record.close()
+    return 0
+
+
+def assemble(config: Config) -> Session:
+    """The objects a config names, and the checks that need more than one of them."""
+    settings: Train = config.train.build()
+    task: Task = config.task.build()
+    mesh = config.mesh.build().mesh()
+    check_prompts(settings.prompts, mesh)
+    model: Model = config.model.build()
+    algorithm = Algorithm(
+        policy=model.policy,
+        sample=config.rollout.build(ends=model.tokenizer.end_ids),
+        decode=model.tokenizer.decode,
+        reward=Mix(tuple((call.build(), call.weight) for call in config.rewards)) if config.rewards else task.reward,
+        objective=config.objective.build(),
+        optimizer=config.optimizer.build(),
+        minibatches=settings.minibatches,
+        microbatch=settings.microbatch,
+    )
+    check_split(algorithm, settings.prompts)
+    questions = Questions(task.train, model, settings.max_prompt_tokens)
+    exam = None
+    if settings.evaluate_every and task.held_out:
+        exam = Questions(task.held_out[: settings.evaluate_prompts], model, settings.max_prompt_tokens)
+        check_prompts(len(exam.examples), mesh)
+    native = isinstance(algorithm.sample, Sampler)
+    answer = replace(algorithm.sample, temperature=0.0, responses=1) if native else algorithm.sample
+    return Session(settings, model, mesh, algorithm, questions, exam, answer)
+
+
+def load_state(session: Session, checkpoints: Checkpoints) -> TrainState:
+    """The newest saved state, or the beginning."""
+    params = session.model.params(session.mesh)
+    make = partial(begin, session.algorithm)
+    shardings = weight_shardings(jax.eval_shape(make, params), session.mesh)
+    state = jax.jit(make, out_shardings=shardings, donate_argnums=0)(params)
+    return state if checkpoints.latest is None else checkpoints.restore(state)
+
+
+def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record: Record) -> None:
+    """Steps until all are done, with evaluations and checkpoints between them."""
+    settings, algorithm, done = session.settings, session.algorithm, int(state.step)
+    progress = Progress(settings.steps, done)
+    progress.say(introduction(session, state, record.path))
+    reference = session.model.params(session.mesh) if algorithm.objective.needs_reference else None
+    history = [evaluate(session, state.params, progress, done)]
+    for index in range(done, settings.steps):
+        prompts, examples = session.questions.choose(
+            pick(settings.seed, index, settings.prompts, len(session.questions.examples))
+        )
+        prompts = place_prompts(prompts, session.mesh)
+        key = jax.random.fold_in(jax.random.key(settings.seed), index)
+        state, measured = step(algorithm, state, reference, prompts, examples, key, progress)
+        metrics = {name: float(value) for name, value in measured.items()}
+        metrics["learning_rate"] = learning_rate(state)
+        record.completions(index + 1, list(answer_rows(algorithm.reward, *progress.answered)))
+        metrics |= progress.finish_step(metrics)
+        last = index + 1 == settings.steps
+        if last or (settings.evaluate_every and (index + 1) % settings.evaluate_every == 0):
+            metrics |= evaluate(session, state.params, progress, index + 1)
+        history.append(metrics)
+        record.metrics(index + 1, metrics)
+        if last or (index + 1) % settings.save_every == 0:
+            with progress.phase("saving"):
+                checkpoints.save(index + 1, state)
+    progress.say(conclusion(history, record.path, progress))
+
+
+def evaluate(session: Session, params: Params, progress: Progress, done: int) -> dict[str, float]:
+    """The mean rewards of greedy answers to held-out prompts; nothing where there are none."""
+    if session.exam is None:
+        return {}
+    prompts, examples = session.exam.choose(range(len(session.exam.examples)))
+    with progress.phase("evaluating"):
+        prompts = place_prompts(prompts, session.mesh)
+        rollouts = jax.block_until_ready(session.answer(session.model.policy, params, prompts, jax.random.key(0)))
+    tokens = chosen_tokens(rollouts)
+    responses = [[session.model.tokenizer.decode(ids) for ids in group] for group in tokens]
+    mix = session.algorithm.reward
+    described = describe_rewards(score(mix, examples, responses, tokens, done), mix)
+    means = {name: value for name, value in described.items() if name == "reward" or name.endswith("/mean")}
+    listed = ", ".join(f"{name} {means[f'rewards/{name}/mean']:.3f}" for name in mix.names)
+    progress.finish_evaluation(f"{len(examples)} held-out prompts: reward {means['reward']:.3f} ({listed})")
+    return {f"eval/{name}": value for name, value in means.items()}
+
+
+def answer_rows(mix: Mix, examples: Sequence[Example], responses, rewards_PGR, advantages) -> Iterator[dict[str, Any]]:
+    """One row for each answer: what was asked and said, every reward, and the advantage it got."""
+    advantages = np.asarray(advantages)
+    for p, example in enumerate(examples):
+        for g, response in enumerate(responses[p]):
+            parts = {f"rewards/{name}": rewards_PGR[p, g, r].item() for r, name in enumerate(mix.names)}
+            row = {"prompt": example.prompt, "answer": example.answer, "completion": response}
+            yield row | parts | {"advantage": advantages[p, g].tolist()}
+
+
+def learning_rate(state: TrainState) -> float:
+    """The rate of the last optimiser step; NaN for an optimiser that does not tell."""
+    found = (value for _, value in optax.tree_utils.tree_get_all_with_path(state.opt_state, "learning_rate"))
+    return next((float(value) for value in found if isinstance(value, jax.Array)), float("nan"))
+
+
+def introduction(session: Session, state: TrainState, path: Path) -> str:
+    """What is about to happen, in numbers."""
+    settings, algorithm = session.settings, session.algorithm
+    size = sum(array.size for array in jax.tree.leaves(state.params))
+    kl = algorithm.objective.kl if algorithm.objective.needs_reference else None
+    shape = ", ".join(f"{name} {size}" for name, size in session.mesh.shape.items())
+    return (
+        f"{size / 1e6:.1f} M parameters on {session.mesh.size} {session.mesh.devices.flat[0].platform} device(s)"
+        f" ({shape}); {len(session.questions.examples)} training prompts\n"
+        f"{settings.prompts} prompts a step, {settings.minibatches} optimiser step(s) each;"
+        f" {'no reference policy, as there is no KL term' if kl is None else f'KL coefficient {kl.coefficient}'}\n"
+        f"{'resuming at' if int(state.step) else 'from'} step {int(state.step)} to {settings.steps}, into {path}"
+    )
+
+
+def conclusion(history: Sequence[dict[str, float]], path: Path, progress: Progress) -> str:
+    """First against last, and where everything is."""
+    rewards = [metrics["reward"] for metrics in history if "reward" in metrics]
+    few = min(3, len(rewards))
+    lines = [f"reward {np.mean(rewards[:few]):.3f} -> {np.mean(rewards[-few:]):.3f} (first and last {few} steps)"]
+    held_out = [metrics["eval/reward"] for metrics in history if "eval/reward" in metrics]
+    if len(held_out) > 1:
+        lines.append(f"held-out reward {held_out[0]:.3f} -> {held_out[-1]:.3f}")
+    return "; ".join(lines) + f"\ndone in {progress.elapsed()}; metrics, answers and checkpoints are in {path}"

@@ -1,0 +1,21 @@
+"""YAML to calls, strictly: the only place that turns names into objects."""
+
+from grpo_jax.config.reading import read
+from grpo_jax.config.rendering import render
+from grpo_jax.config.sections import SECTIONS, Call, Config, RewardPart, Section
+from grpo_jax.config.signatures import Default, Parameter, parameters
+from grpo_jax.config.values import ConfigError
+
+__all__ = [
+    "SECTIONS",
+    "Call",
+    "Config",
+    "ConfigError",
+    "Default",
+    "Parameter",
+    "RewardPart",
+    "Section",
+    "parameters",
+    "read",
+    "render",
+]

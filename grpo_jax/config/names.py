@@ -1,0 +1,169 @@
+"""Where the thing a config names is defined, found by following source text rather than by importing it.
+
+Importing JAX takes about a second, and a misspelt key in a config should be reported at once. So a name is followed
+through module files, `from x import name` and aliases.
+"""
+
+import ast
+import difflib
+import functools
+import importlib
+import importlib.util
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text of a module, its top-level statements, and what it assigns to plain names."""
+
+    module: str
+    package: str
+    lines: list[str]
+    statements: list[ast.stmt]
+    constants: dict[str, ast.expr]
+
+
+@dataclass(frozen=True)
+class Definition:
+    source: Source
+    node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def load(target: str) -> Any:
+    """The object that `package.module:name` stands for: the one place that imports what a config names."""
+    module, name = split(target)
+    try:
+        owner = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module was found, and something that it imports was not
+        raise ValueError(
+            f"there is no module {error.name}; {target} should be in an installed package or in the current folder"
+        ) from error
+    if not hasattr(owner, name):
+        raise ValueError(f"{module} has no {name}{suggestion(name, public_names(module))}")
+    return getattr(owner, name)
+
+
+def split(target: str) -> tuple[str, str]:
+    module, _, name = target.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), name]):
+        raise ValueError(f"expected a public name or package.module:name, got {target!r}")
+    return module, name
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the nearest known one, or else all of them."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f", did you mean {close[0]}?"
+    return f"; there are {', '.join(names)}" if names else ""
+
+
+def public_names(module: str) -> list[str]:
+    """What a module offers: its `__all__`, or else what it defines and re-exports."""
+    source = read_source(module)
+    if source is None:
+        return []
+    listed = literal(source.constants.get("__all__"))
+    if isinstance(listed, list | tuple):
+        return [str(name) for name in listed]
+    names = [name for statement in source.statements for name in _bound_names(statement)]
+    return [name for name in dict.fromkeys(names) if not name.startswith("_")]
+
+
+def _bound_names(statement: ast.stmt) -> list[str]:
+    match statement:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return [name]
+        case ast.ImportFrom(level=level, names=names) if level > 0:
+            return [alias.asname or alias.name for alias in names]
+    return []
+
+
+def find(module: str, name: str) -> Definition | None:
+    """The function or class a module's name leads to; None where the text does not tell."""
+    source = read_source(module)
+    for statement in source.statements if source else []:
+        match statement:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() if statement.name == name:
+                return Definition(source, statement)
+        origin = _origin(statement, name, source)
+        if origin is not None and origin != (module, name):
+            return find(*origin)
+    return None
+
+
+def _origin(statement: ast.stmt, name: str, source: Source) -> tuple[str, str] | None:
+    match statement:
+        case ast.ImportFrom(module=module, names=names, level=level):
+            for alias in names:
+                if name == (alias.asname or alias.name):
+                    return _absolute("." * level + (module or ""), source), alias.name
+        case ast.Assign(targets=[ast.Name(id=alias)], value=ast.Name(id=original)) if alias == name:
+            return source.module, original
+    return None
+
+
+def _absolute(module: str, source: Source) -> str:
+    return importlib.util.resolve_name(module, source.package)
+
+
+def read_source(module: str) -> Source | None:
+    path = _path(module)
+    if path is None or path.suffix != ".py":
+        return None
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    text = path.read_text(encoding="utf-8")
+    statements = _parse(text, str(path))
+    constants = {name: value for statement in statements for name, value in _assignments(statement)}
+    return Source(module, package, text.splitlines(), statements, constants)
+
+
+def _path(module: str) -> Path | None:
+    """The file of a module. Unlike importlib.util.find_spec, it imports none of the packages around it."""
+    top, *inner = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:
+        return None  # the __main__ of a notebook has no file
+    for depth in range(len(inner)):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        spec = PathFinder.find_spec(".".join([top, *inner[: depth + 1]]), list(spec.submodule_search_locations))
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+
+
+@functools.lru_cache
+def _parse(text: str, path: str) -> list[ast.stmt]:
+    return list(_flatten(ast.parse(text, path).body))
+
+
+def _flatten(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Top-level statements, with those under `if TYPE_CHECKING:` and `try:`."""
+    for statement in statements:
+        yield statement
+        if isinstance(statement, ast.If | ast.Try):
+            yield from _flatten([*statement.body, *statement.orelse])
+
+
+def _assignments(statement: ast.stmt) -> list[tuple[str, ast.expr]]:
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)], value=value):
+            return [(name, value)]
+        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+            return [(name, value)]
+    return []
+
+
+def literal(node: ast.expr | None) -> Any:
+    """The value of a literal; `...` for any other expression, and for none."""
+    try:
+        return ast.literal_eval(node) if node is not None else ...
+    except (ValueError, TypeError):
+        return ...

@@ -1,0 +1,43 @@
+"""A `Config` as YAML, every default filled in, with a comment on each line saying where its value was written."""
+
+from collections.abc import Mapping
+
+from grpo_jax.config.sections import SECTIONS, Call, Config, RewardPart
+from grpo_jax.config.signatures import Parameter, parameters
+from grpo_jax.config.values import write_value
+
+
+def render(config: Config) -> str:
+    """Text that `read` reads as the same config."""
+    lines = []
+    for name in SECTIONS:
+        value = getattr(config, name)
+        if isinstance(value, Call):
+            lines += [f"{name}:  # {value.target}", *_indent(_body(name, value))]
+        elif value:
+            lines += [f"{name}:", *(line for reward in value for line in _item(name, reward))]
+    return "\n".join(lines) + "\n"
+
+
+def _body(name: str, call: Call) -> list[str]:
+    known = parameters(call.target)
+    body = [_line("use", _short(name, call.target), call.sources)] if call.sources["use"] != "default" else []
+    return body + [_line(key, value, call.sources, known[key]) for key, value in call.arguments.items()]
+
+
+def _item(name: str, reward: RewardPart) -> list[str]:
+    first, *rest = [*_body(name, reward.call), _line("weight", reward.weight, reward.call.sources)]
+    return [f"  - {first}", *_indent(_indent(rest))]
+
+
+def _line(key: str, value: object, sources: Mapping[str, str], parameter: Parameter | None = None) -> str:
+    comment = f" ({parameter.comment})" if parameter is not None and parameter.comment else ""
+    return f"{key}: {write_value(value)}  # {sources[key]}{comment}"
+
+
+def _short(name: str, target: str) -> str:
+    return target.removeprefix(f"{SECTIONS[name].namespace}:")
+
+
+def _indent(lines: list[str]) -> list[str]:
+    return [f"  {line}" for line in lines]

@@ -1,0 +1,167 @@
+"""Where a model is: a name the library knows, a directory, or a repository of the Hugging Face hub.
+
+`locate` finds the directory, and goes to the network only for a repository that is not in the local cache. `check`
+refuses a directory that could not be loaded or should not be: nothing that comes with a model is ever run, so weights
+are safetensors and never pickles, and classes are this library's.
+"""
+
+import difflib
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from grpo_jax.models import smollm2
+
+WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+UNWANTED = ["*/*", "consolidated*"]  # other formats in subfolders, and Mistral's second copy of the weights
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+PICKLES = ("*.bin", "*.pt", "*.pth")
+
+
+def locate(name: str) -> Path:
+    """The directory of the model called `name`, made or downloaded if need be."""
+    if name == smollm2.NAME:
+        return smollm2.fetch()
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return directory
+    if not REPOSITORY.fullmatch(name):
+        raise FileNotFoundError(
+            f"A model is {smollm2.NAME!r}, a directory, or 'org/name' on the Hugging Face hub; {name!r} is none of"
+            f" them.{_suggestion(name)}"
+        )
+    cached = _cached_snapshot(name)
+    return _fresh_snapshot(name) if cached is None else cached
+
+
+def check(directory: Path) -> None:
+    """Refuses a model directory that cannot, or must not, be loaded."""
+    config_file = directory / "config.json"
+    if not config_file.is_file():
+        raise FileNotFoundError(
+            f"{directory} has no config.json, so it is not a model directory. Name the folder that holds config.json,"
+            f" the *.safetensors weights and the tokenizer."
+        )
+    if "auto_map" in _json(config_file):
+        raise ValueError(
+            f"{config_file} asks for code of its own (auto_map), and code that comes with a model is never run. Use a"
+            f" model of a plain class, or delete auto_map if the weights have the layout of one."
+        )
+    _require_safetensors(directory)
+    _require_all_shards(directory)
+    _require_checksums(directory)
+
+
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(name.lower(), [smollm2.NAME], cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _cached_snapshot(repository: str) -> Path | None:
+    try:
+        cached = _download(repository, local_files_only=True)
+        check(cached)  # a download that was cut short is in the cache, too
+    except FileNotFoundError:
+        return None
+    return cached
+
+
+def _fresh_snapshot(repository: str) -> Path:
+    unreachable = (
+        f"The model {repository} is no directory here and not whole in the local cache, and the Hugging Face hub"
+        f" ({constants.ENDPOINT}) cannot be reached. Name a directory that holds the model, or {smollm2.NAME!r}, which"
+        f" comes from the Python package index; or check the network and HF_HUB_OFFLINE."
+    )
+    if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
+        raise FileNotFoundError(unreachable)
+    try:
+        return _download(repository, local_files_only=False)
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(unreachable) from error
+    except HfHubHTTPError as error:
+        raise FileNotFoundError(
+            f"The Hugging Face hub does not give out {repository}: {str(error).splitlines()[0]}. Check the name; if the"
+            f" model is gated or private, accept its terms on the hub and set HF_TOKEN."
+        ) from error
+
+
+def _download(repository: str, local_files_only: bool) -> Path:
+    folder = snapshot_download(
+        repository, allow_patterns=WANTED, ignore_patterns=UNWANTED, local_files_only=local_files_only
+    )
+    return Path(folder)
+
+
+def _answers(endpoint: str) -> bool:
+    """False at once where the hub's own client would go on trying for many seconds."""
+    if getproxies():
+        return True  # only the client knows the way through a proxy
+    address = urlsplit(endpoint)
+    port = address.port if address.port is not None else {"http": 80, "https": 443}[address.scheme]
+    try:
+        socket.create_connection((address.hostname, port), timeout=0.8).close()
+    except OSError:
+        return False
+    return True
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Copy or download the model again.") from error
+
+
+def _require_safetensors(directory: Path) -> None:
+    weights = sorted(directory.glob("*.safetensors"))
+    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
+    if pickles and not weights:
+        raise ValueError(
+            f"{directory} has its weights only as pickles ({', '.join(pickles)}), and a pickle can run any code when it"
+            f" is loaded. Convert them to safetensors, or use a revision of the model that has *.safetensors."
+        )
+    if not weights:
+        raise FileNotFoundError(f"{directory} has no *.safetensors, the only kind of weights that is loaded. Add them.")
+    for path in weights:
+        _require_whole(path)
+
+
+def _require_whole(path: Path) -> None:
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}): it was cut short, or is a git-lfs pointer. Copy or"
+            f" download it again."
+        ) from error
+
+
+def _require_all_shards(directory: Path) -> None:
+    for index in sorted(directory.glob("*.safetensors.index.json")):
+        missing = {name for name in _json(index)["weight_map"].values() if not (directory / name).is_file()}
+        if missing:
+            raise FileNotFoundError(
+                f"{index} lists weights that are not there: {', '.join(sorted(missing))}. Copy or download the model"
+                f" again."
+            )
+
+
+def _require_checksums(directory: Path) -> None:
+    """Compares the files with SHA256SUMS, where the directory has one."""
+    manifest = directory / smollm2.CHECKSUMS
+    for line in manifest.read_text().splitlines() if manifest.is_file() else ():
+        expected, name = line.split("  ", 1)
+        if not (directory / name).is_file() or smollm2.sha256(directory / name) != expected:
+            raise ValueError(
+                f"{directory / name} is not the file that {manifest} lists: it is damaged, changed or gone. Delete"
+                f" {directory} and get the model again, or delete {manifest.name} if the change is meant."
+            )

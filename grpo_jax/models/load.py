@@ -1,0 +1,77 @@
+"""A language model by name: a directory, a Hugging Face name, the embedded model, or `tiny`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from grpo_jax.models.decoder import Rope, Shape
+from grpo_jax.models.families import read_shape
+from grpo_jax.models.hub import check, locate
+from grpo_jax.models.policy import decoder_policy
+from grpo_jax.models.weights import load_weights
+from grpo_jax.runtime.sharding import weight_shardings
+from grpo_jax.runtime.text import Tokenizer, byte_tokenizer, check_vocabulary, load_tokenizer
+from grpo_jax.structs import Params, Policy
+
+
+@dataclass(frozen=True)
+class Model:
+    """A policy, its tokenizer, and how to get its parameters onto a mesh."""
+
+    policy: Policy
+    tokenizer: Tokenizer
+    params: Callable[[Mesh], Params]
+
+
+def load(
+    name: str = "smollm2-135m-instruct",  # a directory, org/name, smollm2-135m-instruct, or tiny (random, bytes)
+    activations: Literal["auto", "float32", "bfloat16"] = "auto",  # auto: float32 on CPU, bfloat16 elsewhere
+    remat: bool = True,  # compute activations again in the backward pass: slower, far less memory
+) -> Model:
+    """The model, everything about it checked, before any weight is read."""
+    kind = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(activations)
+    if kind is None:
+        kind = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    if name == "tiny":
+        return tiny(activations=kind, remat=remat)
+    directory = locate(name)
+    check(directory)
+    shape = read_shape(directory)
+    tokenizer = load_tokenizer(directory)
+    check_vocabulary(tokenizer, shape.vocabulary, directory)
+    policy = decoder_policy(shape, kind, remat)
+
+    def params(mesh: Mesh) -> Params:
+        shapes = jax.eval_shape(policy.init, jax.random.key(0))
+        return load_weights(directory, shapes, weight_shardings(shapes, mesh))
+
+    return Model(policy, tokenizer, params)
+
+
+def tiny(seed: int = 0, activations=jnp.float32, remat: bool = True) -> Model:
+    """A random two-layer model that reads bytes: for tests, and for learning a small task from nothing."""
+    tokenizer = byte_tokenizer()
+    shape = Shape(
+        vocabulary=tokenizer.size,
+        width=64,
+        feedforward=192,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        channels=16,
+        rope=Rope(10000.0),
+        norm_epsilon=1e-5,
+        max_positions=1024,
+        tied=True,
+    )
+    policy = decoder_policy(shape, activations, remat)
+
+    def params(mesh: Mesh) -> Params:
+        shapes = jax.eval_shape(policy.init, jax.random.key(seed))
+        return jax.jit(policy.init, out_shardings=weight_shardings(shapes, mesh))(jax.random.key(seed))
+
+    return Model(policy, tokenizer, params)

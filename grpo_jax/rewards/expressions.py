@@ -1,0 +1,69 @@
+"""Arithmetic written out: evaluating it without `eval`, and the reward of the countdown game."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grpo_jax.tasks.example import Example
+
+MAX_EXPRESSION = 200  # characters: bounds the depth of the tree and the size of the numbers
+_ALLOWED = re.compile(r"[0-9+\-*/() ]+")
+_OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+def reaches_target(example: Example, response: str) -> float:
+    """1 if the expression equals the column `target` and uses each of the column `numbers` exactly once.
+
+    The expression is what stands between the last `<answer>` and `</answer>`, or else the whole response. Every number
+    must be used, as in TinyZero's countdown; the television game lets some be left out.
+    """
+    target, numbers = _puzzle(example)
+    expression = _answered(response)
+    used = [int(digits) for digits in re.findall(r"[0-9]+", expression[: MAX_EXPRESSION + 1])]
+    return float(sorted(used) == sorted(numbers) and evaluate(expression) == target)
+
+
+def evaluate(expression: str) -> Fraction | None:
+    """The exact value of whole numbers joined by + - * / and parentheses; None if it is anything else."""
+    if len(expression) > MAX_EXPRESSION or not _ALLOWED.fullmatch(expression):
+        return None
+    try:
+        return _value(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _value(node: ast.expr) -> Fraction:
+    match node:
+        case ast.Constant(value=int(value)):
+            return Fraction(value)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand)
+        case ast.BinOp(op=op, left=left, right=right) if type(op) in _OPERATIONS:
+            return _OPERATIONS[type(op)](_value(left), _value(right))
+    raise ValueError(f"{ast.unparse(node)} is not arithmetic.")
+
+
+def _answered(response: str) -> str:
+    _, tag, rest = response.rpartition("<answer>")
+    return (rest.partition("</answer>")[0] if tag else response).strip()
+
+
+def _puzzle(example: Example) -> tuple[int, Sequence[int]]:
+    target, numbers = example.columns.get("target"), example.columns.get("numbers")
+    if (
+        not isinstance(target, int)
+        or not isinstance(numbers, list | tuple)
+        or not all(isinstance(number, int) for number in numbers)
+    ):
+        raise ValueError(
+            "reaches_target needs the columns target (a whole number) and numbers (a list of them);"
+            f" got target {target!r} and numbers {numbers!r}."
+        )
+    return target, numbers

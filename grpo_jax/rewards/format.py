@@ -1,0 +1,42 @@
+"""Rewards for the form of a response, whatever it says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grpo_jax.tasks.example import Example
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def follows_template(example: Example, response: str) -> float:
+    """1 for `<think>...</think> <answer>...</answer>`: each tag once, in order, nothing but space around the two."""
+    starts = [response.find(tag) for tag in TAGS]
+    if any(response.count(tag) != 1 for tag in TAGS) or starts != sorted(starts):
+        return 0.0
+    before = response[: starts[0]]
+    between = response[starts[1] + len(TAGS[1]) : starts[2]]
+    after = response[starts[3] + len(TAGS[3]) :]
+    return float(not (before + between + after).strip())
+
+
+@dataclass(frozen=True)
+class Matches:
+    """1 if the whole response, without space around it, matches the regular expression; `.` matches line ends too.
+
+    The pattern is trusted: one that backtracks without end will do so on every response.
+    """
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"Matches needs a regular expression; {self.pattern!r} is none: {error}.") from error
+
+    def __call__(self, example: Example, response: str) -> float:
+        return float(re.fullmatch(self.pattern, response.strip(), re.DOTALL) is not None)

@@ -1,0 +1,129 @@
+"""Several rewards at once, and scoring a step's responses with them on the host.
+
+A reward is a function of an example and a response that returns a number, or None where it could not judge. Functions
+written for TRL are rewards too, unchanged (see `trl.py`). A reward that fails, or returns anything else, stops the run:
+an error scored as zero would teach the model that the answer was wrong.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float32
+
+from grpo_jax.rewards import trl
+
+if TYPE_CHECKING:
+    from grpo_jax.tasks.example import Example
+
+Reward = Callable[..., float | None]
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Rewards and the weight of each in the sum; a weight of zero only watches."""
+
+    parts: tuple[tuple[Reward, float], ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("A Mix needs at least one (reward, weight); got none.")
+        for reward, weight in self.parts:
+            if not math.isfinite(weight):
+                raise ValueError(f"The weight of {name(reward)} must be a finite number; got {weight!r}.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the parts are called in metrics: names that occur twice are numbered."""
+        names: list[str] = []
+        for reward, _ in self.parts:
+            names.append(_numbered(name(reward), names))
+        return tuple(names)
+
+    @property
+    def weights_R(self) -> Float32[np.ndarray, " R"]:
+        return np.array([weight for _, weight in self.parts], np.float32)
+
+
+def as_mix(reward: Mix | Reward) -> Mix:
+    """A single reward is a mix of one."""
+    return reward if isinstance(reward, Mix) else Mix(((reward, 1.0),))
+
+
+def score(
+    reward: Mix | Reward,
+    examples: Sequence[Example],
+    responses: Sequence[Sequence[str]],
+    tokens: Sequence[Sequence[Sequence[int]]] | None = None,
+    step: int | None = None,
+) -> Float32[np.ndarray, "P G R"]:
+    """The rewards_PGR of G responses to each of P examples, NaN where a part returned None; weights are not applied.
+
+    `tokens`, in the layout of `responses`, and `step` are for TRL functions that ask for them.
+    """
+    mix = as_mix(reward)
+    _check_layout(examples, responses)
+    P, G = len(responses), len(responses[0])
+    rewards_PGR = np.empty((P, G, len(mix.parts)), np.float32)
+    for r, ((part, _), label) in enumerate(zip(mix.parts, mix.names, strict=True)):
+        if trl.is_trl(part):
+            values = trl.call(part, label, examples, responses, tokens, step)
+        else:
+            values = _call_each(part, label, examples, responses)
+        for row, value in enumerate(values):
+            p, g = divmod(row, G)
+            rewards_PGR[p, g, r] = _number(value, label, p, g)
+    return rewards_PGR
+
+
+def name(reward: Reward) -> str:
+    """The name of the function, or of the class of a callable object."""
+    if isinstance(reward, functools.partial):
+        return name(reward.func)
+    return getattr(reward, "__name__", type(reward).__name__)
+
+
+def _call_each(
+    reward: Reward, label: str, examples: Sequence[Example], responses: Sequence[Sequence[str]]
+) -> Iterator[object]:
+    for p, (example, group) in enumerate(zip(examples, responses, strict=True)):
+        for g, response in enumerate(group):
+            try:
+                yield reward(example, response)
+            except Exception as error:
+                raise ValueError(
+                    f"Reward {label} failed on example {p}, response {g}: {type(error).__name__}: {error}"
+                    " A reward returns 0 for a response it cannot read, and None for one it cannot judge."
+                ) from error
+
+
+def _number(value: object, label: str, p: int, g: int) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, numbers.Real | np.bool_) and abs(float(value)) <= LARGEST:  # NaN fails every comparison
+        return float(value)
+    raise ValueError(
+        f"Reward {label} must return a finite number, or None where it cannot judge;"
+        f" for example {p}, response {g} it returned {value!r}."
+    )
+
+
+def _check_layout(examples: Sequence[Example], responses: Sequence[Sequence[str]]) -> None:
+    sizes = [len(group) for group in responses]
+    if not examples or len(sizes) != len(examples) or len(set(sizes)) != 1 or sizes[0] == 0:
+        raise ValueError(
+            "Scoring needs at least one example and a group of responses for each, all of one size;"
+            f" got {len(examples)} examples and groups of {sizes}."
+        )
+
+
+def _numbered(label: str, taken: Sequence[str]) -> str:
+    candidates = (label if n == 1 else f"{label}_{n}" for n in range(1, len(taken) + 2))
+    return next(candidate for candidate in candidates if candidate not in taken)

@@ -1,0 +1,99 @@
+"""Reward functions written for TRL, called as TRL calls them.
+
+TRL scores a whole batch with one call by keyword: `prompts`, `completions`, `completion_ids`, every column of the data
+set, `trainer_state`, `log_extra` and `log_metric`; the function, which may be async, returns a list of numbers or None.
+Two things differ: (1) a function is passed only what it accepts, so it needs no **kwargs; (2) `trainer_state` knows
+only `global_step`, and there are no `log_extra` and `log_metric`, which TRL functions usually default to None.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from grpo_jax.tasks.example import Example
+
+NOT_PASSED = {"prompt", "completion", "completion_ids"}  # columns that TRL keeps to itself
+
+
+def is_trl(reward: Callable[..., Any]) -> bool:
+    """Whether the reward was written for TRL: it has a parameter named completions."""
+    return "completions" in inspect.signature(reward).parameters
+
+
+def call(
+    reward: Callable[..., Any],
+    label: str,
+    examples: Sequence[Example],
+    responses: Sequence[Sequence[str]],
+    tokens: Sequence[Sequence[Sequence[int]]] | None,
+    step: int | None,
+) -> list[object]:
+    """What the function returns for the responses in a row, group after group."""
+    rows = [example for example, group in zip(examples, responses, strict=True) for _ in group]
+    offered = _columns(rows) | _batch(rows, [response for group in responses for response in group])
+    if tokens is not None:
+        offered["completion_ids"] = [list(ids) for group in tokens for ids in group]
+    if step is not None:
+        offered["trainer_state"] = SimpleNamespace(global_step=step)
+    accepted = _accepted(reward, label, offered)
+    try:
+        values = reward(**accepted)
+        values = list(_finished(values) if inspect.isawaitable(values) else values)
+    except Exception as error:
+        raise ValueError(
+            f"Reward {label} failed on a batch of {len(rows)} responses to {len(examples)} examples:"
+            f" {type(error).__name__}: {error}"
+        ) from error
+    if len(values) != len(rows):
+        raise ValueError(f"Reward {label} must return one value per completion: {len(rows)}; got {len(values)}.")
+    return values
+
+
+def _columns(rows: Sequence[Example]) -> dict[str, Any]:
+    names = dict.fromkeys(name for example in rows for name in example.columns)
+    return {name: [example.columns.get(name) for example in rows] for name in names if name not in NOT_PASSED}
+
+
+def _batch(rows: Sequence[Example], responses: Sequence[str]) -> dict[str, Any]:
+    """Prompts and completions: strings where the prompt is a string, messages where it is a chat."""
+    completions = [
+        response if isinstance(example.prompt, str) else [{"role": "assistant", "content": response}]
+        for example, response in zip(rows, responses, strict=True)
+    ]
+    prompts = [
+        example.prompt if isinstance(example.prompt, str) else [dict(message) for message in example.prompt]
+        for example in rows
+    ]
+    return {"prompts": prompts, "completions": completions}
+
+
+def _accepted(reward: Callable[..., Any], label: str, offered: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(reward).parameters.values()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = {parameter.name: parameter for parameter in parameters if parameter.kind not in variadic}
+    missing = [
+        name for name, parameter in named.items() if parameter.default is parameter.empty and name not in offered
+    ]
+    if missing:
+        raise ValueError(
+            f"Reward {label} asks for {', '.join(missing)}; available here are {', '.join(offered)}."
+            " Add the column to the data set, or give the parameter a default."
+        )
+    return offered if takes_all else {name: value for name, value in offered.items() if name in named}
+
+
+def _finished(values: Awaitable[Any]) -> Any:
+    """The awaited result, by a loop in a thread of its own: in a notebook the main thread already runs one."""
+
+    async def result() -> Any:
+        return await values
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(asyncio.run, result()).result()

@@ -1,0 +1,5 @@
+"""Engines: callables `sample(policy, params, prompts, key) -> Rollouts`."""
+
+from grpo_jax.rollout.native import Sampler
+
+__all__ = ["Sampler"]

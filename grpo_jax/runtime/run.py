@@ -1,0 +1,86 @@
+"""A run directory: what was asked for, what happened, and the answers that were given.
+
+config.yaml                 every setting, and where it came from
+metrics.jsonl               one line a step, written when the step ends
+completions/step_000012.jsonl   every answer of a step with its rewards and advantage
+events/                     the same metrics for TensorBoard
+checkpoints/                the train state (runtime/checkpoint.py)
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where runs are kept. A new run of the same name gets the next number: `name`, `name-2`, `name-3`."""
+
+    name: str = "grpo"
+    root: str = "runs"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(f"A run is named by letters, digits, '_', '.' and '-'; got {self.name!r}.")
+
+    def create(self) -> Path:
+        """A new directory for a run."""
+        numbers = self._numbers()
+        path = self._path(max(numbers) + 1 if numbers else 1)
+        path.mkdir(parents=True)
+        return path
+
+    def latest(self) -> Path:
+        """The directory of the newest run of this name."""
+        numbers = self._numbers()
+        if not numbers:
+            raise FileNotFoundError(
+                f"There is no run {self.name} in {self.root}/ to resume. Leave out --resume to start one."
+            )
+        return self._path(max(numbers))
+
+    def _numbers(self) -> list[int]:
+        pattern = re.compile(re.escape(self.name) + r"(?:-(\d+))?")
+        names = [path.name for path in Path(self.root).expanduser().glob("*") if path.is_dir()]
+        return [int(match[1] or 1) for match in map(pattern.fullmatch, names) if match]
+
+    def _path(self, number: int) -> Path:
+        return Path(self.root).expanduser() / (self.name if number == 1 else f"{self.name}-{number}")
+
+
+class Record:
+    """Writes what happens into a run directory, after `step` steps that are already there."""
+
+    def __init__(self, path: Path, step: int = 0):
+        self.path = path
+        self.rows = path / "metrics.jsonl"
+        if self.rows.exists():
+            kept = [line for line in self.rows.read_text().splitlines() if json.loads(line)["step"] <= step]
+            self.rows.write_text("".join(line + "\n" for line in kept))
+        self.events = SummaryWriter(str(path / "events"), purge_step=step + 1 if step else None)
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line of numbers; a number that is not finite is written as null, which JSON has."""
+        row = {"step": step} | {name: float(value) for name, value in metrics.items()}
+        finite = {name: value if abs(value) < float("inf") else None for name, value in row.items()}
+        with self.rows.open("a") as file:
+            file.write(json.dumps(finite) + "\n")
+        for name, value in metrics.items():
+            self.events.add_scalar(name, float(value), step)
+        self.events.flush()
+
+    def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One line for each answer of a step."""
+        folder = self.path / "completions"
+        folder.mkdir(exist_ok=True)
+        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        (folder / f"step_{step:06d}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+    def close(self) -> None:
+        """Writes what is still waiting."""
+        self.events.close()

@@ -1,0 +1,209 @@
+"""Between text and token ids: chat templates, control tokens, left padding.
+
+A model's control tokens (`<|im_end|>` and the like) belong to its chat template. Where a prompt contains such a string,
+it is encoded as plain text, so that a data set cannot end the user's turn or speak as the assistant.
+"""
+
+import functools
+import json
+import logging
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, pre_tokenizers
+from tokenizers.models import BPE
+
+from grpo_jax.structs import Prompts
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # or it would advise to install torch
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+Prompt = str | list[dict[str, Any]]  # plain text, or the messages of a conversation
+
+BYTE_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A model's tokenizer. `size` is one more than its largest id; a response ends at any of `end_ids`."""
+
+    backend: PreTrainedTokenizerBase
+    size: int
+    end_ids: tuple[int, ...]
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model was taught turns, so that a prompt is a conversation."""
+        return bool(self.backend.chat_template)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The ids of a prompt that asks for an answer; control tokens come from the chat template alone."""
+        if isinstance(prompt, str):
+            if not self.has_chat_template:
+                return self.backend(prompt, split_special_tokens=True)["input_ids"]
+            _announce_wrapping()
+            prompt = [{"role": "user", "content": prompt}]
+        elif not self.has_chat_template:
+            raise ValueError(
+                "Messages need a chat template, and this model has none: it is a base model. Ask with plain text"
+                " prompts, or use the instruction-tuned version of the model."
+            )
+        return self._encode_conversation(prompt)
+
+    def encode_all(self, prompts: Sequence[Prompt], max_tokens: int) -> Prompts:
+        """The prompts as rows padded on the left to one of a few lengths, none above `max_tokens`."""
+        rows = [self._encode_row(index, prompt, max_tokens) for index, prompt in enumerate(prompts)]
+        L = min(bucket(max(map(len, rows))), max_tokens)
+        tokens_PL = np.zeros((len(rows), L), np.int32)  # any id would do for padding: `valid` says what is read
+        valid_PL = np.zeros((len(rows), L), bool)
+        for row, ids in enumerate(rows):
+            tokens_PL[row, L - len(ids) :] = ids
+            valid_PL[row, L - len(ids) :] = True
+        return Prompts(tokens_PL, valid_PL)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of the tokens, control tokens left out."""
+        return self.backend.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _encode_row(self, index: int, prompt: Prompt, max_tokens: int) -> list[int]:
+        ids = self.encode(prompt) if prompt else []
+        if not ids:
+            raise ValueError(f"A prompt must not be empty; prompt {index} is. Drop that example, or fill it in.")
+        if len(ids) > max_tokens:
+            raise ValueError(
+                f"Prompt {index} has {len(ids)} tokens, and the limit is {max_tokens}. Raise rollout.max_prompt_tokens,"
+                f" or shorten or filter out such prompts."
+            )
+        return ids
+
+    def _encode_conversation(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Renders with a stand-in for every control token in the data, and restores it where only text is read."""
+        control = {token.content: token_id for token_id, token in _control_tokens(self.backend).items()}
+        mark = uuid.uuid4().hex  # in no data, neither by accident nor on purpose
+        stand_ins = {text: f"{mark}{token_id}." for text, token_id in control.items()}
+        rendered = self.backend.apply_chat_template(
+            _replace(messages, stand_ins), tokenize=False, add_generation_prompt=True
+        )
+        if mark not in rendered:
+            return self.backend(rendered, add_special_tokens=False)["input_ids"]
+        originals = {stand_in: text for text, stand_in in stand_ins.items()}
+        ids: list[int] = []
+        for piece in re.split(_control_pattern(self.backend), rendered):
+            if piece.strip() in control:
+                ids.append(control[piece.strip()])
+            elif piece:
+                text = _replace(piece, originals)
+                ids += self.backend(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer in a model's directory, with every id that ends a response."""
+    backend = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    ends = {backend.eos_token_id, *_generation_ends(directory), *_turn_ends(backend)} - {None}
+    if not ends:
+        raise ValueError(
+            f"A response needs a token to end with, and {directory} names none. Set eos_token_id in its"
+            f" generation_config.json, or eos_token in its tokenizer_config.json."
+        )
+    return Tokenizer(backend, _size(backend), tuple(sorted(ends)))
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One id for each byte, then `<pad>`, `<eos>` and `<bos>`: for small models and tests, without any file."""
+    symbols = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
+    model = tokenizers.Tokenizer(BPE(symbols, []))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens(["<pad>", "<eos>", "<bos>"])
+    roles = {f"{role}_token": f"<{role}>" for role in ("pad", "eos", "bos")}
+    backend = PreTrainedTokenizerFast(tokenizer_object=model, chat_template=BYTE_TEMPLATE, **roles)
+    return Tokenizer(backend, _size(backend), (backend.eos_token_id,))
+
+
+def check_vocabulary(tokenizer: Tokenizer, model_vocab: int, directory: Path) -> None:
+    """Refuses a tokenizer with ids the model has no row for; spare rows in the model are fine."""
+    if tokenizer.size > model_vocab:
+        raise ValueError(
+            f"The tokenizer in {directory} has ids up to {tokenizer.size - 1}, and the model knows only {model_vocab}."
+            f" Use the tokenizer that came with the model, or a model whose embeddings were resized for this one."
+        )
+
+
+def bucket(length: int) -> int:
+    """The next length that gets compiled: multiples of 16 up to 128, then four lengths for each doubling."""
+    step = max(16, (1 << (length - 1).bit_length()) // 8)
+    return -(-length // step) * step
+
+
+@functools.cache
+def _announce_wrapping() -> None:  # cached, so it is said once
+    logging.getLogger("grpo_jax").warning(
+        "Plain text prompts are asked as a user's message, because the model has a chat template."
+    )
+
+
+def _control_tokens(backend: PreTrainedTokenizerBase) -> dict[int, tokenizers.AddedToken]:
+    return {token_id: token for token_id, token in backend.added_tokens_decoder.items() if token.special}
+
+
+def _control_pattern(backend: PreTrainedTokenizerBase) -> str:
+    """Matches one control token with the white space it swallows, as a group, so that splitting keeps it."""
+    tokens = sorted(_control_tokens(backend).values(), key=lambda token: len(token.content), reverse=True)
+    alternatives = (
+        (r"\s*" if token.lstrip else "") + re.escape(token.content) + (r"\s*" if token.rstrip else "")
+        for token in tokens
+    )
+    return f"({'|'.join(alternatives)})"
+
+
+def _replace(value: Any, replacements: dict[str, str]) -> Any:
+    """The value with the replacements made in every string in it, the longest first."""
+    if isinstance(value, str):
+        for text in sorted(replacements, key=len, reverse=True):
+            value = value.replace(text, replacements[text])
+        return value
+    if isinstance(value, list):
+        return [_replace(item, replacements) for item in value]
+    if isinstance(value, dict):
+        return {key: _replace(item, replacements) for key, item in value.items()}
+    return value
+
+
+def _size(backend: PreTrainedTokenizerBase) -> int:
+    return max(backend.get_vocab().values()) + 1  # ids may have gaps, so counting them is not enough
+
+
+def _generation_ends(directory: Path) -> list[int]:
+    path = directory / "generation_config.json"
+    ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", []) if path.is_file() else []
+    return ends if isinstance(ends, list) else [ends]
+
+
+def _turn_ends(backend: PreTrainedTokenizerBase) -> list[int]:
+    """The control token that the chat template writes after an assistant's reply, which need not be the eos token."""
+    if not backend.chat_template:
+        return []
+    reply = uuid.uuid4().hex
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": reply}]
+    after = backend.apply_chat_template(messages, tokenize=False).partition(reply)[2].lstrip()
+    return [token_id for token_id, token in _control_tokens(backend).items() if after.startswith(token.content)]
+
+
+def _byte_symbols() -> list[str]:
+    """The letter GPT-2 writes for each byte: the byte's own where it is visible, else the next of a second set."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    own = {ord(letter): letter for letter in alphabet if ord(letter) < 256}
+    others = (letter for letter in alphabet if ord(letter) >= 256)
+    return [own[byte] if byte in own else next(others) for byte in range(256)]

@@ -1,0 +1,103 @@
+"""The nouns of GRPO: what travels from prompts to an updated policy.
+
+Array names end in their axes, one capital per axis. This is the legend, and there is no other:
+
+    P prompts           G responses to each     L prompt positions      T response positions
+    S cache positions   R reward parts          V vocabulary            D width
+    F feed-forward      N layers                H query heads           K key/value heads
+    Q query heads per key/value head            C channels per head     1 a kept axis of size one
+
+A group is an axis: a prompt is stored once and its G responses are rows of the second axis. Every per-token array is
+aligned with its own token, and masks are made by whoever knows: the sampler says which tokens it chose (`action`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+Params = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Prompts:
+    """Token ids padded on the left, so that every prompt ends at position L-1."""
+
+    tokens_PL: Array | np.ndarray
+    valid_PL: Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rollouts:
+    """G responses to each prompt, padded on the right, with what the sampler knew when it chose each token.
+
+    `valid` marks tokens later ones may attend to, `action` those the policy chose (its end token included). Log-probs
+    and entropies are those of the very distribution that was sampled from; both are zero where there is no action.
+    `temperature` is the divisor of the logits that the trainer has to apply to score the same distribution.
+    """
+
+    prompts: Prompts
+    tokens_PGT: Array
+    valid_PGT: Array
+    action_PGT: Array
+    logprobs_PGT: Array
+    entropy_PGT: Array
+    ended_PG: Array
+    temperature: float = field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """What one update learns from. Advantages have shape PG, or PGT where credit differs between tokens.
+
+    `weights_PGT` is how much each token counts in the loss, fixed for the whole global batch before any gradient.
+    `old_logprobs_PGT` is None when the policy that sampled is the one being updated: the ratio is then one.
+    """
+
+    rollouts: Rollouts
+    advantages: Array
+    weights_PGT: Array
+    old_logprobs_PGT: Array | None
+    ref_logprobs_PGT: Array | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything a checkpoint holds: `step` counts updates, one for each batch of rollouts."""
+
+    step: Array
+    params: Params
+    opt_state: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """A language model as pure functions over a plain dict of arrays.
+
+    init(key) -> params
+    read(params, prompts) -> (last_PD, prefix)                       one pass over the prompts
+    respond(params, prefix, tokens_PGT, valid_PGT) -> hidden_PGTD    teacher forcing, given the prefix
+    cache(prefix, G, T) -> cache                                     room for T positions of G responses
+    extend(params, prefix, cache, tokens_PG, t) -> (hidden_PGD, cache)   one decoding position for every row
+    unembed(params, hidden) -> logits                                float32
+    unstack(params) -> params                                        layers as separate arrays, for `extend`
+
+    Hidden states at position t predict token t+1; `last_PD` predicts the first token of every response.
+    """
+
+    init: Callable[..., Params]
+    read: Callable[..., tuple[Array, Any]]
+    respond: Callable[..., Array]
+    cache: Callable[..., Any]
+    extend: Callable[..., tuple[Array, Any]]
+    unembed: Callable[..., Array]
+    unstack: Callable[[Params], Params]
+    vocabulary: int
+    max_positions: int

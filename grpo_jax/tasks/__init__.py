@@ -1,0 +1,9 @@
+"""Tasks: questions with answers, how to ask them, and the reward to use. Each function below makes one."""
+
+from grpo_jax.tasks.arithmetic import arithmetic
+from grpo_jax.tasks.countdown import countdown
+from grpo_jax.tasks.example import Example, Task
+from grpo_jax.tasks.gsm8k import gsm8k
+from grpo_jax.tasks.jsonl import jsonl
+
+__all__ = ["Example", "Task", "arithmetic", "countdown", "gsm8k", "jsonl"]

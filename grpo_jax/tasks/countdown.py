@@ -1,0 +1,86 @@
+"""The countdown game: combine given numbers into a target. Easy to check, and there are many ways to search."""
+
+from typing import Any
+
+import numpy as np
+
+from grpo_jax.rewards.expressions import evaluate, reaches_target
+from grpo_jax.rewards.format import follows_template
+from grpo_jax.rewards.mixing import Mix
+from grpo_jax.tasks.example import Example, Task, check_sizes, messages
+
+PATIENCE = 1000  # draws in a row without a new puzzle before giving up
+
+
+def countdown(
+    train: int = 4096,  # examples
+    held_out: int = 256,  # examples, none of which is in train
+    numbers: int = 3,  # how many are given
+    largest: int = 20,  # of the given numbers, which start at 1
+    largest_target: int = 100,
+    instruction: str = "Think in <think> </think> tags, then write the expression in <answer> </answer> tags.",
+    system: str | None = None,
+    seed: int = 0,
+) -> Task:
+    """Puzzles that have a solution with + - * / and parentheses, each number being used exactly once.
+
+    The expression earns one, and the form that the instruction asks for a tenth. No two puzzles, in train or held out,
+    share both numbers and target.
+    """
+    check_sizes(train, held_out)
+    _check(numbers, largest, largest_target)
+    rows = _puzzles(train + held_out, numbers, largest, largest_target, seed)
+    examples = tuple(
+        Example(messages(_question(row), instruction, system), _solved(row["solution"]), row) for row in rows
+    )
+    return Task(examples[:train], examples[train:], Mix(((reaches_target, 1.0), (follows_template, 0.1))))
+
+
+def _puzzles(wanted: int, count: int, largest: int, largest_target: int, seed: int) -> list[dict[str, Any]]:
+    random = np.random.default_rng(seed)
+    found: dict[tuple[int, ...], dict[str, Any]] = {}
+    draws_in_vain = 0
+    while len(found) < wanted:
+        numbers = [int(number) for number in random.integers(1, largest, size=count, endpoint=True)]
+        solution = _combined(numbers, random)
+        target = evaluate(solution)
+        key = (*sorted(numbers), int(target or 0))
+        draws_in_vain += 1
+        if target is not None and target.denominator == 1 and 1 <= target <= largest_target and key not in found:
+            found[key] = {"numbers": sorted(numbers), "target": int(target), "solution": solution}
+            draws_in_vain = 0
+        if draws_in_vain == PATIENCE:
+            raise ValueError(
+                f"train and held_out ask for {wanted} different puzzles, and after {len(found)} no more turned up."
+                " Ask for fewer, or raise numbers, largest or largest_target."
+            )
+    return list(found.values())
+
+
+def _combined(numbers: list[int], random: np.random.Generator) -> str:
+    """An expression of all the numbers: any two parts are joined until one is left."""
+    parts = [str(number) for number in numbers]
+    while len(parts) > 1:
+        left = parts.pop(random.integers(len(parts)))
+        right = parts.pop(random.integers(len(parts)))
+        parts.append(f"({left} {random.choice(list('+-*/'))} {right})")
+    return parts[0].removeprefix("(").removesuffix(")")
+
+
+def _question(row: dict[str, Any]) -> str:
+    *most, last = (str(number) for number in row["numbers"])
+    return (
+        f"Use each of the numbers {', '.join(most)} and {last} exactly once, with + - * / and parentheses,"
+        f" to make {row['target']}."
+    )
+
+
+def _solved(solution: str) -> str:
+    return f"<think>{solution}</think> <answer>{solution}</answer>"
+
+
+def _check(numbers: int, largest: int, largest_target: int) -> None:
+    if not 2 <= numbers <= 6:
+        raise ValueError(f"A puzzle gives 2 to 6 numbers; got {numbers}.")
+    if not (1 <= largest <= 1000 and 1 <= largest_target <= 1000):
+        raise ValueError(f"largest and largest_target must be from 1 to 1000; got {largest} and {largest_target}.")

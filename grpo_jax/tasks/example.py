@@ -1,0 +1,52 @@
+"""What a task consists of: examples, how a question is put to the model, and the reward it uses by default.
+
+All tasks ask in the same way: the instruction follows the question after a space, and the two together are the
+message of the user.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from grpo_jax.rewards.mixing import Mix
+
+Message = dict[str, str]  # "role" and "content", as chat templates expect them
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question: what the model is shown, and what rewards may know about it."""
+
+    prompt: str | list[Message]  # a string is text to continue, messages are a chat
+    answer: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)  # the whole row of the data set
+
+
+@dataclass(frozen=True)
+class Task:
+    """Examples to learn from, examples to be tested on, and how responses are rewarded unless told otherwise."""
+
+    train: Sequence[Example]
+    held_out: Sequence[Example]
+    reward: Mix
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise ValueError("A task needs at least one training example; got none. Check the data set or its sizes.")
+
+
+def check_sizes(train: int, held_out: int) -> None:
+    """Refuses numbers of generated examples that make no task."""
+    if train < 1 or held_out < 0:
+        raise ValueError(f"A task needs train >= 1 and held_out >= 0 examples; got {train} and {held_out}.")
+
+
+def with_instruction(question: str, instruction: str) -> str:
+    """The question followed by the instruction, if there is one."""
+    return f"{question} {instruction}" if instruction else question
+
+
+def messages(question: str, instruction: str, system: str | None) -> list[Message]:
+    """The chat that puts the question to a model."""
+    head = [] if system is None else [{"role": "system", "content": system}]
+    return [*head, {"role": "user", "content": with_instruction(question, instruction)}]

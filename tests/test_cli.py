@@ -1,0 +1,87 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo_jax import __version__
+from grpo_jax.cli import parse
+
+HEAVY = {"jax", "flax", "transformers", "datasets"}
+PROGRAM = "import sys; from grpo_jax.cli import main; status = main(); print(*sys.modules); sys.exit(status)"
+
+
+def grpo_jax(*arguments: str, program: tuple[str, ...] = ("-m", "grpo_jax")) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *program, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text("task:\n  use: arithmetic\ntrain:\n  steps: 10\n")
+    return str(path)
+
+
+def test_help_imports_neither_jax_nor_yaml():
+    program = "import atexit, sys; atexit.register(lambda: print(*sys.modules)); from grpo_jax.cli import main; main()"
+    result = grpo_jax("--help", program=("-c", program))
+    assert result.returncode == 0 and "train the model of a config" in result.stdout
+    assert {*HEAVY, "yaml"}.isdisjoint(result.stdout.split())
+
+
+def test_a_mistake_in_a_config_is_one_line_and_comes_before_jax(config):
+    result = grpo_jax("config", config, "train.stepz=1", program=("-c", PROGRAM))
+    assert result.stderr == "error: command line: train.stepz: unknown key, did you mean train.steps?\n"
+    assert result.returncode == 2
+    assert HEAVY.isdisjoint(result.stdout.split())
+
+
+def test_a_config_that_is_not_there_is_one_line(tmp_path):
+    result = grpo_jax("config", str(tmp_path / "none.yaml"))
+    assert result.stderr == f"error: there is no config file {tmp_path}/none.yaml\n"
+    assert result.returncode == 2
+
+
+def test_config_shows_every_default(config):
+    result = grpo_jax("config", config, "train.steps=3")
+    assert result.returncode == 0
+    assert "  steps: 3  # command line\n" in result.stdout
+    assert "  use: arithmetic  # " in result.stdout
+    assert "mesh:  # grpo_jax.runtime.sharding:Layout\n" in result.stdout
+
+
+def test_a_module_in_the_current_folder_can_be_used(config, tmp_path):
+    (tmp_path / "mine.py").write_text("def questions(size: int = 3): ...\n")
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "grpo_jax", "config", config, "task.use=mine:questions"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert "  size: 3  # default\n" in result.stdout
+
+
+def test_overrides_may_follow_an_option():
+    arguments = parse(["train", "some.yaml", "run.name=a", "--resume", "train.steps=3"])
+    assert (arguments.config, arguments.overrides, arguments.resume) == (
+        "some.yaml",
+        ["run.name=a", "train.steps=3"],
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    "argv", [["train", "some.yaml", "--resum"], ["generate", "tiny", "hello", "more"], ["trian"], []]
+)
+def test_a_mistake_in_an_option_shows_the_usage(argv, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(argv)
+    assert stopped.value.code == 2
+    assert "usage: grpo-jax" in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_package():
+    assert grpo_jax("--version").stdout == f"{__version__}\n"

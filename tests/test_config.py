@@ -1,0 +1,391 @@
+import dataclasses
+import functools
+import inspect
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from grpo_jax.config import SECTIONS, Config, ConfigError, Default, parameters, read, render
+from grpo_jax.config.names import load
+from grpo_jax.config.values import compose, read_value, write_value
+from grpo_jax.rewards import Matches, exact
+
+MINIMAL = "task:\n  use: arithmetic\ntrain:\n  steps: 10\n"
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def write(text: str, name: str = "some.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        return path
+
+    return write
+
+
+def as_value(text: str, kind):
+    return read_value(compose(text, "some.yaml"), kind, "section.key")
+
+
+# Owners
+
+
+def test_a_config_has_one_field_for_each_section():
+    assert [field.name for field in dataclasses.fields(Config)] == list(SECTIONS)
+
+
+@pytest.mark.parametrize("name", [name for name, section in SECTIONS.items() if section.default])
+def test_signatures_read_from_text_are_those_of_the_objects(name):
+    target = f"{SECTIONS[name].namespace}:{SECTIONS[name].default}"
+    by_text = {key: parameter.default for key, parameter in parameters(target).items()}
+    by_import = {key: parameter.default for key, parameter in inspect.signature(load(target)).parameters.items()}
+    assert list(by_text) == list(by_import)
+    for key, default in by_import.items():
+        expected = Default.REQUIRED if default is inspect.Parameter.empty else default
+        assert by_text[key] in (expected, Default.COMPUTED)
+
+
+def test_a_signature_tells_type_default_and_comment(tmp_path, monkeypatch):
+    (tmp_path / "knobs.py").write_text(
+        textwrap.dedent(
+            """
+            from dataclasses import dataclass, field
+            from typing import ClassVar, Literal
+
+            START = 0.5
+            Mode = Literal["fast", "slow"]
+
+            @dataclass(frozen=True)
+            class Base:
+                budget: int  # tokens
+
+            @dataclass(frozen=True)
+            class Knobs(Base):
+                mode: Mode = "fast"
+                start: "float | None" = START
+                sizes: tuple[int, ...] = field(default=(1, 2))
+                names: list[str] = field(default_factory=list)
+                count: int = field(default=0, init=False)
+                limit: ClassVar[int] = 3
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    knobs = parameters("knobs:Knobs")
+    assert {name: (knob.kind, knob.default, knob.comment) for name, knob in knobs.items()} == {
+        "budget": (int, Default.REQUIRED, "tokens"),
+        "mode": (Literal["fast", "slow"], "fast", ""),
+        "start": (float | None, 0.5, ""),
+        "sizes": (tuple[int, ...], (1, 2), ""),
+        "names": (list[str], Default.COMPUTED, ""),
+    }
+    assert "knobs" not in sys.modules
+
+
+def test_what_the_text_does_not_tell_is_imported_and_asked(tmp_path, monkeypatch):
+    (tmp_path / "computed.py").write_text(
+        "import functools\ndef scale(by: float, times: int = 2): ...\nhalf = functools.partial(scale, by=0.5)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    half = parameters("computed:half")
+    assert (half["times"].kind, half["times"].default) == (int, 2)
+
+
+def test_reading_a_config_imports_neither_jax_nor_flax_nor_transformers(config_file):
+    program = "import sys; from grpo_jax.config import read, render; render(read(sys.argv[1])); print(*sys.modules)"
+    output = subprocess.run(
+        [sys.executable, "-c", program, config_file(MINIMAL)], check=True, capture_output=True, text=True
+    )
+    assert {"jax", "flax", "transformers"}.isdisjoint(output.stdout.split())
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("1e-6", float, 1e-6),
+        (".5", float, 0.5),
+        ("3", float, 3.0),
+        ("1_000", int, 1000),
+        ("-1", int, -1),
+        ("12345678901234567891", int, 12345678901234567891),
+        ("true", bool, True),
+        ("False", bool, False),
+        ("null", int | None, None),
+        ("~", str | None, None),
+        ("no", str, "no"),
+        ("'4'", str, "4"),
+        ("2026-11-23", str, "2026-11-23"),
+        ("~/runs/$NAME", str, "~/runs/$NAME"),
+        ("slow", Literal["fast", "slow"], "slow"),
+        ("[1, 2]", tuple[int, ...], (1, 2)),
+        ("[a, b]", list[str], ["a", "b"]),
+        ("{a: 1e-1}", dict[str, float], {"a": 0.1}),
+        ("4", str | int, 4),
+    ],
+)
+def test_a_value_is_read_by_the_type_of_its_owner(text, kind, value):
+    found = as_value(text, kind)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "complaint"),
+    [
+        ("four", int, "expected int, got 'four'"),
+        ("1.5", int, "expected int, got '1.5'"),
+        ("1e3", int, "expected int, got '1e3'; write 1000"),
+        ("'4'", int, "expected int, got '4'; leave out the quotes"),
+        ("true", int, "expected int, got 'true'"),
+        ("007", int, "expected int, got '007'; write 7"),
+        ("null", float, "expected float, got 'null'"),
+        ("1e999", float, "expected float, got '1e999'"),
+        (".nan", float, "expected float, got '.nan'"),
+        ("yes", bool, "expected bool, got 'yes'; write true or false"),
+        ("Off", bool | None, "expected bool, got 'Off'; write true or false"),
+        ("1", bool, "expected bool, got '1'; write true or false"),
+        ("4", str, "expected str, got '4'; put it in quotes: '4'"),
+        ("{a: 1}", str, "expected str, got a mapping"),
+        ("3", list[int], "expected a list of int, got '3'"),
+        ("[1, 2, 3]", tuple[int, int], "expected 2 items, got 3"),
+        ("quick", int | float, "expected int or float, got 'quick'"),
+        ("fsat", Literal["fast", "slow"], "expected one of 'fast', 'slow', got 'fsat', did you mean fast?"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(text, kind, complaint):
+    with pytest.raises(ConfigError) as refused:
+        as_value(text, kind)
+    assert str(refused.value) == f"some.yaml:1:1: section.key: {complaint}"
+
+
+def test_an_item_of_a_list_is_refused_by_its_number():
+    with pytest.raises(ConfigError, match=r"^some.yaml:1:5: section.key\[1\]: expected int, got 'b'$"):
+        as_value("[1, b]", list[int])
+
+
+@pytest.mark.parametrize("value", [None, True, 0, -3, 1e-6, 0.1, 12345.678, 1e22, [1, [2.5]], {"a b": ["c"]}])
+def test_a_written_value_is_read_as_itself(value):
+    assert as_value(write_value(value), object) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "plain", "null", "yes", "4", "1e-6", "a: b", "a # b", " a ", "it's", 'a "b"', "l1\nl2", "é😀", "\x7f\t", "-"],
+)
+def test_a_written_text_is_read_as_itself(text):
+    assert as_value(write_value(text), str) == text
+
+
+# Files
+
+
+def test_what_a_config_leaves_out_is_what_its_owner_says(config_file):
+    config = read(config_file(MINIMAL))
+    defaults = parameters("grpo_jax.runtime.optimizer:adamw")
+    assert config.optimizer.arguments == {name: parameter.default for name, parameter in defaults.items()}
+    assert config.train.arguments["steps"] == 10
+    assert config.rewards == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (
+            "optimizer:\n  learning_rte: 1",
+            "2:3: optimizer.learning_rte: unknown key, did you mean optimizer.learning_rate?",
+        ),
+        ("mesh:\n  zzz: 1", "2:3: mesh.zzz: unknown key; there are data, fsdp, tensor"),
+        ("rollout:\n  ends: [2]", "2:3: rollout.ends: unknown key; there are max_tokens, responses, temperature"),
+        ("modle:\n  name: x", "1:1: modle: unknown section, did you mean model?"),
+        ("mesh:\n  data: 1\n  data: 2", "3:3: mesh.data: given twice; keep one of the two"),
+        ("mesh: 4", "1:7: mesh: expected keys and values, got '4'"),
+        ("- mesh", "1:1: expected keys and values, got a list"),
+        ("# nothing", "1:1: the file is empty; a config needs a task section at least"),
+        ("task:\n  use: arithmetc", "2:8: task.use: unknown name arithmetc, did you mean arithmetic?"),
+        (
+            "task:\n  use: nowhere:x",
+            "2:8: task.use: there is no module nowhere;"
+            " nowhere:x should be in an installed package or in the current folder",
+        ),
+        ("task:\n  use: json:lode", "2:8: task.use: json has no lode, did you mean load?"),
+        ("task: {use: arithmetic}\ntrain:\n  prompts: 4", "2:1: train.steps: missing, expected int"),
+        ("task: {use: arithmetic}", "1:1: train.steps: missing, expected int"),
+        ("rewards: []", "1:10: rewards: expected a list of rewards; leave the section out to use the task's own"),
+        (
+            "rewards:\n  - {use: exact, wieght: 1}",
+            "2:18: rewards[0].wieght: unknown key, did you mean rewards[0].weight?",
+        ),
+        ("base: zzzzzz.txt", "1:7: base: there is no file {folder}/zzzzzz.txt"),
+        (
+            "mesh:\n\tdata: 1",
+            "2:1: while scanning for the next token, found character '\\t' that cannot start any token;"
+            " indent with spaces",
+        ),
+        (
+            "mesh: &a\n  data: 1",
+            "1:7: anchors and aliases are not read; share settings between configs with `base: other.yaml`",
+        ),
+        (
+            "run:\n  name: !!python/object:os.system x",
+            "2:9: tags such as tag:yaml.org,2002:python/object:os.system are not read; write the plain value",
+        ),
+        ("run:\n  name: a\0b", "2:10: the character U+0000 is not allowed in YAML"),
+    ],
+)
+def test_a_mistake_in_a_file_is_reported_where_it_is(config_file, text, complaint):
+    path = config_file(text)
+    with pytest.raises(ConfigError) as refused:
+        read(path, [] if "task" in text else ["task.use=arithmetic", "train.steps=1"])
+    assert str(refused.value) == f"{path}:{complaint.format(folder=path.parent)}"
+
+
+def test_a_config_that_is_not_there_names_the_nearest_one(config_file):
+    path = config_file(MINIMAL, "quickstart.yaml")
+    with pytest.raises(FileNotFoundError, match=r"quikstart.yaml, did you mean .*quickstart.yaml\?"):
+        read(path.with_name("quikstart.yaml"))
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(b"run:\n  name: caf\xe9\n")
+    with pytest.raises(ConfigError, match="byte 16 is not UTF-8"):
+        read(tmp_path / "latin.yaml")
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
+    (tmp_path / "windows.yaml").write_bytes(b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode())
+    assert read(tmp_path / "windows.yaml").train.arguments["steps"] == 10
+
+
+# Overrides
+
+
+def test_an_override_replaces_what_the_file_says_and_the_last_one_counts(config_file):
+    config = read(config_file(MINIMAL), ["train.steps=3", "optimizer.learning_rate=1e-4", "train.steps=4"])
+    assert config.train.arguments["steps"] == 4
+    assert config.optimizer.arguments["learning_rate"] == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("train.stepz=1", "train.stepz: unknown key, did you mean train.steps?"),
+        ("trian.steps=1", "trian.steps: unknown section, did you mean train?"),
+        ("train.steps=four", "train.steps: expected int, got 'four'"),
+        ("train.steps", "train.steps: expected section.key=value, or rewards=[...]"),
+        ("train=1", "train=1: expected section.key=value, or rewards=[...]"),
+        ("run.name=4", "run.name: expected str, got '4'; put it in quotes: \"run.name='4'\""),
+        ("run.name=[a", "run.name: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'"),
+        ("rewards=exact", "rewards: expected a list of rewards; leave the section out to use the task's own"),
+    ],
+)
+def test_a_mistake_in_an_override_names_the_command_line(config_file, override, complaint):
+    with pytest.raises(ConfigError) as refused:
+        read(config_file(MINIMAL), [override])
+    assert str(refused.value) == f"command line: {complaint}"
+
+
+# Bases
+
+
+def test_keys_are_laid_over_those_of_the_base(config_file):
+    config_file(MINIMAL + "mesh:\n  fsdp: 2\n  tensor: 4\n", "base.yaml")
+    config = read(config_file("base: base.yaml\nmesh:\n  fsdp: 8\n"))
+    assert config.mesh.arguments == {"data": -1, "fsdp": 8, "tensor": 4}
+    assert config.task.target == "grpo_jax.tasks:arithmetic"
+
+
+def test_another_owner_drops_the_arguments_of_the_base(config_file):
+    config_file("task:\n  use: arithmetic\n  terms: 3\ntrain:\n  steps: 1\n", "base.yaml")
+    config = read(config_file("base: base.yaml\ntask:\n  use: countdown\n"))
+    assert config.task.target == "grpo_jax.tasks:countdown"
+    assert "terms" not in config.task.arguments
+
+
+def test_the_same_owner_keeps_the_arguments_of_the_base(config_file):
+    config_file(MINIMAL + "objective:\n  clip: 0.1\n", "base.yaml")
+    config = read(config_file("base: base.yaml\nobjective:\n  use: grpo\n"))
+    assert config.objective.arguments["clip"] == 0.1
+
+
+def test_a_list_replaces_that_of_the_base(config_file):
+    config_file(MINIMAL + "rewards:\n  - use: exact\n  - use: last_number\n", "base.yaml")
+    config = read(config_file("base: base.yaml\nrewards:\n  - use: follows_template\n"))
+    assert [part.call.target for part in config.rewards] == ["grpo_jax.rewards:follows_template"]
+
+
+def test_a_circle_of_bases_is_refused(config_file):
+    config_file("base: some.yaml\n", "other.yaml")
+    with pytest.raises(ConfigError, match=r"other.yaml:1:7: base: .*some.yaml is in turn based on this file"):
+        read(config_file("base: other.yaml\n"))
+
+
+# Rendering
+
+
+FULL = """
+    base: base.yaml
+    objective: {use: gspo}
+    optimizer:
+      learning_rate: 1e-6
+    rewards:
+      - use: exact
+      - {use: Matches, pattern: "^\\\\d+ #$", weight: 1e-1}
+"""
+
+
+def test_a_rendered_config_is_read_as_the_same_config(config_file):
+    config_file(MINIMAL, "base.yaml")
+    config = read(config_file(FULL), ["run.name='4'"])
+    assert read(config_file(render(config), "rendered.yaml")) == config
+
+
+def test_a_rendered_config_says_where_each_value_was_written(config_file):
+    base, path = config_file(MINIMAL, "base.yaml"), config_file(FULL)
+    lines = render(read(path, ["run.name=short"])).splitlines()
+    assert "  name: short  # command line" in lines
+    assert f"  steps: 10  # {base}:4" in lines
+    assert f"  use: gspo  # {path}:3" in lines
+    assert f"  learning_rate: 1.0e-06  # {path}:5" in lines
+    assert f"  - use: exact  # {path}:7" in lines
+    assert "    weight: 1.0  # default" in lines
+    assert "  fsdp: 1  # default" in lines
+
+
+# Building
+
+
+def test_a_call_is_built_with_what_the_program_supplies(config_file):
+    config = read(config_file(MINIMAL + "rollout:\n  responses: 3\n"))
+    sampler = config.rollout.build(ends=(2,))
+    assert (sampler.responses, sampler.ends) == (3, (2,))
+
+
+def test_what_an_owner_refuses_is_reported_with_its_section(config_file):
+    path = config_file(MINIMAL + "run:\n  name: ../escape\n")
+    with pytest.raises(ConfigError) as refused:
+        read(path).run.build()
+    assert str(refused.value).startswith(f"{path}:5:1: run: ")
+
+
+def test_a_reward_function_is_itself_and_a_reward_class_is_made(config_file):
+    config = read(config_file(MINIMAL + "rewards:\n  - use: exact\n  - {use: Matches, pattern: a+, weight: 0.5}\n"))
+    assert [part.build() for part in config.rewards] == [exact, Matches("a+")]
+    assert [part.weight for part in config.rewards] == [1.0, 0.5]
+
+
+def test_a_reward_of_the_user_gets_its_arguments_before_it_scores(config_file, tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(
+        "def brevity(completions, answer, slope: float = 0.5, **kwargs):\n"
+        "    return [slope * len(completion) for completion in completions]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    part = read(config_file(MINIMAL + "rewards:\n  - {use: 'my_rewards:brevity', slope: 2}\n")).rewards[0]
+    reward = part.build()
+    assert isinstance(reward, functools.partial)
+    assert reward(completions=["a", "bc"], answer=["", ""]) == [2.0, 4.0]

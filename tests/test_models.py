@@ -1,0 +1,178 @@
+"""The models compute what transformers computes, and their three ways of reading tokens agree."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax.logprobs import token_logprobs
+from grpo_jax.models.families import read_shape
+from grpo_jax.models.policy import decoder_policy
+from grpo_jax.models.weights import load_weights
+from grpo_jax.runtime.sharding import Layout, weight_shardings
+from grpo_jax.structs import Policy, Prompts, Rollouts
+
+GOLDEN = Path(__file__).parent / "golden"
+FAMILIES = ["llama", "llama3", "qwen2", "qwen3"]
+
+
+ONE = Layout().mesh(jax.devices()[:1])
+score = jax.jit(token_logprobs, static_argnums=0)
+
+
+def load_golden(name: str, mesh=ONE, **options):
+    policy = decoder_policy(read_shape(GOLDEN / name), **options)
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    return policy, load_weights(GOLDEN / name, shapes, weight_shardings(shapes, mesh))
+
+
+def left_padded(rows: list[np.ndarray]) -> Prompts:
+    L = max(map(len, rows)) + 2
+    tokens_PL = np.stack([np.pad(row, (L - len(row), 0)) for row in rows]).astype(np.int32)
+    valid_PL = np.stack([np.arange(L) >= L - len(row) for row in rows])
+    return Prompts(jnp.asarray(tokens_PL), jnp.asarray(valid_PL))
+
+
+def rollouts_of(prompts: Prompts, tokens_PGT: np.ndarray, temperature: float = 1.0) -> Rollouts:
+    tokens_PGT = jnp.asarray(tokens_PGT, jnp.int32)
+    all_PGT = jnp.ones(tokens_PGT.shape, bool)
+    nothing_PGT = jnp.zeros(tokens_PGT.shape)
+    return Rollouts(prompts, tokens_PGT, all_PGT, all_PGT, nothing_PGT, nothing_PGT, all_PGT[..., -1], temperature)
+
+
+def read_expected(name: str):
+    expected = np.load(GOLDEN / name / "expected.npz")
+    prompts = np.split(expected["prompts"], np.cumsum(expected["lengths_P"])[:-1])
+    return rollouts_of(left_padded(prompts), expected["tokens_PGT"]), expected
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("remat", [True, False])
+def test_log_probs_and_entropies_are_those_of_transformers(name, remat):
+    policy, params = load_golden(name, remat=remat)
+    rollouts, expected = read_expected(name)
+    logprobs_PGT, entropy_PGT = score(policy, params, rollouts)
+    np.testing.assert_allclose(logprobs_PGT, expected["logprobs_PGT"], atol=1e-4)
+    np.testing.assert_allclose(entropy_PGT, expected["entropy_PGT"], atol=1e-4)
+
+
+def test_the_golden_models_would_notice_a_wrong_rope_scaling(tmp_path):
+    config = json.loads((GOLDEN / "llama3" / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 500000.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(GOLDEN / "llama3" / "model.safetensors")
+    policy = decoder_policy(read_shape(tmp_path))
+    _, params = load_golden("llama3")
+    rollouts, expected = read_expected("llama3")
+    assert np.abs(score(policy, params, rollouts)[0] - expected["logprobs_PGT"]).max() > 0.01
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_decoding_with_a_cache_gives_the_hidden_states_of_teacher_forcing(name):
+    policy, params = load_golden(name)
+    rollouts, _ = read_expected(name)
+    tokens_PGT = rollouts.tokens_PGT
+    _, prefix = policy.read(params, rollouts.prompts)
+    hidden_PGTD = policy.respond(params, prefix, tokens_PGT, rollouts.valid_PGT)
+    cache = policy.cache(prefix, *tokens_PGT.shape[1:])
+    extend = jax.jit(policy.extend)
+    for t in range(tokens_PGT.shape[2]):
+        hidden_PGD, cache = extend(params, prefix, cache, tokens_PGT[:, :, t], jnp.int32(t))
+        np.testing.assert_allclose(hidden_PGD, hidden_PGTD[:, :, t], atol=2e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_token_moves_an_earlier_log_prob_or_another_row(name):
+    policy, params = load_golden(name)
+    rollouts, _ = read_expected(name)
+    before_PGT = score(policy, params, rollouts)[0]
+    changed_PGT = rollouts.tokens_PGT.at[1, 0, 10].add(1)
+    after_PGT = score(policy, params, rollouts_of(rollouts.prompts, changed_PGT))[0]
+    moved_PGT = np.array(before_PGT != after_PGT)
+    assert moved_PGT[1, 0, 10:].all()
+    moved_PGT[1, 0, 10:] = False
+    assert not moved_PGT.any()
+
+
+@pytest.mark.parametrize("layout", [Layout(1, 8, 1), Layout(1, 2, 4), Layout(2, 2, 2)])
+def test_weights_read_in_parts_are_the_weights_read_whole(layout):
+    _, whole = load_golden("qwen3")
+    _, parts = load_golden("qwen3", layout.mesh())
+    assert any(len({str(s.index) for s in a.addressable_shards}) > 1 for a in jax.tree.leaves(parts))
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+def test_the_vectors_of_a_chunk_do_not_depend_on_the_chunk(monkeypatch):
+    policy, params = load_golden("llama")
+    rollouts, expected = read_expected("llama")
+    monkeypatch.setattr("grpo_jax.logprobs.CHUNK_TOKENS", 30)  # 5 positions of 6 rows; 24 do not divide
+    logprobs_PGT, entropy_PGT = token_logprobs(policy, params, rollouts)
+    np.testing.assert_allclose(logprobs_PGT, expected["logprobs_PGT"], atol=1e-4)
+    np.testing.assert_allclose(entropy_PGT, expected["entropy_PGT"], atol=1e-4)
+
+
+def write_config(directory: Path, **changes) -> Path:
+    config = json.loads((GOLDEN / "llama" / "config.json").read_text()) | changes
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def test_old_and_new_rope_fields_mean_the_same(tmp_path):
+    new = read_shape(GOLDEN / "llama3")
+    fields = json.loads((GOLDEN / "llama3" / "config.json").read_text())["rope_parameters"]
+    theta = fields.pop("rope_theta")
+    old = {"rope_parameters": None, "rope_theta": theta, "rope_scaling": fields, "tie_word_embeddings": False}
+    assert read_shape(write_config(tmp_path, **old)) == new
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "gpt2"}, "llama, qwen2, qwen3"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "'yarn' is not supported"),
+        ({"hidden_act": "gelu"}, "only 'silu' is supported"),
+    ],
+)
+def test_a_config_this_decoder_would_compute_differently_is_refused(tmp_path, changes, words):
+    with pytest.raises(ValueError, match=words):
+        read_shape(write_config(tmp_path, **changes))
+
+
+def test_a_config_that_does_not_match_its_weights_is_refused(tmp_path):
+    write_config(tmp_path, intermediate_size=81)
+    (tmp_path / "model.safetensors").symlink_to(GOLDEN / "llama" / "model.safetensors")
+    policy = decoder_policy(read_shape(tmp_path))
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"down_proj.weight has shape \[32, 80\]; its config.json says \[32, 81\]"):
+        load_weights(tmp_path, shapes, weight_shardings(shapes, ONE))
+
+
+def test_weights_without_a_place_are_refused():
+    shape = read_shape(GOLDEN / "llama")
+    fewer = decoder_policy(shape.__class__(**{**shape.__dict__, "layers": 1}))
+    shapes = jax.eval_shape(fewer.init, jax.random.key(0))
+    with pytest.raises(ValueError, match="9 weights have no place"):
+        load_weights(GOLDEN / "llama", shapes, weight_shardings(shapes, ONE))
+
+
+def test_log_probs_are_those_of_an_installed_transformers():
+    torch = pytest.importorskip("torch", reason="torch is not needed by users; the golden arrays stand in for it")
+    from transformers import AutoModelForCausalLM
+
+    policy, params = load_golden("qwen2")
+    rollouts, expected = read_expected("qwen2")
+    model = AutoModelForCausalLM.from_pretrained(GOLDEN / "qwen2").eval()
+    row = np.concatenate([expected["prompts"][:3], expected["tokens_PGT"][0, 1]])
+    with torch.no_grad():
+        logprobs = torch.log_softmax(model(torch.tensor(row)[None]).logits[0, 2:-1], dim=-1)
+    theirs_T = logprobs[torch.arange(24), torch.tensor(row[3:])].numpy()
+    np.testing.assert_allclose(score(policy, params, rollouts)[0][0, 1], theirs_T, atol=1e-4)
+
+
+def test_policies_of_the_same_shape_share_their_compiled_programs():
+    shape = read_shape(GOLDEN / "llama")
+    assert isinstance(decoder_policy(shape), Policy)
+    assert decoder_policy(shape) is decoder_policy(read_shape(GOLDEN / "llama"))

@@ -1,0 +1,376 @@
+import asyncio
+import functools
+import math
+
+import numpy as np
+import pytest
+
+from grpo_jax.rewards import Matches, Mix, exact, follows_template, last_number, reaches_target, score
+from grpo_jax.rewards.answers import MAX_SCANNED, read_number
+from grpo_jax.rewards.expressions import evaluate
+from grpo_jax.tasks import Example
+
+SEVEN = Example("3 + 4 = ?", "7", {"question": "3 + 4 = ?", "level": 1})
+CHAT = Example([{"role": "user", "content": "5 + 4 = ?"}], "9", {"question": "5 + 4 = ?", "level": 2})
+
+
+def answered(answer):
+    return Example("How much?", answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "response"),
+    [
+        ("1000", "1,000"),
+        ("1,234,567", "1234567"),
+        ("3.5", "3.50"),
+        ("7", "7."),
+        ("7", "  007\n"),
+        ("-4", "-4"),
+        ("-4", "\u22124"),
+        ("+4", "4"),
+        ("0.5", ".5"),
+        ("0.5", "1/2"),
+        ("1/2", "2/4"),
+        ("-1/2", "-\\frac{1}{2}"),
+        ("12", "$12.00"),
+        ("12", "$12$"),
+        ("12000", "12{,}000"),
+        ("50", "50%"),
+        ("100000", "1e5"),
+        ("0.1", "0.10"),
+        ("Paris", "Paris."),
+        ("a b", " a b "),
+    ],
+)
+def test_exact_accepts_the_answer_in_another_form(answer, response):
+    assert exact(answered(answer), response) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "response"),
+    [
+        ("1000", "1,00"),
+        ("1000", "1,0000"),
+        ("7", "The answer is 7"),
+        ("7", "7 apples"),
+        ("7", "7 7"),
+        ("7", "7.."),
+        ("7", "-7"),
+        ("7", ""),
+        ("7", "."),
+        ("7", "7/0"),
+        ("7", "\u0667"),  # an Arabic seven
+        ("0.3333333333333333", "1/3"),
+        ("0.5", "50%"),
+        ("Paris", "paris"),
+        ("Paris", "Paris, France"),
+    ],
+)
+def test_exact_refuses_anything_else(answer, response):
+    assert exact(answered(answer), response) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "response"),
+    [
+        ("12", "First 3, then 4, so there are 12 apples."),
+        ("12", "3 * 4 = 12."),
+        ("5", "10-5"),
+        ("-5", "It is -5"),
+        ("1500", "That makes $1,500.00!"),
+        ("0.75", "three quarters, 3/4"),
+        ("5", "Left are:\n- 5 apples"),
+        ("12", "#### 12\nI counted 3 times."),
+        ("12", "#### $12.\nI counted 3 times."),
+        ("42", "#### 1. Multiply\n6 * 7\n#### 2. Conclude\nso 42"),  # headings
+        ("12", "\\boxed{12} after 3 tries"),
+        ("0.5", "\\boxed{\\frac{1}{2}} after 3 tries"),
+        ("12", "\\boxed{3} no, \\boxed{12 \\text{ apples}} after 3 tries"),
+        ("12", "#### 3\nno, \\boxed{12} after 4 tries"),
+        ("12", "\\boxed{3}\nno\n#### 12\nafter 4 tries"),
+    ],
+)
+def test_last_number_finds_the_answer(answer, response):
+    assert last_number(answered(answer), response) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "response"),
+    [
+        ("12", "12 or 13"),
+        ("12", "#### 13\n12"),
+        ("12", "\\boxed{13} 12"),
+        ("12", "\\boxed{12"),  # cut off, perhaps in the middle of 123
+        ("12", "\\boxed{none} 12"),
+        ("12", "twelve"),
+        ("12", ""),
+        ("5", "1e5"),
+        ("0", "1/0"),
+    ],
+)
+def test_last_number_refuses_another_number(answer, response):
+    assert last_number(answered(answer), response) == 0.0
+
+
+def test_an_example_that_cannot_be_read_is_named():
+    with pytest.raises(ValueError, match=r"the example 'How much\?' has none"):
+        exact(answered(" "), "7")
+    with pytest.raises(ValueError, match=r"the example 'How much\?' is 'Paris'"):
+        last_number(answered("Paris"), "7")
+
+
+@pytest.mark.parametrize(
+    "piece", ["1", "1,000,", "-", "#### ", "#### 1", "\\boxed{", "{", "}", "1/", "1e9", "\\frac{1", "1."]
+)
+def test_a_hostile_response_is_just_wrong(piece):
+    response = piece * (1_000_000 // len(piece))
+    assert exact(answered("7"), response) == 0.0
+    assert last_number(answered("7"), response) == 0.0
+    assert follows_template(answered("7"), response) == 0.0
+
+
+def test_only_the_end_of_a_response_is_searched():
+    assert last_number(answered("7"), "x" * MAX_SCANNED + "7") == 1.0
+    assert last_number(answered("7"), "7" + "x" * MAX_SCANNED) == 0.0
+
+
+def test_a_run_of_digits_too_long_for_an_answer_is_no_number():
+    assert read_number("1" * 101) is None
+
+
+@pytest.mark.parametrize(
+    ("response", "follows"),
+    [
+        ("<think>3 + 4</think> <answer>7</answer>", True),
+        ("\n<think>\n3 + 4\n</think>\n<answer>\n7\n</answer>\n", True),
+        ("<think>3 + 4</think><answer>7</answer>", True),
+        ("<answer>7</answer>", False),
+        ("<answer>7</answer> <think>3 + 4</think>", False),
+        ("<think><answer>7</think></answer>", False),
+        ("<think>3 + 4</think> so <answer>7</answer>", False),
+        ("So <think>3 + 4</think> <answer>7</answer>", False),
+        ("<think>3 + 4</think> <answer>7</answer> done", False),
+        ("<think>3 + 4</think> <answer>6</answer> <answer>7</answer>", False),
+        ("<think>3 + 4</think> <answer>7", False),
+        ("", False),
+    ],
+)
+def test_the_template_is_followed_to_the_letter(response, follows):
+    assert follows_template(SEVEN, response) == float(follows)
+
+
+def test_matches_wants_the_whole_response():
+    number = Matches(r"\d+")
+    assert [number(SEVEN, response) for response in (" 7\n", "7 apples", "")] == [1.0, 0.0, 0.0]
+    assert Matches(".*")(SEVEN, "two\nlines") == 1.0
+
+
+def test_a_broken_pattern_is_refused_when_it_is_written():
+    with pytest.raises(ValueError, match=r"'\(' is none"):
+        Matches("(")
+
+
+@pytest.mark.parametrize(
+    ("response", "reached"),
+    [
+        ("(10 - 4) * 4", True),
+        ("4 * (10 - 4)", True),
+        ("Let me see. <answer> 4*(10-4) </answer>", True),
+        ("<answer>4 * 4</answer> <answer>4 * (10 - 4)</answer>", True),
+        ("<answer>4 * (10 - 4)</answer> <answer>4 * 4</answer>", False),
+        ("10 + 4 + 10", False),  # 24, but 10 is used twice
+        ("24", False),
+        ("4 * (10 - 4) = 24", False),
+        ("10 + 4 + 4", False),
+        ("4 * (10 - 4", False),
+        ("4 * (10 - 4) * __import__('os').getpid()", False),
+        ("", False),
+    ],
+)
+def test_countdown_wants_the_target_from_each_number_once(response, reached):
+    example = Example("Make 24.", columns={"target": 24, "numbers": [4, 4, 10]})
+    assert reaches_target(example, response) == float(reached)
+
+
+def test_countdown_names_the_columns_that_it_misses():
+    with pytest.raises(ValueError, match="got target '24' and numbers None"):
+        reaches_target(Example("Make 24.", columns={"target": "24"}), "24")
+
+
+@pytest.mark.parametrize(("expression", "value"), [("1/3*3", 1), ("-(2-5)", 3), ("2 + 3 * 4", 14), ("7/2*2", 7)])
+def test_arithmetic_is_exact(expression, value):
+    assert evaluate(expression) == value
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "1/0",
+        "9**9**9**9",
+        "7//2",
+        "(1)(2)",
+        "1 2",
+        "007",
+        "()",
+        "",
+        "a",
+        "1.5",
+        "+1",
+        "\x00",
+        "(" * 200,
+        "-" * 199 + "1" * 9,
+        "9" * 5000,
+        "1+" * 100 + "1",
+    ],
+)
+def test_what_is_no_arithmetic_has_no_value(expression):
+    assert evaluate(expression) is None
+
+
+def length(example, response):
+    return len(response)
+
+
+def undecided(example, response):
+    return None if response == "?" else 1
+
+
+def test_scores_are_laid_out_by_prompt_response_and_part():
+    rewards_PGR = score(Mix(((exact, 1.0), (length, 0.5))), [SEVEN, CHAT], [["7", "17", "77"], ["9", "", "123"]])
+    np.testing.assert_array_equal(rewards_PGR[..., 0], [[1, 0, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(rewards_PGR[..., 1], [[1, 2, 2], [1, 0, 3]])
+    assert rewards_PGR.dtype == np.float32
+
+
+def test_a_bare_function_is_a_mix_of_one():
+    np.testing.assert_array_equal(score(exact, [SEVEN], [["7", "8"]]), [[[1], [0]]])
+
+
+def test_what_a_reward_cannot_judge_is_nan_and_not_zero():
+    np.testing.assert_array_equal(score(undecided, [SEVEN], [["?", "!"]]), [[[math.nan], [1]]])
+
+
+def test_truth_values_are_numbers():
+    assert score(lambda example, response: np.bool_(response == "7"), [SEVEN], [["7"]]) == 1.0
+
+
+def test_parts_are_named_after_their_functions_and_numbered_when_alike():
+    partial = functools.partial(length)
+    mix = Mix(((exact, 1.0), (length, 0.5), (partial, 0.0), (Matches("a"), 1.0), (Matches("b"), 1.0)))
+    assert mix.names == ("exact", "length", "length_2", "Matches", "Matches_2")
+    np.testing.assert_array_equal(mix.weights_R, np.float32([1, 0.5, 0, 1, 1]))
+
+
+@pytest.mark.parametrize("parts", [(), ((exact, math.nan),), ((exact, 1.0), (length, math.inf))])
+def test_a_mix_without_sense_is_refused(parts):
+    with pytest.raises(
+        ValueError, match=r"needs at least one|weight of exact must be .* nan|weight of length must be .* inf"
+    ):
+        Mix(parts)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e39, "1", [1.0], np.ones(2), 1j])
+def test_a_reward_that_is_no_finite_number_is_named_with_its_place(value):
+    def odd(example, response):
+        return value if response == "b" else 0.0
+
+    with pytest.raises(ValueError, match=r"Reward odd must return a finite number.* example 1, response 1 it returned"):
+        score(odd, [SEVEN, SEVEN], [["a", "a"], ["a", "b"]])
+
+
+def test_a_reward_that_raises_is_named_with_its_place():
+    with pytest.raises(ValueError, match=r"Reward exact failed on example 1, response 0: ValueError: exact compares"):
+        score(exact, [SEVEN, answered("")], [["7"], ["7"]])
+
+
+@pytest.mark.parametrize("responses", [[], [["7"]], [["7"], ["7", "8"]], [[], []]])
+def test_groups_that_do_not_fit_the_examples_are_refused(responses):
+    with pytest.raises(ValueError, match="a group of responses for each, all of one size"):
+        score(exact, [SEVEN, SEVEN], responses)
+
+
+def trl_levels(completions, level, **kwargs):
+    return [None if "?" in text else float(number) for text, number in zip(completions, level, strict=True)]
+
+
+async def trl_async(prompts, completions):
+    await asyncio.sleep(0)
+    return [float(len(prompt) + len(text)) for prompt, text in zip(prompts, completions, strict=True)]
+
+
+def test_a_trl_function_sees_all_responses_and_columns_in_order():
+    other = Example("1 + 1 = ?", "2", {"question": "1 + 1 = ?", "level": 5})
+    rewards_PGR = score(trl_levels, [SEVEN, other], [["a", "?"], ["c", "d"]])
+    np.testing.assert_array_equal(rewards_PGR[..., 0], [[1, math.nan], [5, 5]])
+
+
+def test_a_trl_function_may_be_async_and_stand_beside_others():
+    rewards_PGR = score(Mix(((exact, 1.0), (trl_async, 1.0))), [SEVEN], [["7", "77"]])
+    np.testing.assert_array_equal(rewards_PGR, [[[1, 10], [0, 11]]])
+
+
+def test_a_trl_function_may_be_async_where_a_loop_already_runs():
+    async def notebook_cell():
+        return score(trl_async, [SEVEN], [["7"]])
+
+    assert asyncio.run(notebook_cell()) == 10.0
+
+
+def test_a_trl_function_gets_messages_where_the_prompt_is_a_chat():
+    def trl_chat(prompts, completions, **kwargs):
+        assert prompts == [[{"role": "user", "content": "5 + 4 = ?"}]] * 2
+        return [
+            float(completion[0]["role"] == "assistant") + len(completion[0]["content"]) for completion in completions
+        ]
+
+    np.testing.assert_array_equal(score(trl_chat, [CHAT], [["9", "99"]]), [[[2], [3]]])
+
+
+def test_a_trl_function_gets_tokens_and_step_where_there_are_any():
+    seen = {}
+
+    def trl_curious(completions, **kwargs):
+        seen.update(kwargs)
+        return [0.0 for _ in completions]
+
+    score(trl_curious, [SEVEN], [["7", "8"]], tokens=[[[5], [6, 2]]], step=3)
+    assert seen["completion_ids"] == [[5], [6, 2]]
+    assert seen["trainer_state"].global_step == 3
+    assert seen["question"] == ["3 + 4 = ?"] * 2
+    score(functools.partial(trl_curious, scale=2), [SEVEN], [["7"]])
+    assert seen["scale"] == 2
+
+
+def test_a_trl_function_gets_none_for_a_cell_that_a_row_lacks():
+    def trl_hints(completions, hint):
+        return [len(text) if text else 0.0 for text in hint]
+
+    rewards_PGR = score(trl_hints, [SEVEN, Example("?", "1", {"hint": "look"})], [["a"], ["b"]])
+    np.testing.assert_array_equal(rewards_PGR[:, 0, 0], [0, 4])
+
+
+def test_a_column_that_a_trl_function_asks_for_in_vain_is_named():
+    def trl_solution(completions, solution):
+        return [1.0]
+
+    with pytest.raises(ValueError, match="Reward trl_solution asks for solution; available here are question, level"):
+        score(trl_solution, [SEVEN], [["7"]])
+
+
+def test_a_trl_function_that_fails_or_forgets_a_response_is_named():
+    def trl_short(completions):
+        return [1.0]
+
+    def trl_broken(completions):
+        raise KeyError("answer")
+
+    def trl_nan(completions):
+        return [0.0, math.nan]
+
+    with pytest.raises(ValueError, match="Reward trl_short must return one value per completion: 2; got 1"):
+        score(trl_short, [SEVEN], [["7", "8"]])
+    with pytest.raises(ValueError, match="Reward trl_broken failed on a batch of 2 responses to 1 examples: KeyError"):
+        score(trl_broken, [SEVEN], [["7", "8"]])
+    with pytest.raises(ValueError, match=r"Reward trl_nan must return a finite number.* example 0, response 1"):
+        score(trl_nan, [SEVEN], [["7", "8"]])

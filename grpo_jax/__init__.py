@@ -9,6 +9,7 @@ _HOMES = {
     "Algorithm": "grpo",
     "Watch": "grpo",
     "begin": "grpo",
+    "chosen_tokens": "grpo",
     "prepare": "grpo",
     "step": "grpo",
     "update": "grpo",

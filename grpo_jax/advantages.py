@@ -34,15 +34,27 @@ def weighted_total(rewards_PGR: Float[Array, "P G R"], weights_R: Float[Array, "
 
 def group_mean(rewards_PG: Float[Array, "P G"]) -> Float[Array, "P 1"]:
     """The mean reward of each group (DeepSeekMath, arXiv:2402.03300, section 4.1.2)."""
-    count_P1 = jnp.sum(~jnp.isnan(rewards_PG), axis=1, keepdims=True)
-    return jnp.nansum(rewards_PG, axis=1, keepdims=True) / jnp.maximum(count_P1, 1)
+    least_P1, above_PG, count_P1 = _above_least(rewards_PG)
+    return least_P1 + jnp.nansum(above_PG, axis=1, keepdims=True) / jnp.maximum(count_P1, 1)
 
 
 def leave_one_out(rewards_PG: Float[Array, "P G"]) -> Float[Array, "P G"]:
     """The mean reward of the other responses of the group (RLOO, arXiv:2402.14740); in a group of one, its own."""
-    count_P1 = jnp.sum(~jnp.isnan(rewards_PG), axis=1, keepdims=True)
-    others_PG = jnp.nansum(rewards_PG, axis=1, keepdims=True) - rewards_PG
-    return jnp.where(count_P1 > 1, others_PG / jnp.maximum(count_P1 - 1, 1), rewards_PG)
+    least_P1, above_PG, count_P1 = _above_least(rewards_PG)
+    others_PG = jnp.nansum(above_PG, axis=1, keepdims=True) - above_PG
+    return jnp.where(count_P1 > 1, least_P1 + others_PG / jnp.maximum(count_P1 - 1, 1), rewards_PG)
+
+
+def _above_least(rewards_PG: Array) -> tuple[Array, Array, Array]:
+    """Each group's least reward, what rewards have beyond it, and how many there are.
+
+    Means are taken of what is beyond the least, so that a group which agrees on 1.1 has exactly no advantage: rounding
+    would leave it one in a million, and dividing by a vanishing deviation would make it matter.
+    """
+    known_PG = ~jnp.isnan(rewards_PG)
+    least_P1 = jnp.min(rewards_PG, axis=1, keepdims=True, where=known_PG, initial=jnp.inf)
+    least_P1 = jnp.where(jnp.isinf(least_P1), 0.0, least_P1)
+    return least_P1, rewards_PG - least_P1, jnp.sum(known_PG, axis=1, keepdims=True)
 
 
 def unscaled(rewards_PG: Float[Array, "P G"]) -> Float[Array, "1 1"]:

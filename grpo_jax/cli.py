@@ -15,9 +15,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a config that cannot be used, or a file that is not there, is one line and exit status 2."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     sys.path.append(os.getcwd())  # so that `use: my_module:my_reward` finds the user's code
-    from grpo_jax.config import ConfigError
+    from grpo_jax.config import ConfigError, read
 
     try:
+        if hasattr(arguments, "config"):  # before the command is imported, so that a mistake shows at once
+            arguments.config = read(arguments.config, arguments.overrides)
         return importlib.import_module(f"grpo_jax.commands.{arguments.command}").run(arguments)
     except (ConfigError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -51,7 +53,7 @@ def parser_of_all_commands() -> argparse.ArgumentParser:
     generate.add_argument("model", help="a directory, a name on the Hugging Face hub, or smollm2-135m-instruct")
     generate.add_argument("prompt")
     generate.add_argument("--max-tokens", type=int, default=256, help="default: %(default)s")
-    generate.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
+    generate.add_argument("--temperature", type=float, default=0.0, help="default: %(default)s, always the likeliest")
     generate.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     return parser
 

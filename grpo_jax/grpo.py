@@ -1,7 +1,7 @@
 """GRPO, top to bottom: sample a group of responses to each prompt, score them, move towards the better ones.
 
 Read `step` first. Models, engines, rewards and objectives come in as arguments (`Algorithm`), so research code calls
-the same functions with its own. Only `update` and `reference_logprobs` run on the device under `jit`; the rest
+the same functions with its own. Only `update` and `fixed_logprobs` do the work on the device, under `jit`; the rest
 is glue in the order it happens.
 
 Two things differ from the paper (DeepSeekMath, arXiv:2402.03300): the end token is always trained, and the weights of
@@ -60,6 +60,7 @@ class Watch:
 NOBODY = Watch()
 
 
+@partial(jax.jit, static_argnames="algorithm")
 def begin(algorithm: Algorithm, params: Params) -> TrainState:
     """The state before the first update."""
     return TrainState(jnp.zeros((), jnp.int32), params, algorithm.optimizer.init(params))
@@ -140,7 +141,7 @@ def update(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[Train
         updates, opt_state = algorithm.optimizer.update(gradient, opt_state, params)
         params = optax.apply_updates(params, updates)
         losses.append(loss)
-        norms.append(optax.global_norm(gradient))
+        norms.append(optax.tree.norm(gradient))
         records.append(sums)
     tokens = jnp.maximum(jnp.sum(batch.rollouts.action_PGT), 1)
     metrics = {name: sum(sums[name] for sums in records) / tokens for name in records[0]}

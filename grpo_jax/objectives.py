@@ -59,11 +59,12 @@ class Objective:
         advantages_PGT = _per_token(batch.advantages, action_PGT)
         gain_PGT = self.surrogate(log_ratio_PGT, advantages_PGT, logprobs_PGT)
         sums = _clipped(self.surrogate, log_ratio_PGT, advantages_PGT, logprobs_PGT, action_PGT)
-        if self.kl is not None and self.kl.place == "loss":
-            kl_PGT = self.kl.estimator(logprobs_PGT, batch.ref_logprobs_PGT)
+        if self.needs_reference and self.kl.place == "loss":
+            ref_PGT = jnp.where(action_PGT, batch.ref_logprobs_PGT, logprobs_PGT)
+            kl_PGT = self.kl.estimator(logprobs_PGT, ref_PGT)
             if self.kl.corrected:
-                kl_PGT = kl_PGT * jnp.exp(log_ratio_PGT)
-            sums["kl"] = jnp.sum(jnp.where(action_PGT, kl_PGT, 0.0))
+                kl_PGT = kl_PGT * bounded_exp(log_ratio_PGT)
+            sums["kl"] = jnp.sum(kl_PGT)
             gain_PGT = gain_PGT - self.kl.coefficient * kl_PGT
         return -jnp.sum(jnp.where(action_PGT, batch.weights_PGT * gain_PGT, 0.0)), sums
 
@@ -112,6 +113,11 @@ def sequence_product(difference_PGT: Float[Array, "P G T"], action_PGT: Bool[Arr
     return jnp.broadcast_to(jnp.sum(difference_PGT, axis=2, keepdims=True), difference_PGT.shape)
 
 
+def bounded_exp(log_ratio_PGT: Array) -> Array:
+    """The ratio, flat beyond e^80: float32 ends at e^88, and infinity times a gradient of zero is not a number."""
+    return jnp.exp(jnp.minimum(log_ratio_PGT, 80.0))
+
+
 # Surrogates: (log_ratio_PGT, advantages_PGT, logprobs_PGT) -> what to maximise, per token.
 
 
@@ -133,7 +139,7 @@ class ClippedRatio:
     cap: float | None = None
 
     def __call__(self, log_ratio_PGT: Array, advantages_PGT: Array, logprobs_PGT: Array) -> Array:
-        ratio_PGT = jnp.exp(log_ratio_PGT)
+        ratio_PGT = bounded_exp(log_ratio_PGT)
         clipped_PGT = jnp.clip(ratio_PGT, 1 - self.low, 1 + self.high)
         if self.cap is not None:
             ratio_PGT = jnp.minimum(ratio_PGT, self.cap)

@@ -2,9 +2,9 @@
 
 import argparse
 
-from grpo_jax.config import read, render
+from grpo_jax.config import render
 
 
 def run(arguments: argparse.Namespace) -> int:
-    print(render(read(arguments.config, arguments.overrides)), end="")
+    print(render(arguments.config), end="")
     return 0

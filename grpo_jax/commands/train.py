@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import optax
 
 from grpo_jax.commands.progress import Progress
-from grpo_jax.config import Config, ConfigError, read, render
+from grpo_jax.config import Config, ConfigError, render
 from grpo_jax.grpo import Algorithm, begin, check_split, chosen_tokens, step
 from grpo_jax.models import Model
 from grpo_jax.rewards import Mix, score
@@ -80,7 +79,7 @@ class Session:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains as the config says; the exit code."""
-    config = read(arguments.config, arguments.overrides)
+    config: Config = arguments.config
     runs = config.run.build()
     path = runs.latest() if arguments.resume else None
     try:
@@ -130,10 +129,8 @@ def assemble(config: Config) -> Session:
 
 def load_state(session: Session, checkpoints: Checkpoints) -> TrainState:
     """The newest saved state, or the beginning."""
-    params = session.model.params(session.mesh)
-    make = partial(begin, session.algorithm)
-    shardings = weight_shardings(jax.eval_shape(make, params), session.mesh)
-    state = jax.jit(make, out_shardings=shardings, donate_argnums=0)(params)
+    state = begin(session.algorithm, session.model.params(session.mesh))
+    state = jax.device_put(state, weight_shardings(state, session.mesh))
     return state if checkpoints.latest is None else checkpoints.restore(state)
 
 

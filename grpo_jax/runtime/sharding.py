@@ -53,10 +53,15 @@ def _spec(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     found = re.search(r"_([A-Z]+)$", names[-1]) if names else None
     if found is None or len(found[1]) < 2 or len(shape) < len(found[1]):
         return PartitionSpec()
-    axes = [RULES.get(letter) for letter in found[1]]
-    axes = [None] * (len(shape) - len(axes)) + axes
-    divides = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=True)]
-    return PartitionSpec(*divides)
+    axes = [None] * (len(shape) - len(found[1])) + [RULES.get(letter) for letter in found[1]]
+    cuts = [axis if axis and _divides(mesh.shape[axis], size) else None for axis, size in zip(axes, shape, strict=True)]
+    while cuts and cuts[-1] is None:  # the one way of writing a layout: jit compiles again for any other
+        cuts.pop()
+    return PartitionSpec(*cuts)
+
+
+def _divides(parts: int, size: int) -> bool:
+    return parts > 1 and size % parts == 0
 
 
 def check_prompts(count: int, mesh: Mesh) -> None:

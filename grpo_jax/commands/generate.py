@@ -1,0 +1,29 @@
+"""`grpo-jax generate`: one answer to one prompt. The answer alone goes to standard output."""
+
+import argparse
+import sys
+
+import jax
+
+from grpo_jax.config import ConfigError
+from grpo_jax.grpo import chosen_tokens
+from grpo_jax.models import load
+from grpo_jax.rollout import Sampler
+from grpo_jax.runtime.sharding import Layout
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the answer; the exit code."""
+    try:
+        model = load(arguments.model)
+        sampler = Sampler(model.tokenizer.end_ids, 1, arguments.max_tokens, arguments.temperature)
+        prompts = model.tokenizer.encode_all([arguments.prompt], model.policy.max_positions - arguments.max_tokens)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    params = model.params(Layout(data=1).mesh(jax.devices()[:1]))
+    print("compiling and sampling ...", file=sys.stderr)
+    rollouts = sampler(model.policy, params, prompts, jax.random.key(arguments.seed))
+    print(model.tokenizer.decode(chosen_tokens(rollouts)[0][0]))
+    if not rollouts.ended_PG[0, 0]:
+        print(f"(cut off after {arguments.max_tokens} tokens: allow more with --max-tokens)", file=sys.stderr)
+    return 0

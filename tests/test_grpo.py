@@ -1,0 +1,279 @@
+"""The algorithm: gradients do not depend on how the batch is cut, only actions count, and a tiny model learns."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from grpo_jax.grpo import Algorithm, begin, check_split, chosen_tokens, fixed_logprobs, prepare, step, update
+from grpo_jax.logprobs import token_logprobs
+from grpo_jax.models import tiny
+from grpo_jax.objectives import dapo, dr_grpo, grpo, gspo, rloo
+from grpo_jax.rollout import Sampler
+from grpo_jax.runtime.optimizer import adamw
+from grpo_jax.runtime.sharding import Layout, place_prompts, weight_shardings
+from grpo_jax.structs import Prompts, Rollouts
+from grpo_jax.tasks import Example
+
+ONE = Layout().mesh(jax.devices()[:1])
+MODEL = tiny(remat=False)
+PARAMS = MODEL.params(ONE)
+TEXTS = ["a", "What is 2 + 2?", "Name three colours.", "Hi"]
+EXAMPLES = [Example(text, "e") for text in TEXTS]
+PROMPTS = MODEL.tokenizer.encode_all(TEXTS, max_tokens=64)
+ENDS = (10, 32, 101, 256)
+# Plain descent shows the gradient itself in the change of the parameters.
+DESCENT = optax.sgd(1.0)
+
+
+def share_of_vowels(example: Example, response: str) -> float:
+    return sum(letter in "aeiou" for letter in response) / max(len(response), 1)
+
+
+def build(**changes) -> Algorithm:
+    settings = {
+        "policy": MODEL.policy,
+        "sample": Sampler(ENDS, responses=4, max_tokens=12),
+        "decode": MODEL.tokenizer.decode,
+        "reward": share_of_vowels,
+        "objective": dapo(),
+        "optimizer": DESCENT,
+    }
+    return Algorithm(**(settings | changes))
+
+
+def fresh(algorithm: Algorithm, params=PARAMS):
+    return begin(algorithm, jax.tree.map(jnp.copy, params))
+
+
+@pytest.fixture(scope="module")
+def rollouts() -> Rollouts:
+    return Sampler(ENDS, responses=4, max_tokens=12)(MODEL.policy, PARAMS, PROMPTS, jax.random.key(0))
+
+
+REWARDS_PGR = np.random.default_rng(0).uniform(size=(4, 4, 1)).astype(np.float32)
+
+
+def change_of(algorithm: Algorithm, rollouts: Rollouts, params=PARAMS):
+    """What one update does to the parameters, and its metrics."""
+    batch = prepare(algorithm, params, params, rollouts, REWARDS_PGR)
+    state, metrics = update(algorithm, fresh(algorithm, params), batch)
+    return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, params), metrics
+
+
+def assert_close(one, other, tolerance=1e-5):
+    size = max(np.abs(a).max() for a in jax.tree.leaves(one))
+    assert size > 1e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance * size), one, other)
+
+
+OBJECTIVES = [grpo(), grpo(kl_place="reward", kl_estimator="k1"), dr_grpo(length=12), dapo(), gspo(), rloo()]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["grpo", "reward_kl", "dr_grpo", "dapo", "gspo", "rloo"])
+def test_the_gradient_does_not_depend_on_microbatches(objective, rollouts):
+    whole, measured = change_of(build(objective=objective), rollouts)
+    parts, also = change_of(build(objective=objective, microbatch=2), rollouts)
+    assert_close(whole, parts)
+    assert {name: float(value) for name, value in measured.items()} == pytest.approx(
+        {name: float(value) for name, value in also.items()}, rel=1e-3, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("layout", [Layout(1, 8, 1), Layout(2, 2, 2)])
+def test_the_gradient_does_not_depend_on_the_mesh(layout):
+    mesh = layout.mesh()
+    prompts = MODEL.tokenizer.encode_all(TEXTS * 2, max_tokens=64)
+    rewards_PGR = np.random.default_rng(0).uniform(size=(8, 4, 1)).astype(np.float32)
+    algorithm = build(microbatch=None)
+    changes = []
+    for place in (ONE, mesh):
+        params = MODEL.params(place)
+        rollouts = algorithm.sample(MODEL.policy, params, place_prompts(prompts, place), jax.random.key(0))
+        state, _ = update(algorithm, begin(algorithm, params), prepare(algorithm, params, None, rollouts, rewards_PGR))
+        changes.append(jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, PARAMS))
+    assert_close(*changes)
+
+
+def test_reading_the_prompt_once_gives_the_gradient_of_reading_it_for_every_response(rollouts):
+    G = 4
+    apart = Prompts(np.repeat(PROMPTS.tokens_PL, G, axis=0), np.repeat(PROMPTS.valid_PL, G, axis=0))
+    single = {
+        name: jnp.asarray(getattr(rollouts, name)).reshape(4 * G, 1, *getattr(rollouts, name).shape[2:])
+        for name in ("tokens_PGT", "valid_PGT", "action_PGT", "logprobs_PGT", "entropy_PGT", "ended_PG")
+    }
+    repeated = Rollouts(prompts=apart, **single, temperature=1.0)
+    weights_PGT = jnp.asarray(np.random.default_rng(0).normal(size=(4, G, 12)), jnp.float32)
+
+    def total(params, rollouts):
+        return jnp.sum(
+            token_logprobs(MODEL.policy, params, rollouts)[0] * weights_PGT.reshape(rollouts.tokens_PGT.shape)
+        )
+
+    gradient = jax.jit(jax.grad(total))
+    assert_close(gradient(PARAMS, rollouts), gradient(PARAMS, repeated))
+
+
+def test_tokens_after_the_end_do_not_move_the_update(rollouts):
+    assert not rollouts.action_PGT.all()
+    garbled = replace(rollouts, tokens_PGT=jnp.where(rollouts.action_PGT, rollouts.tokens_PGT, 7))
+    one, _ = change_of(build(), rollouts)
+    other, _ = change_of(build(), garbled)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_the_end_token_is_trained(rollouts):
+    """An update in favour of responses that end must make their end tokens likelier."""
+    lengths_PG = rollouts.action_PGT.sum(axis=2)
+    p, g = np.argwhere(np.asarray(rollouts.ended_PG) & np.asarray(lengths_PG > 1))[0]
+    only_PGT = jnp.zeros(rollouts.action_PGT.shape, bool).at[p, g, lengths_PG[p, g] - 1].set(True)
+    algorithm = build(optimizer=optax.sgd(0.1))
+    batch = prepare(algorithm, PARAMS, None, rollouts, REWARDS_PGR)
+    alone = replace(batch, advantages=jnp.ones((4, 4)), weights_PGT=only_PGT.astype(jnp.float32))
+    state, _ = update(algorithm, fresh(algorithm), alone)
+    score = jax.jit(token_logprobs, static_argnums=0)
+    after_PGT, _ = score(MODEL.policy, state.params, rollouts)
+    assert float(jnp.sum(jnp.where(only_PGT, after_PGT - rollouts.logprobs_PGT, 0.0))) > 0.01
+
+
+def test_without_a_kl_term_nobody_asks_for_a_reference(rollouts):
+    assert prepare(build(), PARAMS, None, rollouts, REWARDS_PGR).ref_logprobs_PGT is None
+    assert not grpo(kl=0.0).needs_reference
+    with pytest.raises(ValueError, match="pass a copy of the first parameters"):
+        prepare(build(objective=grpo()), PARAMS, None, rollouts, REWARDS_PGR)
+
+
+def test_kl_in_the_reward_is_subtracted_before_the_advantage(rollouts):
+    algorithm = build(objective=grpo(kl=0.5, kl_estimator="k1", kl_place="reward"))
+    reference = jax.tree.map(lambda a: a * 1.1, PARAMS)
+    batch = prepare(algorithm, PARAMS, reference, rollouts, REWARDS_PGR)
+    score = jax.jit(token_logprobs, static_argnums=0)
+    gap_PG = (score(MODEL.policy, PARAMS, rollouts)[0] - score(MODEL.policy, reference, rollouts)[0]).sum(axis=2)
+    rewards_PG = REWARDS_PGR[..., 0] - 0.5 * np.asarray(gap_PG)
+    expected_PG = [(row - row.mean()) / (row.std(ddof=1) + 1e-4) for row in rewards_PG]
+    np.testing.assert_allclose(batch.advantages, expected_PG, rtol=2e-3, atol=1e-4)
+
+
+def test_several_minibatches_are_several_optimiser_steps(rollouts):
+    algorithm = build(minibatches=2, optimizer=adamw(1e-2, warmup_steps=1))
+    batch = prepare(algorithm, PARAMS, None, rollouts, REWARDS_PGR)
+    assert batch.old_logprobs_PGT is not None
+    state, metrics = update(algorithm, fresh(algorithm), batch)
+    assert int(optax.tree_utils.tree_get(state.opt_state, "ScaleByAdamState").count) == 2
+    assert int(state.step) == 1
+    assert np.isfinite(float(metrics["loss"]))
+
+
+def test_two_minibatches_of_plain_descent_are_two_updates_of_half_the_prompts_each(rollouts):
+    algorithm = build(minibatches=2, objective=dr_grpo(length=12))
+    both, _ = change_of(algorithm, rollouts)
+    batch = prepare(algorithm, PARAMS, None, rollouts, REWARDS_PGR)
+    alone, state = build(objective=dr_grpo(length=12)), fresh(algorithm)
+    for first in (0, 1):
+        half = jax.tree.map(lambda a, first=first: a[first::2], batch)
+        half = replace(half, weights_PGT=alone.objective.weighting(half.rollouts.action_PGT))
+        state, _ = update(alone, state, half)
+    assert_close(both, jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, PARAMS))
+
+
+def test_the_same_seed_gives_the_same_run_and_two_steps_share_no_noise():
+    algorithm = build(optimizer=adamw(1e-3))
+
+    def run() -> tuple[list, dict]:
+        state, seen = fresh(algorithm), []
+        sample = algorithm.sample
+
+        def watched(*inputs):
+            rollouts = sample(*inputs)
+            seen.append(np.asarray(rollouts.tokens_PGT))
+            return rollouts
+
+        spied = replace(algorithm, sample=watched)
+        for index in range(2):
+            key = jax.random.fold_in(jax.random.key(3), index)
+            state, metrics = step(spied, state, None, PROMPTS, EXAMPLES, key)
+        return seen, jax.tree.map(np.asarray, state.params) | {"reward": metrics["reward"]}
+
+    (first, second), end = run()
+    (again, _), also = run()
+    np.testing.assert_array_equal(first, again)
+    jax.tree.map(np.testing.assert_array_equal, end, also)
+    assert (first[:, :, 0] != second[:, :, 0]).any()
+
+
+def test_the_old_state_is_donated(rollouts):
+    algorithm = build()
+    state = fresh(algorithm)
+    update(algorithm, state, prepare(algorithm, PARAMS, None, rollouts, REWARDS_PGR))
+    assert all(array.is_deleted() for array in jax.tree.leaves(state.params))
+
+
+def test_rewards_see_the_text_of_the_chosen_tokens():
+    heard = []
+
+    def listen(example: Example, response: str) -> float:
+        heard.append((example.prompt, response))
+        return float(len(response))
+
+    algorithm = build(reward=listen)
+    _, metrics = step(algorithm, fresh(algorithm), None, PROMPTS, EXAMPLES, jax.random.key(0))
+    rollouts = algorithm.sample(MODEL.policy, PARAMS, PROMPTS, jax.random.key(0))
+    expected = [
+        (text, MODEL.tokenizer.decode(ids))
+        for text, group in zip(TEXTS, chosen_tokens(rollouts), strict=True)
+        for ids in group
+    ]
+    assert heard == expected
+    assert metrics["reward"] == pytest.approx(np.mean([len(response) for _, response in expected]))
+    assert metrics["sampling/sampling_logp_difference/mean"] < 2e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"minibatches": 3}, "4 prompts do not divide into 3 minibatches; choose 1, 2 or 4"),
+        ({"minibatches": 2, "microbatch": 3}, "2 prompts of a minibatch .* microbatches of 3; choose 1 or 2"),
+    ],
+)
+def test_a_split_that_leaves_prompts_over_is_refused_with_the_choices(changes, words):
+    with pytest.raises(ValueError, match=words):
+        check_split(build(**changes), 4)
+
+
+@pytest.mark.parametrize("layout", [None, Layout(2, 2, 2)])
+def test_the_second_step_compiles_nothing(layout):
+    mesh = ONE if layout is None else layout.mesh()
+    algorithm = build(optimizer=adamw(1e-3))
+    state = begin(algorithm, MODEL.params(mesh))
+    state = jax.device_put(state, weight_shardings(state, mesh))
+    prompts = place_prompts(PROMPTS, mesh)
+    state, _ = step(algorithm, state, None, prompts, EXAMPLES, jax.random.key(0))
+    known = update._cache_size(), fixed_logprobs._cache_size()
+    state, _ = step(algorithm, state, None, prompts, EXAMPLES, jax.random.key(1))
+    assert (update._cache_size(), fixed_logprobs._cache_size()) == known
+
+
+def test_a_tiny_model_learns_a_tiny_task_from_scratch():
+    """From random weights: say the letter that was asked for."""
+    examples = [Example(f"Say {letter}", letter) for letter in "abcdef"]
+    prompts = MODEL.tokenizer.encode_all([example.prompt for example in examples], max_tokens=64)
+
+    def share_of_the_letter(example: Example, response: str) -> float:
+        return response.count(example.answer) / max(len(response), 1)
+
+    algorithm = build(
+        reward=share_of_the_letter,
+        sample=Sampler(MODEL.tokenizer.end_ids, responses=32, max_tokens=4),
+        objective=grpo(),
+        optimizer=adamw(3e-3),
+    )
+    state, rewards = fresh(algorithm), []
+    for index in range(100):
+        key = jax.random.fold_in(jax.random.key(0), index)
+        state, metrics = step(algorithm, state, PARAMS, prompts, examples, key)
+        rewards.append(metrics["reward"])
+    assert np.mean(rewards[:5]) < 0.2
+    assert np.mean(rewards[-5:]) > 0.9

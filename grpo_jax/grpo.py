@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import NamedSharding, Sharding
 from jaxtyping import Float
 
 from grpo_jax.advantages import weighted_total
@@ -129,10 +130,17 @@ def prepare(
     return Batch(rollouts, objective.advantage(rewards_PG), weights_PGT, old_PGT, ref_PGT)
 
 
-@partial(jax.jit, static_argnames="algorithm", donate_argnames="state")
 def update(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """One optimiser step for each minibatch of prompts. Donates the state."""
+    """The state after an optimiser step for each minibatch of prompts, laid out as it was. Donates the old state."""
     check_split(algorithm, batch.weights_PGT.shape[0])
+    return update_on(algorithm, tuple(array.sharding for array in jax.tree.leaves(state)), state, batch)
+
+
+@partial(jax.jit, static_argnames=("algorithm", "layout"), donate_argnames="state")
+def update_on(
+    algorithm: Algorithm, layout: tuple[Sharding, ...], state: TrainState, batch: Batch
+) -> tuple[TrainState, Metrics]:
+    """`update`, compiled for one layout of the state: left alone, the compiler would choose another for the result."""
     params, opt_state = state.params, state.opt_state
     scaled = replace(batch, weights_PGT=batch.weights_PGT * algorithm.minibatches)
     losses, norms, records = [], [], []
@@ -146,7 +154,13 @@ def update(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[Train
     tokens = jnp.maximum(jnp.sum(batch.rollouts.action_PGT), 1)
     metrics = {name: sum(sums[name] for sums in records) / tokens for name in records[0]}
     metrics |= {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}
-    return TrainState(state.step + 1, params, opt_state), metrics
+    leaves, tree = jax.tree.flatten(TrainState(state.step + 1, params, opt_state))
+    pinned = [_pin(array, sharding) for array, sharding in zip(leaves, layout, strict=True)]
+    return jax.tree.unflatten(tree, pinned), metrics
+
+
+def _pin(array: Array, sharding: Sharding) -> Array:
+    return jax.lax.with_sharding_constraint(array, sharding) if isinstance(sharding, NamedSharding) else array
 
 
 @partial(jax.jit, static_argnames="algorithm")

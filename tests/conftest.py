@@ -10,8 +10,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from jaxtyping import install_import_hook
 
-hook = install_import_hook("grpo_jax", "beartype.beartype")
-hook.__enter__()  # for the whole session: every annotated shape is checked where it is called
+PACKAGE = Path(__file__).parent.parent / "grpo_jax"
+# Every annotated shape is checked where it is called; structs are left out, as trees of them hold more than arrays.
+CHECKED = [f"grpo_jax.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in ("structs", "__init__")]
+install_import_hook(CHECKED, "beartype.beartype").__enter__()
 
 import jax
 

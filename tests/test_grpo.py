@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from grpo_jax.grpo import Algorithm, begin, check_split, chosen_tokens, fixed_logprobs, prepare, step, update
+from grpo_jax.grpo import Algorithm, begin, check_split, chosen_tokens, fixed_logprobs, prepare, step, update, update_on
 from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models import tiny
 from grpo_jax.objectives import dapo, dr_grpo, grpo, gspo, rloo
@@ -251,9 +251,9 @@ def test_the_second_step_compiles_nothing(layout):
     state = jax.device_put(state, weight_shardings(state, mesh))
     prompts = place_prompts(PROMPTS, mesh)
     state, _ = step(algorithm, state, None, prompts, EXAMPLES, jax.random.key(0))
-    known = update._cache_size(), fixed_logprobs._cache_size()
+    known = update_on._cache_size(), fixed_logprobs._cache_size()
     state, _ = step(algorithm, state, None, prompts, EXAMPLES, jax.random.key(1))
-    assert (update._cache_size(), fixed_logprobs._cache_size()) == known
+    assert (update_on._cache_size(), fixed_logprobs._cache_size()) == known
 
 
 def test_a_tiny_model_learns_a_tiny_task_from_scratch():

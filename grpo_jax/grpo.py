@@ -1,8 +1,8 @@
 """GRPO, top to bottom: sample a group of responses to each prompt, score them, move towards the better ones.
 
 Read `step` first. Models, engines, rewards and objectives come in as arguments (`Algorithm`), so research code calls
-the same functions with its own. Only `update` and `fixed_logprobs` do the work on the device, under `jit`; the rest
-is glue in the order it happens.
+the same functions with its own. Sampling, `update` and `fixed_logprobs` run on the devices, under `jit`; the rest is
+glue in the order it happens.
 
 Two things differ from the paper (DeepSeekMath, arXiv:2402.03300): the end token is always trained, and the weights of
 the tokens are fixed for the whole global batch before the gradient, so microbatches, minibatches and devices change
@@ -63,7 +63,7 @@ NOBODY = Watch()
 
 @partial(jax.jit, static_argnames="algorithm")
 def begin(algorithm: Algorithm, params: Params) -> TrainState:
-    """The state before the first update."""
+    """The state before the first update. It takes the parameters over: a reference policy is a copy."""
     return TrainState(jnp.zeros((), jnp.int32), params, algorithm.optimizer.init(params))
 
 

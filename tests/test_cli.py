@@ -31,7 +31,7 @@ def test_help_imports_neither_jax_nor_yaml():
 
 
 def test_a_mistake_in_a_config_is_one_line_and_comes_before_jax(config):
-    result = grpo_jax("config", config, "train.stepz=1", program=("-c", PROGRAM))
+    result = grpo_jax("train", config, "train.stepz=1", program=("-c", PROGRAM))
     assert result.stderr == "error: command line: train.stepz: unknown key, did you mean train.steps?\n"
     assert result.returncode == 2
     assert HEAVY.isdisjoint(result.stdout.split())

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 
@@ -40,7 +41,15 @@ class Progress(Watch):
         """Times what happens inside, and says that it happens."""
         new = name not in self.seen
         self.seen.add(name)
-        self._show(f"{name} ..." + (" (compiling first)" if new and name in COMPILES else ""), keep=new)
+        self._show(
+            f"{name} ..."
+            + (
+                " (compiling first: seconds for a small model, minutes for a large one)"
+                if new and name in COMPILES
+                else ""
+            ),
+            keep=new,
+        )
         begun = time.monotonic()
         yield
         self.times[name] = time.monotonic() - begun
@@ -68,9 +77,9 @@ class Progress(Watch):
         self.times, self.compiled = {}, 0.0
         return times
 
-    def finish_evaluation(self, text: str) -> None:
-        """Prints the line of an evaluation."""
-        print(f"{text}  {self.times.pop('evaluating'):.1f} s", flush=True)
+    def finish(self, name: str, text: str) -> None:
+        """Prints what a phase between two steps came to, and how long it took."""
+        print(f"{text}  {self.times.pop(name):.1f} s", flush=True)
         self.compiled = 0.0
 
     def elapsed(self) -> str:
@@ -92,6 +101,6 @@ class Progress(Watch):
         elif keep and text:
             print(text, flush=True)
 
-    def _heard(self, event: str, seconds: float, **_: str) -> None:
+    def _heard(self, event: str, seconds: float, **_: Any) -> None:
         if event == COMPILED:
             self.compiled += seconds

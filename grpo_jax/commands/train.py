@@ -1,6 +1,7 @@
 """`grpo-jax train`: a config file in, a run directory out."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,6 +94,11 @@ def run(arguments: argparse.Namespace) -> int:
     record = Record(path, int(state.step))
     try:
         learn(session, state, checkpoints, record)
+    except KeyboardInterrupt:
+        saved = checkpoints.latest
+        advice = "nothing is saved yet" if saved is None else f"step {saved} is saved: go on from it with --resume"
+        print(f"\nstopped; {advice}", file=sys.stderr)
+        return 130
     finally:
         checkpoints.close()
         record.close()
@@ -140,7 +146,8 @@ def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record:
     progress = Progress(settings.steps, done)
     progress.say(introduction(session, state, record.path))
     reference = session.model.params(session.mesh) if algorithm.objective.needs_reference else None
-    history = [evaluate(session, state.params, progress, done)]
+    if done == 0 and session.exam is not None:
+        record.metrics(0, evaluate(session, state.params, progress, 0))
     for index in range(done, settings.steps):
         prompts, examples = session.questions.choose(
             pick(settings.seed, index, settings.prompts, len(session.questions.examples))
@@ -155,12 +162,12 @@ def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record:
         last = index + 1 == settings.steps
         if last or (settings.evaluate_every and (index + 1) % settings.evaluate_every == 0):
             metrics |= evaluate(session, state.params, progress, index + 1)
-        history.append(metrics)
         record.metrics(index + 1, metrics)
         if last or (index + 1) % settings.save_every == 0:
             with progress.phase("saving"):
                 checkpoints.save(index + 1, state)
-    progress.say(conclusion(history, record.path, progress))
+            progress.finish("saving", f"saved step {index + 1}")
+    progress.say(conclusion(record, progress))
 
 
 def evaluate(session: Session, params: Params, progress: Progress, done: int) -> dict[str, float]:
@@ -177,7 +184,7 @@ def evaluate(session: Session, params: Params, progress: Progress, done: int) ->
     described = describe_rewards(score(mix, examples, responses, tokens, done), mix)
     means = {name: value for name, value in described.items() if name == "reward" or name.endswith("/mean")}
     listed = ", ".join(f"{name} {means[f'rewards/{name}/mean']:.3f}" for name in mix.names)
-    progress.finish_evaluation(f"{len(examples)} held-out prompts: reward {means['reward']:.3f} ({listed})")
+    progress.finish("evaluating", f"{len(examples)} held-out prompts: reward {means['reward']:.3f} ({listed})")
     return {f"eval/{name}": value for name, value in means.items()}
 
 
@@ -212,12 +219,14 @@ def introduction(session: Session, state: TrainState, path: Path) -> str:
     )
 
 
-def conclusion(history: Sequence[dict[str, float]], path: Path, progress: Progress) -> str:
+def conclusion(record: Record, progress: Progress) -> str:
     """First against last, and where everything is."""
-    rewards = [metrics["reward"] for metrics in history if "reward" in metrics]
+    rewards, held_out = (
+        [row[name] for row in record.history if row.get(name) is not None] for name in ("reward", "eval/reward")
+    )
     few = min(3, len(rewards))
-    lines = [f"reward {np.mean(rewards[:few]):.3f} -> {np.mean(rewards[-few:]):.3f} (first and last {few} steps)"]
-    held_out = [metrics["eval/reward"] for metrics in history if "eval/reward" in metrics]
+    first, last = (np.mean(part) for part in (rewards[:few], rewards[-few:]))
+    text = f"reward {first:.3f} -> {last:.3f} (mean of the first and of the last {few} steps)"
     if len(held_out) > 1:
-        lines.append(f"held-out reward {held_out[0]:.3f} -> {held_out[-1]:.3f}")
-    return "; ".join(lines) + f"\ndone in {progress.elapsed()}; metrics, answers and checkpoints are in {path}"
+        text += f"; held-out reward {held_out[0]:.3f} -> {held_out[-1]:.3f}"
+    return f"{text}\ndone in {progress.elapsed()}; metrics, answers and checkpoints are in {record.path}"

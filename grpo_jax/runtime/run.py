@@ -8,6 +8,7 @@ checkpoints/                the train state (runtime/checkpoint.py)
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,17 +59,18 @@ class Record:
 
     def __init__(self, path: Path, step: int = 0):
         self.path = path
-        self.rows = path / "metrics.jsonl"
-        if self.rows.exists():
-            kept = [line for line in self.rows.read_text().splitlines() if json.loads(line)["step"] <= step]
-            self.rows.write_text("".join(line + "\n" for line in kept))
+        self.file = path / "metrics.jsonl"
+        rows = map(json.loads, self.file.read_text().splitlines()) if self.file.exists() else ()
+        self.history = [row for row in rows if row["step"] <= step]
+        self.file.write_text("".join(json.dumps(row) + "\n" for row in self.history))
         self.events = SummaryWriter(str(path / "events"), purge_step=step + 1 if step else None)
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of numbers; a number that is not finite is written as null, which JSON has."""
-        row = {"step": step} | {name: float(value) for name, value in metrics.items()}
-        finite = {name: value if abs(value) < float("inf") else None for name, value in row.items()}
-        with self.rows.open("a") as file:
+        numbers = {name: float(value) for name, value in metrics.items()}
+        finite = {"step": step} | {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self.history.append(finite)
+        with self.file.open("a") as file:
             file.write(json.dumps(finite) + "\n")
         for name, value in metrics.items():
             self.events.add_scalar(name, float(value), step)

@@ -82,7 +82,7 @@ class Tokenizer:
             raise ValueError(f"A prompt must not be empty; prompt {index} is. Drop that example, or fill it in.")
         if len(ids) > max_tokens:
             raise ValueError(
-                f"Prompt {index} has {len(ids)} tokens, and the limit is {max_tokens}. Raise rollout.max_prompt_tokens,"
+                f"Prompt {index} has {len(ids)} tokens, and the limit is {max_tokens}. Raise train.max_prompt_tokens,"
                 f" or shorten or filter out such prompts."
             )
         return ids

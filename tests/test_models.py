@@ -11,6 +11,7 @@ import pytest
 from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models.families import read_shape
 from grpo_jax.models.policy import decoder_policy
+from grpo_jax.models.smollm2 import fetch
 from grpo_jax.models.weights import load_weights
 from grpo_jax.runtime.sharding import Layout, weight_shardings
 from grpo_jax.structs import Policy, Prompts, Rollouts
@@ -24,9 +25,13 @@ score = jax.jit(token_logprobs, static_argnums=0)
 
 
 def load_golden(name: str, mesh=ONE, **options):
-    policy = decoder_policy(read_shape(GOLDEN / name), **options)
+    return load_from(GOLDEN / name, mesh, **options)
+
+
+def load_from(directory: Path, mesh=ONE, **options):
+    policy = decoder_policy(read_shape(directory), **options)
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
-    return policy, load_weights(GOLDEN / name, shapes, weight_shardings(shapes, mesh))
+    return policy, load_weights(directory, shapes, weight_shardings(shapes, mesh))
 
 
 def left_padded(rows: list[np.ndarray]) -> Prompts:
@@ -44,7 +49,11 @@ def rollouts_of(prompts: Prompts, tokens_PGT: np.ndarray, temperature: float = 1
 
 
 def read_expected(name: str):
-    expected = np.load(GOLDEN / name / "expected.npz")
+    return read_rollouts(GOLDEN / name / "expected.npz")
+
+
+def read_rollouts(file: Path):
+    expected = np.load(file)
     prompts = np.split(expected["prompts"], np.cumsum(expected["lengths_P"])[:-1])
     return rollouts_of(left_padded(prompts), expected["tokens_PGT"]), expected
 
@@ -54,6 +63,15 @@ def read_expected(name: str):
 def test_log_probs_and_entropies_are_those_of_transformers(name, remat):
     policy, params = load_golden(name, remat=remat)
     rollouts, expected = read_expected(name)
+    logprobs_PGT, entropy_PGT = score(policy, params, rollouts)
+    np.testing.assert_allclose(logprobs_PGT, expected["logprobs_PGT"], atol=1e-4)
+    np.testing.assert_allclose(entropy_PGT, expected["entropy_PGT"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_real_smollm2_gives_the_log_probs_of_transformers():
+    policy, params = load_from(fetch())
+    rollouts, expected = read_rollouts(GOLDEN / "smollm2.npz")
     logprobs_PGT, entropy_PGT = score(policy, params, rollouts)
     np.testing.assert_allclose(logprobs_PGT, expected["logprobs_PGT"], atol=1e-4)
     np.testing.assert_allclose(entropy_PGT, expected["entropy_PGT"], atol=1e-4)

@@ -1,16 +1,27 @@
 """Makes the golden arrays of tests/test_models.py: tiny random models of each family, scored by transformers.
 
     pip install torch transformers safetensors && python tests/golden/make.py
+    python tests/golden/make.py DIRECTORY_OF_SMOLLM2      (`smollm2.npz` alone, from the real model)
 
 Each family gets a folder with its config.json, its weights, and `expected.npz`: log-probs and entropies of given
 responses to given prompts, computed row by row without padding.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 HERE = Path(__file__).parent
 SIZES = {
@@ -47,9 +58,23 @@ def score(model: torch.nn.Module, prompt: np.ndarray, response: np.ndarray) -> t
     return logprobs[np.arange(len(response)), response].numpy(), entropy.numpy()
 
 
-def main() -> None:
+def write(file: Path, model: torch.nn.Module, prompts: list[np.ndarray], tokens_PGT: np.ndarray) -> None:
+    """Scores the responses and writes them down with their prompts."""
+    rows = [
+        [score(model, prompt, tokens) for tokens in group] for prompt, group in zip(prompts, tokens_PGT, strict=True)
+    ]
+    np.savez_compressed(
+        file,
+        prompts=np.concatenate(prompts),
+        lengths_P=np.array([len(prompt) for prompt in prompts]),
+        tokens_PGT=tokens_PGT,
+        logprobs_PGT=np.array([[logprobs for logprobs, _ in row] for row in rows]),
+        entropy_PGT=np.array([[entropy for _, entropy in row] for row in rows]),
+    )
+
+
+def make_families() -> None:
     """Writes one folder for each family."""
-    P, G, T = 3, 2, 24
     for name, (family, config) in MODELS.items():
         torch.manual_seed(0)
         model = family(config).eval()
@@ -57,19 +82,24 @@ def main() -> None:
             torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
         model.save_pretrained(HERE / name)
         draw = np.random.default_rng(0)
-        lengths_P = np.array([3, 17, 9])
-        prompts = [draw.integers(0, config.vocab_size, length) for length in lengths_P]
-        tokens_PGT = draw.integers(0, config.vocab_size, (P, G, T))
-        scores = [[score(model, prompts[p], tokens_PGT[p, g]) for g in range(G)] for p in range(P)]
-        np.savez_compressed(
-            HERE / name / "expected.npz",
-            prompts=np.concatenate(prompts),
-            lengths_P=lengths_P,
-            tokens_PGT=tokens_PGT,
-            logprobs_PGT=np.array([[logprobs for logprobs, _ in row] for row in scores]),
-            entropy_PGT=np.array([[entropy for _, entropy in row] for row in scores]),
-        )
+        prompts = [draw.integers(0, config.vocab_size, length) for length in (3, 17, 9)]
+        write(HERE / name / "expected.npz", model, prompts, draw.integers(0, config.vocab_size, (3, 2, 24)))
+
+
+def make_smollm2(directory: str) -> None:
+    """Writes what the real model says of likely and of unlikely responses."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    texts = ["The capital of France is", "def add(a, b):\n    return", "12 + 30 ="]
+    prompts = [np.array(tokenizer(text)["input_ids"]) for text in texts]
+    T = 16
+    likely = [
+        model.generate(torch.tensor(prompt)[None], do_sample=False, min_new_tokens=T, max_new_tokens=T)[0, -T:].numpy()
+        for prompt in prompts
+    ]
+    unlikely = np.random.default_rng(0).integers(3, 49152, (len(prompts), T))
+    write(HERE / "smollm2.npz", model, prompts, np.stack([np.stack(likely), unlikely], axis=1))
 
 
 if __name__ == "__main__":
-    main()
+    make_smollm2(sys.argv[1]) if len(sys.argv) > 1 else make_families()

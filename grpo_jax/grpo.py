@@ -4,9 +4,10 @@ Read `step` first. Models, engines, rewards and objectives come in as arguments 
 the same functions with its own. Sampling, `update` and `fixed_logprobs` run on the devices, under `jit`; the rest is
 glue in the order it happens.
 
-Two things differ from the paper (DeepSeekMath, arXiv:2402.03300): the end token is always trained, and the weights of
-the tokens are fixed for the whole global batch before the gradient, so microbatches, minibatches and devices change
-nothing but rounding.
+Three things differ from the paper (DeepSeekMath, arXiv:2402.03300): (1) the weights of the tokens are fixed for the
+whole global batch before the gradient, so microbatches, minibatches and devices change nothing but rounding;
+(2) deviations are those of a sample (n-1), plus a small constant; (3) a response that could not be scored is left out
+of its group's mean and gets no advantage.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +45,13 @@ class Algorithm:
     objective: Objective
     optimizer: optax.GradientTransformation
     minibatches: int = 1  # optimiser steps for each batch of rollouts
-    microbatch: int | None = None  # prompts whose gradient is computed at once; None: all of a minibatch
+    microbatch: int | None = None  # prompts whose gradient is computed at once; null: all of a minibatch
+
+    def __post_init__(self) -> None:
+        if self.minibatches < 1 or (self.microbatch is not None and self.microbatch < 1):
+            raise ValueError(
+                f"minibatches and microbatch must be at least 1; got {self.minibatches} and {self.microbatch}."
+            )
 
 
 class Watch:
@@ -114,6 +121,8 @@ def prepare(
     the reward. Otherwise the ratio is one at the only update.
     """
     check_split(algorithm, len(rewards_PGR))
+    if rollouts.temperature <= 0:
+        raise ValueError("Greedy responses have no log-probs to learn from: sample at a temperature above 0.")
     objective = algorithm.objective
     old_PGT = ref_PGT = None
     rewards_PG = weighted_total(jnp.asarray(rewards_PGR), jnp.asarray(as_mix(algorithm.reward).weights_R))
@@ -177,10 +186,9 @@ def _gradient(algorithm: Algorithm, params: Params, batch: Batch) -> tuple[Array
     def loss(params: Params, part: Batch) -> tuple[Array, Metrics]:
         logprobs_PGT, entropy_PGT = token_logprobs(algorithm.policy, params, part.rollouts)
         loss, sums = algorithm.objective(logprobs_PGT, part)
-        return loss, sums | {
-            "entropy": jnp.sum(entropy_PGT),
-            "sampling/sampling_logp_difference/mean": jnp.sum(jnp.abs(logprobs_PGT - part.rollouts.logprobs_PGT)),
-        }
+        trainer_PGT = logprobs_PGT if part.old_logprobs_PGT is None else part.old_logprobs_PGT
+        gap = jnp.sum(jnp.abs(trainer_PGT - part.rollouts.logprobs_PGT))
+        return loss, sums | {"entropy": jnp.sum(entropy_PGT), "sampling/sampling_logp_difference/mean": gap}
 
     measure = jax.value_and_grad(loss, has_aux=True)
     count = _microbatches(algorithm, batch.weights_PGT.shape[0])
@@ -227,5 +235,5 @@ def _parts(tree: Any, count: int) -> list[Any]:
 
 
 def _stacked(tree: Any, count: int) -> Any:
-    """`count` parts on a new first axis, dealt like cards: each device keeps the prompts it has."""
+    """`count` parts on a new first axis, dealt like cards, so that a part has prompts of every device."""
     return jax.tree.map(lambda a: jnp.swapaxes(a.reshape(-1, count, *a.shape[1:]), 0, 1), tree)

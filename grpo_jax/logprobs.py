@@ -1,4 +1,4 @@
-"""Token log-probs and entropies under a policy, in chunks: no `[..., V]` array of a whole batch ever exists.
+"""Token log-probs and entropies under a policy, in chunks: the `[..., V]` arrays are never larger than a chunk.
 
 The only next-token shift of the package is here: hidden states at position t score token t+1, so the response is
 scored by the last state of the prompt followed by all states of the response but its last.
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from grpo_jax.structs import Params, Policy, Rollouts
 
-CHUNK_TOKENS = 1024  # rows of logits alive at once; 1024 rows of a 150k vocabulary are 0.6 GB of float32
+CHUNK_TOKENS = 1024  # logits alive at once, or one position of each row if there are more rows; 0.6 GB for V = 150k
 
 
 def token_logprobs(

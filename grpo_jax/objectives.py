@@ -59,13 +59,14 @@ class Objective:
         advantages_PGT = _per_token(batch.advantages, action_PGT)
         gain_PGT = self.surrogate(log_ratio_PGT, advantages_PGT, logprobs_PGT)
         sums = _clipped(self.surrogate, log_ratio_PGT, advantages_PGT, logprobs_PGT, action_PGT)
-        if self.needs_reference and self.kl.place == "loss":
+        if self.needs_reference:
             ref_PGT = jnp.where(action_PGT, batch.ref_logprobs_PGT, logprobs_PGT)
             kl_PGT = self.kl.estimator(logprobs_PGT, ref_PGT)
             if self.kl.corrected:
                 kl_PGT = kl_PGT * bounded_exp(log_ratio_PGT)
             sums["kl"] = jnp.sum(kl_PGT)
-            gain_PGT = gain_PGT - self.kl.coefficient * kl_PGT
+            if self.kl.place == "loss":
+                gain_PGT = gain_PGT - self.kl.coefficient * kl_PGT
         return -jnp.sum(jnp.where(action_PGT, batch.weights_PGT * gain_PGT, 0.0)), sums
 
     @property
@@ -195,6 +196,10 @@ class FixedLength:
 
     length: int
 
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"Responses are divided by a length of at least 1 token; got {self.length}.")
+
     def __call__(self, action_PGT: Bool[Array, "P G T"]) -> Float[Array, "P G T"]:
         return sequence_sum(action_PGT) / self.length
 
@@ -224,7 +229,7 @@ def dr_grpo(
 def dapo(
     clip_low: float = 0.2,
     clip_high: float = 0.28,
-    cap: float | None = None,
+    cap: float | None = None,  # dual clip, which is not in the paper
 ) -> Objective:
     """DAPO's loss (arXiv:2503.14476): a higher upper clip bound and every token counts the same; no KL.
 

@@ -99,5 +99,4 @@ class Policy:
     extend: Callable[..., tuple[Array, Any]]
     unembed: Callable[..., Array]
     unstack: Callable[[Params], Params]
-    vocabulary: int
     max_positions: int

@@ -176,13 +176,14 @@ def test_weights_without_a_place_are_refused():
         load_weights(GOLDEN / "llama", shapes, weight_shardings(shapes, ONE))
 
 
-def test_log_probs_are_those_of_an_installed_transformers():
+@pytest.mark.parametrize("name", FAMILIES)
+def test_log_probs_are_those_of_an_installed_transformers(name):
     torch = pytest.importorskip("torch", reason="torch is not needed by users; the golden arrays stand in for it")
     from transformers import AutoModelForCausalLM
 
-    policy, params = load_golden("qwen2")
-    rollouts, expected = read_expected("qwen2")
-    model = AutoModelForCausalLM.from_pretrained(GOLDEN / "qwen2").eval()
+    policy, params = load_golden(name)
+    rollouts, expected = read_expected(name)
+    model = AutoModelForCausalLM.from_pretrained(GOLDEN / name).eval()
     row = np.concatenate([expected["prompts"][:3], expected["tokens_PGT"][0, 1]])
     with torch.no_grad():
         logprobs = torch.log_softmax(model(torch.tensor(row)[None]).logits[0, 2:-1], dim=-1)

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -46,8 +47,19 @@ def test_a_generated_task_is_a_function_of_its_seed(make):
 
 
 def test_every_question_that_exists_can_be_asked_for_once():
-    task = arithmetic(train=150, held_out=50, largest=9)  # 10 * 10 operands, + and -
-    assert len(set(questions(task.train)) | set(questions(task.held_out))) == 200
+    task = arithmetic(train=200, held_out=0, largest=9)  # 10 * 10 operands, + and -
+    assert len(set(questions(task.train))) == 200
+
+
+def test_no_held_out_sum_is_a_training_sum_the_other_way_round():
+    task = arithmetic(train=60, held_out=20, operations="+", largest=9)
+    known, asked = (
+        {tuple(sorted(re.findall(r"[0-9]+", q))) for q in questions(part)} for part in (task.train, task.held_out)
+    )
+    assert len(asked) == 20
+    assert known.isdisjoint(asked)
+    with pytest.raises(ValueError, match="training questions were found beside 50 held-out ones"):
+        arithmetic(train=50, held_out=50, operations="+", largest=9)
 
 
 def test_no_two_puzzles_are_alike():

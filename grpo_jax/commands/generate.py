@@ -17,10 +17,11 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         model = load(arguments.model)
         sampler = Sampler(model.tokenizer.end_ids, 1, arguments.max_tokens, arguments.temperature)
-        prompts = model.tokenizer.encode_all([arguments.prompt], model.policy.max_positions - arguments.max_tokens)
+        prompts = model.tokenizer.encode_all([arguments.prompt], model.policy.max_positions)
+        sampler.check_room(model.policy, prompts)
+        params = model.params(Layout().mesh(jax.devices()[:1]))
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    params = model.params(Layout(data=1).mesh(jax.devices()[:1]))
     print("compiling and sampling ...", file=sys.stderr)
     rollouts = sampler(model.policy, params, prompts, jax.random.key(arguments.seed))
     print(model.tokenizer.decode(chosen_tokens(rollouts)[0][0]))

@@ -2,12 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -21,9 +22,9 @@ from grpo_jax.runtime.checkpoint import Checkpoints
 from grpo_jax.runtime.metrics import describe_rewards
 from grpo_jax.runtime.order import pick
 from grpo_jax.runtime.run import Record
-from grpo_jax.runtime.sharding import check_prompts, place_prompts, weight_shardings
+from grpo_jax.runtime.sharding import check_prompts, place_prompts, prompt_parts, weight_shardings
 from grpo_jax.runtime.text import bucket
-from grpo_jax.structs import Params, Prompts, Rollouts, TrainState
+from grpo_jax.structs import Params, Prompts, TrainState
 from grpo_jax.tasks import Example, Task
 
 
@@ -34,8 +35,6 @@ class Train:
     steps: int
     prompts: int = 16  # for each step, each with rollout.responses responses
     max_prompt_tokens: int = 512
-    minibatches: int = 1  # optimiser steps for each batch of rollouts
-    microbatch: int | None = None  # prompts whose gradient is computed at once; null: all of a minibatch
     seed: int = 0
     evaluate_every: int = 10  # steps between greedy answers to held-out prompts; 0 never
     evaluate_prompts: int = 64
@@ -43,7 +42,7 @@ class Train:
     keep: int = 2  # checkpoints
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "prompts": 1, "minibatches": 1, "evaluate_every": 0, "evaluate_prompts": 1, "keep": 1}
+        least = {"steps": 1, "prompts": 1, "evaluate_every": 0, "evaluate_prompts": 1, "keep": 1}
         for name, bound in (least | {"save_every": 1}).items():
             if getattr(self, name) < bound:
                 raise ValueError(f"train.{name} must be at least {bound}; got {getattr(self, name)}.")
@@ -75,7 +74,6 @@ class Session:
     algorithm: Algorithm
     questions: Questions
     exam: Questions | None  # held-out prompts
-    answer: Callable[..., Rollouts]  # how they are answered
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -85,12 +83,14 @@ def run(arguments: argparse.Namespace) -> int:
     path = runs.latest() if arguments.resume else None
     try:
         session = assemble(config)
+        state = load_state(session)
+        path = path or runs.create()
+        checkpoints = Checkpoints(path / "checkpoints", session.settings.keep)
+        if checkpoints.latest is not None:
+            state = checkpoints.restore(state)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    path = path or runs.create()
     (path / "config.yaml").write_text(render(config))
-    checkpoints = Checkpoints(path / "checkpoints", session.settings.keep)
-    state = load_state(session, checkpoints)
     record = Record(path, int(state.step))
     try:
         learn(session, state, checkpoints, record)
@@ -112,32 +112,38 @@ def assemble(config: Config) -> Session:
     mesh = config.mesh.build().mesh()
     check_prompts(settings.prompts, mesh)
     model: Model = config.model.build()
-    algorithm = Algorithm(
+    algorithm: Algorithm = config.algorithm.build(
         policy=model.policy,
         sample=config.rollout.build(ends=model.tokenizer.end_ids),
         decode=model.tokenizer.decode,
         reward=Mix(tuple((call.build(), call.weight) for call in config.rewards)) if config.rewards else task.reward,
         objective=config.objective.build(),
         optimizer=config.optimizer.build(),
-        minibatches=settings.minibatches,
-        microbatch=settings.microbatch,
     )
     check_split(algorithm, settings.prompts)
     questions = Questions(task.train, model, settings.max_prompt_tokens)
-    exam = None
-    if settings.evaluate_every and task.held_out:
-        exam = Questions(task.held_out[: settings.evaluate_prompts], model, settings.max_prompt_tokens)
-        check_prompts(len(exam.examples), mesh)
-    native = isinstance(algorithm.sample, Sampler)
-    answer = replace(algorithm.sample, temperature=0.0, responses=1) if native else algorithm.sample
-    return Session(settings, model, mesh, algorithm, questions, exam, answer)
+    check_sampler(algorithm, questions.prompts)
+    score(algorithm.reward, task.train[:1], [[""]])  # a reward that does not fit the data fails now, not in an hour
+    count = min(settings.evaluate_prompts, len(task.held_out)) if settings.evaluate_every else 0
+    asked = task.held_out[: count - count % prompt_parts(mesh)]
+    exam = Questions(asked, model, settings.max_prompt_tokens) if asked else None
+    return Session(settings, model, mesh, algorithm, questions, exam)
 
 
-def load_state(session: Session, checkpoints: Checkpoints) -> TrainState:
-    """The newest saved state, or the beginning."""
+def check_sampler(algorithm: Algorithm, prompts: Prompts) -> None:
+    """Refuses a native sampler that could not be learned from; other engines look after themselves."""
+    sampler = algorithm.sample
+    if not isinstance(sampler, Sampler):
+        return
+    sampler.check_room(algorithm.policy, prompts)
+    if sampler.temperature == 0:
+        raise ValueError("rollout.temperature 0 gives every response of a group the same tokens: use one above 0.")
+
+
+def load_state(session: Session) -> TrainState:
+    """The state before the first step, on the devices."""
     state = begin(session.algorithm, session.model.params(session.mesh))
-    state = jax.device_put(state, weight_shardings(state, session.mesh))
-    return state if checkpoints.latest is None else checkpoints.restore(state)
+    return jax.device_put(state, weight_shardings(state, session.mesh))
 
 
 def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record: Record) -> None:
@@ -145,8 +151,8 @@ def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record:
     settings, algorithm, done = session.settings, session.algorithm, int(state.step)
     progress = Progress(settings.steps, done)
     progress.say(introduction(session, state, record.path))
-    reference = session.model.params(session.mesh) if algorithm.objective.needs_reference else None
-    if done == 0 and session.exam is not None:
+    reference = load_reference(session, state)
+    if session.exam is not None and not record.history:
         record.metrics(0, evaluate(session, state.params, progress, 0))
     for index in range(done, settings.steps):
         prompts, examples = session.questions.choose(
@@ -170,14 +176,24 @@ def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record:
     progress.say(conclusion(record, progress))
 
 
+def load_reference(session: Session, state: TrainState) -> Params | None:
+    """A copy of the first parameters, where the objective compares with them."""
+    if not session.algorithm.objective.needs_reference:
+        return None
+    return jax.tree.map(jnp.copy, state.params) if int(state.step) == 0 else session.model.params(session.mesh)
+
+
 def evaluate(session: Session, params: Params, progress: Progress, done: int) -> dict[str, float]:
     """The mean rewards of greedy answers to held-out prompts; nothing where there are none."""
     if session.exam is None:
         return {}
     prompts, examples = session.exam.choose(range(len(session.exam.examples)))
+    sample = session.algorithm.sample
+    if isinstance(sample, Sampler):  # another engine answers as it does in training
+        sample = replace(sample, temperature=0.0, responses=1)
     with progress.phase("evaluating"):
         prompts = place_prompts(prompts, session.mesh)
-        rollouts = jax.block_until_ready(session.answer(session.model.policy, params, prompts, jax.random.key(0)))
+        rollouts = jax.block_until_ready(sample(session.model.policy, params, prompts, jax.random.key(0)))
     tokens = chosen_tokens(rollouts)
     responses = [[session.model.tokenizer.decode(ids) for ids in group] for group in tokens]
     mix = session.algorithm.reward
@@ -212,8 +228,9 @@ def introduction(session: Session, state: TrainState, path: Path) -> str:
     shape = ", ".join(f"{name} {size}" for name, size in session.mesh.shape.items())
     return (
         f"{size / 1e6:.1f} M parameters on {session.mesh.size} {session.mesh.devices.flat[0].platform} device(s)"
-        f" ({shape}); {len(session.questions.examples)} training prompts\n"
-        f"{settings.prompts} prompts a step, {settings.minibatches} optimiser step(s) each;"
+        f" ({shape}); {len(session.questions.examples)} training prompts,"
+        f" {len(session.exam.examples) if session.exam else 'no'} held-out ones\n"
+        f"{settings.prompts} prompts a step, {algorithm.minibatches} optimiser step(s) each;"
         f" {'no reference policy, as there is no KL term' if kl is None else f'KL coefficient {kl.coefficient}'}\n"
         f"{'resuming at' if int(state.step) else 'from'} step {int(state.step)} to {settings.steps}, into {path}"
     )

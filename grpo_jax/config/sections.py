@@ -33,6 +33,11 @@ SECTIONS = {
     "rewards": Section("grpo_jax.rewards", supplied=("example", "response", "prompts", "completions")),
     "rollout": Section("grpo_jax.rollout", "Sampler", supplied=("ends",)),
     "objective": Section("grpo_jax.objectives", "grpo"),
+    "algorithm": Section(
+        "grpo_jax.grpo",
+        "Algorithm",
+        supplied=("policy", "sample", "decode", "reward", "objective", "optimizer"),
+    ),
     "optimizer": Section("grpo_jax.runtime.optimizer", "adamw"),
     "train": Section("grpo_jax.commands.train", "Train"),
     "mesh": Section("grpo_jax.runtime.sharding", "Layout"),
@@ -82,6 +87,7 @@ class Config:
     rewards: tuple[RewardPart, ...]
     rollout: Call
     objective: Call
+    algorithm: Call
     optimizer: Call
     train: Call
     mesh: Call

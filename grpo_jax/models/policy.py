@@ -19,7 +19,7 @@ from grpo_jax.structs import Params, Policy, Prompts
 
 @cache
 def decoder_policy(shape: Shape, activations: DTypeLike = jnp.float32, remat: bool = True) -> Policy:
-    """The policy of a decoder of this shape. `remat` saves memory for a third more work in the forward pass."""
+    """The policy of a decoder of this shape. `remat` saves memory by computing the forward pass twice."""
     decoder = _Decoder(shape, activations, remat)
     return Policy(
         init=decoder.init,
@@ -29,7 +29,6 @@ def decoder_policy(shape: Shape, activations: DTypeLike = jnp.float32, remat: bo
         extend=decoder.extend,
         unembed=decoder.unembed,
         unstack=decoder.unstack,
-        vocabulary=shape.vocabulary,
         max_positions=shape.max_positions,
     )
 

@@ -7,27 +7,24 @@ from jaxtyping import Float, Int
 BLOCK = 128  # tokens; one lane width, and close to the square root of a vocabulary
 
 
-def draw(uniform_PG: Float[Array, "P G"], logprobs_PGV: Float[Array, "P G V"]) -> Int[Array, "P G"]:
-    """The token whose interval of cumulative probability holds the row's uniform number: an exact draw.
+def draw(uniform_PG2: Float[Array, "P G 2"], logprobs_PGV: Float[Array, "P G V"]) -> Int[Array, "P G"]:
+    """A block of the vocabulary, then a token of that block, each by inverting its cumulative probability.
 
-    Blocks of the vocabulary first, then tokens of the chosen block: one random number a row and no sum longer than a
-    block, where a Gumbel draw needs one number for every token of the vocabulary.
+    Two uniform numbers a row, where a Gumbel draw needs one for every token; one alone could not tell apart the tokens
+    of a block as rare as its own resolution (2^-23).
     """
     P, G, V = logprobs_PGV.shape
     probs_PGV = jnp.pad(jnp.exp(logprobs_PGV), ((0, 0), (0, 0), (0, -V % BLOCK)))
     probs_PGnB = probs_PGV.reshape(P, G, -1, BLOCK)
     mass_PGn = probs_PGnB.sum(axis=3)
-    block_PG, rest_PG = _find(mass_PGn, uniform_PG * mass_PGn.sum(axis=2))
+    block_PG = _find(mass_PGn, uniform_PG2[:, :, 0])
     probs_PGB = jnp.take_along_axis(probs_PGnB, block_PG[:, :, None, None], axis=2)[:, :, 0]
-    token_PG, _ = _find(probs_PGB, rest_PG)
-    return block_PG * BLOCK + token_PG
+    return block_PG * BLOCK + _find(probs_PGB, uniform_PG2[:, :, 1])
 
 
-def _find(mass_PGn: Array, target_PG: Array) -> tuple[Array, Array]:
-    """The first place where the cumulative mass exceeds the target, never one without mass, and what is left of it."""
+def _find(mass_PGn: Array, uniform_PG: Array) -> Array:
+    """The first place where the share of the cumulative mass exceeds the uniform number; never one without mass."""
     edges_PGn = jnp.cumsum(mass_PGn, axis=2)
-    found_PG = jnp.sum(edges_PGn <= target_PG[:, :, None], axis=2)
+    found_PG = jnp.sum(edges_PGn <= uniform_PG[:, :, None] * edges_PGn[:, :, -1:], axis=2)
     last_PG = mass_PGn.shape[2] - 1 - jnp.argmax(mass_PGn[:, :, ::-1] > 0, axis=2)
-    found_PG = jnp.minimum(found_PG, last_PG).astype(jnp.int32)
-    before_PG = jnp.take_along_axis(edges_PGn - mass_PGn, found_PG[:, :, None], axis=2)[:, :, 0]
-    return found_PG, jnp.maximum(target_PG - before_PG, 0)
+    return jnp.minimum(found_PG, last_PG).astype(jnp.int32)

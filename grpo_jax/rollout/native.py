@@ -29,18 +29,22 @@ class Sampler:
         if not self.ends:
             raise ValueError("No end token is known, so no response could end: name at least one in `ends`.")
         if self.temperature < 0:
-            raise ValueError(f"rollout.temperature must be at least 0 (0 is greedy); got {self.temperature}.")
+            raise ValueError(f"temperature must be at least 0 (0 is greedy); got {self.temperature}.")
         if self.responses < 1 or self.max_tokens < 1:
             raise ValueError(f"Nothing to sample: {self.responses} responses of at most {self.max_tokens} tokens.")
 
     def __call__(self, policy: Policy, params: Params, prompts: Prompts, key: Array) -> Rollouts:
-        needed = prompts.tokens_PL.shape[1] + self.max_tokens
-        if needed > policy.max_positions:
-            raise ValueError(
-                f"Prompts of {prompts.tokens_PL.shape[1]} tokens and responses of {self.max_tokens} need {needed}"
-                f" positions; the model has {policy.max_positions}. Lower rollout.max_tokens or shorten the prompts."
-            )
+        self.check_room(policy, prompts)
         return _sample(self, policy, params, prompts, key)
+
+    def check_room(self, policy: Policy, prompts: Prompts) -> None:
+        """Refuses prompts that leave the model too few positions for the responses."""
+        L = prompts.tokens_PL.shape[1]
+        if L + self.max_tokens > policy.max_positions:
+            raise ValueError(
+                f"Prompts of {L} tokens and responses of {self.max_tokens} need {L + self.max_tokens} positions;"
+                f" the model has {policy.max_positions}. Lower max_tokens or shorten the prompts."
+            )
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -92,6 +96,6 @@ def _choose(sampler: Sampler, logits_PGV: Array, key: Array) -> tuple[Array, Arr
         return token_PG, certain_PG, certain_PG
     logits_PGV = logits_PGV / sampler.temperature
     logprobs_PGV = jax.nn.log_softmax(logits_PGV, axis=2)
-    token_PG = draw(jax.random.uniform(key, logits_PGV.shape[:2]), logprobs_PGV)
+    token_PG = draw(jax.random.uniform(key, (*logits_PGV.shape[:2], 2)), logprobs_PGV)
     logprob_PG = jnp.take_along_axis(logprobs_PGV, token_PG[:, :, None], axis=2)[:, :, 0]
     return token_PG, logprob_PG, -jnp.sum(jnp.exp(logprobs_PGV) * logprobs_PGV, axis=2)

@@ -63,7 +63,7 @@ class Record:
         rows = map(json.loads, self.file.read_text().splitlines()) if self.file.exists() else ()
         self.history = [row for row in rows if row["step"] <= step]
         self.file.write_text("".join(json.dumps(row) + "\n" for row in self.history))
-        self.events = SummaryWriter(str(path / "events"), purge_step=step + 1 if step else None)
+        self.events = SummaryWriter(str(path / "events"), purge_step=step + 1)
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of numbers; a number that is not finite is written as null, which JSON has."""

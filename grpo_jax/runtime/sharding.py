@@ -64,9 +64,14 @@ def _divides(parts: int, size: int) -> bool:
     return parts > 1 and size % parts == 0
 
 
+def prompt_parts(mesh: Mesh) -> int:
+    """Into how many parts the prompts of a step are divided."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def check_prompts(count: int, mesh: Mesh) -> None:
     """Refuses a number of prompts that the devices cannot share evenly."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = prompt_parts(mesh)
     if count % parts:
         raise ValueError(
             f"Each device works on its own prompts, so their number must be a multiple of {parts}; got {count}."

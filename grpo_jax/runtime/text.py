@@ -82,8 +82,8 @@ class Tokenizer:
             raise ValueError(f"A prompt must not be empty; prompt {index} is. Drop that example, or fill it in.")
         if len(ids) > max_tokens:
             raise ValueError(
-                f"Prompt {index} has {len(ids)} tokens, and the limit is {max_tokens}. Raise train.max_prompt_tokens,"
-                f" or shorten or filter out such prompts."
+                f"Prompt {index} has {len(ids)} tokens, and the limit is {max_tokens}. Raise the limit"
+                f" (train.max_prompt_tokens in a config), or shorten or filter out such prompts."
             )
         return ids
 

@@ -1,5 +1,8 @@
 """Sums to work out: generated, so they need no download and can be as easy or as hard as a model needs."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from grpo_jax.rewards.answers import exact, last_number
@@ -7,12 +10,13 @@ from grpo_jax.rewards.expressions import evaluate
 from grpo_jax.rewards.mixing import Mix
 from grpo_jax.tasks.example import Example, Task, check_sizes, messages
 
+DRAWS = 100  # for each question wanted, before giving up
 LARGEST = 10**12  # keeps answers readable, and operands in 64 bits
 
 
 def arithmetic(
     train: int = 4096,  # examples
-    held_out: int = 256,  # examples, none of which is in train
+    held_out: int = 256,  # examples, none of which is in train, not even with its operands in another order
     operations: str = "+-",  # any of + - *
     smallest: int = 0,  # of the operands
     largest: int = 99,
@@ -33,14 +37,37 @@ def arithmetic(
             f"train and held_out ask for {train + held_out} different questions, and only {existing} exist."
             " Ask for fewer, or widen smallest, largest, terms or operations."
         )
-    random = np.random.default_rng(seed)
-    expressions: dict[str, None] = {}  # a dict keeps the order of drawing
-    while len(expressions) < train + held_out:
-        operands = random.integers(smallest, largest, size=terms, endpoint=True)
-        signs = random.choice(list(operations), size=terms - 1)
-        expressions[_written(operands, signs)] = None
-    examples = tuple(_example(expression, instruction, system) for expression in expressions)
-    return Task(examples[:train], examples[train:], Mix(((exact, 1.0), (last_number, 0.1))))
+    draw = partial(_draw, np.random.default_rng(seed), operations, smallest, largest, terms)
+    training, testing = _divide(draw, train, held_out)
+    reward = Mix(((exact, 1.0), (last_number, 0.1)))
+    return Task(
+        *(tuple(_example(text, instruction, system) for text in texts) for texts in (training, testing)), reward
+    )
+
+
+def _divide(draw: Callable[[], tuple[str, str]], train: int, held_out: int) -> tuple[list[str], list[str]]:
+    """Questions to train on, and questions of other families to be tested on."""
+    training: dict[str, None] = {}  # a dict keeps the order of drawing
+    testing: dict[str, str] = {}
+    for _ in range(DRAWS * (train + held_out)):
+        text, family = draw()
+        if family not in testing and len(testing) < held_out:
+            testing[family] = text
+        elif family not in testing:
+            training[text] = None
+        if len(training) == train:
+            return list(training), list(testing.values())
+    raise ValueError(
+        f"Only {len(training)} of {train} training questions were found beside {held_out} held-out ones, which may not"
+        " be the same with operands in another order. Ask for fewer, or widen smallest, largest, terms or operations."
+    )
+
+
+def _draw(random: np.random.Generator, operations: str, smallest: int, largest: int, terms: int) -> tuple[str, str]:
+    """A question, and its family: the question with everything in order."""
+    operands = random.integers(smallest, largest, size=terms, endpoint=True)
+    signs = random.choice(list(operations), size=terms - 1)
+    return _written(operands, signs), _written(np.sort(operands), np.sort(signs))
 
 
 def _written(operands: np.ndarray, signs: np.ndarray) -> str:

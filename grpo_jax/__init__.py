@@ -23,7 +23,7 @@ _HOMES = {
     "Sampler": "rollout",
     "load": "models",
     "tiny": "models",
-    "Example": "tasks",
+    "Example": "rewards",
     "Task": "tasks",
     "Mix": "rewards",
     "score": "rewards",

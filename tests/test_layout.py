@@ -27,11 +27,6 @@ LAYERS = [
 HUGGING_FACE = {"transformers", "datasets", "tokenizers", "huggingface_hub", "safetensors"}
 
 
-class WithoutTypes(ast.NodeTransformer):
-    def visit_If(self, node: ast.If) -> ast.AST | None:
-        return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
-
-
 def unit(module: Path) -> str:
     return module.parts[0].removesuffix(".py")
 
@@ -41,10 +36,10 @@ def layer(unit_name: str) -> int:
 
 
 def imports(module: Path) -> set[str]:
-    """The full names of what a file imports, anywhere in it but under `if TYPE_CHECKING:`."""
+    """The full names of what a file imports, anywhere in it."""
     package = ".".join(["grpo_jax", *module.parts[:-1]])
     names = set()
-    for node in ast.walk(WithoutTypes().visit(ast.parse((PACKAGE / module).read_text(encoding="utf-8")))):
+    for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

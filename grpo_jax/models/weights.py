@@ -37,7 +37,7 @@ class Weights:
             raise ValueError(f"{self.directory}: the weight {name} is missing; is this model complete?")
         file = self.files[name]
         if file not in self.open:
-            self.open[file] = safe_open(file, framework="np").__enter__()
+            self.open[file] = safe_open(file, framework="np")
         return self.open[file].get_slice(name)
 
 

@@ -1,8 +1,20 @@
 """Rewards: plain Python functions of an example and a response, and how to mix and score them."""
 
 from grpo_jax.rewards.answers import exact, last_number
+from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.expressions import reaches_target
 from grpo_jax.rewards.format import Matches, follows_template
 from grpo_jax.rewards.mixing import Mix, Reward, as_mix, score
 
-__all__ = ["Matches", "Mix", "Reward", "as_mix", "exact", "follows_template", "last_number", "reaches_target", "score"]
+__all__ = [
+    "Example",
+    "Matches",
+    "Mix",
+    "Reward",
+    "as_mix",
+    "exact",
+    "follows_template",
+    "last_number",
+    "reaches_target",
+    "score",
+]

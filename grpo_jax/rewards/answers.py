@@ -4,14 +4,10 @@ Numbers are compared as exact fractions: 1,000 is 1000, 3.50 is 3.5 and \frac{1}
 percent carry no value: 50% is 50, not one half. Anything else is compared as text.
 """
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from grpo_jax.tasks.example import Example
+from grpo_jax.rewards.example import Example
 
 MAX_SCANNED = 20_000  # characters: only so much of the end of a response is searched for an answer
 MAX_NUMBER = 100  # characters: a longer run of digits is no answer, and costly to compare

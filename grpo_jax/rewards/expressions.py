@@ -1,16 +1,12 @@
 """Arithmetic written out: evaluating it without `eval`, and the reward of the countdown game."""
 
-from __future__ import annotations
-
 import ast
 import operator
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from grpo_jax.tasks.example import Example
+from grpo_jax.rewards.example import Example
 
 MAX_EXPRESSION = 200  # characters: bounds the depth of the tree and the size of the numbers
 _ALLOWED = re.compile(r"[0-9+\-*/() ]+")

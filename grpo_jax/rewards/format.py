@@ -1,13 +1,9 @@
 """Rewards for the form of a response, whatever it says."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from grpo_jax.tasks.example import Example
+from grpo_jax.rewards.example import Example
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 

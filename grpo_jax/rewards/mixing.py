@@ -5,22 +5,17 @@ written for TRL are rewards too, unchanged (see `trl.py`). A reward that fails, 
 an error scored as zero would teach the model that the answer was wrong.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import numbers
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32
 
 from grpo_jax.rewards import trl
-
-if TYPE_CHECKING:
-    from grpo_jax.tasks.example import Example
+from grpo_jax.rewards.example import Example
 
 Reward = Callable[..., float | None]
 LARGEST = float(np.finfo(np.float32).max)

@@ -6,17 +6,14 @@ Two things differ: (1) a function is passed only what it accepts, so it needs no
 only `global_step`, and there are no `log_extra` and `log_metric`, which TRL functions usually default to None.
 """
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from grpo_jax.tasks.example import Example
+from grpo_jax.rewards.example import Example
 
 NOT_PASSED = {"prompt", "completion", "completion_ids"}  # columns that TRL keeps to itself
 

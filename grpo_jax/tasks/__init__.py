@@ -1,9 +1,10 @@
 """Tasks: questions with answers, how to ask them, and the reward to use. Each function below makes one."""
 
+from grpo_jax.rewards.example import Example
 from grpo_jax.tasks.arithmetic import arithmetic
 from grpo_jax.tasks.countdown import countdown
-from grpo_jax.tasks.example import Example, Task
 from grpo_jax.tasks.gsm8k import gsm8k
 from grpo_jax.tasks.jsonl import jsonl
+from grpo_jax.tasks.task import Task
 
 __all__ = ["Example", "Task", "arithmetic", "countdown", "gsm8k", "jsonl"]

@@ -6,9 +6,10 @@ from functools import partial
 import numpy as np
 
 from grpo_jax.rewards.answers import exact, last_number
+from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.expressions import evaluate
 from grpo_jax.rewards.mixing import Mix
-from grpo_jax.tasks.example import Example, Task, check_sizes, messages
+from grpo_jax.tasks.task import Task, check_sizes, messages
 
 DRAWS = 100  # for each question wanted, before giving up
 LARGEST = 10**12  # keeps answers readable, and operands in 64 bits

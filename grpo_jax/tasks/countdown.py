@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.expressions import evaluate, reaches_target
 from grpo_jax.rewards.format import follows_template
 from grpo_jax.rewards.mixing import Mix
-from grpo_jax.tasks.example import Example, Task, check_sizes, messages
+from grpo_jax.tasks.task import Task, check_sizes, messages
 
 PATIENCE = 1000  # draws in a row without a new puzzle before giving up
 

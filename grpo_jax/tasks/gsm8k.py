@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grpo_jax.rewards.answers import last_number
+from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.mixing import Mix
-from grpo_jax.tasks.example import Example, Task, messages
+from grpo_jax.tasks.task import Task, messages
 
 CONNECT_SECONDS = 0.9
 READ_SECONDS = 10.0

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from grpo_jax.rewards.answers import exact
+from grpo_jax.rewards.example import Example, Message
 from grpo_jax.rewards.mixing import Mix
-from grpo_jax.tasks.example import Example, Message, Task, messages, with_instruction
+from grpo_jax.tasks.task import Task, messages, with_instruction
 
 
 def jsonl(

@@ -4,22 +4,11 @@ All tasks ask in the same way: the instruction follows the question after a spac
 message of the user.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from grpo_jax.rewards.example import Example, Message
 from grpo_jax.rewards.mixing import Mix
-
-Message = dict[str, str]  # "role" and "content", as chat templates expect them
-
-
-@dataclass(frozen=True)
-class Example:
-    """One question: what the model is shown, and what rewards may know about it."""
-
-    prompt: str | list[Message]  # a string is text to continue, messages are a chat
-    answer: str = ""
-    columns: Mapping[str, Any] = field(default_factory=dict)  # the whole row of the data set
 
 
 @dataclass(frozen=True)

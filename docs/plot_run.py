@@ -17,7 +17,7 @@ def main(run: str, picture: str) -> None:
     plt.rcParams |= {"svg.hashsalt": "grpo_jax", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
     figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
     axes.plot([row["step"] for row in rows if "reward" in row], [row["reward"] for row in rows if "reward" in row])
-    axes.plot([row["step"] for row in tested], [row["eval/reward"] for row in tested], "o--")
+    axes.plot([row["step"] for row in tested], [row["eval/reward"] for row in tested], "o--", clip_on=False)
     axes.legend(["training prompts, sampled", "held-out prompts, greedy"], frameon=False, loc="lower right")
     axes.set(xlabel="step", ylabel="mean reward", ylim=(0, 1), xlim=(0, rows[-1]["step"]))
     axes.grid(alpha=0.3)

@@ -121,7 +121,7 @@ def prepare(
     the reward. Otherwise the ratio is one at the only update.
     """
     check_split(algorithm, len(rewards_PGR))
-    if rollouts.temperature <= 0:
+    if rollouts.distribution.temperature == 0:
         raise ValueError("Greedy responses have no log-probs to learn from: sample at a temperature above 0.")
     objective = algorithm.objective
     old_PGT = ref_PGT = None

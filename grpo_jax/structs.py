@@ -19,6 +19,8 @@ import jax
 import numpy as np
 from jax import Array
 
+from grpo_jax.distribution import Distribution
+
 Params = dict[str, Any]
 
 
@@ -38,7 +40,7 @@ class Rollouts:
 
     `valid` marks tokens later ones may attend to, `action` those the policy chose (its end token included). Log-probs
     and entropies are those of the very distribution that was sampled from; both are zero where there is no action.
-    `temperature` is the divisor of the logits that the trainer has to apply to score the same distribution.
+    `distribution` is what was done to the logits, so that the trainer can score under the same one.
     """
 
     prompts: Prompts
@@ -48,7 +50,7 @@ class Rollouts:
     logprobs_PGT: Array
     entropy_PGT: Array
     ended_PG: Array
-    temperature: float = field(metadata={"static": True})
+    distribution: Distribution = field(metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -84,19 +86,24 @@ class Policy:
     init(key) -> params
     read(params, prompts) -> (last_PD, prefix)                       one pass over the prompts
     respond(params, prefix, tokens_PGT, valid_PGT) -> hidden_PGTD    teacher forcing, given the prefix
-    cache(prefix, G, T) -> cache                                     room for T positions of G responses
-    extend(params, prefix, cache, tokens_PG, t) -> (hidden_PGD, cache)   one decoding position for every row
     unembed(params, hidden) -> logits                                float32
-    unstack(params) -> params                                        layers as separate arrays, for `extend`
 
-    Hidden states at position t predict token t+1; `last_PD` predicts the first token of every response.
+    and for decoding:
+
+    serve(params) -> served                                          a copy for sampling, which `extend` takes
+    cache(prefix, L, G, S, int8) -> (shared, own)                    room for S positions of G responses
+    extend(served, shared, own, tokens_PG, cursor, start_PG) -> (hidden_PGD, own)    one position for every row
+
+    Hidden states at position t predict token t+1; `last_PD` predicts the first token of every response. `shared` is the
+    prefix as decoding wants it, padded to L positions, its leaves `[P, ...]`; `own` is what the responses add, its
+    leaves `[P, G, K, S, ...]` a ring in which the row that began at `start` has the positions from there to `cursor`.
     """
 
     init: Callable[..., Params]
     read: Callable[..., tuple[Array, Any]]
     respond: Callable[..., Array]
-    cache: Callable[..., Any]
+    cache: Callable[..., tuple[Any, Any]]
     extend: Callable[..., tuple[Array, Any]]
     unembed: Callable[..., Array]
-    unstack: Callable[[Params], Params]
+    serve: Callable[[Params], Params]
     max_positions: int

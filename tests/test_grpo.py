@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from grpo_jax.distribution import Distribution
 from grpo_jax.grpo import Algorithm, begin, check_split, chosen_tokens, fixed_logprobs, prepare, step, update, update_on
 from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models import tiny
@@ -109,7 +110,7 @@ def test_reading_the_prompt_once_gives_the_gradient_of_reading_it_for_every_resp
         name: jnp.asarray(getattr(rollouts, name)).reshape(4 * G, 1, *getattr(rollouts, name).shape[2:])
         for name in ("tokens_PGT", "valid_PGT", "action_PGT", "logprobs_PGT", "entropy_PGT", "ended_PG")
     }
-    repeated = Rollouts(prompts=apart, **single, temperature=1.0)
+    repeated = Rollouts(prompts=apart, **single, distribution=Distribution())
     weights_PGT = jnp.asarray(np.random.default_rng(0).normal(size=(4, G, 12)), jnp.float32)
 
     def total(params, rollouts):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grpo_jax.distribution import Distribution
 from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models.families import read_shape
 from grpo_jax.models.policy import decoder_policy
@@ -45,7 +46,9 @@ def rollouts_of(prompts: Prompts, tokens_PGT: np.ndarray, temperature: float = 1
     tokens_PGT = jnp.asarray(tokens_PGT, jnp.int32)
     all_PGT = jnp.ones(tokens_PGT.shape, bool)
     nothing_PGT = jnp.zeros(tokens_PGT.shape)
-    return Rollouts(prompts, tokens_PGT, all_PGT, all_PGT, nothing_PGT, nothing_PGT, all_PGT[..., -1], temperature)
+    return Rollouts(
+        prompts, tokens_PGT, all_PGT, all_PGT, nothing_PGT, nothing_PGT, all_PGT[..., -1], Distribution(temperature)
+    )
 
 
 def read_expected(name: str):
@@ -95,11 +98,32 @@ def test_decoding_with_a_cache_gives_the_hidden_states_of_teacher_forcing(name):
     tokens_PGT = rollouts.tokens_PGT
     _, prefix = policy.read(params, rollouts.prompts)
     hidden_PGTD = policy.respond(params, prefix, tokens_PGT, rollouts.valid_PGT)
-    cache = policy.cache(prefix, *tokens_PGT.shape[1:])
-    extend = jax.jit(policy.extend)
-    for t in range(tokens_PGT.shape[2]):
-        hidden_PGD, cache = extend(params, prefix, cache, tokens_PGT[:, :, t], jnp.int32(t))
+    (P, G, T), L = tokens_PGT.shape, prefix["valid_PL"].shape[1]
+    shared, own = policy.cache(prefix, L + 3, G, T, int8=False)
+    extend, served, start_PG = jax.jit(policy.extend), policy.serve(params), jnp.zeros((P, G), jnp.int32)
+    for t in range(T):
+        hidden_PGD, own = extend(served, shared, own, tokens_PGT[:, :, t], jnp.int32(t), start_PG)
         np.testing.assert_allclose(hidden_PGD, hidden_PGTD[:, :, t], atol=2e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rows_may_begin_at_any_turn_of_a_ring(name):
+    policy, params = load_golden(name)
+    rollouts, _ = read_expected(name)
+    tokens_PGT = rollouts.tokens_PGT
+    _, prefix = policy.read(params, rollouts.prompts)
+    hidden_PGTD = policy.respond(params, prefix, tokens_PGT, rollouts.valid_PGT)
+    (P, G, T), L = tokens_PGT.shape, prefix["valid_PL"].shape[1]
+    shared, own = policy.cache(prefix, L, G, T, int8=False)
+    start_PG = np.random.default_rng(0).integers(0, T, (P, G)) + T // 2
+    extend, served = jax.jit(policy.extend), policy.serve(params)
+    for cursor in range(T // 2, 2 * T):
+        place_PG = np.clip(cursor - start_PG, 0, T - 1)
+        now_PG = np.take_along_axis(np.asarray(tokens_PGT), place_PG[:, :, None], axis=2)[:, :, 0]
+        hidden_PGD, own = extend(served, shared, own, now_PG, jnp.int32(cursor), jnp.asarray(start_PG))
+        lives_PG = (start_PG <= cursor) & (cursor < start_PG + T)
+        expected_PGD = np.take_along_axis(np.asarray(hidden_PGTD), place_PG[:, :, None, None], axis=2)[:, :, 0]
+        np.testing.assert_allclose(np.asarray(hidden_PGD)[lives_PG], expected_PGD[lives_PG], atol=2e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -3,14 +3,13 @@
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grpo_jax.distribution import Distribution
 from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models import tiny
-from grpo_jax.rollout import Sampler
-from grpo_jax.rollout.distributions import draw
+from grpo_jax.rollout import Sampler, native, plan, stages
 from grpo_jax.runtime.sharding import Layout
 from grpo_jax.structs import Prompts, Rollouts
 
@@ -88,7 +87,7 @@ def test_greedy_takes_the_likeliest_token_and_is_certain_of_it():
     last_PD, _ = jax.jit(MODEL.policy.read)(PARAMS, PROMPTS)
     best_P = MODEL.policy.unembed(PARAMS, last_PD).argmax(axis=1)
     np.testing.assert_array_equal(rollouts.tokens_PGT[:, 0, 0], best_P)
-    scored_PGT, _ = score(MODEL.policy, PARAMS, replace(rollouts, temperature=0.01))
+    scored_PGT, _ = score(MODEL.policy, PARAMS, replace(rollouts, distribution=Distribution(0.01)))
     np.testing.assert_array_less(-0.7, scored_PGT)  # each one has at least half of a cold distribution
 
 
@@ -117,33 +116,101 @@ def test_eight_devices_sample_the_tokens_of_one():
     np.testing.assert_allclose(alone.logprobs_PGT, shared.logprobs_PGT, atol=1e-5)
 
 
-@pytest.mark.parametrize("V", [5, 128, 300])
-def test_draws_have_the_given_probabilities(V):
-    logits_V = np.random.default_rng(V).normal(size=V) * 2
-    probs_V = np.exp(logits_V - np.log(np.exp(logits_V).sum()))
-    probs_V[V // 2] = 0
-    probs_V /= probs_V.sum()
-    side = (jnp.arange(400, dtype=jnp.float32) + 0.5) / 400  # an even grid in place of noise
-    uniform_1n2 = jnp.stack(jnp.meshgrid(side, side), axis=-1).reshape(1, -1, 2)
-    logprobs_V = jnp.log(jnp.asarray(probs_V, jnp.float32))
-    token_1n = draw(uniform_1n2, jnp.broadcast_to(logprobs_V[None, None], (1, 400 * 400, V)))
-    share_V = np.bincount(np.asarray(token_1n)[0], minlength=V) / (400 * 400)
-    np.testing.assert_allclose(share_V, probs_V, atol=4e-3)
-    assert share_V[V // 2] == 0
+def test_row_counts_ring_lengths_and_waiting_change_no_token(monkeypatch):
+    sampler = Sampler(tuple(range(0, 256, 16)), responses=4, max_tokens=60)
+    prompts = MODEL.tokenizer.encode_all([f"number {n}" for n in range(16)], max_tokens=64)
+    whole = sample(sampler, prompts=prompts)
+    assert len(np.unique(np.asarray(whole.action_PGT).sum(axis=2))) > 5
+    monkeypatch.setattr(plan, "SHORTEST_RING", 4)
+    moves = []
+    monkeypatch.setattr(native.stages, "move", lambda *a, move=stages.move, **k: moves.append(k) or move(*a, **k))
+    for changes in ({}, {"at_once": 3}, {"at_once": 1}):
+        staged = sample(replace(sampler, **changes), prompts=prompts)
+        for name in ("tokens_PGT", "action_PGT", "ended_PG"):
+            np.testing.assert_array_equal(getattr(whole, name), getattr(staged, name))
+        np.testing.assert_allclose(whole.logprobs_PGT, staged.logprobs_PGT, atol=1e-5)
+        np.testing.assert_allclose(whole.entropy_PGT, staged.entropy_PGT, atol=1e-5)
+    assert {move["S"] for move in moves} >= {15, 30, 60}
+    assert any(move["wrapped"] for move in moves)
 
 
-def test_tokens_of_a_rare_block_are_drawn_in_proportion():
-    logprobs_V = jnp.full(256, -jnp.inf).at[0].set(0.0).at[jnp.array([130, 140, 150])].set(jnp.log(2e-8))
-    second = (jnp.arange(300, dtype=jnp.float32) + 0.5) / 300
-    uniform_1n2 = jnp.stack([jnp.full(300, 1 - 2**-24), second], axis=-1)[None]
-    token_1n = draw(uniform_1n2, jnp.broadcast_to(logprobs_V[None, None], (1, 300, 256)))
-    assert np.unique(np.asarray(token_1n), return_counts=True)[1].tolist() in ([300], [100, 100, 100])
+def test_a_thousand_steps_of_random_lengths_need_a_handful_of_programs():
+    random = np.random.default_rng(0)
+    shapes = set()
+    for _ in range(1000):
+        P, G, T = 8, 8, 512
+        L = int(random.integers(100, 250))
+        length_PG = np.minimum(random.geometric(1 / random.integers(20, 200), (P, G)), T)
+        shape, S, t = (P, G), plan.ring_lengths(T)[0], 0
+        while (length_PG > t).any():
+            shapes.add((plan.prefix_length(L), *shape, S))
+            t += 1
+            live_PG = length_PG > t
+            S = next(length for length in plan.ring_lengths(T) if length >= min(max(S, t + 1), T))
+            fitting = [s for s in plan.row_shapes(P, G, 1) if plan.pieces(live_PG, s[1], 1) <= s[0]]
+            shape = min(fitting[-1], shape)
+    assert len(shapes) <= 2 * 16  # two prompt lengths, each with at most what plan.py promises
 
 
-@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
-def test_no_draw_falls_on_a_token_without_probability(uniform):
-    logprobs_11V = jnp.full((1, 1, 300), -jnp.inf).at[0, 0, jnp.array([7, 200])].set(jnp.log(0.5))
-    assert int(draw(jnp.full((1, 1, 2), uniform), logprobs_11V)[0, 0]) == (7 if uniform == 0 else 200)
+def test_seating_keeps_every_living_row_with_its_prompt_and_shard():
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        live_PG = random.random((8, 4)) < random.random()
+        for P, width in plan.row_shapes(8, 4, 2):
+            if plan.pieces(live_PG, width, 2) > P // 2:
+                continue
+            seating = plan.seat(live_PG, (P, width), 2)
+            shard_p = np.repeat([0, 1], P // 2) * 4
+            seated = [
+                (int(shard_p[p] + seating.place_p[p]), int(seating.row_pg[p, g]))
+                for p, g in zip(*np.nonzero(seating.lives_pg), strict=True)
+            ]
+            assert sorted(seated) == list(zip(*(i.tolist() for i in np.nonzero(live_PG)), strict=True))
+
+
+def test_a_stop_string_ends_a_response_at_the_token_that_completes_it():
+    decode = MODEL.tokenizer.decode
+    free = sample(Sampler((256,), responses=6, max_tokens=50))
+    texts = "".join(decode(tokens_T.tolist()) for tokens_T in np.asarray(free.tokens_PGT).reshape(-1, 50))
+    stop = max(filter(str.isascii, set(texts)), key=texts.count)
+    stopped = sample(Sampler((256,), responses=6, max_tokens=50, stop=(stop,), decode=decode))
+    cut = 0
+    for p, g in np.ndindex(3, 6):
+        all_T = np.asarray(free.tokens_PGT)[p, g].tolist()
+        length = next((n for n in range(1, 51) if stop in decode(all_T[:n])), None)
+        whole = int(np.asarray(free.action_PGT)[p, g].sum())
+        expected = whole if length is None else min(length, whole)
+        assert int(np.asarray(stopped.action_PGT)[p, g].sum()) == expected
+        assert np.asarray(stopped.tokens_PGT)[p, g, :expected].tolist() == all_T[:expected]
+        assert bool(stopped.ended_PG[p, g]) == (bool(free.ended_PG[p, g]) or length is not None)
+        cut += length is not None
+    assert cut > 1
+
+
+def test_an_int8_cache_moves_log_probs_little():
+    sampler = Sampler(ENDS, responses=6, max_tokens=40)
+    rollouts = sample(replace(sampler, int8_cache=True))
+    exact_PGT, _ = score(MODEL.policy, PARAMS, rollouts)
+    gap_PGT = np.abs(np.asarray(exact_PGT - rollouts.logprobs_PGT))
+    assert 1e-6 < gap_PGT.max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"top_p": 0.0}, "top_p must be above 0"),
+        ({"top_k": -1}, "top_k must be at least 0"),
+        ({"min_p": 1.0}, "min_p must be"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+        ({"min_tokens": 300}, "min_tokens is 300, but max_tokens only 256"),
+        ({"stop": ("x",)}, "the tokenizer's `decode`"),
+        ({"at_once": 0}, "at_once must be at least 1"),
+        ({"responses": 10**9}, r"need \d+\.\d GB; there are"),
+    ],
+)
+def test_an_impossible_sampler_is_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        sample(Sampler(**({"ends": (256,)} | changes)))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.advantages import Advantage, GroupStd, group_mean
+from grpo_jax.distribution import Distribution
 from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models.families import NAMES, read_shape
 from grpo_jax.models.policy import decoder_policy
@@ -66,7 +67,14 @@ def action_of(name: str) -> jax.Array:
 def rollouts_of(action_PGT: jax.Array, prompts: Prompts, tokens_PGT: jax.Array, temperature: float) -> Rollouts:
     nothing_PGT = jnp.zeros(action_PGT.shape)
     return Rollouts(
-        prompts, tokens_PGT, action_PGT, action_PGT, nothing_PGT, nothing_PGT, action_PGT[..., -1], temperature
+        prompts,
+        tokens_PGT,
+        action_PGT,
+        action_PGT,
+        nothing_PGT,
+        nothing_PGT,
+        action_PGT[..., -1],
+        Distribution(temperature),
     )
 
 

@@ -16,7 +16,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints the answer; the exit code."""
     try:
         model = load(arguments.model)
-        sampler = Sampler(model.tokenizer.end_ids, 1, arguments.max_tokens, arguments.temperature)
+        sampler = Sampler(model.tokenizer.end_ids, 1, arguments.max_tokens, temperature=arguments.temperature)
         prompts = model.tokenizer.encode_all([arguments.prompt], model.policy.max_positions)
         sampler.check_room(model.policy, prompts)
         params = model.params(Layout().mesh(jax.devices()[:1]))

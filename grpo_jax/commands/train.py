@@ -114,7 +114,7 @@ def assemble(config: Config) -> Session:
     model: Model = config.model.build()
     algorithm: Algorithm = config.algorithm.build(
         policy=model.policy,
-        sample=config.rollout.build(ends=model.tokenizer.end_ids),
+        sample=config.rollout.build(ends=model.tokenizer.end_ids, decode=model.tokenizer.decode),
         decode=model.tokenizer.decode,
         reward=Mix(tuple((call.build(), call.weight) for call in config.rewards)) if config.rewards else task.reward,
         objective=config.objective.build(),

@@ -31,7 +31,7 @@ SECTIONS = {
     "model": Section("grpo_jax.models", "load"),
     "task": Section("grpo_jax.tasks"),
     "rewards": Section("grpo_jax.rewards", supplied=("example", "response", "prompts", "completions")),
-    "rollout": Section("grpo_jax.rollout", "Sampler", supplied=("ends",)),
+    "rollout": Section("grpo_jax.rollout", "Sampler", supplied=("ends", "decode")),
     "objective": Section("grpo_jax.objectives", "grpo"),
     "algorithm": Section(
         "grpo_jax.grpo",

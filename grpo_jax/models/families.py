@@ -20,21 +20,21 @@ FAMILIES: dict[str, dict[str, bool]] = {
 NAMES = {
     "embed_VD": ("model.embed_tokens.weight", "VD"),
     "norm_D": ("model.norm.weight", "D"),
-    "head_DV": ("lm_head.weight", "VD"),
+    "head_VD": ("lm_head.weight", "VD"),
     "layers/attention_norm_D": ("model.layers.{n}.input_layernorm.weight", "D"),
-    "layers/attention/query_DHC": ("model.layers.{n}.self_attn.q_proj.weight", "(HC)D"),
-    "layers/attention/key_DKC": ("model.layers.{n}.self_attn.k_proj.weight", "(KC)D"),
-    "layers/attention/value_DKC": ("model.layers.{n}.self_attn.v_proj.weight", "(KC)D"),
-    "layers/attention/out_HCD": ("model.layers.{n}.self_attn.o_proj.weight", "D(HC)"),
+    "layers/attention/query_HCD": ("model.layers.{n}.self_attn.q_proj.weight", "(HC)D"),
+    "layers/attention/key_KCD": ("model.layers.{n}.self_attn.k_proj.weight", "(KC)D"),
+    "layers/attention/value_KCD": ("model.layers.{n}.self_attn.v_proj.weight", "(KC)D"),
+    "layers/attention/out_DHC": ("model.layers.{n}.self_attn.o_proj.weight", "D(HC)"),
     "layers/attention/query_bias_HC": ("model.layers.{n}.self_attn.q_proj.bias", "(HC)"),
     "layers/attention/key_bias_KC": ("model.layers.{n}.self_attn.k_proj.bias", "(KC)"),
     "layers/attention/value_bias_KC": ("model.layers.{n}.self_attn.v_proj.bias", "(KC)"),
     "layers/attention/query_norm_C": ("model.layers.{n}.self_attn.q_norm.weight", "C"),
     "layers/attention/key_norm_C": ("model.layers.{n}.self_attn.k_norm.weight", "C"),
     "layers/feedforward_norm_D": ("model.layers.{n}.post_attention_layernorm.weight", "D"),
-    "layers/feedforward/gate_DF": ("model.layers.{n}.mlp.gate_proj.weight", "FD"),
-    "layers/feedforward/up_DF": ("model.layers.{n}.mlp.up_proj.weight", "FD"),
-    "layers/feedforward/down_FD": ("model.layers.{n}.mlp.down_proj.weight", "DF"),
+    "layers/feedforward/gate_FD": ("model.layers.{n}.mlp.gate_proj.weight", "FD"),
+    "layers/feedforward/up_FD": ("model.layers.{n}.mlp.up_proj.weight", "FD"),
+    "layers/feedforward/down_DF": ("model.layers.{n}.mlp.down_proj.weight", "DF"),
 }
 
 
@@ -96,8 +96,8 @@ def _read_rope(file: Path, config: dict[str, Any]) -> Rope:
 
 
 def letters(name: str) -> str:
-    """The axes a parameter's name ends in: "DHC" for "layers/attention/query_DHC"."""
+    """The axes a parameter's name ends in: "HCD" for "layers/attention/query_HCD"."""
     found = re.search(r"_([A-Z]+)$", name)
     if found is None:
-        raise ValueError(f"The parameter {name!r} does not end in its axes, such as `gate_DF`.")
+        raise ValueError(f"The parameter {name!r} does not end in its axes, such as `gate_FD`.")
     return found[1]

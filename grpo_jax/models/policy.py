@@ -1,7 +1,7 @@
 """A decoder as a `Policy`: NNX inside, pure functions over a plain nested dict outside.
 
 Layers are stacked on a first axis N. Teacher forcing scans over them, with each layer's activations computed again in
-the backward pass; decoding unrolls them over separate arrays, because a scan would hold every cache twice.
+the backward pass; decoding unrolls them over separate arrays (`serve`), because a scan would hold every cache twice.
 """
 
 from functools import cache
@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from grpo_jax.models.decoder import Layer, Shape, matrix, rms_norm, rotations
+from grpo_jax.models.decoder import Layer, Memory, Shape, matrix, project, quantize, rms_norm, rotations
 from grpo_jax.structs import Params, Policy, Prompts
 
 
@@ -28,13 +28,13 @@ def decoder_policy(shape: Shape, activations: DTypeLike = jnp.float32, remat: bo
         cache=decoder.cache,
         extend=decoder.extend,
         unembed=decoder.unembed,
-        unstack=decoder.unstack,
+        serve=decoder.serve,
         max_positions=shape.max_positions,
     )
 
 
-def _keep(key: Array, value: Array) -> tuple[Array, Array]:
-    return key, value
+def _keep(memory: Memory) -> Memory:
+    return memory
 
 
 class _Decoder:
@@ -42,6 +42,7 @@ class _Decoder:
 
     def __init__(self, shape: Shape, activations: DTypeLike, remat: bool):
         self.shape, self.activations, self.remat = shape, activations, remat
+        self.layer = jax.jit(self._layer)  # one program for every layer, not one that returns hundreds of arrays
         self.graph = nnx.split(nnx.eval_shape(lambda: Layer(shape, nnx.Rngs(0))), nnx.Param)[0]
 
     def init(self, key: Array) -> Params:
@@ -56,9 +57,9 @@ class _Decoder:
             "layers": jax.vmap(layer)(jax.random.split(layer_key, shape.layers)),
             "norm_D": jnp.ones((D,)),
         }
-        return params if shape.tied else params | {"head_DV": matrix(nnx.Rngs(params=head_key), (D, V), D)[...]}
+        return params if shape.tied else params | {"head_VD": matrix(nnx.Rngs(params=head_key), (V, D), D)[...]}
 
-    def read(self, params: Params, prompts: Prompts) -> tuple[Array, dict[str, Array]]:
+    def read(self, params: Params, prompts: Prompts) -> tuple[Array, dict[str, Any]]:
         valid_PL = prompts.valid_PL
         L = valid_PL.shape[1]
         positions_PL = jnp.maximum(jnp.cumsum(valid_PL, axis=1) - 1, 0)
@@ -66,16 +67,15 @@ class _Decoder:
         mask_P1LL = (causal_LL[None] & valid_PL[:, None, :])[:, None]
         x_P1LD = self._embed(params, prompts.tokens_PL[:, None])
         turns = rotations(self.shape.rope, self.shape.channels, positions_PL[:, None])
-        x_P1LD, (key_NP1LKC, value_NP1LKC) = self._scan(params, x_P1LD, turns, mask_P1LL, None)
+        x_P1LD, memory = self._scan(params, x_P1LD, turns, mask_P1LL, None)
         prefix = {
-            "key_NPLKC": key_NP1LKC[:, :, 0],
-            "value_NPLKC": value_NP1LKC[:, :, 0],
+            "memory": jax.tree.map(lambda a_NP1KLC: a_NP1KLC[:, :, 0], memory),
             "valid_PL": valid_PL,
             "length_P": jnp.sum(valid_PL, axis=1),
         }
         return self._finish(params, x_P1LD[:, 0, -1]), prefix
 
-    def respond(self, params: Params, prefix: dict[str, Array], tokens_PGT: Array, valid_PGT: Array) -> Array:
+    def respond(self, params: Params, prefix: dict[str, Any], tokens_PGT: Array, valid_PGT: Array) -> Array:
         T = tokens_PGT.shape[2]
         causal_TT = jnp.tril(jnp.ones((T, T), bool))
         mask_PGTT = causal_TT[None, None] & valid_PGT[:, :, None, :]
@@ -85,40 +85,54 @@ class _Decoder:
         x_PGTD, _ = self._scan(params, x_PGTD, turns, mask_PGTT, prefix)
         return self._finish(params, x_PGTD)
 
-    def cache(self, prefix: dict[str, Array], G: int, T: int) -> list[tuple[Array, Array]]:
-        N, P, _, K, C = prefix["key_NPLKC"].shape
-        empty_PGTKC = jnp.zeros((P, G, T, K, C), self.activations)
-        return [(empty_PGTKC, empty_PGTKC) for _ in range(N)]
+    def serve(self, params: Params) -> Params:
+        layers = [self.layer(params["layers"], n) for n in range(self.shape.layers)]
+        return jax.tree.map(self._cast, params | {"layers": layers})
 
-    def extend(self, params: Params, prefix: dict[str, Array], cache: list, tokens_PG: Array, t: Array):
-        T = cache[0][0].shape[2]
-        mask_11T = jnp.arange(T)[None, None, None] <= t
-        positions_P11 = (prefix["length_P"] + t)[:, None, None]
-        turns = rotations(self.shape.rope, self.shape.channels, positions_P11)
+    def _layer(self, layers: Params, n: int | Array) -> Params:
+        return jax.tree.map(lambda a: self._cast(a[n]), layers)
+
+    def _cast(self, a: Array) -> Array:
+        return a.astype(self.activations) if a.ndim > 1 else a  # norms work in float32
+
+    def cache(self, prefix: dict[str, Any], L: int, G: int, S: int, int8: bool) -> tuple[Any, list[Memory]]:
+        keep = quantize if int8 else _keep
+        P, K, C = prefix["length_P"].shape[0], self.shape.kv_heads, self.shape.channels
+        room = L - prefix["valid_PL"].shape[1]
+
+        def memory(n: int) -> Memory:
+            return keep(jax.tree.map(lambda a: jnp.pad(a[n], ((0, 0), (0, 0), (room, 0), (0, 0))), prefix["memory"]))
+
+        shared = prefix | {
+            "memory": [memory(n) for n in range(self.shape.layers)],
+            "valid_PL": jnp.pad(prefix["valid_PL"], ((0, 0), (room, 0))),
+        }
+        empty_PGKSC = jnp.zeros((P, G, K, S, C), self.activations)
+        return shared, [keep(Memory(empty_PGKSC, empty_PGKSC)) for _ in range(self.shape.layers)]
+
+    def extend(self, params: Params, prefix: dict, own: list[Memory], tokens_PG: Array, cursor: Array, start_PG: Array):
+        S = own[0].key.shape[3]
+        age_S = (cursor - jnp.arange(S)) % S
+        mask_PG1S = age_S[None, None, None] <= (cursor - start_PG)[:, :, None, None]
+        positions_PG1 = (prefix["length_P"][:, None] + cursor - start_PG)[:, :, None]
+        table = rotations(self.shape.rope, self.shape.channels, jnp.arange(prefix["valid_PL"].shape[1] + S))
+        turns = jax.tree.map(lambda a: a[positions_PG1], table)  # looked up, or every layer would compute its own sines
         x_PG1D = self._embed(params, tokens_PG[:, :, None])
         kept = []
-        for index, (layer, room) in enumerate(zip(self.unstack(params)["layers"], cache, strict=True)):
+        for weights, shared, room in zip(params["layers"], prefix["memory"], own, strict=True):
 
-            def store(key_PG1KC: Array, value_PG1KC: Array, room=room) -> tuple[Array, Array]:
-                write = jax.lax.dynamic_update_slice_in_dim
-                return write(room[0], key_PG1KC, t, axis=2), write(room[1], value_PG1KC, t, axis=2)
+            def store(new: Memory, room: Memory = room) -> Memory:
+                new = new if room.key_scale is None else quantize(new)
+                return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, cursor % S, 3), room, new)
 
-            shared = (prefix["key_NPLKC"][index], prefix["value_NPLKC"][index], prefix["valid_PL"])
-            x_PG1D, own = nnx.merge(self.graph, layer)(x_PG1D, turns, mask_11T, shared, store)
-            kept.append(own)
+            layer = nnx.merge(self.graph, weights)
+            x_PG1D, memory = layer(x_PG1D, turns, mask_PG1S, (shared, prefix["valid_PL"]), store)
+            kept.append(memory)
         return self._finish(params, x_PG1D[:, :, 0]), kept
 
     def unembed(self, params: Params, hidden: Array) -> Array:
-        wide = {"preferred_element_type": jnp.float32}
-        if self.shape.tied:
-            return jnp.einsum("...D,VD->...V", hidden, params["embed_VD"].astype(hidden.dtype), **wide)
-        return jnp.einsum("...D,DV->...V", hidden, params["head_DV"].astype(hidden.dtype), **wide)
-
-    def unstack(self, params: Params) -> Params:
-        if isinstance(params["layers"], list):
-            return params
-        layers = [jax.tree.map(lambda a, i=i: a[i], params["layers"]) for i in range(self.shape.layers)]
-        return params | {"layers": layers}
+        head_VD = params["embed_VD" if self.shape.tied else "head_VD"]
+        return project(hidden, head_VD.astype(hidden.dtype), wide=jnp.float32)
 
     def _embed(self, params: Params, tokens: Array) -> Array:
         return params["embed_VD"][tokens].astype(self.activations)
@@ -126,13 +140,13 @@ class _Decoder:
     def _finish(self, params: Params, x: Array) -> Array:
         return rms_norm(x, params["norm_D"], self.shape.norm_epsilon)
 
-    def _scan(self, params: Params, x_PGTD: Array, turns, mask_PGTS: Array, prefix: dict[str, Array] | None):
+    def _scan(self, params: Params, x_PGTD: Array, turns, mask_PGTS: Array, prefix: dict[str, Any] | None):
         """All layers over rows that attend to themselves and, where there is one, to the prefix."""
-        shared = None if prefix is None else (prefix["key_NPLKC"], prefix["value_NPLKC"])
 
-        def layer(x_PGTD: Array, parts: tuple[Any, Any]) -> tuple[Array, tuple[Array, Array]]:
+        def layer(x_PGTD: Array, parts: tuple[Any, Memory | None]) -> tuple[Array, Memory]:
             weights, shared = parts
-            prefixed = None if shared is None else (*shared, prefix["valid_PL"])
+            prefixed = None if shared is None else (shared, prefix["valid_PL"])
             return nnx.merge(self.graph, weights)(x_PGTD, turns, mask_PGTS, prefixed, _keep)
 
+        shared = None if prefix is None else prefix["memory"]
         return jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x_PGTD, (params["layers"], shared))

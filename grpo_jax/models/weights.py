@@ -89,7 +89,7 @@ def _read(weights: Weights, name: str, shape: tuple[int, ...], index: Index) -> 
 def _read_tensor(
     weights: Weights, name: str, axes: str, ours: str, sizes: dict[str, int], cuts: dict[str, slice]
 ) -> np.ndarray:
-    """One tensor's part in our order of axes. Of a merged pair the outer axis is cut, the inner one read whole."""
+    """One tensor's part, its axes set apart. Of a merged pair the outer one is cut, the inner one read whole."""
     groups = [pair or single for pair, single in re.findall(r"\((\w+)\)|(\w)", axes)]
     tensor = weights.tensor(name)
     expected = [math.prod(sizes[letter] for letter in group) for group in groups]
@@ -104,7 +104,5 @@ def _read_tensor(
         rows.append(slice(start * width, stop * width))
         lengths += [stop - start] + [sizes[letter] for letter in inner]
     part = tensor[tuple(rows)].astype(np.float32).reshape(lengths)
-    order = "".join(groups)
     already_cut = {group[0] for group in groups}
-    part = part.transpose([order.index(letter) for letter in ours])
     return np.ascontiguousarray(part[tuple(slice(None) if letter in already_cut else cuts[letter] for letter in ours)])

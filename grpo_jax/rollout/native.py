@@ -1,101 +1,282 @@
-"""The native sampler: prompts are read once for each group, then every row takes one token a turn in a single loop.
+"""The native sampler: prompts are read once for each group, then rows take one token a turn, in stages.
 
-A group is an axis, so all rows share one cursor into caches that hold responses only; the loop ends early when every
-row has ended.
+A stage is one compiled loop on the devices. Between stages the host looks at who is still living: rows that ended are
+written down and make room, so that neither they nor an empty cache are paid for, and waiting prompts move in.
 """
 
-from dataclasses import dataclass
-from functools import partial
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.sharding import Mesh, NamedSharding
 
-from grpo_jax.rollout.distributions import draw
+from grpo_jax.distribution import Distribution
+from grpo_jax.rollout import stages
+from grpo_jax.rollout.plan import pieces, prefix_length, ring_lengths, row_shapes, seat
+from grpo_jax.runtime.sharding import memory_bytes, place_prompts, prompt_parts, serving_shardings
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts
+
+STOP_TOKENS = 16  # between two looks at the text for a stop string
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Answers each prompt `responses` times, until one of `ends` or `max_tokens`. Temperature 0 is greedy."""
+    """Answers each prompt `responses` times, until one of `ends`, a text in `stop`, or `max_tokens`."""
 
     ends: tuple[int, ...]
     responses: int = 8
     max_tokens: int = 256
-    temperature: float = 1.0
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int = 0  # so many likeliest tokens; 0: all
+    top_p: float = 1.0  # the fewest likeliest tokens with this much probability
+    min_p: float = 0.0  # tokens at least this likely, next to the likeliest
+    repetition_penalty: float = 1.0  # 1 is none
+    min_tokens: int = 0  # no end before so many tokens
+    stop: tuple[str, ...] = ()  # texts that end a response, as an end token does
+    at_once: int | None = None  # prompts held at once, others wait until rows end; null: all
+    int8_cache: bool = False  # keys and values in half the memory of bfloat16; log-probs change a little
+    decode: Callable[[Sequence[int]], str] | None = None  # the tokenizer's, to look for stop strings
 
     def __post_init__(self) -> None:
         if not self.ends:
             raise ValueError("No end token is known, so no response could end: name at least one in `ends`.")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be at least 0 (0 is greedy); got {self.temperature}.")
         if self.responses < 1 or self.max_tokens < 1:
             raise ValueError(f"Nothing to sample: {self.responses} responses of at most {self.max_tokens} tokens.")
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens is {self.min_tokens}, but max_tokens only {self.max_tokens}.")
+        if self.stop and self.decode is None:
+            raise ValueError("Stop strings are looked for in text: give the sampler the tokenizer's `decode`.")
+        if self.at_once is not None and self.at_once < 1:
+            raise ValueError(f"at_once must be at least 1; got {self.at_once}.")
+        _ = self.distribution
+
+    @cached_property
+    def distribution(self) -> Distribution:
+        """What the tokens are drawn from."""
+        return Distribution(
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.min_p,
+            self.repetition_penalty,
+            self.min_tokens,
+            self.ends,
+        )
 
     def __call__(self, policy: Policy, params: Params, prompts: Prompts, key: Array) -> Rollouts:
         self.check_room(policy, prompts)
-        return _sample(self, policy, params, prompts, key)
+        return _Sampling(self, policy, params, prompts, key).rollouts()
 
     def check_room(self, policy: Policy, prompts: Prompts) -> None:
-        """Refuses prompts that leave the model too few positions for the responses."""
-        L = prompts.tokens_PL.shape[1]
+        """Refuses prompts that leave the model too few positions for the responses, or more cache than memory."""
+        P, L = prompts.tokens_PL.shape
         if L + self.max_tokens > policy.max_positions:
             raise ValueError(
                 f"Prompts of {L} tokens and responses of {self.max_tokens} need {L + self.max_tokens} positions;"
                 f" the model has {policy.max_positions}. Lower max_tokens or shorten the prompts."
             )
+        P = min(P, self.at_once or P)
+        needed = _cache_bytes(policy, P, L, self.responses, self.max_tokens, self.int8_cache)
+        room = memory_bytes()
+        if needed > room:
+            raise ValueError(
+                f"The keys and values of {P} prompts with {self.responses} responses of {self.max_tokens} tokens need"
+                f" {needed / 1e9:.1f} GB; there are {room / 1e9:.1f} GB. Hold fewer prompts at once (at_once), or lower"
+                " responses or max_tokens."
+            )
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _sample(sampler: Sampler, policy: Policy, params: Params, prompts: Prompts, key: Array) -> Rollouts:
-    P, G, T = prompts.tokens_PL.shape[0], sampler.responses, sampler.max_tokens
-    last_PD, prefix = policy.read(params, prompts)
-    params = policy.unstack(params)
-    empty = {
-        "t": jnp.zeros((), jnp.int32),
-        "live_PG": jnp.ones((P, G), bool),
-        "tokens_PGT": jnp.full((P, G, T), sampler.ends[0], jnp.int32),
-        "action_PGT": jnp.zeros((P, G, T), bool),
-        "logprobs_PGT": jnp.zeros((P, G, T), jnp.float32),
-        "entropy_PGT": jnp.zeros((P, G, T), jnp.float32),
-    }
-
-    def take(loop: dict[str, Any], hidden_PGD: Array) -> dict[str, Any]:
-        t, live_PG = loop["t"], loop["live_PG"]
-        logits_PGV = policy.unembed(params, hidden_PGD)
-        token_PG, logprob_PG, entropy_PG = _choose(sampler, logits_PGV, jax.random.fold_in(key, t))
-        token_PG = jnp.where(live_PG, token_PG, sampler.ends[0])
-        put = partial(jax.lax.dynamic_update_index_in_dim, index=t, axis=2)
-        return loop | {
-            "t": t + 1,
-            "token_PG": token_PG,
-            "live_PG": live_PG & ~jnp.isin(token_PG, jnp.asarray(sampler.ends)),
-            "tokens_PGT": put(loop["tokens_PGT"], token_PG),
-            "action_PGT": put(loop["action_PGT"], live_PG),
-            "logprobs_PGT": put(loop["logprobs_PGT"], jnp.where(live_PG, logprob_PG, 0.0)),
-            "entropy_PGT": put(loop["entropy_PGT"], jnp.where(live_PG, entropy_PG, 0.0)),
-        }
-
-    def turn(loop: dict[str, Any]) -> dict[str, Any]:
-        hidden_PGD, cache = policy.extend(params, prefix, loop["cache"], loop["token_PG"], loop["t"] - 1)
-        return take(loop | {"cache": cache}, hidden_PGD)
-
-    first = take(empty, jnp.broadcast_to(last_PD[:, None], (P, G, last_PD.shape[1])))
-    start = first | {"cache": policy.cache(prefix, G, T)}
-    loop = jax.lax.while_loop(lambda loop: (loop["t"] < T) & loop["live_PG"].any(), turn, start)
-    per_token = (loop["tokens_PGT"], loop["action_PGT"], loop["action_PGT"], loop["logprobs_PGT"], loop["entropy_PGT"])
-    return Rollouts(prompts, *per_token, ended_PG=~loop["live_PG"], temperature=sampler.temperature)
+def programs() -> int:
+    """How many decoding programs this process has compiled."""
+    return _announce.cache_info().currsize
 
 
-def _choose(sampler: Sampler, logits_PGV: Array, key: Array) -> tuple[Array, Array, Array]:
-    """A token for each row, its log-prob, and the entropy of the distribution it was drawn from."""
-    if sampler.temperature == 0:
-        token_PG = jnp.argmax(logits_PGV, axis=2).astype(jnp.int32)
-        certain_PG = jnp.zeros(token_PG.shape, jnp.float32)
-        return token_PG, certain_PG, certain_PG
-    logits_PGV = logits_PGV / sampler.temperature
-    logprobs_PGV = jax.nn.log_softmax(logits_PGV, axis=2)
-    token_PG = draw(jax.random.uniform(key, (*logits_PGV.shape[:2], 2)), logprobs_PGV)
-    logprob_PG = jnp.take_along_axis(logprobs_PGV, token_PG[:, :, None], axis=2)[:, :, 0]
-    return token_PG, logprob_PG, -jnp.sum(jnp.exp(logprobs_PGV) * logprobs_PGV, axis=2)
+class _Sampling:
+    """One call of a sampler: what is on the devices, who sits where, and what has been written down."""
+
+    def __init__(self, sampler: Sampler, policy: Policy, params: Params, prompts: Prompts, key: Array):
+        (P, L), G, T = prompts.tokens_PL.shape, sampler.responses, sampler.max_tokens
+        self.sampler, self.policy, self.params, self.prompts = sampler, policy, params, prompts
+        self.mesh = _mesh_of(prompts.tokens_PL)
+        self.parts = prompt_parts(self.mesh) if self.mesh is not None else 1
+        self.served = _serve(policy, params)
+        self.rings, self.L = ring_lengths(T), prefix_length(L)
+        self.key_PG = _row_keys(key, P, G)
+        held = P if sampler.at_once is None else min(P, -(-sampler.at_once // self.parts) * self.parts)
+        self.few = max(self.parts, held // 4 // self.parts * self.parts)  # prompts that move in together
+        self.waiting = list(range(held, P))
+        self.tokens_PGT = np.full((P, G, T), sampler.ends[0], np.int32)
+        self.logprobs_PGT, self.entropy_PGT = np.zeros((P, G, T), np.float32), np.zeros((P, G, T), np.float32)
+        self.length_PG, self.ended_PG = np.zeros((P, G), np.int32), np.zeros((P, G), bool)
+        self.shared, self.own, self.rows = self._begin(np.arange(held), self.rings[0])
+        self.who_PG = np.arange(held * G).reshape(held, G)  # whose row sits there; -1: nobody's
+
+    def rollouts(self) -> Rollouts:
+        """All responses, once every row has ended."""
+        while (live_PG := self._decode()).any() or self.waiting:
+            if self.waiting:
+                live_PG = self._admit(live_PG)
+            self._make_room(live_PG)
+        T = self.tokens_PGT.shape[2]
+        action_PGT = np.arange(T)[None, None] < self.length_PG[:, :, None]
+        arrays = (self.tokens_PGT, action_PGT, action_PGT, self.logprobs_PGT, self.entropy_PGT, self.ended_PG)
+        placed = [jnp.asarray(a) if self.mesh is None else place_prompts(a, self.mesh) for a in arrays]
+        return Rollouts(self.prompts, *placed, distribution=self.sampler.distribution)
+
+    def _begin(self, index_p: np.ndarray, S: int, only_first: bool = False) -> tuple[Any, Any, stages.Rows]:
+        """Prompts, read and with a first token for each response; `only_first` leaves room for no more."""
+        everyone = len(index_p) == self.tokens_PGT.shape[0]
+        prompts = self.prompts if everyone else jax.tree.map(lambda a: a[index_p], self.prompts)
+        key_pG = self.key_PG if everyone else self.key_PG[index_p]
+        shape = (self.L, self.sampler.responses, 1 if only_first else S)
+        last_pD, shared, own = stages.read(self.policy, self.params, prompts, shape, self.sampler.int8_cache, self.mesh)
+        rows = stages.begin(
+            self.policy,
+            self.sampler.distribution,
+            self.served,
+            prompts,
+            last_pD,
+            key_pG,
+            self.sampler.max_tokens,
+            shape[2],
+            self.mesh,
+        )
+        return shared, own, rows
+
+    def _decode(self) -> np.ndarray:
+        """One stage; who is living after it. Rows that have ended are written down."""
+        P, G, S = self.rows.tokens_PGS.shape
+        _announce(self.policy, self.sampler.distribution, self.L, self.sampler.int8_cache, P, G, S)
+        smaller = row_shapes(P, G, self.parts)[1:2]
+        narrow = smaller and not self.waiting
+        until = stages.Until(
+            cursor=int(self.rows.cursor) + STOP_TOKENS if self.sampler.stop else 2**30,
+            pieces=smaller[0][0] // self.parts if narrow else -1,
+            width=smaller[0][1] if narrow else 1,
+            free=self.few if self.waiting else P + 1,
+        )
+        self.own, self.rows = stages.decode(
+            self.policy,
+            self.sampler.distribution,
+            self.served,
+            self.shared,
+            self.own,
+            self.rows,
+            self.sampler.max_tokens,
+            until,
+            self.parts,
+        )
+        return self._write_down()
+
+    def _write_down(self) -> np.ndarray:
+        rows = self.rows
+        live_PG, length_PG, ended_PG, start_PG = jax.device_get(
+            (rows.live_PG, rows.length_PG, rows.ended_PG, rows.start_PG)
+        )
+        stopped = bool(self.sampler.stop)
+        if not stopped and (live_PG | (self.who_PG < 0)).all():
+            return live_PG
+        rings = jax.device_get((rows.tokens_PGS, rows.logprobs_PGS, rows.entropy_PGS))
+        S = rings[0].shape[2]
+        live_PG = live_PG.copy()
+        for p, g in zip(*np.nonzero(self.who_PG >= 0), strict=True):
+            index_T = (start_PG[p, g] + np.arange(length_PG[p, g])) % S
+            tokens_T = rings[0][p, g, index_T]
+            cut = self._stop_length(tokens_T) if stopped else None
+            if live_PG[p, g] and cut is None:
+                continue
+            n = len(tokens_T) if cut is None else cut
+            row = divmod(self.who_PG[p, g], self.sampler.responses)
+            for kept, ring in zip((self.tokens_PGT, self.logprobs_PGT, self.entropy_PGT), rings, strict=True):
+                kept[row][:n] = ring[p, g, index_T[:n]]
+            self.length_PG[row] = n
+            self.ended_PG[row] = ended_PG[p, g] or cut is not None
+            self.who_PG[p, g] = -1
+            live_PG[p, g] = False
+        if stopped:
+            self.rows = replace(rows, live_PG=jax.device_put(live_PG, rows.live_PG.sharding))
+        return live_PG
+
+    def _stop_length(self, tokens_T: np.ndarray) -> int | None:
+        """How many tokens there are when the first stop string is complete."""
+        ids = tokens_T.tolist()
+
+        def stops(n: int) -> bool:
+            return any(text in self.sampler.decode(ids[:n]) for text in self.sampler.stop)
+
+        return next((n for n in range(1, len(ids) + 1) if stops(n)), None) if stops(len(ids)) else None
+
+    def _admit(self, live_PG: np.ndarray) -> np.ndarray:
+        """Waiting prompts move into places where nobody lives."""
+        P, G = live_PG.shape
+        live_PG = live_PG.copy()
+        while self.waiting and (free := np.flatnonzero(~live_PG.any(axis=1))).size >= min(self.few, P):
+            index_p = np.array(self.waiting[: self.few])
+            del self.waiting[: self.few]
+            place_p = np.full(self.few, P)  # beyond the last: left out
+            place_p[: len(index_p)] = free[: len(index_p)]
+            padded = np.concatenate([index_p, np.repeat(index_p[:1], self.few - len(index_p))])
+            shared, _, rows = self._begin(padded, 1, only_first=True)
+            self.shared, self.rows = stages.admit(self.shared, self.rows, shared, rows, place_p)
+            self.who_PG[free[: len(index_p)]] = index_p[:, None] * G + np.arange(G)[None]
+            live_PG[free[: len(index_p)]] = True
+        return live_PG
+
+    def _make_room(self, live_PG: np.ndarray) -> None:
+        """The living sit together in the smallest arrays that are compiled, their rings long enough to go on."""
+        P, G, S = self.rows.tokens_PGS.shape
+        longest = int(np.max(jax.device_get(self.rows.length_PG), where=live_PG, initial=0))
+        ring = next((length for length in self.rings if length >= S and length > longest), S)
+        shapes = row_shapes(P, G, self.parts) if not self.waiting else [(P, G)]
+        fitting = [shape for shape in shapes if pieces(live_PG, shape[1], self.parts) <= shape[0] // self.parts]
+        if not live_PG.any() or (ring == S and fitting[-1] == (P, G)):
+            return
+        seating = seat(live_PG, fitting[-1], self.parts)
+        wrapped = ring != S and int(self.rows.cursor) > S
+        self.shared, self.own, self.rows = stages.move(
+            self.shared, self.own, self.rows, *seating, S=ring, parts=self.parts, wrapped=wrapped
+        )
+        shards_nPG = self.who_PG.reshape(self.parts, -1, G)
+        place_np = seating.place_p.reshape(self.parts, -1)
+        moved_nPG = np.take_along_axis(shards_nPG, place_np[:, :, None], axis=1).reshape(-1, G)
+        self.who_PG = np.where(seating.lives_pg, np.take_along_axis(moved_nPG, seating.row_pg, axis=1), -1)
+
+
+@cache
+def _announce(policy: Policy, distribution: Distribution, L: int, int8: bool, P: int, G: int, S: int) -> None:
+    logging.getLogger("grpo_jax").info("compiling the sampler: %d x %d rows, %d positions", P, G, S)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _row_keys(key: Array, P: int, G: int) -> Array:
+    """A key for each row of a rollout, whatever sits beside it."""
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(P * G)).reshape(P, G)
+
+
+def _serve(policy: Policy, params: Params) -> Params:
+    """The copy of the weights that sampling reads, made and laid out once for each rollout."""
+    served = policy.serve(params)
+    mesh = _mesh_of(jax.tree.leaves(params)[0])
+    return served if mesh is None else jax.device_put(served, serving_shardings(served, mesh))
+
+
+def _mesh_of(array: Any) -> Mesh | None:
+    """The mesh an array is laid out on, if it is more than one device."""
+    sharding = getattr(array, "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
+
+
+@cache
+def _cache_bytes(policy: Policy, P: int, L: int, G: int, T: int, int8: bool) -> int:
+    prompts = Prompts(jax.ShapeDtypeStruct((P, L), jnp.int32), jax.ShapeDtypeStruct((P, L), bool))
+    params = jax.eval_shape(policy.init, jax.random.key(0))
+    _, prefix = jax.eval_shape(policy.read, params, prompts)
+    held = jax.eval_shape(lambda prefix: policy.cache(prefix, L, G, T, int8), prefix)
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(held))

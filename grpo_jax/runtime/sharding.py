@@ -1,6 +1,7 @@
 """Where arrays live: the one mesh, and the one table from axis letters to mesh axes."""
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 # Weights: D is cut by fsdp, what attention and feed-forward split naturally by tensor.
 RULES = {"D": "fsdp", "H": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
 PROMPTS = PartitionSpec(("data", "fsdp"))
+PREFIX = PartitionSpec(("data", "fsdp"), "tensor")  # keys and values of prompts: [P, K, L, ...]
+CACHE = PartitionSpec(("data", "fsdp"), None, "tensor")  # keys and values of responses: [P, G, K, S, ...]
 
 
 @dataclass(frozen=True)
@@ -45,22 +48,44 @@ def weight_shardings(tree: Any, mesh: Mesh) -> Any:
 
     A layer-stacked array has one axis more than letters. Vectors, and axes that do not divide, stay whole.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, a: NamedSharding(mesh, _spec(path, a.shape, mesh)), tree)
+    return _by_letters(tree, mesh, RULES)
 
 
-def _spec(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def serving_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Shardings for the copy of the parameters that sampling reads: whole on every fsdp shard, or each token of a
+    rollout would gather it again.
+    """
+    return _by_letters(tree, mesh, {letter: axis for letter, axis in RULES.items() if axis != "fsdp"})
+
+
+def fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """A sharding of an array by `spec`, without the axes that it does not have or that do not divide."""
+    return NamedSharding(mesh, _trimmed(list(spec)[: len(shape)], shape, mesh))
+
+
+def _by_letters(tree: Any, mesh: Mesh, rules: dict[str, str]) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, a: NamedSharding(mesh, _spec(path, a.shape, mesh, rules)), tree
+    )
+
+
+def _spec(path: tuple, shape: tuple[int, ...], mesh: Mesh, rules: dict[str, str]) -> PartitionSpec:
     names = [str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey)]
     found = re.search(r"_([A-Z]+)$", names[-1]) if names else None
     if found is None or len(found[1]) < 2 or len(shape) < len(found[1]):
         return PartitionSpec()
-    axes = [None] * (len(shape) - len(found[1])) + [RULES.get(letter) for letter in found[1]]
-    cuts = [axis if axis and _divides(mesh.shape[axis], size) else None for axis, size in zip(axes, shape, strict=True)]
+    return _trimmed([None] * (len(shape) - len(found[1])) + [rules.get(letter) for letter in found[1]], shape, mesh)
+
+
+def _trimmed(axes: list, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    cuts = [axis if axis and _divides(mesh, axis, size) else None for axis, size in zip(axes, shape, strict=False)]
     while cuts and cuts[-1] is None:  # the one way of writing a layout: jit compiles again for any other
         cuts.pop()
     return PartitionSpec(*cuts)
 
 
-def _divides(parts: int, size: int) -> bool:
+def _divides(mesh: Mesh, axis: str | tuple[str, ...], size: int) -> bool:
+    parts = math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
     return parts > 1 and size % parts == 0
 
 
@@ -83,3 +108,11 @@ def place_prompts(tree: Any, mesh: Mesh) -> Any:
     """Arrays whose first axis is P, divided over the mesh by prompts."""
     check_prompts(jax.tree.leaves(tree)[0].shape[0], mesh)
     return jax.device_put(tree, NamedSharding(mesh, PROMPTS))
+
+
+def memory_bytes() -> int:
+    """What the devices of this process can hold together; on a CPU, what the machine can."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(stats) and all("bytes_limit" in stat for stat in stats):
+        return sum(stat["bytes_limit"] for stat in stats)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

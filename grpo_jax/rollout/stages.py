@@ -1,0 +1,237 @@
+"""What the devices do while sampling: begin rows, decode them for a stage, move the living ones together.
+
+All rows share one cursor into a ring of S positions, so a turn writes every row's keys with one slice, and a row may
+begin at any turn: `start` is where. A row that has ended stays as it is until its place is given away.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, PartitionSpec
+
+from grpo_jax.distribution import Distribution, draw, greedy
+from grpo_jax.runtime.sharding import CACHE, PREFIX, PROMPTS, fit
+from grpo_jax.structs import Params, Policy, Prompts
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """P places for prompts with G rows each. Index s of the rings is the position `cursor` had, modulo S."""
+
+    cursor: Array  # of the token that is chosen next
+    start_PG: Array
+    length_PG: Array
+    live_PG: Array
+    ended_PG: Array
+    key_PG: Array
+    last_PG: Array
+    tokens_PGS: Array
+    logprobs_PGS: Array
+    entropy_PGS: Array
+    seen_PGV: Array | None  # tokens of the prompt and of the response so far, where the distribution penalizes them
+
+
+class Until(NamedTuple):
+    """When a stage hands back to the host, beside no row living or one being as long as its ring."""
+
+    cursor: int  # has been reached
+    pieces: int  # so few places of `width` rows would hold the living, in every shard (-1: never)
+    width: int
+    free: int  # so many places have no living row
+
+
+@partial(jax.jit, static_argnames=("policy", "shape", "int8", "mesh"))
+def read(
+    policy: Policy, params: Params, prompts: Prompts, shape: tuple[int, int, int], int8: bool, mesh: Mesh | None
+) -> tuple[Array, Any, Any]:
+    """One pass over the prompts: the state after each, their memory as decoding wants it, and an empty cache.
+
+    `shape` is the length the prompts' memory is padded to, the responses to each, and the positions of the cache.
+    """
+    last_PD, prefix = policy.read(params, prompts)
+    shared, own = policy.cache(prefix, *shape, int8)
+    return last_PD, _pin(shared, mesh, PREFIX), _pin(own, mesh, CACHE)
+
+
+@partial(jax.jit, static_argnames=("policy", "distribution", "S", "mesh"))
+def begin(
+    policy: Policy,
+    distribution: Distribution,
+    params: Params,
+    prompts: Prompts,
+    last_PD: Array,
+    key_PG: Array,
+    max_tokens: Array,
+    S: int,
+    mesh: Mesh | None,
+) -> Rows:
+    """Rows with their first token."""
+    P, G = key_PG.shape
+    nothing_PG = jnp.zeros((P, G), jnp.int32)
+    empty_PGS = _pin(jnp.zeros((P, G, S)), mesh, PROMPTS)
+    last_PG1 = jnp.broadcast_to(last_PD[:, None], (P, G, last_PD.shape[1]))
+    logits_PGV = policy.unembed(params, last_PG1)
+    seen_PGV = None
+    if distribution.penalizes:
+        index_P1 = jnp.arange(P)[:, None]
+        seen_PV = jnp.zeros((P, logits_PGV.shape[2]), bool).at[index_P1, prompts.tokens_PL].max(prompts.valid_PL)
+        seen_PGV = jnp.broadcast_to(seen_PV[:, None], logits_PGV.shape)
+    rows = Rows(
+        cursor=jnp.zeros((), jnp.int32),
+        start_PG=nothing_PG,
+        length_PG=nothing_PG,
+        live_PG=jnp.ones((P, G), bool),
+        ended_PG=jnp.zeros((P, G), bool),
+        key_PG=key_PG,
+        last_PG=nothing_PG,
+        tokens_PGS=empty_PGS.astype(jnp.int32),
+        logprobs_PGS=empty_PGS,
+        entropy_PGS=empty_PGS,
+        seen_PGV=seen_PGV,
+    )
+    return _choose(distribution, rows, logits_PGV, max_tokens)
+
+
+@partial(jax.jit, static_argnames=("policy", "distribution", "parts"), donate_argnames=("own", "rows"))
+def decode(
+    policy: Policy,
+    distribution: Distribution,
+    params: Params,
+    shared: Any,
+    own: Any,
+    rows: Rows,
+    max_tokens: Array,
+    until: Until,
+    parts: int,
+) -> tuple[Any, Rows]:
+    """The cache and the rows after one stage. Donates both."""
+    S = rows.tokens_PGS.shape[2]
+
+    def goes_on(carry: tuple[Any, Rows]) -> Array:
+        rows = carry[1]
+        living_P = rows.live_PG.sum(axis=1)
+        longest = jnp.max(jnp.where(rows.live_PG, rows.length_PG, 0))
+        crowded = jnp.sum(-(-living_P // until.width).reshape(parts, -1), axis=1).max() > until.pieces
+        waiting = jnp.sum(living_P == 0) < until.free
+        return (longest > 0) & (longest < S) & (rows.cursor < until.cursor) & crowded & waiting
+
+    def turn(carry: tuple[Any, Rows]) -> tuple[Any, Rows]:
+        own, rows = carry
+        hidden_PGD, own = policy.extend(params, shared, own, rows.last_PG, rows.cursor - 1, rows.start_PG)
+        return own, _choose(distribution, rows, policy.unembed(params, hidden_PGD), max_tokens)
+
+    return jax.lax.while_loop(goes_on, turn, (own, rows))
+
+
+def _choose(distribution: Distribution, rows: Rows, logits_PGV: Array, max_tokens: Array) -> Rows:
+    """The rows with one more token, where they live."""
+    logits_PGV = distribution(logits_PGV, rows.length_PG, rows.seen_PGV)
+    if distribution.temperature == 0:
+        token_PG, logprob_PG, entropy_PG = greedy(logits_PGV)
+    else:
+        token_PG, logprob_PG, entropy_PG = draw(_noise(rows.key_PG, rows.length_PG), logits_PGV)
+    live_PG = rows.live_PG
+    token_PG = jnp.where(live_PG, token_PG, rows.last_PG)
+    ended_PG = live_PG & jnp.isin(token_PG, jnp.asarray(distribution.ends))
+    length_PG = rows.length_PG + live_PG
+    index = rows.cursor % rows.tokens_PGS.shape[2]
+
+    def put(ring_PGS: Array, new_PG: Array) -> Array:
+        old_PG = jax.lax.dynamic_index_in_dim(ring_PGS, index, 2, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(ring_PGS, jnp.where(live_PG, new_PG, old_PG), index, 2)
+
+    seen_PGV = rows.seen_PGV
+    if seen_PGV is not None:
+        seen_PGV |= token_PG[:, :, None] == jnp.arange(seen_PGV.shape[2])[None, None]
+    return replace(
+        rows,
+        cursor=rows.cursor + 1,
+        length_PG=length_PG,
+        live_PG=live_PG & ~ended_PG & (length_PG < max_tokens),
+        ended_PG=rows.ended_PG | ended_PG,
+        last_PG=token_PG,
+        tokens_PGS=put(rows.tokens_PGS, token_PG),
+        logprobs_PGS=put(rows.logprobs_PGS, logprob_PG),
+        entropy_PGS=put(rows.entropy_PGS, entropy_PG),
+        seen_PGV=seen_PGV,
+    )
+
+
+def _noise(key_PG: Array, turn_PG: Array) -> Array:
+    """Two uniform numbers for each row, from its own key and its own turn alone."""
+
+    def one(key: Array, turn: Array) -> Array:
+        return jax.random.uniform(jax.random.fold_in(key, turn), (2,))
+
+    return jax.vmap(jax.vmap(one))(key_PG, turn_PG)
+
+
+@partial(jax.jit, static_argnames=("S", "parts", "wrapped"))
+def move(
+    shared: Any, own: Any, rows: Rows, place_p: Array, row_pg: Array, lives_pg: Array, S: int, parts: int, wrapped: bool
+) -> tuple[Any, Any, Rows]:
+    """Chosen rows in new places, with rings of S positions, unrolled first if they are `wrapped`.
+
+    New place p takes the prompt of old place `place_p[p]` of the same of `parts` shards, and its row g takes row
+    `row_pg[p, g]`; where `lives_pg` is false it is a dead copy.
+    """
+    G, old = rows.tokens_PGS.shape[1:]
+    turned = rows.cursor - old if wrapped else 0
+
+    def places(a: Array) -> Array:
+        return _take(a, place_p, parts)
+
+    def responses(a: Array) -> Array:
+        index_pg = place_p[:, None] * G + row_pg
+        return _take(a.reshape(-1, *a.shape[2:]), index_pg.reshape(-1), parts).reshape(*row_pg.shape, *a.shape[2:])
+
+    def ring(a: Array, axis: int) -> Array:
+        a = responses(a)
+        a = jnp.take(a, (jnp.arange(old) + turned) % old, axis=axis) if wrapped else a
+        return jnp.pad(a, [(0, S - old if i == axis else 0) for i in range(a.ndim)])
+
+    moved = {
+        name: ring(a, 2) if name.endswith("_PGS") else responses(a)
+        for name, a in vars(rows).items()
+        if a is not None and name != "cursor"
+    }
+    moved |= {"cursor": rows.cursor - turned, "start_PG": moved["start_PG"] - turned}
+    moved["live_PG"] &= lives_pg
+    return jax.tree.map(places, shared), jax.tree.map(lambda a: ring(a, 3), own), replace(rows, **moved)
+
+
+def _take(a: Array, index: Array, parts: int) -> Array:
+    """a[index], each shard of the first axis indexing into itself."""
+    apart = a.reshape(parts, -1, *a.shape[1:])
+    taken = jax.vmap(lambda a, index: a[index])(apart, index.reshape(parts, -1))
+    return taken.reshape(-1, *a.shape[1:])
+
+
+@partial(jax.jit, donate_argnames=("shared", "rows"))
+def admit(shared: Any, rows: Rows, new_shared: Any, new_rows: Rows, place_p: Array) -> tuple[Any, Rows]:
+    """New prompts with their first tokens in these places, beginning now; places beyond the last are left out."""
+    index = (rows.cursor - 1) % rows.tokens_PGS.shape[2]
+
+    def put(a: Array, new: Array) -> Array:
+        return a.at[place_p].set(new, mode="drop")
+
+    def put_first(name: str) -> Array:
+        return getattr(rows, name).at[place_p, :, index].set(getattr(new_rows, name)[:, :, 0], mode="drop")
+
+    fields = ("length_PG", "live_PG", "ended_PG", "key_PG", "last_PG")
+    changed = {name: put(getattr(rows, name), getattr(new_rows, name)) for name in fields}
+    changed |= {name: put_first(name) for name in ("tokens_PGS", "logprobs_PGS", "entropy_PGS")}
+    changed["start_PG"] = put(rows.start_PG, new_rows.start_PG + rows.cursor - 1)
+    changed["seen_PGV"] = None if rows.seen_PGV is None else put(rows.seen_PGV, new_rows.seen_PGV)
+    return jax.tree.map(put, shared, new_shared), replace(rows, **changed)
+
+
+def _pin(tree: Any, mesh: Mesh | None, spec: PartitionSpec) -> Any:
+    if mesh is None:
+        return tree
+    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, fit(spec, a.shape, mesh)), tree)

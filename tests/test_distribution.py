@@ -1,0 +1,150 @@
+"""Distributions against a plain NumPy reference, and draws against their probabilities."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+from grpo_jax.distribution import EXCLUDED, Distribution, draw, greedy
+from grpo_jax.logprobs import token_logprobs
+from grpo_jax.models import tiny
+from grpo_jax.rollout import Sampler
+from grpo_jax.runtime.sharding import Layout
+
+V = 300
+ENDS = (7, 8)
+DISTRIBUTIONS = {
+    "temperature": Distribution(0.7),
+    "top-k": Distribution(top_k=12),
+    "top-p": Distribution(top_p=0.8),
+    "min-p": Distribution(min_p=0.1),
+    "all": Distribution(1.3, top_k=50, top_p=0.9, min_p=0.02, repetition_penalty=1.4, min_tokens=3, ends=ENDS),
+    "penalty": Distribution(repetition_penalty=2.0),
+    "minimum": Distribution(min_tokens=3, ends=ENDS),
+}
+
+
+def reference(distribution: Distribution, logits_V, place: int, seen_V):
+    """Probabilities by sorting, in float64, one rule after the other as transformers has them."""
+    logits_V = np.array(logits_V, np.float64)
+    penalty = distribution.repetition_penalty
+    for v in np.flatnonzero(seen_V):
+        logits_V[v] = logits_V[v] / penalty if logits_V[v] > 0 else logits_V[v] * penalty
+    if place < distribution.min_tokens:
+        logits_V[list(distribution.ends)] = -np.inf
+    logits_V /= distribution.temperature
+    order = np.argsort(-logits_V)
+    if distribution.top_k:
+        logits_V[order[distribution.top_k :]] = -np.inf
+    probs_V = np.exp(logits_V - logits_V.max())
+    probs_V /= probs_V.sum()
+    before = np.cumsum(probs_V[order]) - probs_V[order]
+    probs_V[order[before >= distribution.top_p]] = 0
+    probs_V[probs_V < distribution.min_p * probs_V.max()] = 0
+    return probs_V / probs_V.sum()
+
+
+def random_case(seed: int):
+    random = np.random.default_rng(seed)
+    return random.normal(size=V).astype(np.float32) * 2, random.random(V) < 0.3
+
+
+@pytest.mark.parametrize("place", [0, 5])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_probabilities_equal_those_of_sorting(name, place):
+    for seed in range(20):
+        logits_V, seen_V = random_case(seed)
+        shaped_V = DISTRIBUTIONS[name](jnp.asarray(logits_V), jnp.int32(place), jnp.asarray(seen_V))
+        expected_V = reference(DISTRIBUTIONS[name], logits_V, place, seen_V if "pen" in name or name == "all" else [])
+        np.testing.assert_allclose(jax.nn.softmax(shaped_V), expected_V, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_draws_pass_a_chi_square_test(name):
+    logits_V, seen_V = random_case(1)
+    distribution, n = DISTRIBUTIONS[name], 200_000
+    shaped_V = distribution(jnp.asarray(logits_V), jnp.int32(5), jnp.asarray(seen_V))
+    uniform_1n2 = jax.random.uniform(jax.random.key(0), (1, n, 2))
+    token_1n, logprob_1n, entropy_1n = draw(uniform_1n2, jnp.broadcast_to(shaped_V[None, None], (1, n, V)))
+    expected_V = reference(distribution, logits_V, 5, seen_V if distribution.penalizes else [])
+    count_V = np.bincount(np.asarray(token_1n)[0], minlength=V)
+    assert not count_V[expected_V == 0].any()
+    large_V = expected_V * n > 5
+    rest = [count_V[~large_V].sum()], [expected_V[~large_V].sum() * n]
+    observed, hoped = np.append(count_V[large_V], rest[0]), np.append(expected_V[large_V] * n, rest[1])
+    assert chisquare(observed[hoped > 0], hoped[hoped > 0]).pvalue > 1e-3
+    np.testing.assert_allclose(np.exp(logprob_1n[0]), expected_V[np.asarray(token_1n)[0]], rtol=1e-4)
+    possible = expected_V[expected_V > 0]
+    np.testing.assert_allclose(entropy_1n[0], -(possible * np.log(possible)).sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [5, 128, 300])
+def test_an_even_grid_of_numbers_gives_the_probabilities(size):
+    logits_V = np.random.default_rng(size).normal(size=size) * 2
+    probs_V = np.exp(logits_V - np.log(np.exp(logits_V).sum()))
+    probs_V[size // 2] = 0
+    probs_V /= probs_V.sum()
+    side = (jnp.arange(400, dtype=jnp.float32) + 0.5) / 400
+    uniform_1n2 = jnp.stack(jnp.meshgrid(side, side), axis=-1).reshape(1, -1, 2)
+    logits_V = jnp.asarray(np.where(probs_V > 0, logits_V, EXCLUDED), jnp.float32)
+    token_1n, _, _ = draw(uniform_1n2, jnp.broadcast_to(logits_V[None, None], (1, 400 * 400, size)))
+    share_V = np.bincount(np.asarray(token_1n)[0], minlength=size) / (400 * 400)
+    np.testing.assert_allclose(share_V, probs_V, atol=4e-3)
+    assert share_V[size // 2] == 0
+
+
+def test_tokens_of_a_rare_block_are_drawn_in_proportion():
+    logits_V = jnp.full(256, EXCLUDED).at[0].set(0.0).at[jnp.array([130, 140, 150])].set(jnp.log(2e-8))
+    second = (jnp.arange(300, dtype=jnp.float32) + 0.5) / 300
+    uniform_1n2 = jnp.stack([jnp.full(300, 1 - 2**-24), second], axis=-1)[None]
+    token_1n, _, _ = draw(uniform_1n2, jnp.broadcast_to(logits_V[None, None], (1, 300, 256)))
+    assert np.unique(np.asarray(token_1n), return_counts=True)[1].tolist() in ([300], [100, 100, 100])
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
+def test_no_draw_falls_on_a_token_without_probability(uniform):
+    logits_11V = jnp.full((1, 1, V), EXCLUDED).at[0, 0, jnp.array([7, 200])].set(jnp.log(0.5))
+    assert int(draw(jnp.full((1, 1, 2), uniform), logits_11V)[0][0, 0]) == (7 if uniform == 0 else 200)
+
+
+def test_greedy_takes_the_first_of_the_likeliest():
+    logits_11V = jnp.zeros((1, 1, V)).at[0, 0, jnp.array([9, 40])].set(3.0)
+    assert int(greedy(logits_11V)[0][0, 0]) == 9
+
+
+def test_a_chosen_token_stays_possible_when_rounding_would_exclude_it():
+    logits_V = jnp.asarray([2.0, 1.0, 1.0 - 1e-6, 0.0])
+    shaped_V = Distribution(top_k=2)(logits_V, jnp.int32(0), None, jnp.int32(2))
+    assert (np.asarray(shaped_V) > EXCLUDED / 2).tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_k": 5},
+        {"top_p": 0.6},
+        {"min_p": 0.2, "temperature": 0.8},
+        {"repetition_penalty": 1.5},
+        {"min_tokens": 12},
+        {"temperature": 1.2, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.3, "min_tokens": 5},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_the_trainer_scores_under_the_distribution_that_was_sampled(settings):
+    model = tiny(remat=False)
+    params = model.params(Layout().mesh(jax.devices()[:1]))
+    params = jax.tree.map(lambda a: a * 3 if a.ndim > 1 else a, params)  # far from an even distribution
+    prompts = model.tokenizer.encode_all(["a", "What is 2 + 2?", "Name three colours."], max_tokens=64)
+    sampler = Sampler((10, 32, 101, 256), responses=6, max_tokens=40, **settings)
+    rollouts = sampler(model.policy, params, prompts, jax.random.key(0))
+    score = jax.jit(token_logprobs, static_argnums=0)
+    logprobs_PGT, entropy_PGT = score(model.policy, params, rollouts)
+    np.testing.assert_allclose(logprobs_PGT, rollouts.logprobs_PGT, atol=5e-4)
+    np.testing.assert_allclose(entropy_PGT, rollouts.entropy_PGT, atol=5e-4)
+    plain_PGT, _ = score(model.policy, params, replace(rollouts, distribution=Distribution()))
+    assert np.abs(plain_PGT - rollouts.logprobs_PGT).max() > 0.05
+    length_PG = np.asarray(rollouts.action_PGT).sum(axis=2)
+    assert length_PG.min() > settings.get("min_tokens", 0)

@@ -55,6 +55,27 @@ class Rollouts:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Rows:
+    """Responses while the native sampler writes them: P places for prompts, with G rows each.
+
+    All share one cursor into rings of S positions; index s is the cursor of the token that stands there, modulo S.
+    """
+
+    cursor: Array  # of the token that is chosen next
+    start_PG: Array
+    length_PG: Array
+    live_PG: Array
+    ended_PG: Array
+    key_PG: Array
+    last_PG: Array
+    tokens_PGS: Array
+    logprobs_PGS: Array
+    entropy_PGS: Array
+    seen_PGV: Array | None  # tokens of the prompt and of the response so far, where the distribution penalizes them
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Batch:
     """What one update learns from. Advantages have shape PG, or PGT where credit differs between tokens.
 

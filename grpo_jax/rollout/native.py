@@ -21,7 +21,7 @@ from grpo_jax.distribution import Distribution
 from grpo_jax.rollout import stages
 from grpo_jax.rollout.plan import pieces, prefix_length, ring_lengths, row_shapes, seat
 from grpo_jax.runtime.sharding import memory_bytes, place_prompts, prompt_parts, serving_shardings
-from grpo_jax.structs import Params, Policy, Prompts, Rollouts
+from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows
 
 STOP_TOKENS = 16  # between two looks at the text for a stop string
 
@@ -130,7 +130,7 @@ class _Sampling:
         placed = [jnp.asarray(a) if self.mesh is None else place_prompts(a, self.mesh) for a in arrays]
         return Rollouts(self.prompts, *placed, distribution=self.sampler.distribution)
 
-    def _begin(self, index_p: np.ndarray, S: int, only_first: bool = False) -> tuple[Any, Any, stages.Rows]:
+    def _begin(self, index_p: np.ndarray, S: int, only_first: bool = False) -> tuple[Any, Any, Rows]:
         """Prompts, read and with a first token for each response; `only_first` leaves room for no more."""
         everyone = len(index_p) == self.tokens_PGT.shape[0]
         prompts = self.prompts if everyone else jax.tree.map(lambda a: a[index_p], self.prompts)

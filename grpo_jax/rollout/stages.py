@@ -4,7 +4,7 @@ All rows share one cursor into a ring of S positions, so a turn writes every row
 begin at any turn: `start` is where. A row that has ended stays as it is until its place is given away.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,25 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from grpo_jax.distribution import Distribution, draw, greedy
 from grpo_jax.runtime.sharding import CACHE, PREFIX, PROMPTS, fit
-from grpo_jax.structs import Params, Policy, Prompts
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Rows:
-    """P places for prompts with G rows each. Index s of the rings is the position `cursor` had, modulo S."""
-
-    cursor: Array  # of the token that is chosen next
-    start_PG: Array
-    length_PG: Array
-    live_PG: Array
-    ended_PG: Array
-    key_PG: Array
-    last_PG: Array
-    tokens_PGS: Array
-    logprobs_PGS: Array
-    entropy_PGS: Array
-    seen_PGV: Array | None  # tokens of the prompt and of the response so far, where the distribution penalizes them
+from grpo_jax.structs import Params, Policy, Prompts, Rows
 
 
 class Until(NamedTuple):

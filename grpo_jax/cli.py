@@ -55,7 +55,26 @@ def parser_of_all_commands() -> argparse.ArgumentParser:
     generate.add_argument("--max-tokens", type=int, default=256, help="default: %(default)s")
     generate.add_argument("--temperature", type=float, default=0.0, help="default: %(default)s, always the likeliest")
     generate.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+
+    bench = commands.add_parser("bench", help="measure this machine", allow_abbrev=False)
+    bench.add_argument("what", choices=["rollout"], help="rollout: sampling")
+    bench.add_argument("--model", default="random:smollm2-135m", help="a directory, a name, or random:SHAPE")
+    bench.add_argument("--prompts", type=count, default=4)
+    bench.add_argument("--responses", type=count, default=8, help="to each prompt")
+    bench.add_argument("--prompt-tokens", type=count, default=48)
+    bench.add_argument("--response-tokens", type=count, default=64, help="of every response, or at most")
+    bench.add_argument("--mean-tokens", type=count, help="responses end at random, after so many tokens on average")
+    bench.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and activations")
+    bench.add_argument("--repeat", type=count, default=3, help="rollouts, of which the median counts")
+    bench.add_argument("--json", metavar="FILE", help="also write the figures there")
     return parser
+
+
+def count(text: str) -> int:
+    """A number of things, at least one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number, at least 1, is needed; got {text!r}")
+    return int(text)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

@@ -16,8 +16,16 @@ CHECKED = [f"grpo_jax.{path.stem}" for path in PACKAGE.iterdir() if path.stem no
 install_import_hook(CHECKED, "beartype.beartype").__enter__()
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Every loaded program holds memory maps, of which a process may have 65,530; the disk cache has them again."""
+    yield
+    jax.clear_caches()

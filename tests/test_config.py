@@ -201,7 +201,11 @@ def test_what_a_config_leaves_out_is_what_its_owner_says(config_file):
             "2:3: optimizer.learning_rte: unknown key, did you mean optimizer.learning_rate?",
         ),
         ("mesh:\n  zzz: 1", "2:3: mesh.zzz: unknown key; there are data, fsdp, tensor"),
-        ("rollout:\n  ends: [2]", "2:3: rollout.ends: unknown key; there are max_tokens, responses, temperature"),
+        (
+            "rollout:\n  ends: [2]",
+            "2:3: rollout.ends: unknown key; there are at_once, int8_cache, max_tokens, min_p,"
+            " min_tokens, repetition_penalty, responses, stop, temperature, top_k, top_p",
+        ),
         ("modle:\n  name: x", "1:1: modle: unknown section, did you mean model?"),
         ("mesh:\n  data: 1\n  data: 2", "3:3: mesh.data: given twice; keep one of the two"),
         ("mesh: 4", "1:7: mesh: expected keys and values, got '4'"),

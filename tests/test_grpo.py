@@ -69,7 +69,8 @@ def assert_close(one, other, tolerance=1e-5):
     largest = max(np.abs(a).max() for a in jax.tree.leaves(one))
     assert largest > 1e-3
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(a, b, atol=tolerance * max(np.abs(a).max(), 0.1 * largest))
+        atol = tolerance * max(np.abs(a).max(), 0.1 * largest) + 2e-7  # these are differences of weights around one
+        np.testing.assert_allclose(a, b, atol=atol)
 
 
 OBJECTIVES = [grpo(), grpo(kl_place="reward", kl_estimator="k1"), dr_grpo(length=12), dapo(), gspo(), rloo()]

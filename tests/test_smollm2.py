@@ -15,6 +15,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from grpo_jax.models import hub, smollm2
+from grpo_jax.runtime.cache import cache_folder
 
 WIDTH, HEADS, KV_HEADS, CHANNELS = 16, 4, 2, 4
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a", "1", "2", "Ġ", "ĠĠ", "Ċ", "ĊĊ", "12", "Ġ1"]
@@ -146,11 +147,11 @@ def test_the_cache_follows_the_environment(monkeypatch):
     monkeypatch.delenv("GRPO_JAX_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/home/someone")
-    assert smollm2.cache_folder() == Path("/home/someone/.cache/grpo_jax")
+    assert cache_folder() == Path("/home/someone/.cache/grpo_jax")
     monkeypatch.setenv("XDG_CACHE_HOME", "/fast")
-    assert smollm2.cache_folder() == Path("/fast/grpo_jax")
+    assert cache_folder() == Path("/fast/grpo_jax")
     monkeypatch.setenv("GRPO_JAX_CACHE", "~/models")
-    assert smollm2.cache_folder() == Path("/home/someone/models")
+    assert cache_folder() == Path("/home/someone/models")
 
 
 def test_whoever_converts_last_keeps_what_is_there(tmp_path):

@@ -76,7 +76,7 @@ def test_a_run_directory_holds_what_was_asked_and_what_happened(config, tmp_path
     ("overrides", "words"),
     [
         (["model.name=./nowhere"], "nowhere"),
-        (["train.prompts=5"], "multiple of 2; got 5. The nearest are 4 and 6"),
+        (["train.prompts=5"], "multiple of 2; got 5. Choose 4 or 6"),
         (["algorithm.minibatches=3"], "4 prompts do not divide into 3 minibatches; choose 1, 2 or 4"),
         (["train.max_prompt_tokens=20"], "train.max_prompt_tokens in a config"),
         (["algorithm.microbatch=0"], "must be at least 1; got 2 and 0"),

@@ -9,11 +9,13 @@ from grpo_jax.config import ConfigError
 from grpo_jax.grpo import chosen_tokens
 from grpo_jax.models import load
 from grpo_jax.rollout import Sampler
+from grpo_jax.runtime.cache import keep_programs
 from grpo_jax.runtime.sharding import Layout
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the answer; the exit code."""
+    keep_programs()
     try:
         model = load(arguments.model)
         sampler = Sampler(model.tokenizer.end_ids, 1, arguments.max_tokens, temperature=arguments.temperature)

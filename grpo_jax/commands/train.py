@@ -18,6 +18,7 @@ from grpo_jax.grpo import Algorithm, begin, check_split, chosen_tokens, step
 from grpo_jax.models import Model
 from grpo_jax.rewards import Mix, score
 from grpo_jax.rollout import Sampler
+from grpo_jax.runtime.cache import keep_programs
 from grpo_jax.runtime.checkpoint import Checkpoints
 from grpo_jax.runtime.metrics import describe_rewards
 from grpo_jax.runtime.order import pick
@@ -78,6 +79,7 @@ class Session:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains as the config says; the exit code."""
+    keep_programs()
     config: Config = arguments.config
     runs = config.run.build()
     path = runs.latest() if arguments.resume else None

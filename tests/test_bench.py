@@ -1,0 +1,75 @@
+"""The benchmark command: its figures add up, and its roof is the one worked out by hand."""
+
+import json
+from argparse import Namespace
+
+import jax
+import numpy as np
+import pytest
+
+from grpo_jax.cli import main
+from grpo_jax.commands.bench import build_sampler, find_roof
+from grpo_jax.models import SHAPES, decoder_policy
+
+FEW = ["--model", "tiny", "--prompts", "8", "--responses", "2", "--prompt-tokens", "8", "--repeat", "1"]
+
+
+def test_a_rollout_is_measured_and_written(tmp_path, capsys):
+    file = tmp_path / "figures.json"
+    assert main(["bench", "rollout", *FEW, "--response-tokens", "6", "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert figures["tokens"] == 8 * 2 * 6
+    assert figures["rollout_tokens_per_s"] == pytest.approx(figures["tokens"] / figures["rollout_s"])
+    assert figures["prefill_s"] + figures["decode_s"] == pytest.approx(figures["rollout_s"])
+    assert figures["roof_fraction"] == pytest.approx(figures["rollout_tokens_per_s"] / figures["roof_tokens_per_s"])
+    assert figures["compile_s"] > 0 and figures["arguments"]["model"] == "tiny"
+    shown = capsys.readouterr().out
+    assert "8 prompts of 8 tokens, 2 responses of 6" in shown and "tokens/s" in shown
+
+
+def test_the_roof_is_that_of_a_calculation_by_hand():
+    asked = Namespace(prompts=4, responses=8, prompt_tokens=48)
+    shape = SHAPES["smollm2-135m"]
+    roof = find_roof(shape, asked, 4.0 * 8 * 64, np.dtype("float32"), matmul=200e9, memory=1e15)
+    # 106.2 M weights in the layers, 28.3 M in the head; 30 layers of 9 heads of 64 attend, at 4 FLOP a channel.
+    attention = 4 * 30 * 9 * 64
+    assert roof.prefill_s == pytest.approx((4 * 48 * (2 * 106.168e6 + attention * 24) + 8 * 28.31e6) / 200e9, rel=1e-3)
+    assert roof.decode_s == pytest.approx(2048 * (2 * 134.48e6 + attention * 80) / 200e9, rel=1e-3)
+    bound = find_roof(shape, asked, 4.0 * 8 * 64, np.dtype("float32"), matmul=1e18, memory=20e9)
+    # 538 MB of weights a turn, 192 positions of prompts and on average 1024 of responses at 46 kB.
+    assert bound.decode_s == pytest.approx(64 * (537.9e6 + (192 + 1024) * 46080) / 20e9, rel=1e-3)
+
+
+def test_shapes_have_the_sizes_of_their_names():
+    for name, millions in {
+        "smollm2-135m": 134.5,
+        "qwen3-0.6b": 596,
+        "qwen2.5-1.5b": 1543.7,
+        "llama-3.1-8b": 8030,
+    }.items():
+        params = jax.eval_shape(decoder_policy(SHAPES[name]).init, jax.random.key(0))
+        assert sum(a.size for a in jax.tree.leaves(params)) / 1e6 == pytest.approx(millions, rel=1e-3)
+
+
+def test_random_ends_come_after_the_asked_number_of_tokens_on_average():
+    asked = Namespace(responses=4, response_tokens=512, mean_tokens=64)
+    sampler = build_sampler(asked, SHAPES["smollm2-135m"])
+    assert len(set(sampler.ends)) == 49152 // 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "random:gpt5"], "There is no shape 'gpt5'"),
+        (["--model", "tiny", "--prompts", "8", "--prompt-tokens", "2000"], "need 2064 positions; the model has 1024"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments, words, capsys):
+    assert main(["bench", "rollout", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_count_has_to_be_positive(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "rollout", "--prompts", "0"])
+    assert "at least 1" in capsys.readouterr().err

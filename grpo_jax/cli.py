@@ -54,6 +54,8 @@ def parser_of_all_commands() -> argparse.ArgumentParser:
     generate.add_argument("prompt")
     generate.add_argument("--max-tokens", type=int, default=256, help="default: %(default)s")
     generate.add_argument("--temperature", type=float, default=0.0, help="default: %(default)s, always the likeliest")
+    generate.add_argument("--top-k", type=int, default=0, help="so many likeliest tokens; default: all")
+    generate.add_argument("--top-p", type=float, default=1.0, help="likeliest tokens of this probability; default: 1")
     generate.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
     bench = commands.add_parser("bench", help="measure this machine", allow_abbrev=False)

@@ -284,3 +284,36 @@ def test_a_tiny_model_learns_a_tiny_task_from_scratch():
         rewards.append(metrics["reward"])
     assert np.mean(rewards[:5]) < 0.2
     assert np.mean(rewards[-5:]) > 0.9
+
+
+def test_an_engine_of_ten_lines_trains():
+    def engine(policy, params, prompts, key, G=16, T=3):
+        last_PD, prefix = policy.read(params, prompts)
+        all_PGT = jnp.ones((len(last_PD), G, T), bool)
+        tokens_PGT, logprobs_PGT = jnp.zeros(all_PGT.shape, jnp.int32), jnp.zeros(all_PGT.shape)
+        for t in range(T):
+            hidden_PGTD = policy.respond(params, prefix, tokens_PGT, all_PGT)
+            hidden_PGD = (
+                hidden_PGTD[:, :, t - 1] if t else jnp.broadcast_to(last_PD[:, None], hidden_PGTD[:, :, 0].shape)
+            )
+            shares_PGV = jax.nn.log_softmax(policy.unembed(params, hidden_PGD))
+            token_PG = jax.random.categorical(jax.random.fold_in(key, t), shares_PGV)
+            tokens_PGT = tokens_PGT.at[:, :, t].set(token_PG)
+            chosen_PG1 = jnp.take_along_axis(shares_PGV, token_PG[:, :, None], axis=2)
+            logprobs_PGT = logprobs_PGT.at[:, :, t].set(chosen_PG1[:, :, 0])
+        ended_PG = jnp.zeros((len(last_PD), G), bool)
+        return Rollouts(prompts, tokens_PGT, all_PGT, all_PGT, logprobs_PGT, logprobs_PGT, ended_PG, Distribution())
+
+    def vowels(example: Example, response: str) -> float:
+        return sum(letter in "aeiou" for letter in response) / 3
+
+    algorithm = build(reward=vowels, sample=jax.jit(engine, static_argnums=0), objective=dapo(), optimizer=adamw(1e-2))
+    examples = [Example(text) for text in ("Say a", "Sing")]
+    prompts = MODEL.tokenizer.encode_all([example.prompt for example in examples], max_tokens=64)
+    state, rewards = fresh(algorithm), []
+    for index in range(25):
+        key = jax.random.fold_in(jax.random.key(0), index)
+        state, metrics = step(algorithm, state, None, prompts, examples, key)
+        assert metrics["sampling/sampling_logp_difference/mean"] < 2e-4
+        rewards.append(metrics["reward"])
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.3

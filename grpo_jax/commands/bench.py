@@ -5,7 +5,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,9 @@ def measure(arguments: argparse.Namespace, sampler: Sampler, policy: Policy, par
     tokens.clear()
     rollout_s = median_seconds(rollout, arguments.repeat)
     figures = {"rollout_s": rollout_s, "prefill_s": prefill_s, "decode_s": rollout_s - prefill_s}
+    if arguments.mean_tokens is not None:
+        print("for comparison, every row to the cap in a full cache ...", flush=True)
+        figures["to_the_cap_s"] = prefill_s + to_the_cap(sampler, policy, params, prompts)
     count = statistics.fmean(tokens)
     return figures | {
         "tokens": count,
@@ -121,6 +124,26 @@ def measure(arguments: argparse.Namespace, sampler: Sampler, policy: Policy, par
         "compile_s": first - rollout_s,
         "programs": programs(),
     }
+
+
+def to_the_cap(sampler: Sampler, policy: Policy, params: Params, prompts: Prompts) -> float:
+    """Seconds of decoding without stages: one cache of `max_tokens`, every row until then."""
+    P, L = prompts.tokens_PL.shape
+    T, distribution = sampler.max_tokens, replace(sampler.distribution, min_tokens=sampler.max_tokens)
+    served, key_PG = policy.serve(params), jax.random.split(jax.random.key(0), (P, sampler.responses))
+    shape = (prefix_length(L), sampler.responses, T)
+
+    def decode(turns: int) -> float:
+        last_PD, shared, own = stages.read(policy, params, prompts, shape, sampler.int8_cache, None)
+        rows = stages.begin(policy, distribution, served, prompts, last_PD, key_PG, T, T, None)
+        jax.block_until_ready((own, rows))
+        begun = time.perf_counter()
+        until = stages.Until(cursor=turns, pieces=-1, width=1, free=P + 1)
+        jax.block_until_ready(stages.decode(policy, distribution, served, shared, own, rows, T, until, 1))
+        return time.perf_counter() - begun
+
+    decode(2)  # compiles
+    return decode(T)
 
 
 def median_seconds(work: Callable[[int], None], repeat: int) -> float:
@@ -164,13 +187,17 @@ def describe(arguments: argparse.Namespace, params: Params, kind: np.dtype) -> s
 
 def table(figures: dict[str, float], roof: Roof) -> str:
     """The figures for people."""
+    cap = figures.get("to_the_cap_s")
+    compared = (
+        "" if cap is None else f"\nto the cap{cap:8.2f} s   the rollout took {figures['rollout_s'] / cap:.2f} of it"
+    )
     return (
         f"rollout   {figures['rollout_tokens_per_s']:8.0f} tokens/s   {figures['rollout_s']:7.2f} s for"
         f" {figures['tokens']:.0f} tokens\n"
         f"  prefill {figures['prefill_s']:8.2f} s   (roof {roof.prefill_s:.2f} s)\n"
         f"  decode  {figures['decode_s']:8.2f} s   (roof {roof.decode_s:.2f} s)\n"
         f"roof      {figures['roof_tokens_per_s']:8.0f} tokens/s   reached {figures['roof_fraction']:.2f} of it\n"
-        f"compiling {figures['compile_s']:8.1f} s   {figures['programs']} decoding program(s)"
+        f"compiling {figures['compile_s']:8.1f} s   {figures['programs']} decoding program(s){compared}"
     )
 
 

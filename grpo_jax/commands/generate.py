@@ -18,7 +18,14 @@ def run(arguments: argparse.Namespace) -> int:
     keep_programs()
     try:
         model = load(arguments.model)
-        sampler = Sampler(model.tokenizer.end_ids, 1, arguments.max_tokens, temperature=arguments.temperature)
+        sampler = Sampler(
+            model.tokenizer.end_ids,
+            responses=1,
+            max_tokens=arguments.max_tokens,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+        )
         prompts = model.tokenizer.encode_all([arguments.prompt], model.policy.max_positions)
         sampler.check_room(model.policy, prompts)
         params = model.params(Layout().mesh(jax.devices()[:1]))

@@ -1,8 +1,9 @@
 """What a person sees while training: one line a step, what is going on meanwhile, and how long it will take."""
 
+import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +23,18 @@ def clock_text(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+class Announcements(logging.Handler):
+    """Passes on what the library says of its work: that it compiles, above all."""
+
+    def __init__(self, say: Callable[[str], None]):
+        super().__init__(logging.INFO)
+        self.say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Says the message of a record."""
+        self.say(record.getMessage())
+
+
 class Progress(Watch):
     """Times the phases of every step. On a terminal the present phase is shown; a log gets finished lines only."""
 
@@ -35,6 +48,10 @@ class Progress(Watch):
         self.begun = time.monotonic()
         self.live = sys.stdout.isatty()
         jax.monitoring.register_event_duration_secs_listener(self._heard)
+        logger = logging.getLogger("grpo_jax")
+        logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, Announcements)]
+        logger.addHandler(Announcements(self.say))
+        logger.setLevel(logging.INFO)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -17,7 +17,7 @@ from grpo_jax.config import Config, ConfigError, render
 from grpo_jax.grpo import Algorithm, begin, check_split, chosen_tokens, step
 from grpo_jax.models import Model
 from grpo_jax.rewards import Mix, score
-from grpo_jax.rollout import Sampler
+from grpo_jax.rollout import Sampler, programs
 from grpo_jax.runtime.cache import keep_programs
 from grpo_jax.runtime.checkpoint import Checkpoints
 from grpo_jax.runtime.metrics import describe_rewards
@@ -164,7 +164,7 @@ def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record:
         key = jax.random.fold_in(jax.random.key(settings.seed), index)
         state, measured = step(algorithm, state, reference, prompts, examples, key, progress)
         metrics = {name: float(value) for name, value in measured.items()}
-        metrics["learning_rate"] = learning_rate(state)
+        metrics |= {"learning_rate": learning_rate(state), "sampling/programs": programs()}
         record.completions(index + 1, list(answer_rows(algorithm.reward, *progress.answered)))
         metrics |= progress.finish_step(metrics)
         last = index + 1 == settings.steps

@@ -67,6 +67,7 @@ def parser_of_all_commands() -> argparse.ArgumentParser:
     bench.add_argument("--response-tokens", type=count, default=64, help="of every response, or at most")
     bench.add_argument("--mean-tokens", type=count, help="responses end at random, after so many tokens on average")
     bench.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and activations")
+    bench.add_argument("--int8-cache", action="store_true", help="keys and values in 8 bits; what it does to log-probs")
     bench.add_argument("--repeat", type=count, default=3, help="rollouts, of which the median counts")
     bench.add_argument("--json", metavar="FILE", help="also write the figures there")
     return parser

@@ -27,6 +27,14 @@ def test_a_rollout_is_measured_and_written(tmp_path, capsys):
     assert "8 prompts of 8 tokens, 2 responses of 6" in shown and "tokens/s" in shown
 
 
+def test_an_int8_cache_is_measured_by_what_it_does_to_log_probs(tmp_path, capsys):
+    file = tmp_path / "figures.json"
+    assert main(["bench", "rollout", *FEW, "--response-tokens", "6", "--int8-cache", "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert 0 < figures["logprob_gap_mean"] < figures["logprob_gap_max"] < 0.1
+    assert "nats from the trainer's" in capsys.readouterr().out
+
+
 def test_the_roof_is_that_of_a_calculation_by_hand():
     asked = Namespace(prompts=4, responses=8, prompt_tokens=48)
     shape = SHAPES["smollm2-135m"]
@@ -52,7 +60,7 @@ def test_shapes_have_the_sizes_of_their_names():
 
 
 def test_random_ends_come_after_the_asked_number_of_tokens_on_average():
-    asked = Namespace(responses=4, response_tokens=512, mean_tokens=64)
+    asked = Namespace(responses=4, response_tokens=512, mean_tokens=64, int8_cache=False)
     sampler = build_sampler(asked, SHAPES["smollm2-135m"])
     assert len(set(sampler.ends)) == 49152 // 64
 

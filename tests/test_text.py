@@ -89,7 +89,8 @@ def test_control_tokens_in_text_for_a_base_model_are_plain_text(base):
     assert base.encode(TROUBLE) == list(TROUBLE.encode())
 
 
-def test_plain_text_for_a_chat_model_is_a_users_message_and_that_is_said_once(chat, caplog):
+def test_plain_text_for_a_chat_model_is_a_users_message_and_that_is_said_once(chat, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("grpo_jax"), "propagate", True)
     text._announce_wrapping.cache_clear()
     with caplog.at_level(logging.WARNING, logger="grpo_jax"):
         assert chat.encode("Hi") == chat.encode(user("Hi"))

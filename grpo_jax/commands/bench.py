@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax.config import ConfigError
+from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models import SHAPES, Shape, decoder_policy, load
 from grpo_jax.rollout import Sampler, programs, stages
 from grpo_jax.rollout.plan import prefix_length
 from grpo_jax.runtime.cache import keep_programs
 from grpo_jax.runtime.roof import matmul_rate, memory_rate
 from grpo_jax.runtime.sharding import Layout, place_prompts, weight_shardings
-from grpo_jax.structs import Params, Policy, Prompts
+from grpo_jax.structs import Params, Policy, Prompts, Rollouts
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,15 @@ def load_model(arguments: argparse.Namespace) -> tuple[Policy, Shape, Params, An
 
 def build_sampler(arguments: argparse.Namespace, shape: Shape) -> Sampler:
     """One that never ends early, or at random after `--mean-tokens` on average, as one token in so many is an end."""
-    T, mean = arguments.response_tokens, arguments.mean_tokens
-    if mean is None:
-        return Sampler((shape.vocabulary - 1,), responses=arguments.responses, max_tokens=T, min_tokens=T)
-    ends = np.random.default_rng(0).permutation(shape.vocabulary)[: max(1, shape.vocabulary // mean)]
-    return Sampler(tuple(ends.tolist()), responses=arguments.responses, max_tokens=T)
+    T, mean, V = arguments.response_tokens, arguments.mean_tokens, shape.vocabulary
+    ends = [V - 1] if mean is None else np.random.default_rng(0).permutation(V)[: max(1, V // mean)].tolist()
+    return Sampler(
+        tuple(ends),
+        responses=arguments.responses,
+        max_tokens=T,
+        min_tokens=T if mean is None else 0,
+        int8_cache=arguments.int8_cache,
+    )
 
 
 def random_prompts(arguments: argparse.Namespace, shape: Shape) -> Prompts:
@@ -117,6 +123,8 @@ def measure(arguments: argparse.Namespace, sampler: Sampler, policy: Policy, par
     if arguments.mean_tokens is not None:
         print("for comparison, every row to the cap in a full cache ...", flush=True)
         figures["to_the_cap_s"] = prefill_s + to_the_cap(sampler, policy, params, prompts)
+    if sampler.int8_cache:
+        figures |= logprob_gap(policy, params, sampler(policy, params, prompts, jax.random.key(0)))
     count = statistics.fmean(tokens)
     return figures | {
         "tokens": count,
@@ -124,6 +132,13 @@ def measure(arguments: argparse.Namespace, sampler: Sampler, policy: Policy, par
         "compile_s": first - rollout_s,
         "programs": programs(),
     }
+
+
+def logprob_gap(policy: Policy, params: Params, rollouts: Rollouts) -> dict[str, float]:
+    """How far the sampler's log-probs are from those that training computes, in nats."""
+    exact_PGT, _ = jax.jit(partial(token_logprobs, policy))(params, rollouts)
+    gap = np.abs(np.asarray(exact_PGT - rollouts.logprobs_PGT))[np.asarray(rollouts.action_PGT)]
+    return {"logprob_gap_mean": float(gap.mean()), "logprob_gap_max": float(gap.max())}
 
 
 def to_the_cap(sampler: Sampler, policy: Policy, params: Params, prompts: Prompts) -> float:
@@ -187,17 +202,17 @@ def describe(arguments: argparse.Namespace, params: Params, kind: np.dtype) -> s
 
 def table(figures: dict[str, float], roof: Roof) -> str:
     """The figures for people."""
-    cap = figures.get("to_the_cap_s")
-    compared = (
-        "" if cap is None else f"\nto the cap{cap:8.2f} s   the rollout took {figures['rollout_s'] / cap:.2f} of it"
-    )
+    cap, gap = figures.get("to_the_cap_s"), figures.get("logprob_gap_mean")
+    more = "" if cap is None else f"\nto the cap{cap:8.2f} s   the rollout took {figures['rollout_s'] / cap:.2f} of it"
+    if gap is not None:
+        more += f"\nlog-probs {gap:8.4f} nats from the trainer's on average, at most {figures['logprob_gap_max']:.4f}"
     return (
         f"rollout   {figures['rollout_tokens_per_s']:8.0f} tokens/s   {figures['rollout_s']:7.2f} s for"
         f" {figures['tokens']:.0f} tokens\n"
         f"  prefill {figures['prefill_s']:8.2f} s   (roof {roof.prefill_s:.2f} s)\n"
         f"  decode  {figures['decode_s']:8.2f} s   (roof {roof.decode_s:.2f} s)\n"
         f"roof      {figures['roof_tokens_per_s']:8.0f} tokens/s   reached {figures['roof_fraction']:.2f} of it\n"
-        f"compiling {figures['compile_s']:8.1f} s   {figures['programs']} decoding program(s){compared}"
+        f"compiling {figures['compile_s']:8.1f} s   {figures['programs']} decoding program(s){more}"
     )
 
 

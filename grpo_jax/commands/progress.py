@@ -52,6 +52,7 @@ class Progress(Watch):
         logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, Announcements)]
         logger.addHandler(Announcements(self.say))
         logger.setLevel(logging.INFO)
+        logger.propagate = False  # or a library that configures the root logger makes every line appear twice
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

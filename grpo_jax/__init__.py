@@ -29,6 +29,7 @@ _HOMES = {
     "score": "rewards",
     "adamw": "runtime.optimizer",
     "Layout": "runtime.sharding",
+    "keep_programs": "runtime.cache",
 }
 
 __all__ = sorted(_HOMES)

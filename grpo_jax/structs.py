@@ -7,6 +7,8 @@ Array names end in their axes, one capital per axis. This is the legend, and the
     F feed-forward      N layers                H query heads           K key/value heads
     Q query heads per key/value head            C channels per head     1 a kept axis of size one
 
+A small letter is a part of the axis, or parts of it: `place_p` has some prompts, `hidden_PGtD` a slice of positions.
+
 A group is an axis: a prompt is stored once and its G responses are rows of the second axis. Every per-token array is
 aligned with its own token, and masks are made by whoever knows: the sampler says which tokens it chose (`action`).
 """

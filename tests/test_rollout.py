@@ -1,5 +1,6 @@
 """The sampler: what it returns is what it did, and rows, steps and seeds are as independent as they should be."""
 
+import math
 from dataclasses import replace
 
 import jax
@@ -10,7 +11,7 @@ from grpo_jax.distribution import Distribution
 from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models import tiny
 from grpo_jax.rollout import Sampler, native, plan, stages
-from grpo_jax.runtime.sharding import Layout
+from grpo_jax.runtime.sharding import Layout, place_prompts
 from grpo_jax.structs import Prompts, Rollouts
 
 ONE = Layout().mesh(jax.devices()[:1])
@@ -106,13 +107,16 @@ def test_sampling_stops_when_every_row_has_ended():
     assert len(turns) == np.asarray(rollouts.action_PGT).sum(axis=2).max() - 1 < 100
 
 
-def test_eight_devices_sample_the_tokens_of_one():
+@pytest.mark.parametrize("at_once", [None, 4])
+def test_eight_devices_sample_the_tokens_of_one(at_once, monkeypatch):
+    monkeypatch.setattr(plan, "SHORTEST_RING", 4)
     mesh = Layout(data=2, fsdp=2, tensor=2).mesh()
-    prompts = MODEL.tokenizer.encode_all(["one", "two", "three", "fourteen"], max_tokens=64)
-    sampler = Sampler(ENDS, responses=4, max_tokens=16)
+    prompts = MODEL.tokenizer.encode_all([f"number {n}" for n in range(8)], max_tokens=64)
+    sampler = Sampler(tuple(range(0, 256, 10)), responses=4, max_tokens=60, repetition_penalty=1.2)
     alone = sample(sampler, prompts=prompts)
-    shared = sample(sampler, prompts=prompts, params=MODEL.params(mesh))
-    np.testing.assert_array_equal(alone.tokens_PGT, shared.tokens_PGT)
+    shared = sample(replace(sampler, at_once=at_once), prompts=place_prompts(prompts, mesh), params=MODEL.params(mesh))
+    for name in ("tokens_PGT", "action_PGT", "ended_PG"):
+        np.testing.assert_array_equal(getattr(alone, name), getattr(shared, name))
     np.testing.assert_allclose(alone.logprobs_PGT, shared.logprobs_PGT, atol=1e-5)
 
 
@@ -125,34 +129,46 @@ def test_row_counts_ring_lengths_and_waiting_change_no_token(monkeypatch):
         if length_P[0] < 15 < length_P.max():
             break
     monkeypatch.setattr(plan, "SHORTEST_RING", 4)
-    moves = []
-    monkeypatch.setattr(native.stages, "move", lambda *a, move=stages.move, **k: moves.append(k) or move(*a, **k))
+    grown = []  # to how many positions, and whether the ring had been round
+    monkeypatch.setattr(native.stages, "grow", lambda *a, grow=stages.grow: grown.append(a[2:4]) or grow(*a))
     for changes in ({}, {"at_once": 3}, {"at_once": 1}):
         staged = sample(replace(sampler, **changes), seed, prompts)
         for name in ("tokens_PGT", "action_PGT", "ended_PG"):
             np.testing.assert_array_equal(getattr(whole, name), getattr(staged, name))
         np.testing.assert_allclose(whole.logprobs_PGT, staged.logprobs_PGT, atol=1e-5)
         np.testing.assert_allclose(whole.entropy_PGT, staged.entropy_PGT, atol=1e-5)
-    assert {move["S"] for move in moves} >= {15, 30}
-    assert any(move["wrapped"] for move in moves)
+    assert {ring for ring, _ in grown} >= {15, 30}
+    assert any(wrapped for _, wrapped in grown)
 
 
 def test_a_thousand_steps_of_random_lengths_need_a_handful_of_programs():
+    """The host's decisions, without the devices; `next_ring` and `next_shape` are what the sampler calls."""
     random = np.random.default_rng(0)
-    shapes = set()
+    programs = {"decode": set(), "grow": set(), "move": set()}
+    P, G, T = 8, 8, 512
+    rings, shapes = plan.ring_lengths(T), plan.row_shapes(P, G, 1)
     for _ in range(1000):
-        P, G, T = 8, 8, 512
-        L = int(random.integers(100, 250))
+        L = plan.prefix_length(int(random.integers(100, 250)))
         length_PG = np.minimum(random.geometric(1 / random.integers(20, 200), (P, G)), T)
-        shape, S, t = (P, G), plan.ring_lengths(T)[0], 0
-        while (length_PG > t).any():
-            shapes.add((plan.prefix_length(L), *shape, S))
-            t += 1
+        shape, S = (P, G), rings[0]
+        for t in range(1, T):
             live_PG = length_PG > t
-            S = next(length for length in plan.ring_lengths(T) if length >= min(max(S, t + 1), T))
-            fitting = [s for s in plan.row_shapes(P, G, 1) if plan.pieces(live_PG, s[1], 1) <= s[0]]
-            shape = min(fitting[-1], shape)
-    assert len(shapes) <= 2 * 16  # two prompt lengths, each with at most what plan.py promises
+            programs["decode"].add((L, *shape, S))
+            while live_PG.any() and (smaller := plan.next_shape(shapes, shape, live_PG, 1)) != shape:
+                programs["move"].add((L, *shape, S))
+                length_PG = np.sort(length_PG.reshape(-1))[::-1][: math.prod(smaller)].reshape(smaller)
+                shape, live_PG = smaller, length_PG > t
+            if live_PG.any() and (ring := plan.next_ring(rings, S, t)) != S:
+                programs["grow"].add((L, *shape, S))
+                S = ring
+    assert {kind: len(sizes) for kind, sizes in programs.items()} == {"decode": 2 * 12, "grow": 2 * 9, "move": 2 * 8}
+
+
+def test_the_sampler_says_how_many_programs_it_has_needed():
+    before = native.programs()
+    for seed in range(2):
+        sample(Sampler(ENDS, responses=3, max_tokens=7), seed)
+    assert native.programs() == before + 2  # one reads, one decodes
 
 
 def test_seating_keeps_every_living_row_with_its_prompt_and_shard():

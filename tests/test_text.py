@@ -12,7 +12,8 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from grpo_jax.runtime import text
-from grpo_jax.runtime.text import bucket, byte_tokenizer, check_vocabulary, load_tokenizer
+from grpo_jax.runtime.sizes import bucket
+from grpo_jax.runtime.text import byte_tokenizer, check_vocabulary, load_tokenizer
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim"

@@ -19,7 +19,15 @@ from grpo_jax.models.policy import decoder_policy
 from grpo_jax.objectives import dapo
 from grpo_jax.rollout import Sampler, stages
 from grpo_jax.runtime.optimizer import adamw
-from grpo_jax.runtime.sharding import CACHE, PREFIX, PROMPTS, Layout, fit, serving_shardings, weight_shardings
+from grpo_jax.runtime.sharding import (
+    CACHE,
+    PROMPTS,
+    Layout,
+    fit,
+    prefix_sharding,
+    serving_shardings,
+    weight_shardings,
+)
 from grpo_jax.structs import Batch, Prompts, Rollouts
 
 SHAPE = Shape(
@@ -79,7 +87,7 @@ def compile_decoding(mesh: Mesh, P: int, G: int, L: int, S: int, int8: bool = Fa
             policy,
             distribution,
             placed(served, serving_shardings(served, mesh)),
-            fitted(shared, PREFIX, mesh),
+            placed(shared, jax.tree.map(lambda a: prefix_sharding(a.shape, mesh), shared)),
             own := fitted(own, CACHE, mesh),
             fitted(rows, PROMPTS, mesh),
             S,

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from grpo_jax.cli import main
+from grpo_jax.commands.train import assemble
 from grpo_jax.config import read
+from grpo_jax.rollout import native
 from grpo_jax.runtime.order import pick
 
 CONFIG = """
@@ -122,3 +124,16 @@ def test_every_pass_over_the_data_sees_every_example_once():
 def test_the_order_is_a_function_of_seed_and_step():
     assert pick(1, 5, 4, 100) == pick(1, 5, 4, 100)
     assert pick(1, 5, 4, 100) != pick(2, 5, 4, 100)
+
+
+def test_memory_has_to_hold_the_prompts_of_a_step_and_not_of_the_data(config, monkeypatch):
+    asked = ["task.train=160", "task.largest=99"]
+    session = assemble(read(config, asked))
+    policy, sampler = session.model.policy, session.algorithm.sample
+    L = session.questions.prompts.tokens_PL.shape[1]
+    step, data = (native._needed_bytes(policy, P, L, sampler.responses, sampler.max_tokens, False) for P in (4, 160))
+    monkeypatch.setattr(native, "free_bytes", lambda: (step + data) // 2)
+    assemble(read(config, asked))
+    with pytest.raises(ValueError, match="4 prompts with 4 responses of 6 tokens"):
+        monkeypatch.setattr(native, "free_bytes", lambda: step - 1)
+        assemble(read(config, asked))

@@ -96,7 +96,7 @@ def random_prompts(arguments: argparse.Namespace, shape: Shape) -> Prompts:
 
 
 def measure(arguments: argparse.Namespace, sampler: Sampler, policy: Policy, params: Params, prompts: Prompts):
-    """Medians over `--repeat` rollouts after the first, which compiles."""
+    """Medians over `--repeat` rollouts, each of which has run before, so that nothing is compiled meanwhile."""
     begun = time.perf_counter()
     tokens = []
 
@@ -110,19 +110,21 @@ def measure(arguments: argparse.Namespace, sampler: Sampler, policy: Policy, par
         shape = (prefix_length(L), sampler.responses, 1)
         last_PD, *_ = stages.read(policy, params, prompts, shape, sampler.int8_cache, None)
         served = policy.serve(params)
-        rows = stages.begin(policy, sampler.distribution, served, prompts, last_PD, key_PG, 1, 1, None)
+        rows = stages.begin(policy, sampler.distribution, served, None, last_PD, key_PG, 1, 1, None)
         jax.block_until_ready(rows)
 
-    rollout(0)
+    rollout(1)
     first = time.perf_counter() - begun
     prefill(0)
     prefill_s = median_seconds(prefill, arguments.repeat)
+    if arguments.mean_tokens is not None:  # other lengths need other programs
+        median_seconds(rollout, arguments.repeat)
     tokens.clear()
     rollout_s = median_seconds(rollout, arguments.repeat)
     figures = {"rollout_s": rollout_s, "prefill_s": prefill_s, "decode_s": rollout_s - prefill_s}
     if arguments.mean_tokens is not None:
         print("for comparison, every row to the cap in a full cache ...", flush=True)
-        figures["to_the_cap_s"] = prefill_s + to_the_cap(sampler, policy, params, prompts)
+        figures["to_the_cap_s"] = prefill_s + to_the_cap(sampler, policy, params, prompts, arguments.repeat)
     if sampler.int8_cache:
         figures |= logprob_gap(policy, params, sampler(policy, params, prompts, jax.random.key(0)))
     count = statistics.fmean(tokens)
@@ -141,7 +143,7 @@ def logprob_gap(policy: Policy, params: Params, rollouts: Rollouts) -> dict[str,
     return {"logprob_gap_mean": float(gap.mean()), "logprob_gap_max": float(gap.max())}
 
 
-def to_the_cap(sampler: Sampler, policy: Policy, params: Params, prompts: Prompts) -> float:
+def to_the_cap(sampler: Sampler, policy: Policy, params: Params, prompts: Prompts, repeat: int) -> float:
     """Seconds of decoding without stages: one cache of `max_tokens`, every row until then."""
     P, L = prompts.tokens_PL.shape
     T, distribution = sampler.max_tokens, replace(sampler.distribution, min_tokens=sampler.max_tokens)
@@ -150,7 +152,7 @@ def to_the_cap(sampler: Sampler, policy: Policy, params: Params, prompts: Prompt
 
     def decode(turns: int) -> float:
         last_PD, shared, own = stages.read(policy, params, prompts, shape, sampler.int8_cache, None)
-        rows = stages.begin(policy, distribution, served, prompts, last_PD, key_PG, T, T, None)
+        rows = stages.begin(policy, distribution, served, None, last_PD, key_PG, T, T, None)
         jax.block_until_ready((own, rows))
         begun = time.perf_counter()
         until = stages.Until(cursor=turns, pieces=-1, width=1, free=P + 1)
@@ -158,7 +160,7 @@ def to_the_cap(sampler: Sampler, policy: Policy, params: Params, prompts: Prompt
         return time.perf_counter() - begun
 
     decode(2)  # compiles
-    return decode(T)
+    return statistics.median(decode(T) for _ in range(repeat))
 
 
 def median_seconds(work: Callable[[int], None], repeat: int) -> float:
@@ -190,6 +192,7 @@ def find_roof(
 
 
 def describe(arguments: argparse.Namespace, params: Params, kind: np.dtype) -> str:
+    """What is measured, for people."""
     size = sum(array.size for array in jax.tree.leaves(params))
     mean = "" if arguments.mean_tokens is None else f", ending at random after {arguments.mean_tokens} on average"
     return (
@@ -212,7 +215,7 @@ def table(figures: dict[str, float], roof: Roof) -> str:
         f"  prefill {figures['prefill_s']:8.2f} s   (roof {roof.prefill_s:.2f} s)\n"
         f"  decode  {figures['decode_s']:8.2f} s   (roof {roof.decode_s:.2f} s)\n"
         f"roof      {figures['roof_tokens_per_s']:8.0f} tokens/s   reached {figures['roof_fraction']:.2f} of it\n"
-        f"compiling {figures['compile_s']:8.1f} s   {figures['programs']} decoding program(s){more}"
+        f"compiling {figures['compile_s']:8.1f} s   {figures['programs']} program(s){more}"
     )
 
 

@@ -24,7 +24,7 @@ from grpo_jax.runtime.metrics import describe_rewards
 from grpo_jax.runtime.order import pick
 from grpo_jax.runtime.run import Record
 from grpo_jax.runtime.sharding import check_prompts, place_prompts, prompt_parts, weight_shardings
-from grpo_jax.runtime.text import bucket
+from grpo_jax.runtime.sizes import bucket
 from grpo_jax.structs import Params, Prompts, TrainState
 from grpo_jax.tasks import Example, Task
 
@@ -124,7 +124,7 @@ def assemble(config: Config) -> Session:
     )
     check_split(algorithm, settings.prompts)
     questions = Questions(task.train, model, settings.max_prompt_tokens)
-    check_sampler(algorithm, questions.prompts)
+    check_sampler(algorithm, jax.tree.map(lambda a: a[: settings.prompts], questions.prompts))
     score(algorithm.reward, task.train[:1], [[""]])  # a reward that does not fit the data fails now, not in an hour
     count = min(settings.evaluate_prompts, len(task.held_out)) if settings.evaluate_every else 0
     asked = task.held_out[: count - count % prompt_parts(mesh)]

@@ -115,9 +115,9 @@ def project(x: Array, weight: Array, inputs: int = 1, wide: DTypeLike | None = N
 
     def left(x: Array, weight: Array) -> Array:
         size = math.prod(x.shape[x.ndim - inputs :])
-        x_IR = jax.lax.optimization_barrier(x.reshape(-1, size).T)
-        y_OR = jnp.matmul(weight.reshape(-1, size), x_IR, preferred_element_type=wide)
-        return jax.lax.optimization_barrier(y_OR).T.reshape(*rows, *outputs)
+        columns = jax.lax.optimization_barrier(x.reshape(-1, size).T)
+        turned = jnp.matmul(weight.reshape(-1, size), columns, preferred_element_type=wide)
+        return jax.lax.optimization_barrier(turned).T.reshape(*rows, *outputs)
 
     if math.prod(rows) > FEW_ROWS:
         return right(x, weight)

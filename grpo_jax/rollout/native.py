@@ -19,8 +19,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from grpo_jax.distribution import Distribution
 from grpo_jax.rollout import stages
-from grpo_jax.rollout.plan import pieces, prefix_length, ring_lengths, row_shapes, seat
-from grpo_jax.runtime.sharding import memory_bytes, place_prompts, prompt_parts, serving_shardings
+from grpo_jax.rollout.plan import next_ring, next_shape, prefix_length, ring_lengths, row_shapes, seat
+from grpo_jax.runtime.sharding import free_bytes, place_prompts, prompt_parts, serving_shardings
+from grpo_jax.runtime.sizes import bucket
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows
 
 STOP_TOKENS = 16  # between two looks at the text for a stop string
@@ -38,8 +39,8 @@ class Sampler:
     top_p: float = 1.0  # the fewest likeliest tokens with this much probability
     min_p: float = 0.0  # tokens at least this likely, next to the likeliest
     repetition_penalty: float = 1.0  # 1 is none
-    min_tokens: int = 0  # no end before so many tokens
-    stop: tuple[str, ...] = ()  # texts that end a response, as an end token does
+    min_tokens: int = 0  # none of `ends` before so many tokens
+    stop: tuple[str, ...] = ()  # texts that end a response, whatever its length
     at_once: int | None = None  # prompts held at once, others wait until rows end; null: all
     int8_cache: bool = False  # keys and values in half the memory of bfloat16; log-probs change a little
     decode: Callable[[Sequence[int]], str] | None = None  # the tokenizer's, to look for stop strings
@@ -82,20 +83,20 @@ class Sampler:
                 f"Prompts of {L} tokens and responses of {self.max_tokens} need {L + self.max_tokens} positions;"
                 f" the model has {policy.max_positions}. Lower max_tokens or shorten the prompts."
             )
-        P = min(P, self.at_once or P)
-        needed = _cache_bytes(policy, P, L, self.responses, self.max_tokens, self.int8_cache)
-        room = memory_bytes()
+        P = P if self.at_once is None else min(P, self.at_once)
+        needed = _needed_bytes(policy, P, L, self.responses, self.max_tokens, self.int8_cache)
+        room = free_bytes()
         if needed > room:
             raise ValueError(
-                f"The keys and values of {P} prompts with {self.responses} responses of {self.max_tokens} tokens need"
-                f" {needed / 1e9:.1f} GB; there are {room / 1e9:.1f} GB. Hold fewer prompts at once (at_once), or lower"
-                " responses or max_tokens."
+                f"The keys and values of {P} prompts with {self.responses} responses of {self.max_tokens} tokens, and"
+                f" the copy of the weights, need {needed / 1e9:.1f} GB; there are {room / 1e9:.1f} GB. Hold fewer"
+                " prompts at once (at_once), or lower responses or max_tokens."
             )
 
 
 def programs() -> int:
-    """How many decoding programs this process has compiled."""
-    return _announce.cache_info().currsize
+    """How many programs of the sampler this process has needed: those that read, decode, grow rings and move rows."""
+    return _program.cache_info().currsize
 
 
 class _Sampling:
@@ -108,9 +109,11 @@ class _Sampling:
         self.parts = prompt_parts(self.mesh) if self.mesh is not None else 1
         self.served = _serve(policy, params)
         self.rings, self.L = ring_lengths(T), prefix_length(L)
+        self.room = bucket(L) - L  # prompts are read at a length that others share
         self.key_PG = _row_keys(key, P, G)
         held = P if sampler.at_once is None else min(P, -(-sampler.at_once // self.parts) * self.parts)
         self.few = max(self.parts, held // 4 // self.parts * self.parts)  # prompts that move in together
+        self.shapes = row_shapes(held, G, self.parts)
         self.waiting = list(range(held, P))
         self.tokens_PGT = np.full((P, G, T), sampler.ends[0], np.int32)
         self.logprobs_PGT, self.entropy_PGT = np.zeros((P, G, T), np.float32), np.zeros((P, G, T), np.float32)
@@ -132,29 +135,36 @@ class _Sampling:
 
     def _begin(self, index_p: np.ndarray, S: int, only_first: bool = False) -> tuple[Any, Any, Rows]:
         """Prompts, read and with a first token for each response; `only_first` leaves room for no more."""
+        sampler = self.sampler
         everyone = len(index_p) == self.tokens_PGT.shape[0]
         prompts = self.prompts if everyone else jax.tree.map(lambda a: a[index_p], self.prompts)
+        if self.room:
+            prompts = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (self.room, 0))), prompts)
         key_pG = self.key_PG if everyone else self.key_PG[index_p]
-        shape = (self.L, self.sampler.responses, 1 if only_first else S)
-        last_pD, shared, own = stages.read(self.policy, self.params, prompts, shape, self.sampler.int8_cache, self.mesh)
+        shape = (self.L, sampler.responses, 1 if only_first else S)
+        self._needs("read", *prompts.tokens_PL.shape, *shape)
+        last_pD, shared, own = stages.read(self.policy, self.params, prompts, shape, sampler.int8_cache, self.mesh)
         rows = stages.begin(
             self.policy,
-            self.sampler.distribution,
+            sampler.distribution,
             self.served,
-            prompts,
+            prompts if sampler.distribution.penalizes else None,
             last_pD,
             key_pG,
-            self.sampler.max_tokens,
+            sampler.max_tokens,
             shape[2],
             self.mesh,
         )
         return shared, own, rows
 
+    def _needs(self, kind: str, *sizes: int) -> None:
+        _program(kind, sizes, self.policy, self.sampler.distribution, self.L, self.sampler.int8_cache, self.mesh)
+
     def _decode(self) -> np.ndarray:
         """One stage; who is living after it. Rows that have ended are written down."""
         P, G, S = self.rows.tokens_PGS.shape
-        _announce(self.policy, self.sampler.distribution, self.L, self.sampler.int8_cache, P, G, S)
-        smaller = row_shapes(P, G, self.parts)[1:2]
+        self._needs("decode", P, G, S)
+        smaller = self.shapes[self.shapes.index((P, G)) + 1 :][:1]
         narrow = smaller and not self.waiting
         until = stages.Until(
             cursor=int(self.rows.cursor) + STOP_TOKENS if self.sampler.stop else 2**30,
@@ -224,34 +234,50 @@ class _Sampling:
             place_p[: len(index_p)] = free[: len(index_p)]
             padded = np.concatenate([index_p, np.repeat(index_p[:1], self.few - len(index_p))])
             shared, _, rows = self._begin(padded, 1, only_first=True)
-            self.shared, self.rows = stages.admit(self.shared, self.rows, shared, rows, place_p)
+            self.shared, self.rows = stages.admit(self.shared, self.rows, shared, rows, place_p, self.mesh)
             self.who_PG[free[: len(index_p)]] = index_p[:, None] * G + np.arange(G)[None]
             live_PG[free[: len(index_p)]] = True
         return live_PG
 
     def _make_room(self, live_PG: np.ndarray) -> None:
-        """The living sit together in the smallest arrays that are compiled, their rings long enough to go on."""
-        P, G, S = self.rows.tokens_PGS.shape
+        """The rings are long enough for the living to go on, and those sit together when half the room would do."""
         longest = int(np.max(jax.device_get(self.rows.length_PG), where=live_PG, initial=0))
-        ring = next((length for length in self.rings if length >= S and length > longest), S)
-        shapes = row_shapes(P, G, self.parts) if not self.waiting else [(P, G)]
-        fitting = [shape for shape in shapes if pieces(live_PG, shape[1], self.parts) <= shape[0] // self.parts]
-        if not live_PG.any() or (ring == S and fitting[-1] == (P, G)):
-            return
-        seating = seat(live_PG, fitting[-1], self.parts)
-        wrapped = ring != S and int(self.rows.cursor) > S
+        while live_PG.any():
+            P, G, S = self.rows.tokens_PGS.shape
+            ring = next_ring(self.rings, S, longest)
+            shape = (P, G) if self.waiting else next_shape(self.shapes, (P, G), live_PG, self.parts)
+            if shape != (P, G):
+                live_PG = self._seat(live_PG, shape)
+            elif ring != S:
+                self._grow(self.rings[self.rings.index(S) + 1])
+            else:
+                return
+
+    def _grow(self, ring: int) -> None:
+        P, G, S = self.rows.tokens_PGS.shape
+        wrapped = int(self.rows.cursor) > S
+        self._needs("grow", P, G, S, wrapped)
+        self.own, self.rows = stages.grow(self.own, self.rows, ring, wrapped, self.mesh)
+
+    def _seat(self, live_PG: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """Moves the living into fewer places; who is living then."""
+        self._needs("move", *self.rows.tokens_PGS.shape)
+        G = live_PG.shape[1]
+        seating = seat(live_PG, shape, self.parts)
         self.shared, self.own, self.rows = stages.move(
-            self.shared, self.own, self.rows, *seating, S=ring, parts=self.parts, wrapped=wrapped
+            self.shared, self.own, self.rows, *seating, parts=self.parts, mesh=self.mesh
         )
         shards_nPG = self.who_PG.reshape(self.parts, -1, G)
         place_np = seating.place_p.reshape(self.parts, -1)
         moved_nPG = np.take_along_axis(shards_nPG, place_np[:, :, None], axis=1).reshape(-1, G)
         self.who_PG = np.where(seating.lives_pg, np.take_along_axis(moved_nPG, seating.row_pg, axis=1), -1)
+        return seating.lives_pg
 
 
 @cache
-def _announce(policy: Policy, distribution: Distribution, L: int, int8: bool, P: int, G: int, S: int) -> None:
-    logging.getLogger("grpo_jax").info("compiling the sampler: %d x %d rows, %d positions", P, G, S)
+def _program(kind: str, sizes: tuple[int, ...], *shared: Any) -> None:  # cached, so it is counted and said once
+    if kind == "decode":
+        logging.getLogger("grpo_jax").info("compiling the sampler: %d x %d rows, %d positions", *sizes)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -274,9 +300,18 @@ def _mesh_of(array: Any) -> Mesh | None:
 
 
 @cache
-def _cache_bytes(policy: Policy, P: int, L: int, G: int, T: int, int8: bool) -> int:
+def _needed_bytes(policy: Policy, P: int, L: int, G: int, T: int, int8: bool) -> int:
+    """Bytes of both caches at their largest, while a ring grows into the last one, and of the weights that are read."""
     prompts = Prompts(jax.ShapeDtypeStruct((P, L), jnp.int32), jax.ShapeDtypeStruct((P, L), bool))
     params = jax.eval_shape(policy.init, jax.random.key(0))
     _, prefix = jax.eval_shape(policy.read, params, prompts)
-    held = jax.eval_shape(lambda prefix: policy.cache(prefix, L, G, T, int8), prefix)
-    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(held))
+    caches = [
+        jax.eval_shape(lambda prefix, S=S: policy.cache(prefix, prefix_length(L), G, S, int8), prefix)
+        for S in ring_lengths(T)[-2:]
+    ]
+    shared = caches[0][0]
+    return _bytes((shared, [own for _, own in caches], jax.eval_shape(policy.serve, params)))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree))

@@ -1,14 +1,16 @@
 """Which sizes are compiled, and where living rows go when there is room to save: decided on the host, in NumPy.
 
 Every size is one of a few, because each is compiled once: rings of T, T/2, T/4 and T/8 positions, and rows in full, a
-half, a quarter or an eighth. A run with one length of prompts therefore has at most 16 decoding programs.
+half or a quarter. Rings grow and rows move by one size at a time, so a run with one length of prompts has at most 12
+programs that decode, 9 that grow a ring (18 with waiting prompts) and 8 that move rows together.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-HALVINGS = 3
+RING_HALVINGS = 3
+ROW_HALVINGS = 2
 SHORTEST_RING = 64  # positions; halving again would save next to nothing
 SHORTEST_PREFIX = 64
 
@@ -24,7 +26,7 @@ class Seating(NamedTuple):
 def ring_lengths(max_tokens: int) -> list[int]:
     """Cache lengths from the shortest to `max_tokens`."""
     lengths = [max_tokens]
-    while len(lengths) <= HALVINGS and lengths[-1] > SHORTEST_RING:
+    while len(lengths) <= RING_HALVINGS and lengths[-1] > SHORTEST_RING:
         lengths.append(-(-lengths[-1] // 2))
     return lengths[::-1]
 
@@ -37,13 +39,25 @@ def prefix_length(length: int) -> int:
 def row_shapes(P: int, G: int, parts: int) -> list[tuple[int, int]]:
     """Places and rows of each, the fullest first; groups shrink before prompts do."""
     shapes = [(P, G)]
-    for _ in range(HALVINGS):
+    for _ in range(ROW_HALVINGS):
         P, G = shapes[-1]
         if G % 2 == 0:
             shapes.append((P, G // 2))
         elif G == 1 and P % (2 * parts) == 0:
             shapes.append((P // 2, G))
     return shapes
+
+
+def next_ring(rings: list[int], S: int, longest: int) -> int:
+    """The ring for rows of which the longest has so many tokens and goes on: never a shorter one than S."""
+    return next((length for length in rings if length >= S and length > longest), S)
+
+
+def next_shape(shapes: list[tuple[int, int]], shape: tuple[int, int], live_PG: np.ndarray, parts: int):
+    """The shape one smaller, if the living fit into it, else the present one."""
+    smaller = shapes[shapes.index(shape) + 1 :][:1]
+    fits = smaller and pieces(live_PG, smaller[0][1], parts) <= smaller[0][0] // parts
+    return smaller[0] if fits else shape
 
 
 def pieces(live_PG: np.ndarray, width: int, parts: int) -> int:

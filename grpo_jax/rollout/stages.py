@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from grpo_jax.distribution import Distribution, draw, greedy
-from grpo_jax.runtime.sharding import CACHE, PREFIX, PROMPTS, fit
+from grpo_jax.runtime.sharding import CACHE, PROMPTS, fit, prefix_sharding
 from grpo_jax.structs import Params, Policy, Prompts, Rows
 
 
@@ -37,7 +37,9 @@ def read(
     """
     last_PD, prefix = policy.read(params, prompts)
     shared, own = policy.cache(prefix, *shape, int8)
-    return last_PD, _pin(shared, mesh, PREFIX), _pin(own, mesh, CACHE)
+    if mesh is not None:
+        shared = jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, prefix_sharding(a.shape, mesh)), shared)
+    return last_PD, shared, _pin(own, mesh, CACHE)
 
 
 @partial(jax.jit, static_argnames=("policy", "distribution", "S", "mesh"))
@@ -45,14 +47,14 @@ def begin(
     policy: Policy,
     distribution: Distribution,
     params: Params,
-    prompts: Prompts,
+    prompts: Prompts | None,
     last_PD: Array,
     key_PG: Array,
     max_tokens: Array,
     S: int,
     mesh: Mesh | None,
 ) -> Rows:
-    """Rows with their first token."""
+    """Rows with their first token. Only a distribution that penalizes repetition has to be given the prompts."""
     P, G = key_PG.shape
     nothing_PG = jnp.zeros((P, G), jnp.int32)
     empty_PGS = _pin(jnp.zeros((P, G, S)), mesh, PROMPTS)
@@ -76,7 +78,7 @@ def begin(
         entropy_PGS=empty_PGS,
         seen_PGV=seen_PGV,
     )
-    return _choose(distribution, rows, logits_PGV, max_tokens)
+    return _pin(_choose(distribution, rows, logits_PGV, max_tokens), mesh, PROMPTS)
 
 
 @partial(jax.jit, static_argnames=("policy", "distribution", "parts"), donate_argnames=("own", "rows"))
@@ -153,38 +155,43 @@ def _noise(key_PG: Array, turn_PG: Array) -> Array:
     return jax.vmap(jax.vmap(one))(key_PG, turn_PG)
 
 
-@partial(jax.jit, static_argnames=("S", "parts", "wrapped"))
+@partial(jax.jit, static_argnames=("S", "wrapped", "mesh"))
+def grow(own: Any, rows: Rows, S: int, wrapped: bool, mesh: Mesh | None) -> tuple[Any, Rows]:
+    """The cache and the rows in rings of S positions, unrolled first if they are `wrapped`."""
+    old = rows.tokens_PGS.shape[2]
+    turned = rows.cursor - old if wrapped else 0
+
+    def ring(a: Array, axis: int) -> Array:
+        a = jnp.take(a, (jnp.arange(old) + turned) % old, axis=axis) if wrapped else a
+        return jnp.pad(a, [(0, S - old if i == axis else 0) for i in range(a.ndim)])
+
+    grown = {name: ring(getattr(rows, name), 2) for name in ("tokens_PGS", "logprobs_PGS", "entropy_PGS")}
+    grown |= {"cursor": rows.cursor - turned, "start_PG": rows.start_PG - turned}
+    own = jax.tree.map(lambda a: ring(a, 3), own)
+    return _pin(own, mesh, CACHE), _pin(replace(rows, **grown), mesh, PROMPTS)
+
+
+@partial(jax.jit, static_argnames=("parts", "mesh"))
 def move(
-    shared: Any, own: Any, rows: Rows, place_p: Array, row_pg: Array, lives_pg: Array, S: int, parts: int, wrapped: bool
+    shared: Any, own: Any, rows: Rows, place_p: Array, row_pg: Array, lives_pg: Array, parts: int, mesh: Mesh | None
 ) -> tuple[Any, Any, Rows]:
-    """Chosen rows in new places, with rings of S positions, unrolled first if they are `wrapped`.
+    """Chosen rows in new places.
 
     New place p takes the prompt of old place `place_p[p]` of the same of `parts` shards, and its row g takes row
     `row_pg[p, g]`; where `lives_pg` is false it is a dead copy.
     """
-    G, old = rows.tokens_PGS.shape[1:]
-    turned = rows.cursor - old if wrapped else 0
-
-    def places(a: Array) -> Array:
-        return _take(a, place_p, parts)
+    G = rows.tokens_PGS.shape[1]
 
     def responses(a: Array) -> Array:
+        if a.ndim < 2:
+            return a
         index_pg = place_p[:, None] * G + row_pg
         return _take(a.reshape(-1, *a.shape[2:]), index_pg.reshape(-1), parts).reshape(*row_pg.shape, *a.shape[2:])
 
-    def ring(a: Array, axis: int) -> Array:
-        a = responses(a)
-        a = jnp.take(a, (jnp.arange(old) + turned) % old, axis=axis) if wrapped else a
-        return jnp.pad(a, [(0, S - old if i == axis else 0) for i in range(a.ndim)])
-
-    moved = {
-        name: ring(a, 2) if name.endswith("_PGS") else responses(a)
-        for name, a in vars(rows).items()
-        if a is not None and name != "cursor"
-    }
-    moved |= {"cursor": rows.cursor - turned, "start_PG": moved["start_PG"] - turned}
-    moved["live_PG"] &= lives_pg
-    return jax.tree.map(places, shared), jax.tree.map(lambda a: ring(a, 3), own), replace(rows, **moved)
+    shared = jax.tree.map(lambda a: _take(a, place_p, parts), shared)
+    own, rows = jax.tree.map(responses, (own, rows))
+    rows = replace(rows, live_PG=rows.live_PG & lives_pg)
+    return shared, _pin(own, mesh, CACHE), _pin(rows, mesh, PROMPTS)
 
 
 def _take(a: Array, index: Array, parts: int) -> Array:
@@ -194,8 +201,10 @@ def _take(a: Array, index: Array, parts: int) -> Array:
     return taken.reshape(-1, *a.shape[1:])
 
 
-@partial(jax.jit, donate_argnames=("shared", "rows"))
-def admit(shared: Any, rows: Rows, new_shared: Any, new_rows: Rows, place_p: Array) -> tuple[Any, Rows]:
+@partial(jax.jit, static_argnames="mesh", donate_argnames=("shared", "rows"))
+def admit(
+    shared: Any, rows: Rows, new_shared: Any, new_rows: Rows, place_p: Array, mesh: Mesh | None
+) -> tuple[Any, Rows]:
     """New prompts with their first tokens in these places, beginning now; places beyond the last are left out."""
     index = (rows.cursor - 1) % rows.tokens_PGS.shape[2]
 
@@ -210,7 +219,7 @@ def admit(shared: Any, rows: Rows, new_shared: Any, new_rows: Rows, place_p: Arr
     changed |= {name: put_first(name) for name in ("tokens_PGS", "logprobs_PGS", "entropy_PGS")}
     changed["start_PG"] = put(rows.start_PG, new_rows.start_PG + rows.cursor - 1)
     changed["seen_PGV"] = None if rows.seen_PGV is None else put(rows.seen_PGV, new_rows.seen_PGV)
-    return jax.tree.map(put, shared, new_shared), replace(rows, **changed)
+    return jax.tree.map(put, shared, new_shared), _pin(replace(rows, **changed), mesh, PROMPTS)
 
 
 def _pin(tree: Any, mesh: Mesh | None, spec: PartitionSpec) -> Any:

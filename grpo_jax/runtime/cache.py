@@ -15,7 +15,11 @@ def cache_folder() -> Path:
 
 
 def keep_programs() -> None:
-    """Lets JAX keep what it compiles in the cache folder, unless `JAX_COMPILATION_CACHE_DIR` says where."""
+    """Lets JAX keep what it compiles in the cache folder, unless `JAX_COMPILATION_CACHE_DIR` says where.
+
+    The commands do so by themselves; research code calls it once, before anything compiles.
+    """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

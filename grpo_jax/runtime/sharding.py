@@ -63,6 +63,11 @@ def fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> NamedShardin
     return NamedSharding(mesh, _trimmed(list(spec)[: len(shape)], shape, mesh))
 
 
+def prefix_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """The sharding of what decoding knows of prompts: keys and values by head, masks and lengths by prompt alone."""
+    return fit(PREFIX if len(shape) > 2 else PROMPTS, shape, mesh)
+
+
 def _by_letters(tree: Any, mesh: Mesh, rules: dict[str, str]) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, a: NamedSharding(mesh, _spec(path, a.shape, mesh, rules)), tree
@@ -111,9 +116,9 @@ def place_prompts(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PROMPTS))
 
 
-def memory_bytes() -> int:
-    """What the devices of this process can hold together; on a CPU, what the machine can."""
+def free_bytes() -> int:
+    """What the devices of this process can still hold together; on a CPU, what the machine holds in all."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     if all(stats) and all("bytes_limit" in stat for stat in stats):
-        return sum(stat["bytes_limit"] for stat in stats)
+        return sum(stat["bytes_limit"] - stat["bytes_in_use"] for stat in stats)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -20,6 +20,7 @@ import tokenizers
 from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from grpo_jax.runtime.sizes import bucket
 from grpo_jax.structs import Prompts
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # or it would advise to install torch
@@ -139,12 +140,6 @@ def check_vocabulary(tokenizer: Tokenizer, model_vocab: int, directory: Path) ->
             f"The tokenizer in {directory} has ids up to {tokenizer.size - 1}, and the model knows only {model_vocab}."
             f" Use the tokenizer that came with the model, or a model whose embeddings were resized for this one."
         )
-
-
-def bucket(length: int) -> int:
-    """The next length that gets compiled: multiples of 16 up to 128, then four lengths for each doubling."""
-    step = max(16, (1 << (length - 1).bit_length()) // 8)
-    return -(-length // step) * step
 
 
 @functools.cache

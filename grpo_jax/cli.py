@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from grpo_jax import __version__
 
+REMAT = "what learning keeps of a layer; default: %(default)s"
 OVERRIDES = "section.key=value: replaces what the config says, e.g. train.steps=20"
 
 
@@ -59,7 +60,7 @@ def parser_of_all_commands() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
     bench = commands.add_parser("bench", help="measure this machine", allow_abbrev=False)
-    bench.add_argument("what", choices=["rollout"], help="rollout: sampling")
+    bench.add_argument("what", choices=["rollout", "train", "step"], help="sampling, learning, or both")
     bench.add_argument("--model", default="random:smollm2-135m", help="a directory, a name, or random:SHAPE")
     bench.add_argument("--prompts", type=count, default=4)
     bench.add_argument("--responses", type=count, default=8, help="to each prompt")
@@ -68,7 +69,9 @@ def parser_of_all_commands() -> argparse.ArgumentParser:
     bench.add_argument("--mean-tokens", type=count, help="responses end at random, after so many tokens on average")
     bench.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and activations")
     bench.add_argument("--int8-cache", action="store_true", help="keys and values in 8 bits; what it does to log-probs")
-    bench.add_argument("--repeat", type=count, default=3, help="rollouts, of which the median counts")
+    bench.add_argument("--remat", choices=["full", "products", "offload", "none"], default="products", help=REMAT)
+    bench.add_argument("--microbatch", type=count, help="prompts learned from at once; default: all")
+    bench.add_argument("--repeat", type=count, default=3, help="runs, of which the median counts")
     bench.add_argument("--json", metavar="FILE", help="also write the figures there")
     return parser
 

@@ -1,8 +1,8 @@
 """GRPO, top to bottom: sample a group of responses to each prompt, score them, move towards the better ones.
 
 Read `step` first. Models, engines, rewards and objectives come in as arguments (`Algorithm`), so research code calls
-the same functions with its own. Sampling, `update` and `fixed_logprobs` run on the devices, under `jit`; the rest is
-glue in the order it happens.
+the same functions with its own. Sampling, `add_gradient`, `descend` and `part_logprobs` run on the devices, under
+`jit`; the rest is glue in the order it happens.
 
 Three things differ from the paper (DeepSeekMath, arXiv:2402.03300): (1) the weights of the tokens are fixed for the
 whole global batch before the gradient, so microbatches, minibatches and devices change nothing but rounding;
@@ -21,14 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import NamedSharding, Sharding
+from jax.sharding import Mesh, NamedSharding, Sharding
 from jaxtyping import Float
 
 from grpo_jax.advantages import weighted_total
 from grpo_jax.logprobs import token_logprobs
+from grpo_jax.microbatches import arrange, choose, put
 from grpo_jax.objectives import Objective
+from grpo_jax.packing import Part
 from grpo_jax.rewards import Mix, as_mix, score
 from grpo_jax.runtime.metrics import describe
+from grpo_jax.runtime.sharding import mesh_of, on
 from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, TrainState
 
 Metrics = dict[str, Array | float]
@@ -46,12 +49,12 @@ class Algorithm:
     optimizer: optax.GradientTransformation
     minibatches: int = 1  # optimiser steps for each batch of rollouts
     microbatch: int | None = None  # prompts whose gradient is computed at once; null: all of a minibatch
+    group_parts: int = 1  # into how many parts the responses of a prompt are divided, when one group is too large
 
     def __post_init__(self) -> None:
-        if self.minibatches < 1 or (self.microbatch is not None and self.microbatch < 1):
-            raise ValueError(
-                f"minibatches and microbatch must be at least 1; got {self.minibatches} and {self.microbatch}."
-            )
+        for name in ("minibatches", "microbatch", "group_parts"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
 
 
 class Watch:
@@ -120,7 +123,7 @@ def prepare(
     The old log-probs are computed only where they are not the current ones: for several minibatches, or a KL term in
     the reward. Otherwise the ratio is one at the only update.
     """
-    check_split(algorithm, len(rewards_PGR))
+    check_split(algorithm, *rewards_PGR.shape[:2])
     if rollouts.distribution.temperature == 0:
         raise ValueError("Greedy responses have no log-probs to learn from: sample at a temperature above 0.")
     objective = algorithm.objective
@@ -140,74 +143,113 @@ def prepare(
 
 
 def update(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """The state after an optimiser step for each minibatch of prompts, laid out as it was. Donates the old state."""
-    check_split(algorithm, batch.weights_PGT.shape[0])
-    return update_on(algorithm, tuple(array.sharding for array in jax.tree.leaves(state)), state, batch)
+    """The state after an optimiser step for each minibatch of prompts, laid out as it was. Donates the old state.
+
+    A gradient is added up over parts of similar length (`packing`), because the weights of the tokens already know
+    the whole batch.
+    """
+    check_split(algorithm, *batch.rollouts.tokens_PGT.shape[:2])
+    layout = layout_of(state)
+    mesh = mesh_of(batch)
+    batch = replace(batch, weights_PGT=batch.weights_PGT * algorithm.minibatches)
+    losses, norms, records, positions = [], [], [], 0
+    for index, parts in enumerate(_parts(algorithm, batch.rollouts, mesh)):
+        total = None
+        for part in parts:
+            chosen = choose(batch, part.place_p, part.place_pg, mesh)
+            positions += part.slots_PRS.size + len(part.place_p) * batch.rollouts.prompts.tokens_PL.shape[1]
+            with on(mesh):
+                if total is None and len(parts) > 1:  # or adding to nothing would be a second program to compile
+                    total = nothing(algorithm, layout, state.params, chosen, part.slots_PRS)
+                total = add_gradient(algorithm, layout, state.params, total, chosen, part.slots_PRS)
+        loss, sums, gradient = total
+        last = index + 1 == algorithm.minibatches
+        state, norm = descend(algorithm, layout, state, gradient, int(last))
+        losses.append(loss)
+        norms.append(norm)
+        records.append(sums)
+    tokens = jnp.maximum(jnp.sum(batch.rollouts.action_PGT), 1)
+    live = jnp.sum(batch.rollouts.valid_PGT) + algorithm.group_parts * jnp.sum(batch.rollouts.prompts.valid_PL)
+    metrics = {name: sum(sums[name] for sums in records) / tokens for name in records[0]}
+    metrics |= {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}
+    return state, metrics | {"padding_frac": 1 - live / positions}
+
+
+def _parts(algorithm: Algorithm, rollouts: Rollouts, mesh: Mesh | None) -> list[list[Part]]:
+    return arrange(rollouts, algorithm.minibatches, algorithm.microbatch, algorithm.group_parts, mesh)
+
+
+def layout_of(state: TrainState) -> tuple[Any, tuple[Sharding, ...]]:
+    """How a state is laid out, in a form that programs can be compiled for."""
+    leaves, tree = jax.tree.flatten(state)
+    return tree, tuple(array.sharding for array in leaves)
+
+
+@partial(jax.jit, static_argnames=("algorithm", "layout"))
+def nothing(algorithm: Algorithm, layout: Any, params: Params, part: Batch, slots_PRS: Array) -> Any:
+    """What `add_gradient` starts from."""
+    shapes = jax.eval_shape(partial(add_gradient, algorithm, layout), params, None, part, slots_PRS)
+    loss, sums, gradient = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return loss, sums, _laid_out(layout, gradient)
+
+
+@partial(jax.jit, static_argnames=("algorithm", "layout"), donate_argnames="total")
+def add_gradient(algorithm: Algorithm, layout: Any, params: Params, total: Any, part: Batch, slots_PRS: Array) -> Any:
+    """Loss, statistics and gradient of a part, added to those in `total` if that is not None. Donates `total`."""
+
+    def loss(params: Params) -> tuple[Array, Metrics]:
+        logprobs_PGT, entropy_PGT = token_logprobs(algorithm.policy, params, part.rollouts, slots_PRS)
+        loss, sums = algorithm.objective(logprobs_PGT, part)
+        trainer_PGT = logprobs_PGT if part.old_logprobs_PGT is None else part.old_logprobs_PGT
+        gap = jnp.sum(jnp.abs(trainer_PGT - part.rollouts.logprobs_PGT))
+        return loss, sums | {"entropy": jnp.sum(entropy_PGT), "sampling/sampling_logp_difference/mean": gap}
+
+    (value, sums), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    found = value, sums, gradient
+    value, sums, gradient = found if total is None else jax.tree.map(jnp.add, total, found)
+    return value, sums, _laid_out(layout, gradient)
 
 
 @partial(jax.jit, static_argnames=("algorithm", "layout"), donate_argnames="state")
-def update_on(
-    algorithm: Algorithm, layout: tuple[Sharding, ...], state: TrainState, batch: Batch
-) -> tuple[TrainState, Metrics]:
-    """`update`, compiled for one layout of the state: left alone, the compiler would choose another for the result."""
-    params, opt_state = state.params, state.opt_state
-    scaled = replace(batch, weights_PGT=batch.weights_PGT * algorithm.minibatches)
-    losses, norms, records = [], [], []
-    for minibatch in _parts(scaled, algorithm.minibatches):
-        loss, sums, gradient = _gradient(algorithm, params, minibatch)
-        updates, opt_state = algorithm.optimizer.update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        losses.append(loss)
-        norms.append(optax.tree.norm(gradient))
-        records.append(sums)
-    tokens = jnp.maximum(jnp.sum(batch.rollouts.action_PGT), 1)
-    metrics = {name: sum(sums[name] for sums in records) / tokens for name in records[0]}
-    metrics |= {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}
-    leaves, tree = jax.tree.flatten(TrainState(state.step + 1, params, opt_state))
-    pinned = [_pin(array, sharding) for array, sharding in zip(leaves, layout, strict=True)]
-    return jax.tree.unflatten(tree, pinned), metrics
+def descend(algorithm: Algorithm, layout: Any, state: TrainState, gradient: Params, steps: int | Array) -> Any:
+    """The state after one optimiser step, which counts as so many steps, and the norm of the gradient."""
+    updates, opt_state = algorithm.optimizer.update(gradient, state.opt_state, state.params)
+    state = TrainState(state.step + steps, optax.apply_updates(state.params, updates), opt_state)
+    leaves, tree = jax.tree.flatten(state)
+    pinned = [_pin(array, sharding) for array, sharding in zip(leaves, layout[1], strict=True)]
+    return jax.tree.unflatten(tree, pinned), optax.tree.norm(gradient)
+
+
+def _laid_out(layout: Any, gradient: Params) -> Params:
+    """A gradient laid out like the parameters of the state: left alone, the compiler might choose otherwise."""
+    return jax.tree.map(_pin, gradient, jax.tree.unflatten(*layout).params)
 
 
 def _pin(array: Array, sharding: Sharding) -> Array:
     return jax.lax.with_sharding_constraint(array, sharding) if isinstance(sharding, NamedSharding) else array
 
 
-@partial(jax.jit, static_argnames="algorithm")
 def fixed_logprobs(algorithm: Algorithm, params: Params, rollouts: Rollouts) -> Float[Array, "P G T"]:
-    """Log-probs of the rollouts that no gradient flows through, a microbatch at a time."""
-    count = _microbatches(algorithm, rollouts.tokens_PGT.shape[0])
-    parts = jax.lax.map(lambda part: token_logprobs(algorithm.policy, params, part)[0], _stacked(rollouts, count))
-    return jnp.swapaxes(parts, 0, 1).reshape(rollouts.tokens_PGT.shape)
+    """Log-probs of the rollouts that no gradient flows through, a part at a time."""
+    mesh = mesh_of(rollouts)
+    found_PGT = jnp.zeros_like(rollouts.logprobs_PGT)
+    for parts in _parts(algorithm, rollouts, mesh):
+        for part in parts:
+            chosen = choose(rollouts, part.place_p, part.place_pg, mesh)
+            with on(mesh):
+                logprobs_pgT = part_logprobs(algorithm.policy, params, chosen, part.slots_PRS)
+            found_PGT = put(found_PGT, part.place_p, part.place_pg, logprobs_pgT)
+    return found_PGT
 
 
-def _gradient(algorithm: Algorithm, params: Params, batch: Batch) -> tuple[Array, Metrics, Params]:
-    """Loss, statistics and gradient, added up over microbatches."""
-
-    def loss(params: Params, part: Batch) -> tuple[Array, Metrics]:
-        logprobs_PGT, entropy_PGT = token_logprobs(algorithm.policy, params, part.rollouts)
-        loss, sums = algorithm.objective(logprobs_PGT, part)
-        trainer_PGT = logprobs_PGT if part.old_logprobs_PGT is None else part.old_logprobs_PGT
-        gap = jnp.sum(jnp.abs(trainer_PGT - part.rollouts.logprobs_PGT))
-        return loss, sums | {"entropy": jnp.sum(entropy_PGT), "sampling/sampling_logp_difference/mean": gap}
-
-    measure = jax.value_and_grad(loss, has_aux=True)
-    count = _microbatches(algorithm, batch.weights_PGT.shape[0])
-    if count == 1:
-        (value, sums), gradient = measure(params, batch)
-        return value, sums, gradient
-    parts = _stacked(batch, count)
-    shapes = jax.eval_shape(measure, params, jax.tree.map(lambda a: a[0], parts))
-    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-
-    def add(total: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, measure(params, part)), None
-
-    ((value, sums), gradient), _ = jax.lax.scan(add, nothing, parts)
-    return value, sums, gradient
+@partial(jax.jit, static_argnames="policy")
+def part_logprobs(policy: Policy, params: Params, rollouts: Rollouts, slots_PRS: Array) -> Array:
+    """Log-probs of a part."""
+    return token_logprobs(policy, params, rollouts, slots_PRS)[0]
 
 
-def check_split(algorithm: Algorithm, prompts: int) -> None:
-    """Refuses minibatches and microbatches that do not divide the prompts of a step."""
+def check_split(algorithm: Algorithm, prompts: int, responses: int | None = None) -> None:
+    """Refuses minibatches, microbatches and parts of groups that do not divide what they are made of."""
     if prompts % algorithm.minibatches:
         raise ValueError(
             f"{prompts} prompts do not divide into {algorithm.minibatches} minibatches; choose {_divisors(prompts)}."
@@ -218,22 +260,13 @@ def check_split(algorithm: Algorithm, prompts: int) -> None:
             f"{each} prompts of a minibatch do not divide into microbatches of {algorithm.microbatch};"
             f" choose {_divisors(each)}."
         )
+    if responses is not None and responses % algorithm.group_parts:
+        raise ValueError(
+            f"{responses} responses do not divide into group_parts of {algorithm.group_parts};"
+            f" choose {_divisors(responses)}."
+        )
 
 
 def _divisors(number: int) -> str:
     *some, last = (str(n) for n in range(1, number + 1) if number % n == 0)
     return f"{', '.join(some)} or {last}" if some else last
-
-
-def _microbatches(algorithm: Algorithm, prompts: int) -> int:
-    return 1 if algorithm.microbatch is None else max(1, prompts // algorithm.microbatch)
-
-
-def _parts(tree: Any, count: int) -> list[Any]:
-    stacked = _stacked(tree, count)
-    return [jax.tree.map(lambda a, index=index: a[index], stacked) for index in range(count)]
-
-
-def _stacked(tree: Any, count: int) -> Any:
-    """`count` parts on a new first axis, dealt like cards, so that a part has prompts of every device."""
-    return jax.tree.map(lambda a: jnp.swapaxes(a.reshape(-1, count, *a.shape[1:]), 0, 1), tree)

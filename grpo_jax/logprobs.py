@@ -2,10 +2,18 @@
 
 The only next-token shift of the package is here: hidden states at position t score token t+1, so the response is
 scored by the last state of the prompt followed by all states of the response but its last.
+
+The backward pass computes the logits of a chunk again. Their gradient has a short form: with p the probabilities, H
+the entropy and y the token, d logprob / d logit_i = [i = y] - p_i and d H / d logit_i = -p_i (log p_i + H).
 """
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
@@ -14,29 +22,71 @@ from grpo_jax.structs import Params, Policy, Rollouts
 CHUNK_TOKENS = 1024  # logits alive at once, or one position of each row if there are more rows; 0.6 GB for V = 150k
 
 
+class _Rows(NamedTuple):
+    """Tokens as they are computed: in rows of slots, possibly several responses to a row."""
+
+    tokens_PRS: Array
+    valid_PRS: Array
+    place_PRS: Array  # in the token's own response
+    response_PRS: Array
+
+
 def token_logprobs(
-    policy: Policy, params: Params, rollouts: Rollouts
+    policy: Policy, params: Params, rollouts: Rollouts, slots_PRS: Int[Array, "P R S"] | None = None
 ) -> tuple[Float[Array, "P G T"], Float[Array, "P G T"]]:
-    """Float32 log-probs and entropies of the responses' tokens, differentiable; zero where there is no action."""
+    """Float32 log-probs and entropies of the responses' tokens, differentiable; zero where there is no action.
+
+    `slots_PRS` computes several responses in one row: see `packing.Part`.
+    """
+    rows = _in_rows(rollouts, slots_PRS)
+    P, R, S = rows.tokens_PRS.shape
+    start_PRS = jnp.arange(S)[None, None] - rows.place_PRS
     last_PD, prefix = policy.read(params, rollouts.prompts)
-    hidden_PGTD = policy.respond(params, prefix, rollouts.tokens_PGT, rollouts.valid_PGT)
-    P, G, T, D = hidden_PGTD.shape
-    first_PG1D = jnp.broadcast_to(last_PD[:, None, None, :], (P, G, 1, D))
-    scoring_PGTD = jnp.concatenate([first_PG1D, hidden_PGTD[:, :, :-1]], axis=2)
-    place_PGT = jnp.broadcast_to(jnp.arange(T)[None, None], (P, G, T))
+    hidden_PRSD = policy.respond(params, prefix, rows.tokens_PRS, rows.valid_PRS, start_PRS)
+    earlier_PRSD = jnp.pad(hidden_PRSD[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)))
+    scoring_PRSD = jnp.where(rows.place_PRS[..., None] == 0, last_PD[:, None, None], earlier_PRSD)
+    count = -(-S // max(1, CHUNK_TOKENS // (P * R)))
+    chunks = jax.tree.map(partial(_slices, count), (scoring_PRSD, rows))
+    unembed, weights = jax.closure_convert(partial(policy.unembed, params), chunks[0][0])  # the weights it uses
     first_PGV = None
-
-    def score(hidden_PGtD: Array, tokens_PGt: Array, place_PGt: Array) -> tuple[Array, Array]:
-        logits_PGtV = policy.unembed(params, hidden_PGtD)
-        seen_PGtV = None if first_PGV is None else first_PGV[:, :, None] < place_PGt[..., None]
-        return score_tokens(rollouts.distribution(logits_PGtV, place_PGt, seen_PGtV, tokens_PGt), tokens_PGt)
-
     if rollouts.distribution.penalizes:
         V = jax.eval_shape(policy.unembed, params, last_PD).shape[-1]
         first_PGV = _first_places(rollouts, V)
-    per_token = (scoring_PGTD, rollouts.tokens_PGT, place_PGT)
-    logprobs_PGT, entropy_PGT = _in_chunks(score, max(1, CHUNK_TOKENS // (P * G)), per_token)
-    return jnp.where(rollouts.action_PGT, logprobs_PGT, 0.0), jnp.where(rollouts.action_PGT, entropy_PGT, 0.0)
+
+    def logits(weights: list[Array], hidden_PRsD: Array, rows: _Rows) -> Array:
+        seen_PRsV = None
+        if first_PGV is not None:
+            seen_PRsV = first_PGV[jnp.arange(P)[:, None, None], rows.response_PRS] < rows.place_PRS[..., None]
+        return rollouts.distribution(unembed(hidden_PRsD, *weights), rows.place_PRS, seen_PRsV, rows.tokens_PRS)
+
+    scores = _score(logits, weights, *chunks)
+    logprobs, entropy = (jnp.moveaxis(a_nPRs, 0, 2).reshape(P, R, -1)[:, :, :S] for a_nPRs in scores)
+    return tuple(_in_responses(a_PRS, rollouts, slots_PRS) for a_PRS in (logprobs, entropy))
+
+
+def _in_rows(rollouts: Rollouts, slots_PRS: Array | None) -> _Rows:
+    P, G, T = rollouts.tokens_PGT.shape
+    if slots_PRS is None:
+        _, response_PGT, place_PGT = jnp.indices((P, G, T), sparse=False)
+        return _Rows(rollouts.tokens_PGT, rollouts.valid_PGT, place_PGT, response_PGT)
+
+    def take(a_PGT: Array) -> Array:
+        return jnp.take_along_axis(a_PGT.reshape(P, -1), jnp.minimum(slots_PRS, G * T - 1).reshape(P, -1), axis=1)
+
+    taken_PRS, valid_PRS = (take(a).reshape(slots_PRS.shape) for a in (rollouts.tokens_PGT, rollouts.valid_PGT))
+    used_PRS = slots_PRS < G * T
+    response_PRS = jnp.where(used_PRS, slots_PRS // T, 0)
+    return _Rows(taken_PRS, valid_PRS & used_PRS, jnp.where(used_PRS, slots_PRS % T, 0), response_PRS)
+
+
+def _in_responses(a_PRS: Array, rollouts: Rollouts, slots_PRS: Array | None) -> Array:
+    """Values of slots where their tokens are; zero where there is no action."""
+    P, G, T = rollouts.tokens_PGT.shape
+    if slots_PRS is not None:
+        nothing = jnp.zeros((P, G * T), a_PRS.dtype)
+        put = nothing.at[jnp.arange(P)[:, None], slots_PRS.reshape(P, -1)].set(a_PRS.reshape(P, -1), mode="drop")
+        a_PRS = put.reshape(P, G, T)
+    return jnp.where(rollouts.action_PGT, a_PRS, 0.0)
 
 
 def _first_places(rollouts: Rollouts, V: int) -> Int[Array, "P G V"]:
@@ -50,6 +100,14 @@ def _first_places(rollouts: Rollouts, V: int) -> Int[Array, "P G V"]:
     return first_PGV.at[(*index_PG1, rollouts.tokens_PGT)].min(place_PGT)
 
 
+def _slices(count: int, a_PRS: Array) -> Array:
+    """The position axis cut into `count` slices, on a new first axis."""
+    P, R, S, *rest = a_PRS.shape
+    size = -(-S // count)
+    a_PRS = jnp.pad(a_PRS, ((0, 0), (0, 0), (0, count * size - S), *((0, 0) for _ in rest)))
+    return jnp.moveaxis(a_PRS.reshape(P, R, count, size, *rest), 2, 0)
+
+
 def score_tokens(
     logits: Float[Array, "... V"], tokens: Int[Array, "..."]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
@@ -60,17 +118,38 @@ def score_tokens(
     return chosen - normalizer, normalizer - mean_logit
 
 
-def _in_chunks(score, positions: int, per_token: tuple[Array, ...]) -> tuple[Array, Array]:
-    """`score` over slices of the position axis; the backward pass computes each slice's logits again."""
-    P, G, T = per_token[0].shape[:3]
-    if positions >= T:
-        return jax.checkpoint(score)(*per_token)
-    chunks = -(-T // positions)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _score(logits: Callable[..., Array], weights: list[Array], hidden_nPRsD: Array, rows: _Rows) -> Any:
+    """Log-probs and entropies of chunks, whose logits are `logits(weights, hidden, rows)`."""
+    return _score_forward(logits, weights, hidden_nPRsD, rows)[0]
 
-    def slices(a_PGT: Array) -> Array:
-        rest = a_PGT.shape[3:]
-        a_PGT = jnp.pad(a_PGT, ((0, 0), (0, 0), (0, chunks * positions - T), *((0, 0) for _ in rest)))
-        return jnp.moveaxis(a_PGT.reshape(P, G, chunks, positions, *rest), 2, 0)
 
-    scores_nPGt = jax.lax.map(lambda chunk: jax.checkpoint(score)(*chunk), tuple(map(slices, per_token)))
-    return jax.tree.map(lambda a_nPGt: jnp.moveaxis(a_nPGt, 0, 2).reshape(P, G, -1)[:, :, :T], scores_nPGt)
+def _score_forward(logits: Callable[..., Array], weights: list[Array], hidden_nPRsD: Array, rows: _Rows) -> Any:
+    def score(chunk: tuple[Array, _Rows]) -> tuple[Array, Array]:
+        return score_tokens(logits(weights, *chunk), chunk[1].tokens_PRS)
+
+    scores = jax.lax.map(score, (hidden_nPRsD, rows))
+    return scores, (weights, hidden_nPRsD, rows, *scores)
+
+
+def _score_backward(logits: Callable[..., Array], saved: tuple, slopes: tuple[Array, Array]) -> tuple:
+    weights, hidden_nPRsD, rows, *scores = saved
+
+    def pull(total: list[Array], chunk: tuple) -> tuple[list[Array], Array]:
+        hidden_PRsD, rows, logprob_PRs, entropy_PRs, slope_PRs, entropy_slope_PRs = chunk
+        logits_PRsV, back = jax.vjp(lambda weights, hidden: logits(weights, hidden, rows), weights, hidden_PRsD)
+        token_PRs1 = rows.tokens_PRS[..., None]
+        chosen_PRs1 = jnp.take_along_axis(logits_PRsV, token_PRs1, axis=-1)
+        logprobs_PRsV = logits_PRsV - (chosen_PRs1 - logprob_PRs[..., None])
+        surprise_PRsV = entropy_slope_PRs[..., None] * (logprobs_PRsV + entropy_PRs[..., None])
+        slope_PRsV = -jnp.exp(logprobs_PRsV) * (slope_PRs[..., None] + surprise_PRsV)
+        is_chosen = token_PRs1 == jnp.arange(logits_PRsV.shape[-1])[None, None, None]
+        more, slope_PRsD = back(jnp.where(is_chosen, slope_PRsV + slope_PRs[..., None], slope_PRsV))
+        return jax.tree.map(jnp.add, total, more), slope_PRsD
+
+    nothing = jax.tree.map(jnp.zeros_like, weights)
+    total, slope_nPRsD = jax.lax.scan(pull, nothing, (hidden_nPRsD, rows, *scores, *slopes))
+    return total, slope_nPRsD, jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), rows)
+
+
+_score.defvjp(_score_forward, _score_backward)

@@ -108,7 +108,7 @@ class Policy:
 
     init(key) -> params
     read(params, prompts) -> (last_PD, prefix)                       one pass over the prompts
-    respond(params, prefix, tokens_PGT, valid_PGT) -> hidden_PGTD    teacher forcing, given the prefix
+    respond(params, prefix, tokens_PGT, valid_PGT, start_PGT) -> hidden_PGTD    teacher forcing, given the prefix
     unembed(params, hidden) -> logits                                float32
 
     and for decoding:
@@ -117,6 +117,7 @@ class Policy:
     cache(prefix, L, G, S, int8) -> (shared, own)                    room for S positions of G responses
     extend(served, shared, own, tokens_PG, cursor, start_PG) -> (hidden_PGD, own)    one position for every row
 
+    Rows of `respond` may hold several responses one after the other; `start` says where each token's response begins.
     Hidden states at position t predict token t+1; `last_PD` predicts the first token of every response. `shared` is the
     prefix as decoding wants it, padded to L positions, its leaves `[P, ...]`; `own` is what the responses add, its
     leaves `[P, G, K, S, ...]` a ring in which the row that began at `start` has the positions from there to `cursor`.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.cli import main
-from grpo_jax.commands.bench import build_sampler, find_roof
+from grpo_jax.commands.bench_rollout import build_sampler, find_roof
 from grpo_jax.models import SHAPES, decoder_policy
 
 FEW = ["--model", "tiny", "--prompts", "8", "--responses", "2", "--prompt-tokens", "8", "--repeat", "1"]

@@ -134,7 +134,7 @@ def test_a_chosen_token_stays_possible_when_rounding_would_exclude_it():
     ids=lambda settings: "-".join(settings),
 )
 def test_the_trainer_scores_under_the_distribution_that_was_sampled(settings):
-    model = tiny(remat=False)
+    model = tiny(remat="none")
     params = model.params(Layout().mesh(jax.devices()[:1]))
     params = jax.tree.map(lambda a: a * 3 if a.ndim > 1 else a, params)  # far from an even distribution
     prompts = model.tokenizer.encode_all(["a", "What is 2 + 2?", "Name three colours."], max_tokens=64)

@@ -62,7 +62,7 @@ def read_rollouts(file: Path):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("remat", [True, False])
+@pytest.mark.parametrize("remat", ["full", "products", "none"])
 def test_log_probs_and_entropies_are_those_of_transformers(name, remat):
     policy, params = load_golden(name, remat=remat)
     rollouts, expected = read_expected(name)

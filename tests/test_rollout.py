@@ -15,7 +15,7 @@ from grpo_jax.runtime.sharding import Layout, place_prompts
 from grpo_jax.structs import Prompts, Rollouts
 
 ONE = Layout().mesh(jax.devices()[:1])
-MODEL = tiny(remat=False)
+MODEL = tiny(remat="none")
 PARAMS = MODEL.params(ONE)
 PROMPTS = MODEL.tokenizer.encode_all(["a", "What is 2 + 2?", "Name three colours of the rainbow."], max_tokens=64)
 ENDS = (10, 32, 101, 256)  # some letters end a response too, so that rows of a random model end early

@@ -13,7 +13,7 @@ from grpo_jax.runtime.order import pick
 
 CONFIG = """
 run: {name: short, root: ROOT}
-model: {name: tiny, remat: false}
+model: {name: tiny, remat: none}
 task: {use: arithmetic, train: 20, held_out: 8, largest: 9}
 rewards: [{use: Matches, pattern: "(?s).*[a-p].*"}]
 rollout: {responses: 4, max_tokens: 6}

@@ -136,7 +136,7 @@ def test_rloo_with_a_clipped_ratio_of_the_sequence_is_that_of_trl(index):
 @pytest.fixture(scope="module")
 def qwen3():
     directory = DATA / "trl_qwen3"
-    policy = decoder_policy(read_shape(directory), remat=False)
+    policy = decoder_policy(read_shape(directory), remat="none")
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
     mesh = Layout().mesh(jax.devices()[:1])
     return policy, load_weights(directory, shapes, weight_shardings(shapes, mesh))

@@ -137,6 +137,7 @@ def check_sampler(algorithm: Algorithm, prompts: Prompts) -> None:
     sampler = algorithm.sample
     if not isinstance(sampler, Sampler):
         return
+    check_split(algorithm, len(prompts.tokens_PL), sampler.responses)
     sampler.check_room(algorithm.policy, prompts)
     if sampler.temperature == 0:
         raise ValueError("rollout.temperature 0 gives every response of a group the same tokens: use one above 0.")

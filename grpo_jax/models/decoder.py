@@ -1,36 +1,29 @@
 """A pre-norm decoder: the Llama layout and its Qwen variants, one layer as an NNX module.
 
-One `Layer.__call__` serves all three uses. Rows are always `[P, G, T]`; what differs is the prefix it attends to
-first, and where its own keys and values go (`store`): nowhere when teacher forcing, into a cache when decoding.
+One `Layer.__call__` serves all three uses. Rows are always `[P, G, T]`; what differs is how they attend (`mix`), and
+where their keys and values go first (`store`): nowhere when teacher forcing, into a cache when decoding.
 A weight's output axes come first, as in Hugging Face files; it is cast to the type of the activations where it is used.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-MASKED = -1e30  # finite, so that a row with nothing to attend to gives numbers rather than NaN
+from grpo_jax.models.attention import Memory
 
 FEW_ROWS = 256  # up to here a CPU multiplies faster with the weight on the left
-
-
-class Memory(NamedTuple):
-    """Keys and values to attend to, `[..., K, S, C]`. The scales `[..., K, S]` are those of int8, else None."""
-
-    key: Array
-    value: Array
-    key_scale: Array | None = None
-    value_scale: Array | None = None
+PRODUCT = "product"  # the name of what `project` gives, for those who decide what to keep for the backward pass
 
 
 Store = Callable[[Memory], Memory]
+Mix = Callable[[Array, Memory], Array]  # queries and their rows' keys and values -> what each head reads
 
 
 @dataclass(frozen=True)
@@ -60,6 +53,8 @@ class Shape:
     norm_epsilon: float
     max_positions: int
     tied: bool  # the output head is the embedding
+    window: int | None = None  # how many positions a token attends to, itself included; None: all before it
+    softcap: float | None = None  # attention scores stay within it: softcap * tanh(score / softcap)
     attention_bias: bool = False  # on queries, keys and values (Qwen2)
     head_norm: bool = False  # RMS norm of each head's queries and keys (Qwen3)
 
@@ -101,68 +96,41 @@ def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
     return (wide * scale * weight).astype(x.dtype)
 
 
-def project(x: Array, weight: Array, inputs: int = 1, wide: DTypeLike | None = None) -> Array:
+def project(x: Array, weight: Array, inputs: int = 1, platform: str = "", wide: DTypeLike | None = None) -> Array:
     """x times a weight, over the last `inputs` axes of both: `[rows..., outputs...]`, accumulated in `wide`.
 
     On a CPU, XLA's product of 32 rows reaches 0.6 of its matmul rate with the weight on the right and 0.75 with it on
     the left; the barriers keep it from turning the product back.
     """
     rows, outputs = x.shape[: x.ndim - inputs], weight.shape[: weight.ndim - inputs]
-
-    def right(x: Array, weight: Array) -> Array:
-        axes = tuple(range(-inputs, 0))
-        return jnp.tensordot(x, weight, (axes, axes), preferred_element_type=wide)
-
-    def left(x: Array, weight: Array) -> Array:
-        size = math.prod(x.shape[x.ndim - inputs :])
-        columns = jax.lax.optimization_barrier(x.reshape(-1, size).T)
-        turned = jnp.matmul(weight.reshape(-1, size), columns, preferred_element_type=wide)
-        return jax.lax.optimization_barrier(turned).T.reshape(*rows, *outputs)
-
-    if math.prod(rows) > FEW_ROWS:
-        return right(x, weight)
-    return jax.lax.platform_dependent(x, weight, cpu=left, default=right)
-
-
-def attend(query_PGHTC: Array, own: Memory, mask_PGTS: Array, prefix: tuple[Memory, Array] | None) -> Array:
-    """Softmax attention over the group's shared prefix, if any, and each response's own keys, as one distribution."""
-    P, G, H, T, C = query_PGHTC.shape
-    query_PGKQTC = query_PGHTC.reshape(P, G, own.key.shape[2], -1, T, C) * C**-0.5
-    scores_PGKQTS = _scores("PGKQTC,PGKSC->PGKQTS", query_PGKQTC, own.key, _spread(own.key_scale, 3))
-    scores_PGKQTS = jnp.where(mask_PGTS[:, :, None, None], scores_PGKQTS, MASKED)
-    if prefix is None:
-        shares_PGKQTS = jax.nn.softmax(scores_PGKQTS, axis=-1)
+    flat, matrix = x.reshape(-1, math.prod(x.shape[x.ndim - inputs :])), weight.reshape(math.prod(outputs), -1)
+    if platform == "cpu" and len(flat) <= FEW_ROWS:
+        columns = jax.lax.optimization_barrier(flat.T)
+        y = jax.lax.optimization_barrier(jnp.matmul(matrix, columns, preferred_element_type=wide)).T
+    elif platform == "cpu" and x.dtype == jnp.float32:
+        y = _product(flat, matrix)
     else:
-        shared, valid_PL = prefix
-        scores_PGKQTL = _scores("PGKQTC,PKLC->PGKQTL", query_PGKQTC, shared.key, _spread(shared.key_scale, 2))
-        scores_PGKQTL = jnp.where(valid_PL[:, None, None, None, None, :], scores_PGKQTL, MASKED)
-        shares = jax.nn.softmax(jnp.concatenate([scores_PGKQTL, scores_PGKQTS], axis=-1), axis=-1)
-        shares_PGKQTL, shares_PGKQTS = jnp.split(shares, [valid_PL.shape[1]], axis=-1)
-    kind = query_PGHTC.dtype
-    mixed_PGKQTC = _mix("PGKQTS,PGKSC->PGKQTC", shares_PGKQTS, own.value, _spread(own.value_scale, 3), kind)
-    if prefix is not None:
-        scale = _spread(shared.value_scale, 2)
-        mixed_PKGQTC = _mix("PGKQTL,PKLC->PKGQTC", shares_PGKQTL, shared.value, scale, kind)
-        mixed_PGKQTC += jnp.swapaxes(mixed_PKGQTC, 1, 2)
-    return mixed_PGKQTC.reshape(P, G, H, T, C)
+        y = jnp.matmul(flat, matrix.T, preferred_element_type=wide)
+    return checkpoint_name(y, PRODUCT).reshape(*rows, *outputs)
 
 
-def _scores(axes: str, query: Array, key: Array, scale: Array | None) -> Array:
-    scores = jnp.einsum(axes, query, key.astype(query.dtype), preferred_element_type=jnp.float32)
-    return scores if scale is None else scores * scale
+@jax.custom_vjp
+def _product(x: Array, weight: Array) -> Array:
+    """x times the transposed weight on a CPU."""
+    return x @ weight.T
 
 
-def _mix(axes: str, shares: Array, value: Array, scale: Array | None, kind: DTypeLike) -> Array:
-    shares = shares if scale is None else shares * scale
-    return jnp.einsum(axes, shares.astype(kind), value.astype(kind))
+def _product_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _product(x, weight), (x, weight)
 
 
-def _spread(scale: Array | None, heads: int) -> Array | None:
-    """`[P, (G,) K, S]` as `[P, G or 1, K, 1, 1, S]`; `heads` is how many axes there are before S."""
-    if scale is None:
-        return None
-    scale = scale if heads == 3 else scale[:, None]
-    return scale[:, :, :, None, None, :]
+def _product_backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    x, weight = saved
+    slope = jax.lax.optimization_barrier(slope)  # or its transpose is computed element by element, columns first
+    return slope @ weight, slope.T @ x
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def quantize(memory: Memory) -> Memory:
@@ -185,9 +153,9 @@ def matrix(rngs: nnx.Rngs, shape: tuple[int, ...], inputs: int) -> nnx.Param:
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, shape: Shape, rngs: nnx.Rngs):
+    def __init__(self, shape: Shape, rngs: nnx.Rngs, platform: str):
         D, H, K, C = shape.width, shape.heads, shape.kv_heads, shape.channels
-        self.shape = shape
+        self.shape, self.platform = shape, platform
         self.query_HCD = matrix(rngs, (H, C, D), D)
         self.key_KCD = matrix(rngs, (K, C, D), D)
         self.value_KCD = matrix(rngs, (K, C, D), D)
@@ -200,11 +168,12 @@ class Attention(nnx.Module):
             self.query_norm_C = nnx.Param(jnp.ones((C,)))
             self.key_norm_C = nnx.Param(jnp.ones((C,)))
 
-    def __call__(self, x_PGTD: Array, turns: tuple[Array, Array], mask_PGTS: Array, prefix, store: Store):
+    def __call__(self, x_PGTD: Array, turns: tuple[Array, Array], mix: Mix, store: Store) -> tuple[Array, Memory]:
         kind = x_PGTD.dtype
-        query_PGTHC = project(x_PGTD, self.query_HCD[...].astype(kind))
-        key_PGTKC = project(x_PGTD, self.key_KCD[...].astype(kind))
-        value_PGTKC = project(x_PGTD, self.value_KCD[...].astype(kind))
+        query_PGTHC, key_PGTKC, value_PGTKC = (
+            project(x_PGTD, weight[...].astype(kind), platform=self.platform)
+            for weight in (self.query_HCD, self.key_KCD, self.value_KCD)
+        )
         if self.shape.attention_bias:
             query_PGTHC += self.query_bias_HC[...].astype(kind)[None, None, None]
             key_PGTKC += self.key_bias_KC[...].astype(kind)[None, None, None]
@@ -214,40 +183,41 @@ class Attention(nnx.Module):
             key_PGTKC = rms_norm(key_PGTKC, self.key_norm_C[...], self.shape.norm_epsilon)
         query_PGHTC, key_PGKTC, value_PGKTC = (jnp.swapaxes(a, 2, 3) for a in (query_PGTHC, key_PGTKC, value_PGTKC))
         own = store(Memory(rotate(key_PGKTC, *turns), value_PGKTC))
-        mixed_PGHTC = attend(rotate(query_PGHTC, *turns), own, mask_PGTS, prefix)
-        return project(jnp.swapaxes(mixed_PGHTC, 2, 3), self.out_DHC[...].astype(kind), inputs=2), own
+        mixed_PGTHC = jnp.swapaxes(mix(rotate(query_PGHTC, *turns), own), 2, 3)
+        return project(mixed_PGTHC, self.out_DHC[...].astype(kind), 2, self.platform), own
 
 
 class FeedForward(nnx.Module):
     """SwiGLU: a gated feed-forward block."""
 
-    def __init__(self, shape: Shape, rngs: nnx.Rngs):
+    def __init__(self, shape: Shape, rngs: nnx.Rngs, platform: str):
         D, F = shape.width, shape.feedforward
+        self.platform = platform
         self.gate_FD = matrix(rngs, (F, D), D)
         self.up_FD = matrix(rngs, (F, D), D)
         self.down_DF = matrix(rngs, (D, F), F)
 
     def __call__(self, x_PGTD: Array) -> Array:
         kind = x_PGTD.dtype
-        gate_PGTF = jax.nn.silu(project(x_PGTD, self.gate_FD[...].astype(kind)))
-        up_PGTF = project(x_PGTD, self.up_FD[...].astype(kind))
-        return project(gate_PGTF * up_PGTF, self.down_DF[...].astype(kind))
+        gate_PGTF = jax.nn.silu(project(x_PGTD, self.gate_FD[...].astype(kind), platform=self.platform))
+        up_PGTF = project(x_PGTD, self.up_FD[...].astype(kind), platform=self.platform)
+        return project(gate_PGTF * up_PGTF, self.down_DF[...].astype(kind), platform=self.platform)
 
 
 class Layer(nnx.Module):
     """Attention and feed-forward, each behind a norm and added to its input."""
 
-    def __init__(self, shape: Shape, rngs: nnx.Rngs):
+    def __init__(self, shape: Shape, rngs: nnx.Rngs, platform: str):
         self.shape = shape
         self.attention_norm_D = nnx.Param(jnp.ones((shape.width,)))
-        self.attention = Attention(shape, rngs)
+        self.attention = Attention(shape, rngs, platform)
         self.feedforward_norm_D = nnx.Param(jnp.ones((shape.width,)))
-        self.feedforward = FeedForward(shape, rngs)
+        self.feedforward = FeedForward(shape, rngs, platform)
 
-    def __call__(self, x_PGTD: Array, turns: tuple[Array, Array], mask_PGTS: Array, prefix, store: Store):
+    def __call__(self, x_PGTD: Array, turns: tuple[Array, Array], mix: Mix, store: Store) -> tuple[Array, Memory]:
         """The rows after this layer, and the keys and values they attended to beyond the prefix."""
         normed_PGTD = rms_norm(x_PGTD, self.attention_norm_D[...], self.shape.norm_epsilon)
-        mixed_PGTD, own = self.attention(normed_PGTD, turns, mask_PGTS, prefix, store)
+        mixed_PGTD, own = self.attention(normed_PGTD, turns, mix, store)
         x_PGTD = x_PGTD + mixed_PGTD
         normed_PGTD = rms_norm(x_PGTD, self.feedforward_norm_D[...], self.shape.norm_epsilon)
         return x_PGTD + self.feedforward(normed_PGTD), own

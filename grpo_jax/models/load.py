@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from grpo_jax.models.decoder import Rope, Shape
 from grpo_jax.models.families import read_shape
 from grpo_jax.models.hub import check, locate
-from grpo_jax.models.policy import decoder_policy
+from grpo_jax.models.policy import Remat, decoder_policy
 from grpo_jax.models.weights import load_weights
 from grpo_jax.runtime.sharding import weight_shardings
 from grpo_jax.runtime.text import Tokenizer, byte_tokenizer, check_vocabulary, load_tokenizer
@@ -31,7 +31,7 @@ class Model:
 def load(
     name: str = "smollm2-135m-instruct",  # a directory, org/name, smollm2-135m-instruct, or tiny (random, bytes)
     activations: Literal["auto", "float32", "bfloat16"] = "auto",  # auto: float32 on CPU, bfloat16 elsewhere
-    remat: bool = True,  # compute activations again in the backward pass: slower, far less memory
+    remat: Literal["full", "products", "offload", "none"] = "full",  # none computes nothing twice; see docs/training.md
 ) -> Model:
     """The model, everything about it checked, before any weight is read."""
     kind = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(activations)
@@ -53,7 +53,7 @@ def load(
     return Model(policy, shape, tokenizer, params)
 
 
-def tiny(seed: int = 0, activations=jnp.float32, remat: bool = True) -> Model:
+def tiny(seed: int = 0, activations=jnp.float32, remat: Remat = "full") -> Model:
     """A random two-layer model that reads bytes: for tests, and for learning a small task from nothing."""
     tokenizer = byte_tokenizer()
     shape = Shape(

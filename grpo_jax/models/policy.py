@@ -1,26 +1,57 @@
 """A decoder as a `Policy`: NNX inside, pure functions over a plain nested dict outside.
 
-Layers are stacked on a first axis N. Teacher forcing scans over them, with each layer's activations computed again in
-the backward pass; decoding unrolls them over separate arrays (`serve`), because a scan would hold every cache twice.
+Layers are stacked on a first axis N. Teacher forcing scans over them, and `REMAT` says what it keeps for the backward
+pass; decoding unrolls them over separate arrays (`serve`), because a scan would hold every cache twice.
 """
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from grpo_jax.models.decoder import Layer, Memory, Shape, matrix, project, quantize, rms_norm, rotations
+from grpo_jax.models.attention import Memory, Sight, attend, kernel
+from grpo_jax.models.decoder import PRODUCT, Layer, Shape, matrix, project, quantize, rms_norm, rotations
 from grpo_jax.structs import Params, Policy, Prompts
+
+Remat = Literal["full", "products", "offload", "none"]
+INPUT = "layer_input"
+_KEEP = jax.checkpoint_policies
+
+# What the backward pass finds of each layer, and what it has to compute again.
+REMAT: dict[str, Callable | None] = {
+    "full": _KEEP.save_only_these_names(INPUT),  # its input: least memory, a third more arithmetic
+    "products": _KEEP.save_only_these_names(INPUT, PRODUCT),  # matrix products too; norms and attention again
+    "offload": _KEEP.save_and_offload_only_these_names(  # its input, in the host's memory until it is needed
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+    "none": None,  # everything
+}
+
+
+def decoder_policy(
+    shape: Shape, activations: DTypeLike = jnp.float32, remat: Remat = "full", platform: str | None = None
+) -> Policy:
+    """The policy of a decoder of this shape, for a platform: "cpu", "gpu" or "tpu"; None is the one at hand."""
+    if remat not in REMAT:
+        raise ValueError(f"There is no remat policy {remat!r}; choose one of {', '.join(REMAT)}.")
+    platform = jax.default_backend() if platform is None else platform
+    if remat == "offload" and platform == "cpu":
+        raise ValueError("remat offload moves activations from a device to its host; on a CPU choose full.")
+    return _policy(shape, jnp.dtype(activations), remat, platform)
 
 
 @cache
-def decoder_policy(shape: Shape, activations: DTypeLike = jnp.float32, remat: bool = True) -> Policy:
-    """The policy of a decoder of this shape. `remat` saves memory by computing the forward pass twice."""
-    decoder = _Decoder(shape, activations, remat)
+def _policy(shape: Shape, activations: DTypeLike, remat: Remat, platform: str) -> Policy:
+    decoder = _Decoder(shape, activations, remat, platform)
     return Policy(
         init=decoder.init,
         read=decoder.read,
@@ -40,17 +71,18 @@ def _keep(memory: Memory) -> Memory:
 class _Decoder:
     """The pure functions of one shape; holds nothing that changes."""
 
-    def __init__(self, shape: Shape, activations: DTypeLike, remat: bool):
-        self.shape, self.activations, self.remat = shape, activations, remat
+    def __init__(self, shape: Shape, activations: DTypeLike, remat: Remat, platform: str):
+        self.shape, self.activations, self.remat, self.platform = shape, activations, remat, platform
+        self.attend_rows = kernel(platform, activations)
         self.layer = jax.jit(self._layer)  # one program for every layer, not one that returns hundreds of arrays
-        self.graph = nnx.split(nnx.eval_shape(lambda: Layer(shape, nnx.Rngs(0))), nnx.Param)[0]
+        self.graph = nnx.split(nnx.eval_shape(lambda: Layer(shape, nnx.Rngs(0), platform)), nnx.Param)[0]
 
     def init(self, key: Array) -> Params:
         embed_key, layer_key, head_key = jax.random.split(key, 3)
         shape, V, D = self.shape, self.shape.vocabulary, self.shape.width
 
         def layer(key: Array) -> dict[str, Any]:
-            return nnx.to_pure_dict(nnx.state(Layer(shape, nnx.Rngs(params=key)), nnx.Param))
+            return nnx.to_pure_dict(nnx.state(Layer(shape, nnx.Rngs(params=key), self.platform), nnx.Param))
 
         params = {
             "embed_VD": matrix(nnx.Rngs(params=embed_key), (V, D), D)[...],
@@ -61,13 +93,11 @@ class _Decoder:
 
     def read(self, params: Params, prompts: Prompts) -> tuple[Array, dict[str, Any]]:
         valid_PL = prompts.valid_PL
-        L = valid_PL.shape[1]
         positions_PL = jnp.maximum(jnp.cumsum(valid_PL, axis=1) - 1, 0)
-        causal_LL = jnp.tril(jnp.ones((L, L), bool))
-        mask_P1LL = (causal_LL[None] & valid_PL[:, None, :])[:, None]
+        sight = Sight(jnp.zeros_like(positions_PL)[:, None], valid_PL[:, None], None)
         x_P1LD = self._embed(params, prompts.tokens_PL[:, None])
         turns = rotations(self.shape.rope, self.shape.channels, positions_PL[:, None])
-        x_P1LD, memory = self._scan(params, x_P1LD, turns, mask_P1LL, None)
+        x_P1LD, memory = self._scan(params, x_P1LD, turns, sight, None)
         prefix = {
             "memory": jax.tree.map(lambda a_NP1KLC: a_NP1KLC[:, :, 0], memory),
             "valid_PL": valid_PL,
@@ -75,14 +105,21 @@ class _Decoder:
         }
         return self._finish(params, x_P1LD[:, 0, -1]), prefix
 
-    def respond(self, params: Params, prefix: dict[str, Any], tokens_PGT: Array, valid_PGT: Array) -> Array:
-        T = tokens_PGT.shape[2]
-        causal_TT = jnp.tril(jnp.ones((T, T), bool))
-        mask_PGTT = causal_TT[None, None] & valid_PGT[:, :, None, :]
-        positions_P1T = prefix["length_P"][:, None, None] + jnp.arange(T)[None, None]
-        turns = rotations(self.shape.rope, self.shape.channels, positions_P1T)
+    def respond(
+        self,
+        params: Params,
+        prefix: dict[str, Any],
+        tokens_PGT: Array,
+        valid_PGT: Array,
+        start_PGT: Array | None = None,
+    ) -> Array:
+        start_PGT = jnp.zeros(tokens_PGT.shape, jnp.int32) if start_PGT is None else start_PGT
+        slot_11T = jnp.arange(tokens_PGT.shape[2])[None, None]
+        turns = rotations(
+            self.shape.rope, self.shape.channels, prefix["length_P"][:, None, None] + slot_11T - start_PGT
+        )
         x_PGTD = self._embed(params, tokens_PGT)
-        x_PGTD, _ = self._scan(params, x_PGTD, turns, mask_PGTT, prefix)
+        x_PGTD, _ = self._scan(params, x_PGTD, turns, Sight(start_PGT, valid_PGT, prefix["valid_PL"]), prefix)
         return self._finish(params, x_PGTD)
 
     def serve(self, params: Params) -> Params:
@@ -111,11 +148,15 @@ class _Decoder:
         return shared, [keep(Memory(empty_PGKSC, empty_PGKSC)) for _ in range(self.shape.layers)]
 
     def extend(self, params: Params, prefix: dict, own: list[Memory], tokens_PG: Array, cursor: Array, start_PG: Array):
-        S = own[0].key.shape[3]
-        age_S = (cursor - jnp.arange(S)) % S
-        mask_PG1S = age_S[None, None, None] <= (cursor - start_PG)[:, :, None, None]
+        S, L = own[0].key.shape[3], prefix["valid_PL"].shape[1]
+        age_111S = ((cursor - jnp.arange(S)) % S)[None, None, None]
+        place_PG11 = (cursor - start_PG)[:, :, None, None]
+        mask_PG1S, prefix_mask = age_111S <= place_PG11, prefix["valid_PL"][:, None, None]
+        if self.shape.window is not None:
+            mask_PG1S &= age_111S < self.shape.window
+            prefix_mask &= place_PG11 + L - jnp.arange(L)[None, None, None] < self.shape.window
         positions_PG1 = (prefix["length_P"][:, None] + cursor - start_PG)[:, :, None]
-        table = rotations(self.shape.rope, self.shape.channels, jnp.arange(prefix["valid_PL"].shape[1] + S))
+        table = rotations(self.shape.rope, self.shape.channels, jnp.arange(L + S))
         turns = jax.tree.map(lambda a: a[positions_PG1], table)  # looked up, or every layer would compute its own sines
         x_PG1D = self._embed(params, tokens_PG[:, :, None])
         kept = []
@@ -125,14 +166,16 @@ class _Decoder:
                 new = new if room.key_scale is None else quantize(new)
                 return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, cursor % S, 3), room, new)
 
-            layer = nnx.merge(self.graph, weights)
-            x_PG1D, memory = layer(x_PG1D, turns, mask_PG1S, (shared, prefix["valid_PL"]), store)
+            def mix(query: Array, own: Memory, shared: Memory = shared) -> Array:
+                return attend(query, own, mask_PG1S, shared, prefix_mask, self.shape.softcap)
+
+            x_PG1D, memory = nnx.merge(self.graph, weights)(x_PG1D, turns, mix, store)
             kept.append(memory)
         return self._finish(params, x_PG1D[:, :, 0]), kept
 
     def unembed(self, params: Params, hidden: Array) -> Array:
         head_VD = params["embed_VD" if self.shape.tied else "head_VD"]
-        return project(hidden, head_VD.astype(hidden.dtype), wide=jnp.float32)
+        return project(hidden, head_VD.astype(hidden.dtype), platform=self.platform, wide=jnp.float32)
 
     def _embed(self, params: Params, tokens: Array) -> Array:
         return params["embed_VD"][tokens].astype(self.activations)
@@ -140,13 +183,17 @@ class _Decoder:
     def _finish(self, params: Params, x: Array) -> Array:
         return rms_norm(x, params["norm_D"], self.shape.norm_epsilon)
 
-    def _scan(self, params: Params, x_PGTD: Array, turns, mask_PGTS: Array, prefix: dict[str, Any] | None):
+    def _scan(self, params: Params, x_PGTD: Array, turns, sight: Sight, prefix: dict[str, Any] | None):
         """All layers over rows that attend to themselves and, where there is one, to the prefix."""
 
         def layer(x_PGTD: Array, parts: tuple[Any, Memory | None]) -> tuple[Array, Memory]:
             weights, shared = parts
-            prefixed = None if shared is None else (shared, prefix["valid_PL"])
-            return nnx.merge(self.graph, weights)(x_PGTD, turns, mask_PGTS, prefixed, _keep)
 
-        shared = None if prefix is None else prefix["memory"]
-        return jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x_PGTD, (params["layers"], shared))
+            def mix(query: Array, own: Memory) -> Array:
+                return self.attend_rows(query, own, sight, shared, self.shape.window, self.shape.softcap)
+
+            return nnx.merge(self.graph, weights)(checkpoint_name(x_PGTD, INPUT), turns, mix, _keep)
+
+        keep = REMAT[self.remat]
+        layer = layer if keep is None else jax.checkpoint(layer, policy=keep, prevent_cse=False)
+        return jax.lax.scan(layer, x_PGTD, (params["layers"], None if prefix is None else prefix["memory"]))

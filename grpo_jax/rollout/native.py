@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
 
 from grpo_jax.distribution import Distribution
 from grpo_jax.rollout import stages
 from grpo_jax.rollout.plan import next_ring, next_shape, prefix_length, ring_lengths, row_shapes, seat
-from grpo_jax.runtime.sharding import free_bytes, place_prompts, prompt_parts, serving_shardings
+from grpo_jax.runtime.sharding import free_bytes, mesh_of, on, place_prompts, prompt_parts, serving_shardings
 from grpo_jax.runtime.sizes import bucket
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows
 
@@ -105,7 +104,7 @@ class _Sampling:
     def __init__(self, sampler: Sampler, policy: Policy, params: Params, prompts: Prompts, key: Array):
         (P, L), G, T = prompts.tokens_PL.shape, sampler.responses, sampler.max_tokens
         self.sampler, self.policy, self.params, self.prompts = sampler, policy, params, prompts
-        self.mesh = _mesh_of(prompts.tokens_PL)
+        self.mesh = mesh_of(prompts)
         self.parts = prompt_parts(self.mesh) if self.mesh is not None else 1
         self.served = _serve(policy, params)
         self.rings, self.L = ring_lengths(T), prefix_length(L)
@@ -143,7 +142,8 @@ class _Sampling:
         key_pG = self.key_PG if everyone else self.key_PG[index_p]
         shape = (self.L, sampler.responses, 1 if only_first else S)
         self._needs("read", *prompts.tokens_PL.shape, *shape)
-        last_pD, shared, own = stages.read(self.policy, self.params, prompts, shape, sampler.int8_cache, self.mesh)
+        with on(self.mesh):
+            last_pD, shared, own = stages.read(self.policy, self.params, prompts, shape, sampler.int8_cache, self.mesh)
         rows = stages.begin(
             self.policy,
             sampler.distribution,
@@ -289,14 +289,8 @@ def _row_keys(key: Array, P: int, G: int) -> Array:
 def _serve(policy: Policy, params: Params) -> Params:
     """The copy of the weights that sampling reads, made and laid out once for each rollout."""
     served = policy.serve(params)
-    mesh = _mesh_of(jax.tree.leaves(params)[0])
+    mesh = mesh_of(params)
     return served if mesh is None else jax.device_put(served, serving_shardings(served, mesh))
-
-
-def _mesh_of(array: Any) -> Mesh | None:
-    """The mesh an array is laid out on, if it is more than one device."""
-    sharding = getattr(array, "sharding", None)
-    return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
 
 
 @cache

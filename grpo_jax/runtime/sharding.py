@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,17 @@ def _trimmed(axes: list, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 def _divides(mesh: Mesh, axis: str | tuple[str, ...], size: int) -> bool:
     parts = math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
     return parts > 1 and size % parts == 0
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh that the first array of a tree is laid out on, if it is more than one device."""
+    sharding = getattr(jax.tree.leaves(tree)[0], "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
+
+
+def on(mesh: Mesh | None) -> AbstractContextManager:
+    """Where kernels that divide their work by hand find the mesh."""
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def prompt_parts(mesh: Mesh) -> int:

@@ -1,0 +1,167 @@
+"""`grpo-jax bench train` and `bench step`: how fast this machine learns, and how much of its arithmetic is useful."""
+
+import argparse
+import resource
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax.commands.bench import Subject, attention_cost, matrix_sizes, median_seconds, random_prompts
+from grpo_jax.commands.bench_rollout import build_sampler
+from grpo_jax.grpo import Algorithm, begin, check_split, step, update
+from grpo_jax.models import Shape
+from grpo_jax.objectives import dapo
+from grpo_jax.rewards import Example
+from grpo_jax.runtime.optimizer import adamw
+from grpo_jax.runtime.roof import matmul_rate
+from grpo_jax.runtime.sharding import mesh_of, place_prompts, weight_shardings
+from grpo_jax.structs import Batch, Rollouts, TrainState
+
+
+def check(arguments: argparse.Namespace, subject: Subject) -> None:
+    """Refuses what the model has no positions for, and microbatches that do not divide."""
+    check_split(build_algorithm(arguments, subject), arguments.prompts, arguments.responses)
+    length = arguments.prompt_tokens + arguments.response_tokens
+    if length > subject.policy.max_positions:
+        raise ValueError(
+            f"{arguments.prompt_tokens} + {arguments.response_tokens} tokens need {length} positions;"
+            f" the model has {subject.policy.max_positions}."
+        )
+
+
+def measure(arguments: argparse.Namespace, subject: Subject) -> tuple[dict[str, float], str]:
+    """The figures, and a table of them for people. The matrix product is measured before and after."""
+    before = matmul_rate(subject.kind)
+    print(f"matrix product {before / 1e9:.0f} GFLOP/s; compiling and learning ...", flush=True)
+    algorithm = build_algorithm(arguments, subject)
+    state = begin(algorithm, subject.params)
+    mesh = mesh_of(subject.params)
+    if mesh is not None:
+        state = jax.device_put(state, weight_shardings(state, mesh))
+    time_one = time_steps if arguments.what == "step" else time_updates
+    figures = time_one(arguments, algorithm, state, subject)
+    matmul = (before + matmul_rate(subject.kind)) / 2 * jax.device_count()
+    figures |= {"matmul_flop_per_s": matmul, "peak_bytes": float(peak_bytes())}
+    if arguments.what == "train":
+        figures["mfu"] = figures["useful_flop"] / figures["train_step_s"] / matmul
+    return figures, table(arguments, figures)
+
+
+def build_algorithm(arguments: argparse.Namespace, subject: Subject) -> Algorithm:
+    """DAPO's loss and AdamW; the rewards of `bench step` are random."""
+    random = np.random.default_rng(0)
+
+    def reward(example: Example, response: str) -> float:
+        return float(random.random())
+
+    sampler = build_sampler(arguments, subject.shape)
+    optimizer = adamw(warmup_steps=0)
+    return Algorithm(subject.policy, sampler, str, reward, dapo(), optimizer, microbatch=arguments.microbatch)
+
+
+def random_batch(arguments: argparse.Namespace, subject: Subject, algorithm: Algorithm) -> Batch:
+    """Rollouts of random tokens: of full length, or of random lengths with `--mean-tokens` on average."""
+    P, G, T = arguments.prompts, arguments.responses, arguments.response_tokens
+    random = np.random.default_rng(0)
+    length_PG = np.full((P, G), T)
+    if arguments.mean_tokens is not None:
+        length_PG = np.minimum(random.geometric(1 / arguments.mean_tokens, (P, G)), T)
+    valid_PGT = np.arange(T)[None, None] < length_PG[:, :, None]
+    prompts = random_prompts(arguments, subject.shape)
+    arrays = (
+        random.integers(0, subject.shape.vocabulary, (P, G, T)).astype(np.int32),
+        valid_PGT,
+        valid_PGT,
+        np.full((P, G, T), -10.0, np.float32),
+        np.zeros((P, G, T), np.float32),
+        np.ones((P, G), bool),
+        random.normal(size=(P, G)).astype(np.float32),
+    )
+    mesh = mesh_of(prompts)
+    *parts, advantages_PG = arrays if mesh is None else place_prompts(arrays, mesh)
+    parts, advantages_PG = [jnp.asarray(a) for a in parts], jnp.asarray(advantages_PG)
+    rollouts = Rollouts(prompts, *parts, distribution=algorithm.sample.distribution)
+    return Batch(rollouts, advantages_PG, algorithm.objective.weighting(rollouts.action_PGT), None, None)
+
+
+def time_updates(arguments: argparse.Namespace, algorithm: Algorithm, state: TrainState, subject: Subject):
+    """Medians over `--repeat` updates after the first, which compiles."""
+    batch = random_batch(arguments, subject, algorithm)
+    states = [state]
+    padding = []
+
+    def learn(_: int) -> None:
+        states[0], metrics = jax.block_until_ready(update(algorithm, states[0], batch))
+        padding.append(float(metrics["padding_frac"]))
+
+    compile_s, train_step_s = first_and_median(learn, arguments.repeat)
+    length_PG = np.asarray(batch.rollouts.valid_PGT).sum(axis=2)
+    tokens = arguments.prompts * arguments.prompt_tokens + int(length_PG.sum())
+    return {
+        "train_step_s": train_step_s,
+        "train_tokens_per_s": tokens / train_step_s,
+        "tokens": float(tokens),
+        "useful_flop": useful_flop(subject.shape, arguments, length_PG),
+        "padding_frac": padding[0],
+        "compile_s": compile_s,
+    }
+
+
+def time_steps(arguments: argparse.Namespace, algorithm: Algorithm, state: TrainState, subject: Subject):
+    """Medians over `--repeat` whole steps (sampling, scoring, learning) after the first, which compiles."""
+    prompts = random_prompts(arguments, subject.shape)
+    examples = [Example("", "")] * arguments.prompts
+    states = [state]
+    measured: dict[str, Any] = {}
+
+    def whole(index: int) -> None:
+        key = jax.random.fold_in(jax.random.key(0), index)
+        states[0], metrics = step(algorithm, states[0], None, prompts, examples, key)
+        measured.update(metrics)
+
+    compile_s, step_s = first_and_median(whole, arguments.repeat)
+    tokens = arguments.prompts * arguments.responses * measured["completions/mean_length"]
+    return {"step_s": step_s, "step_tokens_per_s": tokens / step_s, "tokens": tokens, "compile_s": compile_s}
+
+
+def first_and_median(work, repeat: int) -> tuple[float, float]:
+    """What the first call takes beyond the others, and the median of those."""
+    begun = time.perf_counter()
+    work(0)
+    first = time.perf_counter() - begun
+    median = median_seconds(work, repeat)
+    return first - median, median
+
+
+def useful_flop(shape: Shape, arguments: argparse.Namespace, length_PG: np.ndarray) -> float:
+    """FLOP of one forward and backward pass with nothing computed twice: 6 for each weight and token, 3 times
+    attention. The head sees response tokens only, and a prompt is read once for its group.
+    """
+    body, head = matrix_sizes(shape)
+    L, prompts, tokens = arguments.prompt_tokens, arguments.prompts, float(length_PG.sum())
+    pairs = prompts * L * L / 2 + float((length_PG * (L + length_PG / 2)).sum())
+    return 6 * (body * (prompts * L + tokens) + head * tokens) + 3 * attention_cost(shape) * pairs
+
+
+def peak_bytes() -> int:
+    """The most memory one device has held; on a CPU, this process."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(stats) and all("peak_bytes_in_use" in stat for stat in stats):
+        return max(stat["peak_bytes_in_use"] for stat in stats)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def table(arguments: argparse.Namespace, figures: dict[str, float]) -> str:
+    """The figures for people."""
+    memory = f"memory    {figures['peak_bytes'] / 1e9:8.1f} GB at most\ncompiling {figures['compile_s']:8.1f} s"
+    if arguments.what == "step":
+        return f"step      {figures['step_s']:8.2f} s   {figures['step_tokens_per_s']:.0f} new tokens/s\n{memory}"
+    return (
+        f"learning  {figures['train_step_s']:8.2f} s   {figures['train_tokens_per_s']:.0f} tokens/s\n"
+        f"useful    {figures['useful_flop'] / figures['train_step_s'] / 1e9:8.0f} GFLOP/s   {figures['mfu']:.2f} of the"
+        f" matrix product's {figures['matmul_flop_per_s'] / 1e9:.0f}\n"
+        f"padding   {figures['padding_frac']:8.2f} of the positions\n{memory}"
+    )

@@ -1,0 +1,65 @@
+"""Cutting a batch into parts that are computed one after the other, and putting what they give together again.
+
+What is cut are tokens, masks and a number for each token: small arrays, wherever they live.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from grpo_jax.packing import Part, divide
+from grpo_jax.runtime.sharding import PROMPTS, fit, prompt_parts
+from grpo_jax.structs import Prompts, Rollouts
+
+EVERYWHERE = PartitionSpec()
+
+
+def arrange(
+    rollouts: Rollouts, minibatches: int, microbatch: int | None, group_parts: int, mesh: Mesh | None
+) -> list[list[Part]]:
+    """The parts of each minibatch. Minibatches are dealt like cards, so that each has prompts of every device."""
+    P, _, T = rollouts.tokens_PGT.shape
+    length_PG = np.asarray(lengths(rollouts.valid_PGT, mesh))
+    shards = 1 if mesh is None else prompt_parts(mesh)
+    arranged = []
+    for minibatch in range(minibatches):
+        place_P = np.arange(P)[minibatch::minibatches]
+        at_once = len(place_P) if microbatch is None else microbatch
+        parts = divide(length_PG[place_P], T, at_once, group_parts, shards)
+        arranged.append([replace(part, place_p=place_P[part.place_p]) for part in parts])
+    return arranged
+
+
+@partial(jax.jit, static_argnames="mesh")
+def lengths(valid_PGT: Array, mesh: Mesh | None) -> Array:
+    """Tokens of each response up to its last valid one, on every device."""
+    place_11T = jnp.arange(1, valid_PGT.shape[2] + 1)[None, None]
+    length_PG = jnp.max(jnp.where(valid_PGT, place_11T, 0), axis=2)
+    return length_PG if mesh is None else jax.lax.with_sharding_constraint(length_PG, NamedSharding(mesh, EVERYWHERE))
+
+
+@partial(jax.jit, static_argnames="mesh")
+def choose(tree: Any, place_p: Array, place_pg: Array, mesh: Mesh | None) -> Any:
+    """A batch or rollouts of some prompts and some responses of each, by their places."""
+
+    def take(tree: Any) -> Any:
+        if isinstance(tree, Prompts):
+            return jax.tree.map(lambda a_PL: a_PL[place_p], tree)
+        return tree[place_p[:, None], place_pg]
+
+    chosen = jax.tree.map(take, tree, is_leaf=lambda node: isinstance(node, Prompts))
+    if mesh is None:
+        return chosen
+    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, fit(PROMPTS, a.shape, mesh)), chosen)
+
+
+@partial(jax.jit, donate_argnames="all_PGT")
+def put(all_PGT: Array, place_p: Array, place_pg: Array, some_pgT: Array) -> Array:
+    """Values of a part where they belong."""
+    return all_PGT.at[place_p[:, None], place_pg].set(some_pgT)

@@ -50,6 +50,11 @@ def parser_of_all_commands() -> argparse.ArgumentParser:
     config = commands.add_parser("config", help="show a config with every default filled in", allow_abbrev=False)
     add_config(config)
 
+    plan = commands.add_parser("plan", help="what a config needs on a TPU slice, without one", allow_abbrev=False)
+    add_config(plan)
+    plan.add_argument("--topology", required=True, help="a slice: v5e-8 (or v5litepod-8), v6e-4, v5p-8, v4-8, ...")
+    plan.add_argument("--json", metavar="FILE", help="also write the figures there")
+
     generate = commands.add_parser("generate", help="answer a prompt", allow_abbrev=False)
     generate.add_argument("model", help="a directory, a name on the Hugging Face hub, or smollm2-135m-instruct")
     generate.add_argument("prompt")

@@ -9,6 +9,7 @@ import pytest
 
 from grpo_jax.cli import main
 from grpo_jax.commands.bench_rollout import build_sampler, find_roof
+from grpo_jax.commands.bench_train import useful_flop
 from grpo_jax.models import SHAPES, decoder_policy
 
 FEW = ["--model", "tiny", "--prompts", "8", "--responses", "2", "--prompt-tokens", "8", "--repeat", "1"]
@@ -33,6 +34,29 @@ def test_an_int8_cache_is_measured_by_what_it_does_to_log_probs(tmp_path, capsys
     figures = json.loads(file.read_text())
     assert 0 < figures["logprob_gap_mean"] < figures["logprob_gap_max"] < 0.1
     assert "nats from the trainer's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["train", "step"])
+def test_learning_is_measured_and_written(what, tmp_path, capsys):
+    file = tmp_path / "figures.json"
+    assert main(["bench", what, *FEW, "--response-tokens", "6", "--microbatch", "4", "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert figures["compile_s"] > 0 and figures["peak_bytes"] > 1e8
+    assert f"{figures[f'{what}_step_s' if what == 'train' else 'step_s']:.2f} s" in capsys.readouterr().out
+    if what == "train":
+        assert figures["tokens"] == 8 * (8 + 2 * 6)
+        assert figures["train_tokens_per_s"] == pytest.approx(figures["tokens"] / figures["train_step_s"])
+        rate = figures["useful_flop"] / figures["train_step_s"]
+        assert figures["mfu"] == pytest.approx(rate / figures["matmul_flop_per_s"])
+
+
+def test_useful_arithmetic_is_that_of_a_calculation_by_hand():
+    asked = Namespace(prompts=4, prompt_tokens=48)
+    flop = useful_flop(SHAPES["smollm2-135m"], asked, np.full((4, 8), 64))
+    # 192 prompt tokens and 2,048 of responses through 106.2 M weights, the latter through 28.3 M of the head too;
+    # each prompt token attends to 24 on average, each response token to 48 + 32, at 4 FLOP a channel.
+    attention = 4 * 30 * 9 * 64 * (192 * 24 + 2048 * 80)
+    assert flop == pytest.approx(6 * (106.168e6 * 2240 + 28.312e6 * 2048) + 3 * attention, rel=1e-3)
 
 
 def test_the_roof_is_that_of_a_calculation_by_hand():
@@ -73,8 +97,14 @@ def test_random_ends_come_after_the_asked_number_of_tokens_on_average():
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, words, capsys):
-    assert main(["bench", "rollout", *arguments]) == 2
-    assert words in capsys.readouterr().err
+    for what in ("rollout", "train"):
+        assert main(["bench", what, *arguments]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_microbatch_that_does_not_divide_is_refused(capsys):
+    assert main(["bench", "train", *FEW, "--response-tokens", "6", "--microbatch", "3"]) == 2
+    assert "microbatches of 3; choose 1, 2, 4 or 8" in capsys.readouterr().err
 
 
 def test_a_count_has_to_be_positive(capsys):

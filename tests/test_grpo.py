@@ -15,7 +15,7 @@ from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models import tiny
 from grpo_jax.objectives import dapo, dr_grpo, grpo, gspo, rloo
 from grpo_jax.rollout import Sampler
-from grpo_jax.runtime.optimizer import adamw
+from grpo_jax.runtime.optimizer import adafactor, adamw
 from grpo_jax.runtime.sharding import Layout, place_prompts, weight_shardings
 from grpo_jax.structs import Prompts, Rollouts
 from grpo_jax.tasks import Example
@@ -82,9 +82,22 @@ def test_the_gradient_does_not_depend_on_microbatches(objective, rollouts):
     whole, measured = change_of(build(objective=objective), rollouts)
     parts, also = change_of(build(objective=objective, microbatch=2), rollouts)
     assert_close(whole, parts)
+    assert_close(whole, change_of(build(objective=objective, microbatch=1, group_parts=2), rollouts)[0])
+    del measured["padding_frac"], also["padding_frac"]
     assert {name: float(value) for name, value in measured.items()} == pytest.approx(
         {name: float(value) for name, value in also.items()}, rel=1e-3, abs=1e-6
     )
+
+
+def test_padding_is_what_was_computed_for_nothing(rollouts):
+    """Two responses of each prompt are cut to one token, so that all four fit into three rows of twelve."""
+    valid_PGT = np.array(rollouts.valid_PGT)
+    valid_PGT[:, 2:, 1:] = False
+    valid_PGT[:, :2] = True
+    short = replace(rollouts, valid_PGT=jnp.asarray(valid_PGT), action_PGT=jnp.asarray(valid_PGT))
+    _, metrics = change_of(build(), short)
+    live = valid_PGT.sum() + PROMPTS.valid_PL.sum()
+    assert metrics["padding_frac"] == pytest.approx(1 - live / (4 * 3 * 12 + PROMPTS.valid_PL.size))
 
 
 @pytest.mark.parametrize("layout", [Layout(1, 8, 1), Layout(2, 2, 2)])
@@ -244,11 +257,12 @@ def test_rewards_see_the_text_of_the_chosen_tokens():
     [
         ({"minibatches": 3}, "4 prompts do not divide into 3 minibatches; choose 1, 2 or 4"),
         ({"minibatches": 2, "microbatch": 3}, "2 prompts of a minibatch .* microbatches of 3; choose 1 or 2"),
+        ({"group_parts": 3}, "4 responses do not divide into group_parts of 3; choose 1, 2 or 4"),
     ],
 )
 def test_a_split_that_leaves_prompts_over_is_refused_with_the_choices(changes, words):
     with pytest.raises(ValueError, match=words):
-        check_split(build(**changes), 4)
+        check_split(build(**changes), 4, 4)
 
 
 @pytest.mark.parametrize("layout", [None, Layout(2, 2, 2)])
@@ -319,3 +333,18 @@ def test_an_engine_of_ten_lines_trains():
         assert metrics["sampling/sampling_logp_difference/mean"] < 2e-4
         rewards.append(metrics["reward"])
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.3
+
+
+@pytest.mark.parametrize(
+    "optimizer", [adamw(1e-3, 0, moments="bfloat16"), adafactor(1e-3, 0)], ids=["bf16", "factored"]
+)
+def test_smaller_moments_save_memory_and_move_every_weight(optimizer, rollouts):
+    usual, small = (
+        sum(a.nbytes for a in jax.tree.leaves(begin(build(optimizer=each), PARAMS).opt_state))
+        for each in (adamw(), optimizer)
+    )
+    assert small < 0.8 * usual
+    change, _ = change_of(build(optimizer=optimizer), rollouts)
+    assert all(np.abs(a).max() > 1e-5 for a in jax.tree.leaves(change))
+    _, after = change_of(build(optimizer=optimizer), rollouts)
+    assert float(after["loss"]) == pytest.approx(float(change_of(build(), rollouts)[1]["loss"]), abs=1e-6)

@@ -18,7 +18,7 @@ from grpo_jax.runtime.sharding import Layout, weight_shardings
 from grpo_jax.structs import Policy, Prompts, Rollouts
 
 GOLDEN = Path(__file__).parent / "golden"
-FAMILIES = ["llama", "llama3", "qwen2", "qwen3"]
+FAMILIES = ["llama", "llama3", "mistral", "qwen2", "qwen3"]
 
 
 ONE = Layout().mesh(jax.devices()[:1])

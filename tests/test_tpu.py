@@ -1,8 +1,10 @@
 """The programs of a step compile for a TPU slice, on any machine with libtpu: pip install "grpo-jax[tpu]"."""
 
+import json
 import math
 import os
 import re
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -10,15 +12,16 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
+from grpo_jax.cli import main
+from grpo_jax.commands import plan
+from grpo_jax.config import read
 from grpo_jax.distribution import Distribution
-from grpo_jax.grpo import Algorithm, begin, update_on
 from grpo_jax.models.decoder import Rope, Shape
 from grpo_jax.models.policy import decoder_policy
-from grpo_jax.objectives import dapo
-from grpo_jax.rollout import Sampler, stages
-from grpo_jax.runtime.optimizer import adamw
+from grpo_jax.rollout import stages
+from grpo_jax.runtime.hlo import collective_bytes
 from grpo_jax.runtime.sharding import (
     CACHE,
     PROMPTS,
@@ -26,9 +29,9 @@ from grpo_jax.runtime.sharding import (
     fit,
     prefix_sharding,
     serving_shardings,
-    weight_shardings,
 )
-from grpo_jax.structs import Batch, Prompts, Rollouts
+from grpo_jax.runtime.topology import find_slice
+from grpo_jax.structs import Prompts
 
 SHAPE = Shape(
     vocabulary=32768,
@@ -73,7 +76,7 @@ def fitted(tree, spec: PartitionSpec, mesh: Mesh):
 
 def compile_decoding(mesh: Mesh, P: int, G: int, L: int, S: int, int8: bool = False):
     """The decoding loop compiled for a mesh, and the bytes of the responses' cache on each device."""
-    policy, distribution = decoder_policy(SHAPE, jnp.bfloat16), Distribution(ends=(2,))
+    policy, distribution = decoder_policy(SHAPE, jnp.bfloat16, platform="tpu"), Distribution(ends=(2,))
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
     served = jax.eval_shape(policy.serve, shapes)
     prompts = Prompts(jax.ShapeDtypeStruct((P, L), jnp.int32), jax.ShapeDtypeStruct((P, L), bool))
@@ -129,38 +132,98 @@ def test_decoding_on_eight_chips_gathers_no_weight():
     assert largest < SHAPE.width * SHAPE.width / 2
 
 
+CONFIG = """
+model: {name: qwen3-0.6b, remat: full}
+task: {use: arithmetic}
+rollout: {responses: 8, max_tokens: 256}
+objective: {use: dapo}
+algorithm: {microbatch: 4}
+mesh: {data: 1, fsdp: 4, tensor: 2}
+train: {steps: 1, prompts: 8, max_prompt_tokens: 128}
+"""
+
+
+def case_of(tmp_path, topology: str, *overrides: str) -> plan.Case:
+    pytest.importorskip("libtpu", reason="libtpu is large, and only these tests need it where there is no TPU")
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    return plan.assemble(read(tmp_path / "config.yaml", overrides), find_slice(topology))
+
+
 @pytest.mark.slow
-def test_learning_compiles_for_eight_chips_and_the_state_is_donated():
-    P, G, L, T = 16, 8, 128, 128
-    mesh = mesh_of("v5e:2x4", Layout(data=1, fsdp=4, tensor=2))
-    policy = decoder_policy(SHAPE, jnp.bfloat16)
-    shapes = jax.eval_shape(policy.init, jax.random.key(0))
-    by_prompt = NamedSharding(mesh, PROMPTS)
+def test_learning_compiles_for_eight_chips_with_its_state_donated_and_its_attention_fused(tmp_path, monkeypatch):
+    shape = replace(SHAPE, layers=2)
+    monkeypatch.setattr(plan, "find_shape", lambda name: shape)
+    case = case_of(tmp_path, "v5e-8")
+    learn, step = plan.compile_learning(case, 4)
+    weights = plan.device_bytes(case.state.params)
+    assert step.memory_analysis().alias_size_in_bytes > 0.99 * plan.device_bytes(case.state)
+    assert learn.memory_analysis().alias_size_in_bytes > 0.99 * weights  # the gradient is added to in place
+    program = learn.as_text()
+    assert "splash" in program
+    scores = 4 * 8 // 4 * (16 // 2) * 256 * 384  # of all pairs of tokens, on one device
+    largest = max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"= \w+\[([\d,]+)\]", program))
+    assert largest < max(scores, 2 * shape.vocabulary * shape.width)
+    assert collective_bytes(program) > weights
 
-    def rows(shape, kind):
-        return jax.ShapeDtypeStruct(shape, kind, sharding=by_prompt)
 
-    prompts = Prompts(rows((P, L), jnp.int32), rows((P, L), bool))
-    sampler = Sampler((2,), responses=G, max_tokens=T)
-    algorithm = Algorithm(policy, sampler, str, len, dapo(), adamw(), microbatch=4)
-    state = jax.eval_shape(lambda params: begin(algorithm, params), shapes)
-    state = placed(state, weight_shardings(state, mesh))
-    tokens_PGT, flags_PGT = rows((P, G, T), jnp.int32), rows((P, G, T), bool)
-    numbers_PGT = rows((P, G, T), jnp.float32)
-    rollouts = Rollouts(
-        prompts,
-        tokens_PGT,
-        flags_PGT,
-        flags_PGT,
-        numbers_PGT,
-        numbers_PGT,
-        rows((P, G), bool),
-        distribution=Distribution(),
-    )
-    batch = Batch(rollouts, rows((P, G), jnp.float32), numbers_PGT, None, None)
-    layout = tuple(array.sharding for array in jax.tree.leaves(state))
-    with jax.set_mesh(mesh):
-        learning = update_on.lower(algorithm, layout, state, batch).compile()
-    used = learning.memory_analysis()
-    weights = 4 * sum(array.size for array in jax.tree.leaves(shapes))
-    assert used.alias_size_in_bytes > 0.9 * 3 * weights / 8  # weights and both moments, a part on each chip
+@pytest.mark.slow
+def test_a_plan_says_what_fits_and_what_does_not(tmp_path, capsys):
+    pytest.importorskip("libtpu", reason="libtpu is large, and only these tests need it where there is no TPU")
+    config, file = tmp_path / "config.yaml", tmp_path / "plan.json"
+    config.write_text(CONFIG.replace("qwen3-0.6b", "tiny").replace("mesh: {data: 1, fsdp: 4, tensor: 2}", ""))
+    assert main(["plan", str(config), "--topology", "v5e-1", "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert figures["fits"] and figures["largest_microbatch"] == 8
+    for phase in ("sample", "train"):
+        assert 0 < figures[phase]["temp_bytes"] < figures[phase]["peak_hbm_bytes"] < figures["hbm_limit_bytes"]
+    assert "It fits." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "chips", "grid"),
+    [
+        ("v5e-1", 1, "1x1"),
+        ("v5litepod-8", 8, "2x4"),
+        ("v6e-4", 4, "2x2"),
+        ("v5p-8", 4, "2x2x1"),
+        ("v5p-16", 8, "2x2x2"),
+        ("v4-8", 4, "2x2x1"),
+        ("v5e-256", 256, "16x16"),
+    ],
+)
+def test_slices_go_by_the_names_people_know(name, chips, grid):
+    found = find_slice(name)
+    assert (found.chips, found.grid) == (chips, grid)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("v5e-12", "nearest are v5e-8 and v5e-16"),
+        ("v5p-12", "nearest are v5p-8 and v5p-16"),
+        ("v7-8", "such as v4-8"),
+        ("a100", "such as"),
+    ],
+)
+def test_a_slice_that_does_not_exist_is_refused_with_the_nearest(name, words):
+    with pytest.raises(ValueError, match=words):
+        find_slice(name)
+
+
+def test_collectives_in_a_loop_count_as_often_as_it_runs():
+    program = """HloModule m
+
+%body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %ag = f32[8,4]{1,0} all-gather(f32[2,4]{1,0} %x), dimensions={0}
+}
+
+%cond (p: (s32[], f32[8,4])) -> pred[] {
+  %c = pred[] constant(true)
+}
+
+ENTRY %main (a: f32[2,4]) -> f32[8,4] {
+  %w = (s32[], f32[8,4]) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %ar = bf16[16]{0} all-reduce(bf16[16]{0} %y), to_apply=%add
+}
+"""
+    assert collective_bytes(program) == 5 * 8 * 4 * 4 + 16 * 2

@@ -14,7 +14,10 @@ FAMILIES: dict[str, dict[str, bool]] = {
     "llama": {},
     "qwen2": {"attention_bias": True},
     "qwen3": {"head_norm": True},
+    "mistral": {},
 }
+
+WINDOWS = {"mistral": "sliding_window"}  # the key that says how many positions a token of the family attends to
 
 # Our name -> theirs, and the axes of theirs: a merged pair stands in parentheses. {n} is the layer.
 NAMES = {
@@ -60,6 +63,7 @@ def read_shape(directory: Path) -> Shape:
             norm_epsilon=config["rms_norm_eps"],
             max_positions=config["max_position_embeddings"],
             tied=config.get("tie_word_embeddings", False),
+            window=config.get(WINDOWS[family]) if family in WINDOWS else None,
             **FAMILIES[family],
         )
     except KeyError as missing:

@@ -1,5 +1,6 @@
 """A language model by name: a directory, a Hugging Face name, the embedded model, or `tiny`."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -12,10 +13,25 @@ from grpo_jax.models.decoder import Rope, Shape
 from grpo_jax.models.families import read_shape
 from grpo_jax.models.hub import check, locate
 from grpo_jax.models.policy import Remat, decoder_policy
+from grpo_jax.models.shapes import SHAPES
 from grpo_jax.models.weights import load_weights
 from grpo_jax.runtime.sharding import weight_shardings
 from grpo_jax.runtime.text import Tokenizer, byte_tokenizer, check_vocabulary, load_tokenizer
 from grpo_jax.structs import Params, Policy
+
+TINY = Shape(
+    vocabulary=259,  # bytes, and three control tokens
+    width=64,
+    feedforward=192,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    channels=16,
+    rope=Rope(10000.0),
+    norm_epsilon=1e-5,
+    max_positions=1024,
+    tied=True,
+)
 
 
 @dataclass(frozen=True)
@@ -53,26 +69,21 @@ def load(
     return Model(policy, shape, tokenizer, params)
 
 
+def find_shape(name: str) -> Shape:
+    """The shape of a model by its name, without its weights; nothing is downloaded for one that is in `SHAPES`."""
+    known = re.sub(r"-(instruct|base)$", "", name.removeprefix("random:").rpartition("/")[2].lower())
+    if known in SHAPES:
+        return SHAPES[known]
+    return TINY if name == "tiny" else read_shape(locate(name))
+
+
 def tiny(seed: int = 0, activations=jnp.float32, remat: Remat = "full") -> Model:
     """A random two-layer model that reads bytes: for tests, and for learning a small task from nothing."""
     tokenizer = byte_tokenizer()
-    shape = Shape(
-        vocabulary=tokenizer.size,
-        width=64,
-        feedforward=192,
-        layers=2,
-        heads=4,
-        kv_heads=2,
-        channels=16,
-        rope=Rope(10000.0),
-        norm_epsilon=1e-5,
-        max_positions=1024,
-        tied=True,
-    )
-    policy = decoder_policy(shape, activations, remat)
+    policy = decoder_policy(TINY, activations, remat)
 
     def params(mesh: Mesh) -> Params:
         shapes = jax.eval_shape(policy.init, jax.random.key(seed))
         return jax.jit(policy.init, out_shardings=weight_shardings(shapes, mesh))(jax.random.key(seed))
 
-    return Model(policy, shape, tokenizer, params)
+    return Model(policy, TINY, tokenizer, params)

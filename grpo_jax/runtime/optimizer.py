@@ -1,5 +1,8 @@
 """The optimiser: optax's AdamW behind gradient clipping, with a linear warm-up."""
 
+from typing import Literal
+
+import jax.numpy as jnp
 import optax
 
 
@@ -11,14 +14,40 @@ def adamw(
     b2: float = 0.95,
     epsilon: float = 1e-8,
     weight_decay: float = 0.0,
+    moments: Literal["float32", "bfloat16"] = "float32",  # of the mean gradient; bfloat16 saves 2 bytes a parameter
 ) -> optax.GradientTransformation:
     """AdamW whose state carries the current rate as `learning_rate`, so that it can be logged."""
+    descend = optax.inject_hyperparams(optax.adamw, static_args=("b1", "b2", "eps", "weight_decay", "mu_dtype"))
+    rate = _warmed_up(learning_rate, warmup_steps, clip_norm)
+    kind = jnp.dtype(moments)
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        descend(learning_rate=rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mu_dtype=kind),
+    )
+
+
+def adafactor(
+    learning_rate: float = 1e-6,
+    warmup_steps: int = 10,  # optimiser steps over which the rate climbs from nothing; constant afterwards
+    clip_norm: float = 1.0,  # longest gradient, over all parameters
+    decay: float = 0.8,  # how fast old squared gradients are forgotten: 1 - step^-decay
+) -> optax.GradientTransformation:
+    """Adafactor (arXiv:1804.04235): of the squared gradients of a matrix it keeps the sums of rows and columns.
+
+    Without momentum and relative steps, so the state is nearly nothing next to the weights.
+    """
+    descend = optax.inject_hyperparams(
+        optax.adafactor, static_args=("decay_rate", "multiply_by_parameter_scale", "min_dim_size_to_factor")
+    )
+    rate = _warmed_up(learning_rate, warmup_steps, clip_norm)
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        descend(learning_rate=rate, decay_rate=decay, multiply_by_parameter_scale=False, min_dim_size_to_factor=64),
+    )
+
+
+def _warmed_up(learning_rate: float, warmup_steps: int, clip_norm: float) -> optax.Schedule:
     if learning_rate <= 0 or clip_norm <= 0:
         raise ValueError(f"learning_rate and clip_norm must be above 0; got {learning_rate} and {clip_norm}.")
     steps = max(warmup_steps, 1)
-    rate = optax.linear_schedule(learning_rate / steps, learning_rate, steps - 1)
-    descend = optax.inject_hyperparams(optax.adamw, static_args=("b1", "b2", "eps", "weight_decay"))
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
-        descend(learning_rate=rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay),
-    )
+    return optax.linear_schedule(learning_rate / steps, learning_rate, steps - 1)

@@ -1,0 +1,83 @@
+"""TPU slices by the names people know, as devices that programs can be compiled for without having them."""
+
+import difflib
+import math
+import os
+from dataclasses import dataclass
+
+import jax
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One kind of TPU: memory a program may use, in bytes; FLOP/s in bfloat16; bytes/s of its memory.
+
+    Sources: the compiler's own out-of-memory limit for memory, Google Cloud's pages of each kind for the rest.
+    """
+
+    memory: float
+    flops: float
+    bandwidth: float
+    platform: str  # what the compiler calls it
+    cores: int = 1  # a slice's name counts cores on the older kinds
+    axes: int = 2
+
+
+CHIPS = {
+    "v4": Chip(30.75 * GIB, 275e12, 1228e9, "v4", cores=2, axes=3),
+    "v5e": Chip(15.75 * GIB, 197e12, 819e9, "v5e"),
+    "v5p": Chip(95.74 * GIB, 459e12, 2765e9, "v5p", cores=2, axes=3),
+    "v6e": Chip(31.25 * GIB, 918e12, 1640e9, "v6e"),
+}
+# Or the compiler asks a metadata server that is not there, and says so.
+QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "none"}
+SPELLINGS = {"v5litepod": "v5e", "v5lite": "v5e"}
+FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+SOLID = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some chips, and how they are connected."""
+
+    name: str
+    chip: Chip
+    chips: int
+    grid: str
+
+    def devices(self) -> list[jax.Device]:
+        """Devices to compile for. They cannot run anything."""
+        try:
+            import libtpu  # noqa: F401
+        except ImportError as error:
+            raise ValueError('Planning needs the TPU compiler: pip install "grpo-jax[tpu]".') from error
+        from jax.experimental import topologies
+
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        one = {"chips_per_host_bounds": (1, 1, 1)} if self.chips == 1 else {}
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{self.chip.platform}:{self.grid}", **one
+        )
+        return list(described.devices)
+
+
+def find_slice(name: str) -> Slice:
+    """The slice of a name such as v5e-8, v5litepod-8, v6e-4, v5p-8 or v4-8 (v4 and v5p count two cores a chip)."""
+    kind, _, size = name.lower().partition("-")
+    kind = SPELLINGS.get(kind, kind)
+    if kind in CHIPS and size.isdecimal():
+        chip = CHIPS[kind]
+        chips, rest = divmod(int(size), chip.cores)
+        grids = FLAT if chip.axes == 2 else SOLID
+        if not rest and chips in grids:
+            return Slice(name, chip, chips, grids[chips])
+        sizes = sorted(grids, key=lambda n: abs(math.log(n * chip.cores / max(int(size), 1))))[:2]
+        raise ValueError(
+            f"There is no slice {name!r}; the nearest are"
+            f" {' and '.join(f'{kind}-{n * chip.cores}' for n in sorted(sizes))}."
+        )
+    close = difflib.get_close_matches(kind, CHIPS, 1, cutoff=0)
+    raise ValueError(f"There is no slice {name!r}; a name is a kind and a size, such as {close[0]}-8.")

@@ -1,0 +1,71 @@
+"""Scoring in chunks: the same numbers and gradients as all at once, in memory that grows with the chunk alone."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax import logprobs
+from grpo_jax.distribution import Distribution
+from grpo_jax.logprobs import score_tokens, token_logprobs
+from grpo_jax.models import Shape, decoder_policy
+from grpo_jax.models.decoder import Rope
+from grpo_jax.structs import Prompts, Rollouts
+
+V = 32768
+SHAPE = Shape(V, 16, 32, 1, 2, 1, 8, Rope(10000.0), 1e-5, 4096, tied=True)
+
+
+def random_rollouts(P: int, G: int, T: int, V: int) -> Rollouts:
+    random = np.random.default_rng(0)
+    prompts = Prompts(random.integers(0, V, (P, 4)).astype(np.int32), np.ones((P, 4), bool))
+    tokens_PGT = jnp.asarray(random.integers(0, V, (P, G, T)), jnp.int32)
+    all_PGT, zeros_PGT = jnp.ones((P, G, T), bool), jnp.zeros((P, G, T))
+    return Rollouts(prompts, tokens_PGT, all_PGT, all_PGT, zeros_PGT, zeros_PGT, all_PGT[..., 0], Distribution())
+
+
+def temporary_bytes(T: int, chunk: int, monkeypatch) -> int:
+    monkeypatch.setattr(logprobs, "CHUNK_TOKENS", chunk)
+    policy, rollouts = decoder_policy(SHAPE), random_rollouts(1, 8, T, V)
+
+    def total(params):
+        logprobs_PGT, entropy_PGT = token_logprobs(policy, params, rollouts)
+        return jnp.sum(logprobs_PGT) + jnp.sum(entropy_PGT)
+
+    params = jax.eval_shape(policy.init, jax.random.key(0))
+    return jax.jit(jax.grad(total)).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_memory_grows_with_the_chunk_and_not_with_vocabulary_times_tokens(monkeypatch):
+    chunk, T = 256, 128
+    whole, row = 4 * V * 8 * T, 4 * V * chunk  # bytes of all logits, and of a chunk's
+    small, large = temporary_bytes(T, chunk, monkeypatch), temporary_bytes(T, 2 * chunk, monkeypatch)
+    assert small < whole
+    assert large - small > row
+    assert temporary_bytes(2 * T, chunk, monkeypatch) - small < row / 2
+
+
+def test_gradients_are_those_of_scoring_everything_at_once_in_float64(monkeypatch):
+    monkeypatch.setattr(logprobs, "CHUNK_TOKENS", 12)
+    random = np.random.default_rng(0)
+    hidden_PGTD, head_VD = random.normal(size=(2, 3, 7, 5)), random.normal(size=(11, 5))
+    tokens_PGT = random.integers(0, 11, (2, 3, 7))
+    weights = random.normal(size=(2, 2, 3, 7))
+
+    def plain(head_VD, hidden_PGTD):
+        logprobs_PGT, entropy_PGT = score_tokens(hidden_PGTD @ head_VD.T, tokens_PGT)
+        return jnp.sum(weights[0] * logprobs_PGT + weights[1] * entropy_PGT)
+
+    def chunked(head_VD, hidden_PGTD):
+        rows = logprobs._Rows(*(jnp.asarray(tokens_PGT),) * 4)
+        chunks = jax.tree.map(partial(logprobs._slices, 4), (hidden_PGTD, rows))
+        scores = logprobs._score(lambda heads, hidden, _: hidden @ heads[0].T, [head_VD], *chunks)
+        both = [jnp.moveaxis(a, 0, 2).reshape(2, 3, -1)[:, :, :7] for a in scores]
+        return jnp.sum(weights[0] * both[0] + weights[1] * both[1])
+
+    with jax.enable_x64(True):
+        expected = jax.grad(plain, (0, 1))(jnp.asarray(head_VD), jnp.asarray(hidden_PGTD))
+    found = jax.grad(chunked, (0, 1))(jnp.asarray(head_VD, jnp.float32), jnp.asarray(hidden_PGTD, jnp.float32))
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)

@@ -34,6 +34,7 @@ def inputs():
 
 def by_hand(query_PGHTC, own, sight: Sight, prefix, window, softcap) -> np.ndarray:
     """One query at a time, in float64."""
+    query_PGHTC, own, sight, prefix = jax.tree.map(np.asarray, (query_PGHTC, own, sight, prefix))
     mixed_PGHTC = np.zeros(query_PGHTC.shape)
     for p, g, h, t in np.ndindex(P, G, H, T):
         start = int(sight.start_PGT[p, g, t])
@@ -54,9 +55,7 @@ def by_hand(query_PGHTC, own, sight: Sight, prefix, window, softcap) -> np.ndarr
 
 @pytest.fixture(scope="module")
 def arrays():
-    query_PGHTC, own, prefix, *sight = inputs()
-    as_numpy = jax.tree.map(np.asarray, (query_PGHTC, own, prefix))
-    return *as_numpy, *sight
+    return jax.tree.map(jnp.asarray, inputs())
 
 
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (30, None), (64, 5.0)])

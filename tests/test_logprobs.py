@@ -19,7 +19,8 @@ SHAPE = Shape(V, 16, 32, 1, 2, 1, 8, Rope(10000.0), 1e-5, 4096, tied=True)
 
 def random_rollouts(P: int, G: int, T: int, V: int) -> Rollouts:
     random = np.random.default_rng(0)
-    prompts = Prompts(random.integers(0, V, (P, 4)).astype(np.int32), np.ones((P, 4), bool))
+    tokens_PL = jnp.asarray(random.integers(0, V, (P, 4)), jnp.int32)
+    prompts = Prompts(tokens_PL, jnp.ones((P, 4), bool))
     tokens_PGT = jnp.asarray(random.integers(0, V, (P, G, T)), jnp.int32)
     all_PGT, zeros_PGT = jnp.ones((P, G, T), bool), jnp.zeros((P, G, T))
     return Rollouts(prompts, tokens_PGT, all_PGT, all_PGT, zeros_PGT, zeros_PGT, all_PGT[..., 0], Distribution())
@@ -64,6 +65,7 @@ def test_gradients_are_those_of_scoring_everything_at_once_in_float64(monkeypatc
         both = [jnp.moveaxis(a, 0, 2).reshape(2, 3, -1)[:, :, :7] for a in scores]
         return jnp.sum(weights[0] * both[0] + weights[1] * both[1])
 
+    tokens_PGT = jnp.asarray(tokens_PGT)
     with jax.enable_x64(True):
         expected = jax.grad(plain, (0, 1))(jnp.asarray(head_VD), jnp.asarray(hidden_PGTD))
     found = jax.grad(chunked, (0, 1))(jnp.asarray(head_VD, jnp.float32), jnp.asarray(hidden_PGTD, jnp.float32))

@@ -1,6 +1,7 @@
 """The models compute what transformers computes, and their three ways of reading tokens agree."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,6 +11,8 @@ import pytest
 
 from grpo_jax.distribution import Distribution
 from grpo_jax.logprobs import token_logprobs
+from grpo_jax.models import attention
+from grpo_jax.models import policy as policy_module
 from grpo_jax.models.families import read_shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.smollm2 import fetch
@@ -219,3 +222,18 @@ def test_policies_of_the_same_shape_share_their_compiled_programs():
     shape = read_shape(GOLDEN / "llama")
     assert isinstance(decoder_policy(shape), Policy)
     assert decoder_policy(shape) is decoder_policy(read_shape(GOLDEN / "llama"))
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen3"])
+def test_the_kernel_of_a_tpu_gives_whole_models_the_log_probs_of_transformers(name, monkeypatch):
+    """Rows of a prompt share one packed row; the kernel is interpreted."""
+    shape = read_shape(GOLDEN / name)
+    monkeypatch.setattr(policy_module, "kernel", lambda *_: partial(attention.splash_rows, interpret=True))
+    policy = policy_module._policy.__wrapped__(shape, jnp.float32, "full", "cpu")
+    _, params = load_golden(name)
+    rollouts, expected = read_expected(name)
+    P, G, T = rollouts.tokens_PGT.shape
+    slots_PRS = np.arange(G * T, dtype=np.int32).reshape(1, 1, -1).repeat(P, axis=0)
+    logprobs_PGT, entropy_PGT = score(policy, params, rollouts, slots_PRS)
+    np.testing.assert_allclose(logprobs_PGT, expected["logprobs_PGT"], atol=1e-4)
+    np.testing.assert_allclose(entropy_PGT, expected["entropy_PGT"], atol=1e-4)

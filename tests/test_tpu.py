@@ -201,7 +201,7 @@ def test_slices_go_by_the_names_people_know(name, chips, grid):
     [
         ("v5e-12", "nearest are v5e-8 and v5e-16"),
         ("v5p-12", "nearest are v5p-8 and v5p-16"),
-        ("v7-8", "such as v4-8"),
+        ("v7-8", "such as v"),
         ("a100", "such as"),
     ],
 )

@@ -38,7 +38,7 @@ REMAT: dict[str, Callable | None] = {
 
 
 def decoder_policy(
-    shape: Shape, activations: DTypeLike = jnp.float32, remat: Remat = "full", platform: str | None = None
+    shape: Shape, activations: DTypeLike = jnp.float32, remat: str = "full", platform: str | None = None
 ) -> Policy:
     """The policy of a decoder of this shape, for a platform: "cpu", "gpu" or "tpu"; None is the one at hand."""
     if remat not in REMAT:

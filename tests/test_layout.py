@@ -109,6 +109,7 @@ def test_no_circle_of_imports_between_folders():
                 "distribution",
                 "advantages",
                 "logprobs",
+                "microbatches",
                 "objectives",
                 "grpo",
                 "models/",

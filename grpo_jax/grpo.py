@@ -150,7 +150,7 @@ def update(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[Train
     """
     check_split(algorithm, *batch.rollouts.tokens_PGT.shape[:2])
     layout = layout_of(state)
-    mesh = mesh_of(batch)
+    mesh = mesh_of(state.params)
     batch = replace(batch, weights_PGT=batch.weights_PGT * algorithm.minibatches)
     losses, norms, records, positions = [], [], [], 0
     for index, parts in enumerate(_parts(algorithm, batch.rollouts, mesh)):
@@ -231,7 +231,7 @@ def _pin(array: Array, sharding: Sharding) -> Array:
 
 def fixed_logprobs(algorithm: Algorithm, params: Params, rollouts: Rollouts) -> Float[Array, "P G T"]:
     """Log-probs of the rollouts that no gradient flows through, a part at a time."""
-    mesh = mesh_of(rollouts)
+    mesh = mesh_of(params)
     found_PGT = jnp.zeros_like(rollouts.logprobs_PGT)
     for parts in _parts(algorithm, rollouts, mesh):
         for part in parts:

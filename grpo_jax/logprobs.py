@@ -17,9 +17,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from grpo_jax.runtime.sharding import prompt_parts
 from grpo_jax.structs import Params, Policy, Rollouts
 
-CHUNK_TOKENS = 1024  # logits alive at once, or one position of each row if there are more rows; 0.6 GB for V = 150k
+CHUNK_TOKENS = (
+    1024  # logits alive at once on a device, or a position of each row if there are more; 0.6 GB for V = 150k
+)
 
 
 class _Rows(NamedTuple):
@@ -45,7 +48,7 @@ def token_logprobs(
     hidden_PRSD = policy.respond(params, prefix, rows.tokens_PRS, rows.valid_PRS, start_PRS)
     earlier_PRSD = jnp.pad(hidden_PRSD[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)))
     scoring_PRSD = jnp.where(rows.place_PRS[..., None] == 0, last_PD[:, None, None], earlier_PRSD)
-    count = -(-S // max(1, CHUNK_TOKENS // (P * R)))
+    count = -(-S // max(1, CHUNK_TOKENS * _shards() // (P * R)))
     chunks = jax.tree.map(partial(_slices, count), (scoring_PRSD, rows))
     unembed, weights = jax.closure_convert(partial(policy.unembed, params), chunks[0][0])  # the weights it uses
     first_PGV = None
@@ -62,6 +65,12 @@ def token_logprobs(
     scores = _score(logits, weights, *chunks)
     logprobs, entropy = (jnp.moveaxis(a_nPRs, 0, 2).reshape(P, R, -1)[:, :, :S] for a_nPRs in scores)
     return tuple(_in_responses(a_PRS, rollouts, slots_PRS) for a_PRS in (logprobs, entropy))
+
+
+def _shards() -> int:
+    """Over how many devices the prompts are divided: each computes a chunk's logits of its own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else prompt_parts(mesh)
 
 
 def _in_rows(rollouts: Rollouts, slots_PRS: Array | None) -> _Rows:

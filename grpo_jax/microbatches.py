@@ -25,7 +25,7 @@ def arrange(
 ) -> list[list[Part]]:
     """The parts of each minibatch. Minibatches are dealt like cards, so that each has prompts of every device."""
     P, _, T = rollouts.tokens_PGT.shape
-    length_PG = np.asarray(lengths(rollouts.valid_PGT, mesh))
+    length_PG = np.asarray(lengths(rollouts.valid_PGT | rollouts.action_PGT, mesh))
     shards = 1 if mesh is None else prompt_parts(mesh)
     arranged = []
     for minibatch in range(minibatches):
@@ -37,10 +37,10 @@ def arrange(
 
 
 @partial(jax.jit, static_argnames="mesh")
-def lengths(valid_PGT: Array, mesh: Mesh | None) -> Array:
-    """Tokens of each response up to its last valid one, on every device."""
-    place_11T = jnp.arange(1, valid_PGT.shape[2] + 1)[None, None]
-    length_PG = jnp.max(jnp.where(valid_PGT, place_11T, 0), axis=2)
+def lengths(used_PGT: Array, mesh: Mesh | None) -> Array:
+    """Tokens of each response up to the last that is used, on every device."""
+    place_11T = jnp.arange(1, used_PGT.shape[2] + 1)[None, None]
+    length_PG = jnp.max(jnp.where(used_PGT, place_11T, 0), axis=2)
     return length_PG if mesh is None else jax.lax.with_sharding_constraint(length_PG, NamedSharding(mesh, EVERYWHERE))
 
 

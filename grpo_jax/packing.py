@@ -65,7 +65,7 @@ def pack(length_PG: Int[np.ndarray, "P G"], T: int) -> Int[np.ndarray, "P R S"]:
 
 def sizes(G: int, T: int) -> list[tuple[int, int]]:
     """Rows and slots of each, the smallest first; the last one holds whatever there is."""
-    slots = {math.ceil(T / share) for share in SHARES if share == 1 or T / share >= FEWEST_SLOTS}
+    slots = {T} | {-(-T // (16 * share)) * 16 for share in SHARES if T / share >= FEWEST_SLOTS and share > 1}
     found = {(math.ceil(G * quarters / 4), S) for quarters in QUARTERS for S in slots}
     return sorted(found, key=lambda size: (size[0] * size[1], size[1]))
 

@@ -130,7 +130,7 @@ def test_row_counts_ring_lengths_and_waiting_change_no_token(monkeypatch):
             break
     monkeypatch.setattr(plan, "SHORTEST_RING", 4)
     grown = []  # to how many positions, and whether the ring had been round
-    monkeypatch.setattr(native.stages, "grow", lambda *a, grow=stages.grow: grown.append(a[2:4]) or grow(*a))
+    monkeypatch.setattr(native.stages, "grow", lambda *a, grow=stages.grow: grown.append(a[1:3]) or grow(*a))
     for changes in ({}, {"at_once": 3}, {"at_once": 1}):
         staged = sample(replace(sampler, **changes), seed, prompts)
         for name in ("tokens_PGT", "action_PGT", "ended_PG"):

@@ -20,7 +20,7 @@ rollout: {responses: 4, max_tokens: 6}
 objective: {use: grpo}
 optimizer: {learning_rate: 1e-3}
 mesh: {data: 1, fsdp: 2, tensor: 4}
-algorithm: {minibatches: 2, microbatch: 1}
+algorithm: {minibatches: 2, microbatch: 2}
 train: {steps: 3, prompts: 4, evaluate_every: 2, save_every: 1, max_prompt_tokens: 96}
 """
 
@@ -81,7 +81,8 @@ def test_a_run_directory_holds_what_was_asked_and_what_happened(config, tmp_path
         (["train.prompts=5"], "multiple of 2; got 5. Choose 4 or 6"),
         (["algorithm.minibatches=3"], "4 prompts do not divide into 3 minibatches; choose 1, 2 or 4"),
         (["train.max_prompt_tokens=20"], "train.max_prompt_tokens in a config"),
-        (["algorithm.microbatch=0"], "must be at least 1; got 2 and 0"),
+        (["algorithm.microbatch=0"], "microbatch must be at least 1; got 0"),
+        (["algorithm.microbatch=1"], "multiple of 2; got 1. Choose 2"),
         (["rollout.temperature=0.0"], "use one above 0"),
         (["rollout.max_tokens=1000"], "the model has 1024"),
         (["train.steps=0"], "train.steps must be at least 1; got 0"),

@@ -15,6 +15,7 @@ from grpo_jax.models import Shape
 from grpo_jax.rollout import Sampler, programs, stages
 from grpo_jax.rollout.plan import prefix_length
 from grpo_jax.runtime.roof import matmul_rate, memory_rate
+from grpo_jax.runtime.sharding import mesh_of, on
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts
 
 
@@ -74,7 +75,8 @@ def time_rollouts(arguments: argparse.Namespace, sampler: Sampler, policy: Polic
         P, L = prompts.tokens_PL.shape
         key_PG = jax.random.split(jax.random.key(key), (P, sampler.responses))
         shape = (prefix_length(L), sampler.responses, 1)
-        last_PD, *_ = stages.read(policy, params, prompts, shape, sampler.int8_cache, None)
+        with on(mesh_of(prompts)):
+            last_PD, *_ = stages.read(policy, params, prompts, shape, sampler.int8_cache, None)
         served = policy.serve(params)
         rows = stages.begin(policy, sampler.distribution, served, None, last_PD, key_PG, 1, 1, None)
         jax.block_until_ready(rows)
@@ -104,7 +106,8 @@ def time_rollouts(arguments: argparse.Namespace, sampler: Sampler, policy: Polic
 
 def logprob_gap(policy: Policy, params: Params, rollouts: Rollouts) -> dict[str, float]:
     """How far the sampler's log-probs are from those that training computes, in nats."""
-    exact_PGT, _ = jax.jit(partial(token_logprobs, policy))(params, rollouts)
+    with on(mesh_of(params)):
+        exact_PGT, _ = jax.jit(partial(token_logprobs, policy))(params, rollouts)
     gap = np.abs(np.asarray(exact_PGT - rollouts.logprobs_PGT))[np.asarray(rollouts.action_PGT)]
     return {"logprob_gap_mean": float(gap.mean()), "logprob_gap_max": float(gap.max())}
 
@@ -117,7 +120,8 @@ def to_the_cap(sampler: Sampler, policy: Policy, params: Params, prompts: Prompt
     shape = (prefix_length(L), sampler.responses, T)
 
     def decode(turns: int) -> float:
-        last_PD, shared, own = stages.read(policy, params, prompts, shape, sampler.int8_cache, None)
+        with on(mesh_of(prompts)):
+            last_PD, shared, own = stages.read(policy, params, prompts, shape, sampler.int8_cache, None)
         rows = stages.begin(policy, distribution, served, None, last_PD, key_PG, T, T, None)
         jax.block_until_ready((own, rows))
         begun = time.perf_counter()

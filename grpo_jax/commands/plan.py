@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax.commands.train import Train
+from grpo_jax.commands.train import Train, check_microbatch
 from grpo_jax.config import Config, ConfigError
 from grpo_jax.grpo import Algorithm, add_gradient, begin, check_split, descend, layout_of
 from grpo_jax.models import Shape, decoder_policy, find_shape
@@ -105,7 +105,8 @@ def assemble(config: Config, found: Slice) -> Case:
     settings: Train = config.train.build()
     model = config.model.arguments
     shape = find_shape(model["name"])
-    policy = decoder_policy(shape, jnp.bfloat16, model["remat"], platform="tpu")
+    kind = jnp.dtype("bfloat16" if model["activations"] == "auto" else model["activations"])
+    policy = decoder_policy(shape, kind, model["remat"], platform="tpu")
     sampler = config.rollout.build(ends=(0,), decode=str)
     if not isinstance(sampler, Sampler):
         raise ValueError("A plan is made for the native sampler; leave out rollout.use.")
@@ -120,6 +121,7 @@ def assemble(config: Config, found: Slice) -> Case:
     mesh = config.mesh.build().mesh(found.devices())
     check_prompts(settings.prompts, mesh)
     check_split(algorithm, settings.prompts, sampler.responses)
+    check_microbatch(algorithm, settings.prompts, mesh)
     return Case(algorithm, shape, settings, found, mesh, model["remat"])
 
 
@@ -220,8 +222,9 @@ def part_shapes(case: Case, P: int) -> tuple[Batch, Any]:
         rows((P, G), bool),
         distribution=sampler.distribution,
     )
-    kept = case.algorithm.minibatches > 1
-    ref_PGT = numbers_PGT if case.algorithm.objective.needs_reference else None
+    objective = case.algorithm.objective
+    kept = case.algorithm.minibatches > 1 or (objective.needs_reference and objective.kl.place == "reward")
+    ref_PGT = numbers_PGT if objective.needs_reference else None
     batch = Batch(rollouts, rows((P, G), jnp.float32), numbers_PGT, numbers_PGT if kept else None, ref_PGT)
     return batch, rows((P, G, T), jnp.int32)
 
@@ -246,7 +249,7 @@ def plan_sampling(case: Case) -> Phase:
     compiled = compile_decoding(case)
     used = compiled.memory_analysis()
     return Phase(
-        used.peak_memory_in_bytes + device_bytes(case.state),
+        used.peak_memory_in_bytes + device_bytes(case.state) + reference_bytes(case),
         used.argument_size_in_bytes,
         used.temp_size_in_bytes,
         collective_bytes(compiled.as_text()) * case.algorithm.sample.max_tokens,
@@ -262,11 +265,16 @@ def plan_learning(case: Case, P: int) -> Phase:
     moved += case.algorithm.minibatches * collective_bytes(step.as_text())
     waiting = device_bytes(case.state.opt_state)
     return Phase(
-        max(used.peak_memory_in_bytes + waiting, after.peak_memory_in_bytes),
+        max(used.peak_memory_in_bytes + waiting, after.peak_memory_in_bytes) + reference_bytes(case),
         used.argument_size_in_bytes,
         used.temp_size_in_bytes,
         moved,
     )
+
+
+def reference_bytes(case: Case) -> float:
+    """The copy of the first weights on each device, if the objective compares with it."""
+    return device_bytes(case.state.params) if case.algorithm.objective.needs_reference else 0.0
 
 
 def timed(name: str, work: Callable[[], Phase]) -> Phase:
@@ -289,7 +297,7 @@ def search(case: Case, present: Phase) -> int | None:
     known = {microbatch(case): fits(case, present)}
     best = None
     while choices:
-        middle = choices[len(choices) // 2]
+        middle = choices[-1] if each in choices else choices[len(choices) // 2]  # all at once adds no gradients up
         if middle not in known:
             phase = timed(f"learning from {middle} prompts at once", partial(plan_learning, case, middle))
             known[middle] = fits(case, phase)
@@ -357,6 +365,7 @@ def table(case: Case, figures: dict[str, Any], sample: Phase, train: Phase) -> s
     lines = [
         f"weights         {gib(figures['weights_bytes'])}   (float32, on each device)",
         f"optimiser       {gib(figures['optimizer_bytes'])}",
+        f"reference       {gib(reference_bytes(case))}",
         f"sampling copy   {gib(figures['sampling_copy_bytes'])}",
         f"keys and values {gib(figures['kv_cache_bytes'])}",
         f"sampling needs  {gib(sample.peak)}   temporaries {gib(sample.temporary)},"
@@ -364,7 +373,8 @@ def table(case: Case, figures: dict[str, Any], sample: Phase, train: Phase) -> s
         f"learning needs  {gib(train.peak)}   temporaries {gib(train.temporary)},"
         f" moved between devices {gib(train.collective)} a step",
         f"limit           {gib(figures['hbm_limit_bytes'])}",
-        f"largest microbatch that fits: {figures['largest_microbatch'] or 'none'}",
+        f"largest microbatch that fits: {figures['largest_microbatch'] or 'none found'}",
+        *(phase.message for phase in (sample, train) if phase.message),
         f"PPO's critic would add {gib(figures['ppo_critic_bytes'])} (a second model and its optimiser)",
         f"estimate: sampling {figures['estimated_sample_s']:.1f} s, learning {figures['estimated_train_s']:.1f} s a"
         f" step, at {UTILISATION} of bandwidth and of arithmetic, every response at its longest",

@@ -123,6 +123,7 @@ def assemble(config: Config) -> Session:
         optimizer=config.optimizer.build(),
     )
     check_split(algorithm, settings.prompts)
+    check_microbatch(algorithm, settings.prompts, mesh)
     questions = Questions(task.train, model, settings.max_prompt_tokens)
     check_sampler(algorithm, jax.tree.map(lambda a: a[: settings.prompts], questions.prompts))
     score(algorithm.reward, task.train[:1], [[""]])  # a reward that does not fit the data fails now, not in an hour
@@ -130,6 +131,12 @@ def assemble(config: Config) -> Session:
     asked = task.held_out[: count - count % prompt_parts(mesh)]
     exam = Questions(asked, model, settings.max_prompt_tokens) if asked else None
     return Session(settings, model, mesh, algorithm, questions, exam)
+
+
+def check_microbatch(algorithm: Algorithm, prompts: int, mesh: jax.sharding.Mesh) -> None:
+    """Refuses parts of a step whose prompts the devices could not share: each would compute all of them."""
+    each = prompts // algorithm.minibatches
+    check_prompts(each if algorithm.microbatch is None else algorithm.microbatch, mesh)
 
 
 def check_sampler(algorithm: Algorithm, prompts: Prompts) -> None:
@@ -194,6 +201,7 @@ def evaluate(session: Session, params: Params, progress: Progress, done: int) ->
     sample = session.algorithm.sample
     if isinstance(sample, Sampler):  # another engine answers as it does in training
         sample = replace(sample, temperature=0.0, responses=1)
+        sample = sample.with_room(session.model.policy, prompts, prompt_parts(session.mesh))
     with progress.phase("evaluating"):
         prompts = place_prompts(prompts, session.mesh)
         rollouts = jax.block_until_ready(sample(session.model.policy, params, prompts, jax.random.key(0)))

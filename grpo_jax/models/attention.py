@@ -1,8 +1,8 @@
 """Attention, and which kernel computes it: splash attention on a TPU, cuDNN's on a GPU, plain XLA elsewhere.
 
-A response attends to the prompt of its group, which is stored once, and to itself, as one softmax. `attend` is that
-formula written out. It decodes everywhere, is what a CPU runs, and is what the kernels are tested against; they never
-hold the scores of all pairs of tokens, and so train on long responses.
+A response attends to the prompt of its group and to itself, as one softmax. `attend` is that formula written out, over
+one copy of the prompt. It decodes everywhere, is what a CPU runs, and is what the kernels are tested against. They
+take the prompt's keys and values once for each row, and never hold the scores of all pairs of tokens.
 """
 
 from collections.abc import Callable
@@ -152,22 +152,24 @@ def cudnn_rows(
     softcap: float | None,
     implementation: str = "cudnn",
 ) -> Array:
-    """Attention of whole rows by cuDNN's fused kernel; plain where it cannot (a soft cap)."""
-    if softcap is not None:
-        return plain_rows(query_PGHTC, own, sight, prefix, window, softcap)
+    """Attention of whole rows by cuDNN's fused kernel; plain where it cannot (a soft cap, heads of unusual width)."""
     P, G, H, T, C = query_PGHTC.shape
+    if softcap is not None or C % 8 or C > 128:
+        return plain_rows(query_PGHTC, own, sight, prefix, window, softcap)
     own_PGTS, prompt_PGTL = masks(sight, window)
     if prompt_PGTL is not None:
         wide_PGTL = jnp.broadcast_to(prompt_PGTL, (P, G, T, prompt_PGTL.shape[3]))
         own_PGTS = jnp.concatenate([wide_PGTL, own_PGTS], axis=3)
 
-    def heads_last(a: Array) -> Array:
+    def heads_last(a: Array) -> Array:  # of an even length, as the kernel's backward pass wants it
+        a = _padded(a, 3, a.shape[3] + a.shape[3] % 2)
         return jnp.swapaxes(a.reshape(P * G, *a.shape[2:]), 1, 2)
 
-    key, value = map(heads_last, _joined(own, prefix))
-    mask = own_PGTS.reshape(P * G, 1, T, -1)
-    mixed = jax.nn.dot_product_attention(heads_last(query_PGHTC), key, value, mask=mask, implementation=implementation)
-    return jnp.swapaxes(mixed, 1, 2).reshape(P, G, H, T, C)
+    query, key, value = map(heads_last, (query_PGHTC, *_joined(own, prefix)))
+    mask_PGTS = _padded(_padded(own_PGTS, 2, query.shape[1]), 3, key.shape[1])
+    mask = mask_PGTS.reshape(P * G, 1, *mask_PGTS.shape[2:])
+    mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+    return jnp.swapaxes(mixed, 1, 2).reshape(P, G, H, -1, C)[:, :, :, :T]
 
 
 class _Reach(splash_mask.Mask):

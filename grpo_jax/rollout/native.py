@@ -74,6 +74,14 @@ class Sampler:
         self.check_room(policy, prompts)
         return _Sampling(self, policy, params, prompts, key).rollouts()
 
+    def with_room(self, policy: Policy, prompts: Prompts, parts: int) -> "Sampler":
+        """This sampler, holding as few prompts at once as the memory asks for; `parts` is how many share them."""
+        P = len(prompts.tokens_PL)
+        at_once = P if self.at_once is None else min(P, self.at_once)
+        while at_once > parts and self._needed(policy, at_once, prompts) > free_bytes():
+            at_once = max(parts, at_once // 2)
+        return replace(self, at_once=None if at_once == P else at_once)
+
     def check_room(self, policy: Policy, prompts: Prompts) -> None:
         """Refuses prompts that leave the model too few positions for the responses, or more cache than memory."""
         P, L = prompts.tokens_PL.shape
@@ -83,7 +91,7 @@ class Sampler:
                 f" the model has {policy.max_positions}. Lower max_tokens or shorten the prompts."
             )
         P = P if self.at_once is None else min(P, self.at_once)
-        needed = _needed_bytes(policy, P, L, self.responses, self.max_tokens, self.int8_cache)
+        needed = self._needed(policy, P, prompts)
         room = free_bytes()
         if needed > room:
             raise ValueError(
@@ -91,6 +99,10 @@ class Sampler:
                 f" the copy of the weights, need {needed / 1e9:.1f} GB; there are {room / 1e9:.1f} GB. Hold fewer"
                 " prompts at once (at_once), or lower responses or max_tokens."
             )
+
+    def _needed(self, policy: Policy, P: int, prompts: Prompts) -> int:
+        L = prompts.tokens_PL.shape[1]
+        return _needed_bytes(policy, P, L, self.responses, self.max_tokens, self.int8_cache)
 
 
 def programs() -> int:
@@ -257,15 +269,28 @@ class _Sampling:
         P, G, S = self.rows.tokens_PGS.shape
         wrapped = int(self.rows.cursor) > S
         self._needs("grow", P, G, S, wrapped)
-        self.own, self.rows = stages.grow(self.own, self.rows, ring, wrapped, self.mesh)
+        cursor = self.rows.cursor
+        self.rows = stages.grow(self.rows, ring, wrapped, self.mesh)
+        self.own = stages.one_by_one(
+            lambda a: stages.grow_cache(a, cursor, ring, wrapped, self.mesh), self._given("own")
+        )
+
+    def _given(self, name: str) -> Any:
+        """An attribute that is given away, so that its arrays can be freed one by one."""
+        return self.__dict__.pop(name)
 
     def _seat(self, live_PG: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """Moves the living into fewer places; who is living then."""
         self._needs("move", *self.rows.tokens_PGS.shape)
         G = live_PG.shape[1]
         seating = seat(live_PG, shape, self.parts)
-        self.shared, self.own, self.rows = stages.move(
-            self.shared, self.own, self.rows, *seating, parts=self.parts, mesh=self.mesh
+        place_p, row_pg, _ = seating
+        self.rows = stages.move(self.rows, *seating, parts=self.parts, mesh=self.mesh)
+        self.own = stages.one_by_one(
+            lambda a: stages.move_cache(a, place_p, row_pg, self.parts, self.mesh), self._given("own")
+        )
+        self.shared = stages.one_by_one(
+            lambda a: stages.move_prompts(a, place_p, self.parts, self.mesh), self._given("shared")
         )
         shards_nPG = self.who_PG.reshape(self.parts, -1, G)
         place_np = seating.place_p.reshape(self.parts, -1)
@@ -295,16 +320,12 @@ def _serve(policy: Policy, params: Params) -> Params:
 
 @cache
 def _needed_bytes(policy: Policy, P: int, L: int, G: int, T: int, int8: bool) -> int:
-    """Bytes of both caches at their largest, while a ring grows into the last one, and of the weights that are read."""
+    """Bytes of both caches at their largest, and of the weights that are read."""
     prompts = Prompts(jax.ShapeDtypeStruct((P, L), jnp.int32), jax.ShapeDtypeStruct((P, L), bool))
     params = jax.eval_shape(policy.init, jax.random.key(0))
     _, prefix = jax.eval_shape(policy.read, params, prompts)
-    caches = [
-        jax.eval_shape(lambda prefix, S=S: policy.cache(prefix, prefix_length(L), G, S, int8), prefix)
-        for S in ring_lengths(T)[-2:]
-    ]
-    shared = caches[0][0]
-    return _bytes((shared, [own for _, own in caches], jax.eval_shape(policy.serve, params)))
+    caches = jax.eval_shape(lambda prefix: policy.cache(prefix, prefix_length(L), G, T, int8), prefix)
+    return _bytes((caches, jax.eval_shape(policy.serve, params)))
 
 
 def _bytes(tree: Any) -> int:

@@ -4,6 +4,7 @@ All rows share one cursor into a ring of S positions, so a turn writes every row
 begin at any turn: `start` is where. A row that has ended stays as it is until its place is given away.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -156,42 +157,67 @@ def _noise(key_PG: Array, turn_PG: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames=("S", "wrapped", "mesh"))
-def grow(own: Any, rows: Rows, S: int, wrapped: bool, mesh: Mesh | None) -> tuple[Any, Rows]:
-    """The cache and the rows in rings of S positions, unrolled first if they are `wrapped`."""
-    old = rows.tokens_PGS.shape[2]
-    turned = rows.cursor - old if wrapped else 0
-
-    def ring(a: Array, axis: int) -> Array:
-        a = jnp.take(a, (jnp.arange(old) + turned) % old, axis=axis) if wrapped else a
-        return jnp.pad(a, [(0, S - old if i == axis else 0) for i in range(a.ndim)])
-
-    grown = {name: ring(getattr(rows, name), 2) for name in ("tokens_PGS", "logprobs_PGS", "entropy_PGS")}
+def grow(rows: Rows, S: int, wrapped: bool, mesh: Mesh | None) -> Rows:
+    """The rows in rings of S positions, unrolled first if they are `wrapped`."""
+    turned = rows.cursor - rows.tokens_PGS.shape[2] if wrapped else jnp.zeros((), jnp.int32)
+    names = ("tokens_PGS", "logprobs_PGS", "entropy_PGS")
+    grown = {name: _ring(getattr(rows, name), S, turned, wrapped, 2) for name in names}
     grown |= {"cursor": rows.cursor - turned, "start_PG": rows.start_PG - turned}
-    own = jax.tree.map(lambda a: ring(a, 3), own)
-    return _pin(own, mesh, CACHE), _pin(replace(rows, **grown), mesh, PROMPTS)
+    return _pin(replace(rows, **grown), mesh, PROMPTS)
+
+
+@partial(jax.jit, static_argnames=("S", "wrapped", "mesh"))
+def grow_cache(array: Array, cursor: Array, S: int, wrapped: bool, mesh: Mesh | None) -> Array:
+    """One array of the responses' cache in a ring of S positions."""
+    return _pin(_ring(array, S, cursor - array.shape[3], wrapped, 3), mesh, CACHE)
+
+
+def _ring(a: Array, S: int, turned: Array, wrapped: bool, axis: int) -> Array:
+    old = a.shape[axis]
+    a = jnp.take(a, (jnp.arange(old) + turned) % old, axis=axis) if wrapped else a
+    return jnp.pad(a, [(0, S - old if i == axis else 0) for i in range(a.ndim)])
 
 
 @partial(jax.jit, static_argnames=("parts", "mesh"))
-def move(
-    shared: Any, own: Any, rows: Rows, place_p: Array, row_pg: Array, lives_pg: Array, parts: int, mesh: Mesh | None
-) -> tuple[Any, Any, Rows]:
+def move(rows: Rows, place_p: Array, row_pg: Array, lives_pg: Array, parts: int, mesh: Mesh | None) -> Rows:
     """Chosen rows in new places.
 
     New place p takes the prompt of old place `place_p[p]` of the same of `parts` shards, and its row g takes row
     `row_pg[p, g]`; where `lives_pg` is false it is a dead copy.
     """
-    G = rows.tokens_PGS.shape[1]
+    rows = jax.tree.map(lambda a: a if a.ndim < 2 else _responses(a, place_p, row_pg, parts), rows)
+    return _pin(replace(rows, live_PG=rows.live_PG & lives_pg), mesh, PROMPTS)
 
-    def responses(a: Array) -> Array:
-        if a.ndim < 2:
-            return a
-        index_pg = place_p[:, None] * G + row_pg
-        return _take(a.reshape(-1, *a.shape[2:]), index_pg.reshape(-1), parts).reshape(*row_pg.shape, *a.shape[2:])
 
-    shared = jax.tree.map(lambda a: _take(a, place_p, parts), shared)
-    own, rows = jax.tree.map(responses, (own, rows))
-    rows = replace(rows, live_PG=rows.live_PG & lives_pg)
-    return shared, _pin(own, mesh, CACHE), _pin(rows, mesh, PROMPTS)
+@partial(jax.jit, static_argnames=("parts", "mesh"))
+def move_cache(array: Array, place_p: Array, row_pg: Array, parts: int, mesh: Mesh | None) -> Array:
+    """One array of the responses' cache, in the rows' new places."""
+    return _pin(_responses(array, place_p, row_pg, parts), mesh, CACHE)
+
+
+@partial(jax.jit, static_argnames=("parts", "mesh"))
+def move_prompts(array: Array, place_p: Array, parts: int, mesh: Mesh | None) -> Array:
+    """One array of what is known of the prompts, in their new places."""
+    array = _take(array, place_p, parts)
+    return array if mesh is None else jax.lax.with_sharding_constraint(array, prefix_sharding(array.shape, mesh))
+
+
+def one_by_one(change: Callable[[Array], Array], tree: Any) -> Any:
+    """A tree with each array changed before the next, so that there is never a second copy of more than one.
+
+    The caller must not hold on to `tree`: it is emptied by and by.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    del tree
+    for index, leaf in enumerate(leaves):
+        leaves[index] = jax.block_until_ready(change(leaf))
+        del leaf
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _responses(a: Array, place_p: Array, row_pg: Array, parts: int) -> Array:
+    index_pg = place_p[:, None] * a.shape[1] + row_pg
+    return _take(a.reshape(-1, *a.shape[2:]), index_pg.reshape(-1), parts).reshape(*row_pg.shape, *a.shape[2:])
 
 
 def _take(a: Array, index: Array, parts: int) -> Array:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Weights: D is cut by fsdp, what attention and feed-forward split naturally by tensor.
 RULES = {"D": "fsdp", "H": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
@@ -106,7 +106,7 @@ def on(mesh: Mesh | None) -> AbstractContextManager:
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
-def prompt_parts(mesh: Mesh) -> int:
+def prompt_parts(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the prompts of a step are divided."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 

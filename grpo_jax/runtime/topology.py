@@ -4,6 +4,7 @@ import difflib
 import math
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import jax
 
@@ -49,10 +50,8 @@ class Slice:
 
     def devices(self) -> list[jax.Device]:
         """Devices to compile for. They cannot run anything."""
-        try:
-            import libtpu  # noqa: F401
-        except ImportError as error:
-            raise ValueError('Planning needs the TPU compiler: pip install "grpo-jax[tpu]".') from error
+        if find_spec("libtpu") is None:
+            raise ValueError('Planning needs the TPU compiler: pip install "grpo-jax[tpu]".')
         from jax.experimental import topologies
 
         for name, value in QUIET.items():

@@ -167,7 +167,7 @@ def test_learning_compiles_for_eight_chips_with_its_state_donated_and_its_attent
 
 
 @pytest.mark.slow
-def test_a_plan_says_what_fits_and_what_does_not(tmp_path, capsys):
+def test_a_plan_says_what_fits(tmp_path, capsys):
     pytest.importorskip("libtpu", reason="libtpu is large, and only these tests need it where there is no TPU")
     config, file = tmp_path / "config.yaml", tmp_path / "plan.json"
     config.write_text(CONFIG.replace("qwen3-0.6b", "tiny").replace("mesh: {data: 1, fsdp: 4, tensor: 2}", ""))
@@ -175,7 +175,8 @@ def test_a_plan_says_what_fits_and_what_does_not(tmp_path, capsys):
     figures = json.loads(file.read_text())
     assert figures["fits"] and figures["largest_microbatch"] == 8
     for phase in ("sample", "train"):
-        assert 0 < figures[phase]["temp_bytes"] < figures[phase]["peak_hbm_bytes"] < figures["hbm_limit_bytes"]
+        assert figures[phase]["temp_bytes"] < figures[phase]["peak_hbm_bytes"] < figures["hbm_limit_bytes"]
+        assert figures[phase]["argument_bytes"] > 4 * 200_000 * (phase == "train")
     assert "It fits." in capsys.readouterr().out
 
 

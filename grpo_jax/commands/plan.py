@@ -62,9 +62,9 @@ class Phase:
     """What one phase of a step needs on each device, in bytes; None where the compiler found no room."""
 
     peak: float | None
-    argument: float = 0.0
-    temporary: float = 0.0
-    collective: float = 0.0
+    argument: int = 0
+    temporary: int = 0
+    collective: int = 0
     message: str = ""
 
 
@@ -333,7 +333,7 @@ def roofline(case: Case) -> dict[str, float]:
     return {"estimated_sample_s": decoding, "estimated_train_s": learning}
 
 
-def plain(phase: Phase) -> dict[str, float | None]:
+def plain(phase: Phase) -> dict[str, int | float | None]:
     """A phase as JSON has it."""
     return {
         "peak_hbm_bytes": phase.peak,
@@ -357,7 +357,7 @@ def introduction(case: Case) -> str:
 def table(case: Case, figures: dict[str, Any], sample: Phase, train: Phase) -> str:
     """Memory of each device, and whether it is enough."""
 
-    def gib(number: float | None) -> str:
+    def gib(number: int | float | None) -> str:
         if number is None:
             return "more than there is"
         return f"{number / GIB:7.2f} GiB" if number > GIB / 10 else f"{number / 2**20:7.2f} MiB"

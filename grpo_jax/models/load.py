@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from grpo_jax.models.decoder import Rope, Shape
+from grpo_jax.models.decoder import Shape
 from grpo_jax.models.families import read_shape
 from grpo_jax.models.hub import check, locate
 from grpo_jax.models.policy import Remat, decoder_policy
@@ -18,20 +18,6 @@ from grpo_jax.models.weights import load_weights
 from grpo_jax.runtime.sharding import weight_shardings
 from grpo_jax.runtime.text import Tokenizer, byte_tokenizer, check_vocabulary, load_tokenizer
 from grpo_jax.structs import Params, Policy
-
-TINY = Shape(
-    vocabulary=259,  # bytes, and three control tokens
-    width=64,
-    feedforward=192,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    channels=16,
-    rope=Rope(10000.0),
-    norm_epsilon=1e-5,
-    max_positions=1024,
-    tied=True,
-)
 
 
 @dataclass(frozen=True)
@@ -74,16 +60,16 @@ def find_shape(name: str) -> Shape:
     known = re.sub(r"-(instruct|base)$", "", name.removeprefix("random:").rpartition("/")[2].lower())
     if known in SHAPES:
         return SHAPES[known]
-    return TINY if name == "tiny" else read_shape(locate(name))
+    return read_shape(locate(name))
 
 
 def tiny(seed: int = 0, activations=jnp.float32, remat: Remat = "full") -> Model:
     """A random two-layer model that reads bytes: for tests, and for learning a small task from nothing."""
     tokenizer = byte_tokenizer()
-    policy = decoder_policy(TINY, activations, remat)
+    policy = decoder_policy(SHAPES["tiny"], activations, remat)
 
     def params(mesh: Mesh) -> Params:
         shapes = jax.eval_shape(policy.init, jax.random.key(seed))
         return jax.jit(policy.init, out_shardings=weight_shardings(shapes, mesh))(jax.random.key(seed))
 
-    return Model(policy, TINY, tokenizer, params)
+    return Model(policy, SHAPES["tiny"], tokenizer, params)

@@ -18,8 +18,21 @@ _QWEN = Shape(
     tied=True,
 )
 
-# From the `config.json` of the models' own repositories.
+# From the `config.json` of the models' own repositories; `tiny` is ours: bytes and three control tokens.
 SHAPES = {
+    "tiny": Shape(
+        vocabulary=259,
+        width=64,
+        feedforward=192,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        channels=16,
+        rope=Rope(10000.0),
+        norm_epsilon=1e-5,
+        max_positions=1024,
+        tied=True,
+    ),
     "smollm2-135m": Shape(
         vocabulary=49152,
         width=576,

@@ -72,7 +72,7 @@ def parser_of_all_commands() -> argparse.ArgumentParser:
     bench.add_argument("--prompt-tokens", type=count, default=48)
     bench.add_argument("--response-tokens", type=count, default=64, help="of every response, or at most")
     bench.add_argument("--mean-tokens", type=count, help="responses end at random, after so many tokens on average")
-    bench.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and activations")
+    bench.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of activations")
     bench.add_argument("--int8-cache", action="store_true", help="keys and values in 8 bits; what it does to log-probs")
     bench.add_argument("--remat", choices=["full", "products", "offload", "none"], default="products", help=REMAT)
     bench.add_argument("--microbatch", type=count, help="prompts learned from at once; default: all")

@@ -108,7 +108,7 @@ class Policy:
 
     init(key) -> params
     read(params, prompts) -> (last_PD, prefix)                       one pass over the prompts
-    respond(params, prefix, tokens_PGT, valid_PGT, start_PGT) -> hidden_PGTD    teacher forcing, given the prefix
+    respond(params, prompts, tokens_PGT, valid_PGT, start_PGT) -> (last_PD, hidden_PGTD)      teacher forcing of both
     unembed(params, hidden) -> logits                                float32
 
     and for decoding:

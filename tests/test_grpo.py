@@ -304,11 +304,10 @@ def test_a_tiny_model_learns_a_tiny_task_from_scratch():
 
 def test_an_engine_of_ten_lines_trains():
     def engine(policy, params, prompts, key, G=16, T=3):
-        last_PD, prefix = policy.read(params, prompts)
-        all_PGT = jnp.ones((len(last_PD), G, T), bool)
+        all_PGT = jnp.ones((len(prompts.tokens_PL), G, T), bool)
         tokens_PGT, logprobs_PGT = jnp.zeros(all_PGT.shape, jnp.int32), jnp.zeros(all_PGT.shape)
         for t in range(T):
-            hidden_PGTD = policy.respond(params, prefix, tokens_PGT, all_PGT)
+            last_PD, hidden_PGTD = policy.respond(params, prompts, tokens_PGT, all_PGT)
             hidden_PGD = (
                 hidden_PGTD[:, :, t - 1] if t else jnp.broadcast_to(last_PD[:, None], hidden_PGTD[:, :, 0].shape)
             )
@@ -317,7 +316,7 @@ def test_an_engine_of_ten_lines_trains():
             tokens_PGT = tokens_PGT.at[:, :, t].set(token_PG)
             chosen_PG1 = jnp.take_along_axis(shares_PGV, token_PG[:, :, None], axis=2)
             logprobs_PGT = logprobs_PGT.at[:, :, t].set(chosen_PG1[:, :, 0])
-        ended_PG = jnp.zeros((len(last_PD), G), bool)
+        ended_PG = jnp.zeros(token_PG.shape, bool)
         return Rollouts(prompts, tokens_PGT, all_PGT, all_PGT, logprobs_PGT, logprobs_PGT, ended_PG, Distribution())
 
     def vowels(example: Example, response: str) -> float:

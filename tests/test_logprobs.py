@@ -55,7 +55,9 @@ def test_gradients_are_those_of_scoring_everything_at_once_in_float64(monkeypatc
     weights = random.normal(size=(2, 2, 3, 7))
 
     def plain(head_VD, hidden_PGTD):
-        logprobs_PGT, entropy_PGT = score_tokens(hidden_PGTD @ head_VD.T, tokens_PGT)
+        all_PGTV = jax.nn.log_softmax(hidden_PGTD @ head_VD.T)
+        entropy_PGT = -jnp.sum(jnp.exp(all_PGTV) * all_PGTV, axis=-1)
+        logprobs_PGT = jnp.take_along_axis(all_PGTV, tokens_PGT[..., None], axis=-1)[..., 0]
         return jnp.sum(weights[0] * logprobs_PGT + weights[1] * entropy_PGT)
 
     def chunked(head_VD, hidden_PGTD):

@@ -100,7 +100,7 @@ def test_decoding_with_a_cache_gives_the_hidden_states_of_teacher_forcing(name):
     rollouts, _ = read_expected(name)
     tokens_PGT = rollouts.tokens_PGT
     _, prefix = policy.read(params, rollouts.prompts)
-    hidden_PGTD = policy.respond(params, prefix, tokens_PGT, rollouts.valid_PGT)
+    _, hidden_PGTD = policy.respond(params, rollouts.prompts, tokens_PGT, rollouts.valid_PGT)
     (P, G, T), L = tokens_PGT.shape, prefix["valid_PL"].shape[1]
     shared, own = policy.cache(prefix, L + 3, G, T, int8=False)
     extend, served, start_PG = jax.jit(policy.extend), policy.serve(params), jnp.zeros((P, G), jnp.int32)
@@ -115,7 +115,7 @@ def test_rows_may_begin_at_any_turn_of_a_ring(name):
     rollouts, _ = read_expected(name)
     tokens_PGT = rollouts.tokens_PGT
     _, prefix = policy.read(params, rollouts.prompts)
-    hidden_PGTD = policy.respond(params, prefix, tokens_PGT, rollouts.valid_PGT)
+    _, hidden_PGTD = policy.respond(params, rollouts.prompts, tokens_PGT, rollouts.valid_PGT)
     (P, G, T), L = tokens_PGT.shape, prefix["valid_PL"].shape[1]
     shared, own = policy.cache(prefix, L, G, T, int8=False)
     start_PG = np.random.default_rng(0).integers(0, T, (P, G)) + T // 2

@@ -2,36 +2,21 @@
 
 import json
 import math
-import os
 import re
 from dataclasses import replace
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import Mesh, PartitionSpec
 
 from grpo_jax.cli import main
-from grpo_jax.commands import plan
-from grpo_jax.config import read
-from grpo_jax.distribution import Distribution
+from grpo_jax.commands import plan, plan_programs
+from grpo_jax.commands.plan_programs import Case, Phase
+from grpo_jax.config import Config, read
 from grpo_jax.models.decoder import Rope, Shape
 from grpo_jax.models.policy import decoder_policy
-from grpo_jax.rollout import stages
 from grpo_jax.runtime.hlo import collective_bytes
-from grpo_jax.runtime.sharding import (
-    CACHE,
-    PROMPTS,
-    Layout,
-    fit,
-    prefix_sharding,
-    serving_shardings,
-)
 from grpo_jax.runtime.topology import find_slice
-from grpo_jax.structs import Prompts
 
 SHAPE = Shape(
     vocabulary=32768,
@@ -59,47 +44,33 @@ def no_cache_of_programs():
     compilation_cache.reset_cache()
 
 
-def mesh_of(name: str, layout: Layout, **options) -> Mesh:
+CONFIG = """
+model: {name: qwen3-0.6b, remat: full}
+task: {use: arithmetic}
+rollout: {responses: 8, max_tokens: 256}
+objective: {use: dapo}
+algorithm: {microbatch: 4}
+train: {steps: 1, prompts: 8, max_prompt_tokens: 128}
+"""
+LONG = ("rollout.max_tokens=2048", "train.max_prompt_tokens=512")
+EIGHT = ("mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2")
+
+
+def config_of(tmp_path, *overrides: str) -> Config:
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    return read(tmp_path / "config.yaml", overrides)
+
+
+@pytest.fixture
+def case_of(tmp_path, monkeypatch):
+    """Plans for SHAPE, with so many layers."""
     pytest.importorskip("libtpu", reason="libtpu is large, and only these tests need it where there is no TPU")
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
-    return layout.mesh(topology.devices)
 
+    def assemble(topology: str, *overrides: str, layers: int = SHAPE.layers) -> Case:
+        monkeypatch.setattr(plan_programs, "find_shape", lambda name: replace(SHAPE, layers=layers))
+        return plan_programs.assemble(config_of(tmp_path, *overrides), find_slice(topology))
 
-def placed(tree, shardings):
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
-
-
-def fitted(tree, spec: PartitionSpec, mesh: Mesh):
-    return placed(tree, jax.tree.map(lambda a: fit(spec, a.shape, mesh), tree))
-
-
-def compile_decoding(mesh: Mesh, P: int, G: int, L: int, S: int, int8: bool = False):
-    """The decoding loop compiled for a mesh, and the bytes of the responses' cache on each device."""
-    policy, distribution = decoder_policy(SHAPE, jnp.bfloat16, platform="tpu"), Distribution(ends=(2,))
-    shapes = jax.eval_shape(policy.init, jax.random.key(0))
-    served = jax.eval_shape(policy.serve, shapes)
-    prompts = Prompts(jax.ShapeDtypeStruct((P, L), jnp.int32), jax.ShapeDtypeStruct((P, L), bool))
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (P, G)))
-    read = partial(stages.read, policy, shape=(L, G, S), int8=int8, mesh=None)
-    last_PD, shared, own = jax.eval_shape(read, shapes, prompts)
-    start = partial(stages.begin, policy, distribution, max_tokens=S, S=S, mesh=None)
-    rows = jax.eval_shape(lambda served, *rest: start(served, *rest), served, prompts, last_PD, keys)
-    with jax.set_mesh(mesh):
-        compiled = stages.decode.lower(
-            policy,
-            distribution,
-            placed(served, serving_shardings(served, mesh)),
-            placed(shared, jax.tree.map(lambda a: prefix_sharding(a.shape, mesh), shared)),
-            own := fitted(own, CACHE, mesh),
-            fitted(rows, PROMPTS, mesh),
-            S,
-            stages.Until(2**30, -1, 1, P + 1),
-            1,
-        ).compile()
-    return compiled, sum(
-        a.dtype.itemsize * a.sharding.shard_shape(a.shape)[0] * a.size // a.shape[0] for a in jax.tree.leaves(own)
-    )
+    return assemble
 
 
 def unfused(program: str) -> str:
@@ -111,58 +82,49 @@ def unfused(program: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("chip", ["v5e", "v6e"])
-def test_decoding_on_one_chip_copies_no_cache(chip, int8):
-    mesh = mesh_of(f"{chip}:1x1", Layout(), chips_per_host_bounds=(1, 1, 1))
-    compiled, cache_bytes = compile_decoding(mesh, P=8, G=8, L=512, S=2048, int8=int8)
+@pytest.mark.parametrize("int8", ["true", "false"])
+@pytest.mark.parametrize("chip", ["v5e-1", "v6e-1"])
+def test_decoding_on_one_chip_copies_no_cache(case_of, chip, int8):
+    case = case_of(chip, *LONG, f"rollout.int8_cache={int8}")
+    compiled = plan_programs.compile_decoding(case)
     used = compiled.memory_analysis()
-    assert used.temp_size_in_bytes < 0.1 * cache_bytes
-    assert used.alias_size_in_bytes > 0.99 * cache_bytes
+    own_bytes = plan_programs.device_bytes(plan_programs.decoding_inputs(case)[2])
+    assert used.temp_size_in_bytes < 0.1 * own_bytes
+    assert used.alias_size_in_bytes > 0.99 * own_bytes
     copies = re.findall(r"= \w+\[8,8,8,2048,128\]\S* copy\(", unfused(compiled.as_text()))
     assert copies == []
 
 
 @pytest.mark.slow
-def test_decoding_on_eight_chips_gathers_no_weight():
-    mesh = mesh_of("v5e:2x4", Layout(data=1, fsdp=4, tensor=2))
-    compiled, _ = compile_decoding(mesh, P=8, G=8, L=512, S=2048)
+def test_decoding_on_eight_chips_gathers_no_weight(case_of):
+    compiled = plan_programs.compile_decoding(case_of("v5e-8", *LONG, *EIGHT))
     gathered = re.findall(r"= (\w+)\[([\d,]*)\]\S* all-gather", compiled.as_text())
     largest = max((math.prod(map(int, filter(None, shape.split(",")))) for _, shape in gathered), default=0)
     assert largest < SHAPE.width * SHAPE.width / 2
 
 
-CONFIG = """
-model: {name: qwen3-0.6b, remat: full}
-task: {use: arithmetic}
-rollout: {responses: 8, max_tokens: 256}
-objective: {use: dapo}
-algorithm: {microbatch: 4}
-mesh: {data: 1, fsdp: 4, tensor: 2}
-train: {steps: 1, prompts: 8, max_prompt_tokens: 128}
-"""
-
-
-def case_of(tmp_path, topology: str, *overrides: str) -> plan.Case:
-    pytest.importorskip("libtpu", reason="libtpu is large, and only these tests need it where there is no TPU")
-    (tmp_path / "config.yaml").write_text(CONFIG)
-    return plan.assemble(read(tmp_path / "config.yaml", overrides), find_slice(topology))
+@pytest.mark.slow
+def test_the_copy_for_sampling_is_gathered_once_and_a_plan_counts_it(case_of):
+    case = case_of("v5e-8", *EIGHT, layers=2)
+    served = plan_programs.decoding_inputs(case)[0]
+    copied = plan_programs.device_bytes(served)
+    matrices = sum(plan_programs.device_bytes(a) for a in jax.tree.leaves(served) if a.ndim > 1)
+    moved = collective_bytes(plan_programs.compile_serving(case).as_text())
+    assert matrices / 2 < moved < 2 * copied
 
 
 @pytest.mark.slow
-def test_learning_compiles_for_eight_chips_with_its_state_donated_and_its_attention_fused(tmp_path, monkeypatch):
-    shape = replace(SHAPE, layers=2)
-    monkeypatch.setattr(plan, "find_shape", lambda name: shape)
-    case = case_of(tmp_path, "v5e-8")
-    learn, step = plan.compile_learning(case, 4)
-    weights = plan.device_bytes(case.state.params)
-    assert step.memory_analysis().alias_size_in_bytes > 0.99 * plan.device_bytes(case.state)
+def test_learning_compiles_for_eight_chips_with_its_state_donated_and_its_attention_fused(case_of):
+    case = case_of("v5e-8", *EIGHT, layers=2)
+    learn, step = plan_programs.compile_learning(case, 4)
+    weights = plan_programs.device_bytes(case.state.params)
+    assert step.memory_analysis().alias_size_in_bytes > 0.99 * plan_programs.device_bytes(case.state)
     assert learn.memory_analysis().alias_size_in_bytes > 0.99 * weights  # the gradient is added to in place
     program = learn.as_text()
     assert "splash" in program
     scores = 4 * 8 // 4 * (16 // 2) * 256 * 384  # of all pairs of tokens, on one device
     largest = max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"= \w+\[([\d,]+)\]", program))
-    assert largest < max(scores, 2 * shape.vocabulary * shape.width)
+    assert largest < max(scores, 2 * SHAPE.vocabulary * SHAPE.width)
     assert collective_bytes(program) > weights
 
 
@@ -170,7 +132,7 @@ def test_learning_compiles_for_eight_chips_with_its_state_donated_and_its_attent
 def test_a_plan_says_what_fits(tmp_path, capsys):
     pytest.importorskip("libtpu", reason="libtpu is large, and only these tests need it where there is no TPU")
     config, file = tmp_path / "config.yaml", tmp_path / "plan.json"
-    config.write_text(CONFIG.replace("qwen3-0.6b", "tiny").replace("mesh: {data: 1, fsdp: 4, tensor: 2}", ""))
+    config.write_text(CONFIG.replace("qwen3-0.6b", "tiny"))
     assert main(["plan", str(config), "--topology", "v5e-1", "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
     assert figures["fits"] and figures["largest_microbatch"] == 8
@@ -178,6 +140,55 @@ def test_a_plan_says_what_fits(tmp_path, capsys):
         assert figures[phase]["temp_bytes"] < figures[phase]["peak_hbm_bytes"] < figures["hbm_limit_bytes"]
         assert figures[phase]["argument_bytes"] > 4 * 200_000 * (phase == "train")
     assert "It fits." in capsys.readouterr().out
+
+
+def case_without_compiler(tmp_path, *overrides: str) -> Case:
+    """A plan for eight chips, laid out over the CPU's devices."""
+    config = config_of(tmp_path, *overrides)
+    policy = decoder_policy(SHAPE, platform="tpu")
+    supplied = {"policy": policy, "sample": config.rollout.build(ends=(0,)), "decode": str, "reward": len}
+    algorithm = config.algorithm.build(
+        **supplied, objective=config.objective.build(), optimizer=config.optimizer.build()
+    )
+    mesh = config.mesh.build().mesh()
+    return Case(config, algorithm, SHAPE, config.train.build(), find_slice("v5e-8"), mesh)
+
+
+FIGURES = {"weights_bytes": 4, "optimizer_bytes": 8, "reference_bytes": 0, "kv_cache_bytes": 100}
+ROOM, NO_ROOM = Phase(1), Phase(None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sample", "train", "largest", "expected"),
+    [
+        ((), NO_ROOM, ROOM, 8, ["rollout.int8_cache=true", "rollout.max_tokens=128", "mesh.fsdp=8 mesh.data=1"]),
+        (
+            ("rollout.int8_cache=true", "rollout.at_once=8", "mesh.fsdp=-1", "mesh.data=1"),
+            NO_ROOM,
+            ROOM,
+            8,
+            ["rollout.max_tokens=128", "optimizer.use=adafactor", "optimizer.moments=bfloat16"],
+        ),
+        (
+            ("algorithm.microbatch=8", "mesh.fsdp=2", "mesh.data=1", "mesh.tensor=4"),
+            ROOM,
+            Phase(2**40, temporary=100),
+            2,
+            ["algorithm.microbatch=2", "rollout.max_tokens=128", "optimizer.use=adafactor"],
+        ),
+        (
+            ("optimizer.moments=bfloat16", "model.remat=none", "mesh.fsdp=8", "mesh.data=1"),
+            ROOM,
+            Phase(2**40, temporary=100),
+            None,
+            ["model.remat=full", "rollout.max_tokens=128", "algorithm.group_parts=2"],
+        ),
+    ],
+)
+def test_advice_names_what_saves_most_and_nothing_that_is_set(tmp_path, overrides, sample, train, largest, expected):
+    case = case_without_compiler(tmp_path, "algorithm.microbatch=8", *overrides)
+    figures = FIGURES | {"largest_microbatch": largest}
+    assert plan.advice(case, figures, sample, train) == expected
 
 
 @pytest.mark.parametrize(
@@ -228,3 +239,5 @@ ENTRY %main (a: f32[2,4]) -> f32[8,4] {
 }
 """
     assert collective_bytes(program) == 5 * 8 * 4 * 4 + 16 * 2
+    endless = program.replace(', backend_config={"known_trip_count":{"n":"5"}}', "")
+    assert collective_bytes(endless, turns=3) == 3 * 8 * 4 * 4 + 16 * 2

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from grpo_jax.models.attention import Memory, Sight, attend, kernel
-from grpo_jax.models.decoder import PRODUCT, Layer, Shape, matrix, project, quantize, rms_norm, rotations
+from grpo_jax.models.decoder import PRODUCT, Layer, Mix, Shape, matrix, project, quantize, rms_norm, rotations
 from grpo_jax.structs import Params, Policy, Prompts
 
 Remat = Literal["full", "products", "offload", "none"]
@@ -68,6 +68,19 @@ def _keep(memory: Memory) -> Memory:
     return memory
 
 
+def _forget(memory: Memory) -> None:
+    return None
+
+
+def _positions(valid_PL: Array) -> Array:
+    return jnp.maximum(jnp.cumsum(valid_PL, axis=1) - 1, 0)
+
+
+def _whole(valid_PL: Array) -> Sight:
+    """Rows of one text each, with nothing before it."""
+    return Sight(jnp.zeros(valid_PL.shape, jnp.int32)[:, None], valid_PL[:, None], None)
+
+
 class _Decoder:
     """The pure functions of one shape; holds nothing that changes."""
 
@@ -93,11 +106,13 @@ class _Decoder:
 
     def read(self, params: Params, prompts: Prompts) -> tuple[Array, dict[str, Any]]:
         valid_PL = prompts.valid_PL
-        positions_PL = jnp.maximum(jnp.cumsum(valid_PL, axis=1) - 1, 0)
-        sight = Sight(jnp.zeros_like(positions_PL)[:, None], valid_PL[:, None], None)
-        x_P1LD = self._embed(params, prompts.tokens_PL[:, None])
-        turns = rotations(self.shape.rope, self.shape.channels, positions_PL[:, None])
-        x_P1LD, memory = self._scan(params, x_P1LD, turns, sight, None)
+        turns = rotations(self.shape.rope, self.shape.channels, _positions(valid_PL)[:, None])
+        sight = _whole(valid_PL)
+
+        def mix(query_P1HLC: Array, own: Memory) -> Array:
+            return self._attend(query_P1HLC, own, sight, None)
+
+        x_P1LD, memory = self._scan(params, self._embed(params, prompts.tokens_PL[:, None]), turns, mix, _keep)
         prefix = {
             "memory": jax.tree.map(lambda a_NP1KLC: a_NP1KLC[:, :, 0], memory),
             "valid_PL": valid_PL,
@@ -108,19 +123,36 @@ class _Decoder:
     def respond(
         self,
         params: Params,
-        prefix: dict[str, Any],
+        prompts: Prompts,
         tokens_PGT: Array,
         valid_PGT: Array,
         start_PGT: Array | None = None,
-    ) -> Array:
+    ) -> tuple[Array, Array]:
+        """Prompt and responses are one row of L + G T tokens wherever they do not attend: weights are read once."""
+        (P, G, T), L = tokens_PGT.shape, prompts.tokens_PL.shape[1]
         start_PGT = jnp.zeros(tokens_PGT.shape, jnp.int32) if start_PGT is None else start_PGT
-        slot_11T = jnp.arange(tokens_PGT.shape[2])[None, None]
-        turns = rotations(
-            self.shape.rope, self.shape.channels, prefix["length_P"][:, None, None] + slot_11T - start_PGT
-        )
-        x_PGTD = self._embed(params, tokens_PGT)
-        x_PGTD, _ = self._scan(params, x_PGTD, turns, Sight(start_PGT, valid_PGT, prefix["valid_PL"]), prefix)
-        return self._finish(params, x_PGTD)
+        length_P11 = jnp.sum(prompts.valid_PL, axis=1)[:, None, None]
+        own_PGT = length_P11 + jnp.arange(T)[None, None] - start_PGT
+        first, sight = _whole(prompts.valid_PL), Sight(start_PGT, valid_PGT, prompts.valid_PL)
+
+        def join(of_prompt_PL: Array, of_rows_PGT: Array) -> Array:
+            return jnp.concatenate([of_prompt_PL, of_rows_PGT.reshape(P, G * T)], axis=1)[:, None]
+
+        def rows(a_P1HMC: Array) -> Array:
+            return jnp.swapaxes(a_P1HMC[:, 0, :, L:].reshape(P, -1, G, T, a_P1HMC.shape[4]), 1, 2)
+
+        def mix(query_P1HMC: Array, all_own: Memory) -> Array:
+            of_prompt = jax.tree.map(lambda a: a[:, :, :, :L], all_own)
+            shared, own = jax.tree.map(lambda a: a[:, 0], of_prompt), jax.tree.map(rows, all_own)
+            mixed_P1HLC = self._attend(query_P1HMC[:, :, :, :L], of_prompt, first, None)
+            mixed_PHGTC = jnp.swapaxes(self._attend(rows(query_P1HMC), own, sight, shared), 1, 2)
+            return jnp.concatenate([mixed_P1HLC, mixed_PHGTC.reshape(P, 1, -1, G * T, query_P1HMC.shape[4])], axis=3)
+
+        turns = rotations(self.shape.rope, self.shape.channels, join(_positions(prompts.valid_PL), own_PGT))
+        x_P1MD = self._embed(params, join(prompts.tokens_PL, tokens_PGT))
+        x_P1MD, _ = self._scan(params, x_P1MD, turns, mix, _forget)
+        x_PMD = self._finish(params, x_P1MD[:, 0, L - 1 :])
+        return x_PMD[:, 0], x_PMD[:, 1:].reshape(P, G, T, -1)
 
     def serve(self, params: Params) -> Params:
         layers = [self.layer(params["layers"], n) for n in range(self.shape.layers)]
@@ -183,17 +215,16 @@ class _Decoder:
     def _finish(self, params: Params, x: Array) -> Array:
         return rms_norm(x, params["norm_D"], self.shape.norm_epsilon)
 
-    def _scan(self, params: Params, x_PGTD: Array, turns, sight: Sight, prefix: dict[str, Any] | None):
-        """All layers over rows that attend to themselves and, where there is one, to the prefix."""
+    def _attend(self, query: Array, own: Memory, sight: Sight, prefix: Memory | None) -> Array:
+        return self.attend_rows(query, own, sight, prefix, self.shape.window, self.shape.softcap)
 
-        def layer(x_PGTD: Array, parts: tuple[Any, Memory | None]) -> tuple[Array, Memory]:
-            weights, shared = parts
+    def _scan(self, params: Params, x_PGTD: Array, turns, mix: Mix, kept: Callable[[Memory], Any]) -> tuple[Array, Any]:
+        """All layers over rows, and what is kept of their keys and values, stacked."""
 
-            def mix(query: Array, own: Memory) -> Array:
-                return self.attend_rows(query, own, sight, shared, self.shape.window, self.shape.softcap)
-
-            return nnx.merge(self.graph, weights)(checkpoint_name(x_PGTD, INPUT), turns, mix, _keep)
+        def layer(x_PGTD: Array, weights: Any) -> tuple[Array, Any]:
+            x_PGTD, memory = nnx.merge(self.graph, weights)(checkpoint_name(x_PGTD, INPUT), turns, mix, _keep)
+            return x_PGTD, kept(memory)
 
         keep = REMAT[self.remat]
         layer = layer if keep is None else jax.checkpoint(layer, policy=keep, prevent_cse=False)
-        return jax.lax.scan(layer, x_PGTD, (params["layers"], None if prefix is None else prefix["memory"]))
+        return jax.lax.scan(layer, x_PGTD, params["layers"])

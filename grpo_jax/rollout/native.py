@@ -18,6 +18,7 @@ from jax import Array
 
 from grpo_jax.distribution import Distribution
 from grpo_jax.rollout import stages
+from grpo_jax.rollout.ledger import Ledger
 from grpo_jax.rollout.plan import next_ring, next_shape, prefix_length, ring_lengths, row_shapes, seat
 from grpo_jax.runtime.sharding import free_bytes, mesh_of, on, place_prompts, prompt_parts, serving_shardings
 from grpo_jax.runtime.sizes import bucket
@@ -111,7 +112,7 @@ def programs() -> int:
 
 
 class _Sampling:
-    """One call of a sampler: what is on the devices, who sits where, and what has been written down."""
+    """One call of a sampler: what is on the devices, and when it moves."""
 
     def __init__(self, sampler: Sampler, policy: Policy, params: Params, prompts: Prompts, key: Array):
         (P, L), G, T = prompts.tokens_PL.shape, sampler.responses, sampler.max_tokens
@@ -126,11 +127,8 @@ class _Sampling:
         self.few = max(self.parts, held // 4 // self.parts * self.parts)  # prompts that move in together
         self.shapes = row_shapes(held, G, self.parts)
         self.waiting = list(range(held, P))
-        self.tokens_PGT = np.full((P, G, T), sampler.ends[0], np.int32)
-        self.logprobs_PGT, self.entropy_PGT = np.zeros((P, G, T), np.float32), np.zeros((P, G, T), np.float32)
-        self.length_PG, self.ended_PG = np.zeros((P, G), np.int32), np.zeros((P, G), bool)
+        self.ledger = Ledger(P, G, T, held, padding=sampler.ends[0])
         self.shared, self.own, self.rows = self._begin(np.arange(held), self.rings[0])
-        self.who_PG = np.arange(held * G).reshape(held, G)  # whose row sits there; -1: nobody's
 
     def rollouts(self) -> Rollouts:
         """All responses, once every row has ended."""
@@ -138,16 +136,17 @@ class _Sampling:
             if self.waiting:
                 live_PG = self._admit(live_PG)
             self._make_room(live_PG)
-        T = self.tokens_PGT.shape[2]
-        action_PGT = np.arange(T)[None, None] < self.length_PG[:, :, None]
-        arrays = (self.tokens_PGT, action_PGT, action_PGT, self.logprobs_PGT, self.entropy_PGT, self.ended_PG)
+        ledger = self.ledger
+        action_PGT = ledger.action_PGT
+        scores = (ledger.logprobs_PGT, ledger.entropy_PGT, ledger.ended_PG)
+        arrays = (ledger.tokens_PGT, action_PGT, action_PGT, *scores)
         placed = [jnp.asarray(a) if self.mesh is None else place_prompts(a, self.mesh) for a in arrays]
         return Rollouts(self.prompts, *placed, distribution=self.sampler.distribution)
 
     def _begin(self, index_p: np.ndarray, S: int, only_first: bool = False) -> tuple[Any, Any, Rows]:
         """Prompts, read and with a first token for each response; `only_first` leaves room for no more."""
         sampler = self.sampler
-        everyone = len(index_p) == self.tokens_PGT.shape[0]
+        everyone = len(index_p) == len(self.prompts.tokens_PL)
         prompts = self.prompts if everyone else jax.tree.map(lambda a: a[index_p], self.prompts)
         if self.room:
             prompts = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (self.room, 0))), prompts)
@@ -198,46 +197,19 @@ class _Sampling:
         return self._write_down()
 
     def _write_down(self) -> np.ndarray:
-        rows = self.rows
-        live_PG, length_PG, ended_PG, start_PG = jax.device_get(
-            (rows.live_PG, rows.length_PG, rows.ended_PG, rows.start_PG)
-        )
-        stopped = bool(self.sampler.stop)
-        if not stopped and (live_PG | (self.who_PG < 0)).all():
-            return live_PG
-        rings = jax.device_get((rows.tokens_PGS, rows.logprobs_PGS, rows.entropy_PGS))
-        S = rings[0].shape[2]
-        live_PG = live_PG.copy()
-        for p, g in zip(*np.nonzero(self.who_PG >= 0), strict=True):
-            index_T = (start_PG[p, g] + np.arange(length_PG[p, g])) % S
-            tokens_T = rings[0][p, g, index_T]
-            cut = self._stop_length(tokens_T) if stopped else None
-            if live_PG[p, g] and cut is None:
-                continue
-            n = len(tokens_T) if cut is None else cut
-            row = divmod(self.who_PG[p, g], self.sampler.responses)
-            for kept, ring in zip((self.tokens_PGT, self.logprobs_PGT, self.entropy_PGT), rings, strict=True):
-                kept[row][:n] = ring[p, g, index_T[:n]]
-            self.length_PG[row] = n
-            self.ended_PG[row] = ended_PG[p, g] or cut is not None
-            self.who_PG[p, g] = -1
-            live_PG[p, g] = False
-        if stopped:
-            self.rows = replace(rows, live_PG=jax.device_put(live_PG, rows.live_PG.sharding))
+        sampler = self.sampler
+
+        def stops(ids: Sequence[int]) -> bool:
+            return any(text in sampler.decode(ids) for text in sampler.stop)
+
+        live_PG = self.ledger.write(self.rows, stops if sampler.stop else None)
+        if sampler.stop:
+            self.rows = replace(self.rows, live_PG=jax.device_put(live_PG, self.rows.live_PG.sharding))
         return live_PG
-
-    def _stop_length(self, tokens_T: np.ndarray) -> int | None:
-        """How many tokens there are when the first stop string is complete."""
-        ids = tokens_T.tolist()
-
-        def stops(n: int) -> bool:
-            return any(text in self.sampler.decode(ids[:n]) for text in self.sampler.stop)
-
-        return next((n for n in range(1, len(ids) + 1) if stops(n)), None) if stops(len(ids)) else None
 
     def _admit(self, live_PG: np.ndarray) -> np.ndarray:
         """Waiting prompts move into places where nobody lives."""
-        P, G = live_PG.shape
+        P = len(live_PG)
         live_PG = live_PG.copy()
         while self.waiting and (free := np.flatnonzero(~live_PG.any(axis=1))).size >= min(self.few, P):
             index_p = np.array(self.waiting[: self.few])
@@ -247,7 +219,7 @@ class _Sampling:
             padded = np.concatenate([index_p, np.repeat(index_p[:1], self.few - len(index_p))])
             shared, _, rows = self._begin(padded, 1, only_first=True)
             self.shared, self.rows = stages.admit(self.shared, self.rows, shared, rows, place_p, self.mesh)
-            self.who_PG[free[: len(index_p)]] = index_p[:, None] * G + np.arange(G)[None]
+            self.ledger.admit(free[: len(index_p)], index_p)
             live_PG[free[: len(index_p)]] = True
         return live_PG
 
@@ -282,7 +254,6 @@ class _Sampling:
     def _seat(self, live_PG: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """Moves the living into fewer places; who is living then."""
         self._needs("move", *self.rows.tokens_PGS.shape)
-        G = live_PG.shape[1]
         seating = seat(live_PG, shape, self.parts)
         place_p, row_pg, _ = seating
         self.rows = stages.move(self.rows, *seating, parts=self.parts, mesh=self.mesh)
@@ -292,10 +263,7 @@ class _Sampling:
         self.shared = stages.one_by_one(
             lambda a: stages.move_prompts(a, place_p, self.parts, self.mesh), self._given("shared")
         )
-        shards_nPG = self.who_PG.reshape(self.parts, -1, G)
-        place_np = seating.place_p.reshape(self.parts, -1)
-        moved_nPG = np.take_along_axis(shards_nPG, place_np[:, :, None], axis=1).reshape(-1, G)
-        self.who_PG = np.where(seating.lives_pg, np.take_along_axis(moved_nPG, seating.row_pg, axis=1), -1)
+        self.ledger.seat(seating, self.parts)
         return seating.lives_pg
 
 

@@ -13,7 +13,8 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One kind of TPU: memory a program may use, in bytes; FLOP/s in bfloat16; bytes/s of its memory.
+    """One kind of TPU: memory a program may use, in bytes; FLOP/s in bfloat16; bytes/s of its memory, and of what it
+    takes from its neighbours.
 
     Sources: the compiler's own out-of-memory limit for memory, Google Cloud's pages of each kind for the rest.
     """
@@ -21,19 +22,20 @@ class Chip:
     memory: float
     flops: float
     bandwidth: float
+    links: float
     platform: str  # what the compiler calls it
     cores: int = 1  # a slice's name counts cores on the older kinds
     axes: int = 2
 
 
 CHIPS = {
-    "v4": Chip(30.75 * GIB, 275e12, 1228e9, "v4", cores=2, axes=3),
-    "v5e": Chip(15.75 * GIB, 197e12, 819e9, "v5e"),
-    "v5p": Chip(95.74 * GIB, 459e12, 2765e9, "v5p", cores=2, axes=3),
-    "v6e": Chip(31.25 * GIB, 918e12, 1640e9, "v6e"),
+    "v4": Chip(30.75 * GIB, 275e12, 1228e9, 300e9, "v4", cores=2, axes=3),
+    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9, "v5e"),
+    "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 600e9, "v5p", cores=2, axes=3),
+    "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 400e9, "v6e"),
 }
-# Or the compiler asks a metadata server that is not there, and says so.
-QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "none"}
+# Or the compiler asks a metadata server that is not there, and says so. Any type does, whatever is compiled for.
+QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
 SPELLINGS = {"v5litepod": "v5e", "v5lite": "v5e"}
 FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 SOLID = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}

@@ -1,0 +1,274 @@
+"""A config's own programs, compiled for a TPU slice on any machine, and what they need there."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from grpo_jax.commands.train import Train, check_microbatch
+from grpo_jax.config import Config
+from grpo_jax.grpo import Algorithm, add_gradient, begin, check_split, descend, layout_of
+from grpo_jax.models import Shape, decoder_policy, find_shape
+from grpo_jax.rollout import Sampler, stages
+from grpo_jax.rollout.plan import prefix_length, ring_lengths
+from grpo_jax.runtime.hlo import collective_bytes
+from grpo_jax.runtime.sharding import (
+    CACHE,
+    PROMPTS,
+    check_prompts,
+    fit,
+    on,
+    prefix_sharding,
+    prompt_parts,
+    serving_shardings,
+    weight_shardings,
+)
+from grpo_jax.runtime.sizes import bucket
+from grpo_jax.runtime.topology import Slice
+from grpo_jax.structs import Batch, Params, Prompts, Rollouts, TrainState
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is compiled: a config on a slice."""
+
+    config: Config
+    algorithm: Algorithm
+    shape: Shape
+    settings: Train
+    slice: Slice
+    mesh: Mesh
+
+    @property
+    def state(self) -> TrainState:
+        """The state's shapes, laid out."""
+        params = jax.eval_shape(self.algorithm.policy.init, jax.random.key(0))
+        state = jax.eval_shape(partial(begin, self.algorithm), params)
+        return placed(state, weight_shardings(state, self.mesh))
+
+    @property
+    def length(self) -> int:
+        """Positions of the longest prompts."""
+        return bucket(self.settings.max_prompt_tokens)
+
+    @property
+    def held(self) -> int:
+        """Prompts that are sampled from at once."""
+        parts, at_once = prompt_parts(self.mesh), self.algorithm.sample.at_once
+        prompts = self.settings.prompts
+        return prompts if at_once is None else min(prompts, -(-at_once // parts) * parts)
+
+    @property
+    def microbatch(self) -> int:
+        """Prompts that are learned from at once."""
+        each = self.settings.prompts // self.algorithm.minibatches
+        return each if self.algorithm.microbatch is None else self.algorithm.microbatch
+
+    @property
+    def reference_bytes(self) -> int:
+        """The copy of the first weights on each device, if the objective compares with it."""
+        return device_bytes(self.state.params) if self.algorithm.objective.needs_reference else 0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one phase of a step needs on each device, in bytes; no peak where the compiler found no room."""
+
+    peak: int | None
+    argument: int = 0
+    temporary: int = 0
+    collective: int = 0
+    message: str = ""
+
+
+def assemble(config: Config, found: Slice) -> Case:
+    """The objects of a config for a slice; no weight is read and no data."""
+    settings: Train = config.train.build()
+    model = config.model.arguments
+    shape = find_shape(model["name"])
+    kind = jnp.dtype("bfloat16" if model["activations"] == "auto" else model["activations"])
+    policy = decoder_policy(shape, kind, model["remat"], platform="tpu")
+    sampler = config.rollout.build(ends=(0,), decode=str)
+    if not isinstance(sampler, Sampler):
+        raise ValueError("A plan is made for the native sampler; leave out rollout.use.")
+    algorithm = config.algorithm.build(
+        policy=policy,
+        sample=sampler,
+        decode=str,
+        reward=len,
+        objective=config.objective.build(),
+        optimizer=config.optimizer.build(),
+    )
+    mesh = config.mesh.build().mesh(found.devices())
+    check_prompts(settings.prompts, mesh)
+    check_split(algorithm, settings.prompts, sampler.responses)
+    check_microbatch(algorithm, settings.prompts, mesh)
+    return Case(config, algorithm, shape, settings, found, mesh)
+
+
+def plan_sampling(case: Case) -> Phase:
+    """Reading prompts and the decoding loop, while the whole state waits; what is moved is moved once for each token."""
+    sampler = case.algorithm.sample
+    reading, decoding = compile_reading(case), compile_decoding(case)
+    used, before = decoding.memory_analysis(), reading.memory_analysis()
+    served = decoding_inputs(case)[0]
+    state, weights = device_bytes(case.state), device_bytes(case.state.params)
+    rounds = -(-case.settings.prompts // case.held)
+    moved = collective_bytes(compile_serving(case).as_text())
+    moved += rounds * collective_bytes(reading.as_text())
+    moved += rounds * collective_bytes(decoding.as_text(), turns=sampler.max_tokens)
+    peak = max(
+        used.peak_memory_in_bytes + state,
+        before.peak_memory_in_bytes + state - weights + device_bytes(served),
+    )
+    return Phase(
+        peak + case.reference_bytes,
+        used.argument_size_in_bytes,
+        max(used.temp_size_in_bytes, before.temp_size_in_bytes),
+        moved,
+    )
+
+
+def plan_learning(case: Case, P: int) -> Phase:
+    """Gradient and optimiser, whichever needs more, and what all parts of a step move between devices."""
+    learn, step = compile_learning(case, P)
+    used, after = learn.memory_analysis(), step.memory_analysis()
+    parts = case.settings.prompts // P * case.algorithm.group_parts
+    moved = parts * collective_bytes(learn.as_text())
+    moved += case.algorithm.minibatches * collective_bytes(step.as_text())
+    waiting = device_bytes(case.state.opt_state)
+    return Phase(
+        max(used.peak_memory_in_bytes + waiting, after.peak_memory_in_bytes) + case.reference_bytes,
+        used.argument_size_in_bytes,
+        used.temp_size_in_bytes,
+        moved,
+    )
+
+
+def compile_serving(case: Case) -> jax.stages.Compiled:
+    """The copy of the weights that sampling reads, gathered from wherever the weights are."""
+    policy, params = case.algorithm.policy, case.state.params
+    layout = serving_shardings(jax.eval_shape(policy.serve, params), case.mesh)
+
+    def serve(params: Params) -> Params:
+        return policy.serve(params)
+
+    return jax.jit(serve, out_shardings=layout).lower(params).compile()
+
+
+def compile_reading(case: Case) -> jax.stages.Compiled:
+    """The pass over the prompts that are sampled from at once, which makes the first cache, the shortest."""
+    sampler, mesh = case.algorithm.sample, case.mesh
+    shape = (prefix_length(case.length), sampler.responses, ring_lengths(sampler.max_tokens)[0])
+    several = mesh if mesh.size > 1 else None
+    with on(several):
+        prompts = fitted(prompt_shapes(case.held, case.length), PROMPTS, mesh)
+        return stages.read.lower(
+            case.algorithm.policy, case.state.params, prompts, shape, sampler.int8_cache, several
+        ).compile()
+
+
+def compile_decoding(case: Case) -> jax.stages.Compiled:
+    """The decoding loop with every row and the longest cache."""
+    served, shared, own, rows = decoding_inputs(case)
+    sampler, mesh = case.algorithm.sample, case.mesh
+    until = stages.Until(2**30, -1, 1, case.held + 1)
+    with on(mesh if mesh.size > 1 else None):
+        return stages.decode.lower(
+            case.algorithm.policy,
+            sampler.distribution,
+            served,
+            shared,
+            own,
+            rows,
+            sampler.max_tokens,
+            until,
+            prompt_parts(mesh),
+        ).compile()
+
+
+def decoding_inputs(case: Case) -> tuple[Any, Any, Any, Any]:
+    """The sampling copy, both caches and the rows, in full size."""
+    policy, sampler, mesh = case.algorithm.policy, case.algorithm.sample, case.mesh
+    P, G, L, T = case.held, sampler.responses, case.length, sampler.max_tokens
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    served = jax.eval_shape(policy.serve, shapes)
+    prompts = prompt_shapes(P, L)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (P, G)))
+    read = partial(stages.read, policy, shape=(prefix_length(L), G, T), int8=sampler.int8_cache, mesh=None)
+    with on(mesh if mesh.size > 1 else None):
+        last_PD, shared, own = jax.eval_shape(read, shapes, prompts)
+    start = partial(stages.begin, policy, sampler.distribution, max_tokens=T, S=T, mesh=None)
+    rows = jax.eval_shape(lambda served, *rest: start(served, *rest), served, prompts, last_PD, keys)
+    return (
+        placed(served, serving_shardings(served, mesh)),
+        placed(shared, jax.tree.map(lambda a: prefix_sharding(a.shape, mesh), shared)),
+        fitted(own, CACHE, mesh),
+        fitted(rows, PROMPTS, mesh),
+    )
+
+
+def compile_learning(case: Case, P: int) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
+    """The gradient of a part of P prompts, added to that of others if there are any, and the optimiser's step."""
+    algorithm, state, mesh = case.algorithm, case.state, case.mesh
+    part, slots = part_shapes(case, P)
+    layout = layout_of(state)
+    with on(mesh if mesh.size > 1 else None):
+        total = jax.eval_shape(partial(add_gradient, algorithm, layout), state.params, None, part, slots)
+        whole = NamedSharding(mesh, PartitionSpec())
+        shardings = (*jax.tree.map(lambda _: whole, total[:2]), weight_shardings(total[2], mesh))
+        total = placed(total, shardings)
+        alone = P * algorithm.minibatches == case.settings.prompts and algorithm.group_parts == 1
+        learn = add_gradient.lower(algorithm, layout, state.params, None if alone else total, part, slots).compile()
+        return learn, descend.lower(algorithm, layout, state, total[2], 1).compile()
+
+
+def part_shapes(case: Case, P: int) -> tuple[Batch, Any]:
+    """A part of P prompts with the longest responses, and its slots."""
+    sampler, mesh = case.algorithm.sample, case.mesh
+    G, T = sampler.responses // case.algorithm.group_parts, sampler.max_tokens
+
+    def rows(shape: tuple[int, ...], kind: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, kind, sharding=fit(PROMPTS, shape, mesh))
+
+    prompts = fitted(prompt_shapes(P, case.length), PROMPTS, mesh)
+    flags_PGT, numbers_PGT = rows((P, G, T), bool), rows((P, G, T), jnp.float32)
+    rollouts = Rollouts(
+        prompts,
+        rows((P, G, T), jnp.int32),
+        flags_PGT,
+        flags_PGT,
+        numbers_PGT,
+        numbers_PGT,
+        rows((P, G), bool),
+        distribution=sampler.distribution,
+    )
+    objective = case.algorithm.objective
+    kept = case.algorithm.minibatches > 1 or (objective.needs_reference and objective.kl.place == "reward")
+    ref_PGT = numbers_PGT if objective.needs_reference else None
+    batch = Batch(rollouts, rows((P, G), jnp.float32), numbers_PGT, numbers_PGT if kept else None, ref_PGT)
+    return batch, rows((P, G, T), jnp.int32)
+
+
+def prompt_shapes(P: int, L: int) -> Prompts:
+    """Prompts without a layout."""
+    return Prompts(jax.ShapeDtypeStruct((P, L), jnp.int32), jax.ShapeDtypeStruct((P, L), bool))
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """Shapes with shardings."""
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
+
+
+def fitted(tree: Any, spec: PartitionSpec, mesh: Mesh) -> Any:
+    """Shapes laid out by one rule."""
+    return placed(tree, jax.tree.map(lambda a: fit(spec, a.shape, mesh), tree))
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of an array or a tree on one device."""
+    return sum(a.dtype.itemsize * math.prod(a.sharding.shard_shape(a.shape)) for a in jax.tree.leaves(tree))

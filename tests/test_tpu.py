@@ -104,13 +104,16 @@ def test_decoding_on_eight_chips_gathers_no_weight(case_of):
 
 
 @pytest.mark.slow
-def test_the_copy_for_sampling_is_gathered_once_and_a_plan_counts_it(case_of):
+def test_the_copy_for_sampling_is_gathered_once_and_a_plan_of_eight_chips_counts_it(case_of):
     case = case_of("v5e-8", *EIGHT, layers=2)
     served = plan_programs.decoding_inputs(case)[0]
     copied = plan_programs.device_bytes(served)
     matrices = sum(plan_programs.device_bytes(a) for a in jax.tree.leaves(served) if a.ndim > 1)
     moved = collective_bytes(plan_programs.compile_serving(case).as_text())
     assert matrices / 2 < moved < 2 * copied
+    phase = plan_programs.plan_sampling(case)
+    assert phase.collective > moved
+    assert plan_programs.device_bytes(case.state) + copied < phase.peak < case.slice.chip.memory
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from grpo_jax.config import ConfigError
 from grpo_jax.runtime.sharding import prompt_parts
 from grpo_jax.runtime.topology import GIB, find_slice
 
+FAR_TOO_MUCH = 2  # times the memory; not all temporaries grow with the prompts
 UTILISATION = 0.4  # of arithmetic while learning, of memory's bandwidth while decoding, of the links between chips
 
 
@@ -97,19 +98,33 @@ def fits(case: Case, phase: Phase) -> bool:
 
 
 def search(case: Case, present: Phase) -> int | None:
-    """The most prompts to learn from at once that fit, found by halving the choices; None if not even the fewest do."""
+    """The most prompts to learn from at once that fit, found by halving the choices; None if not even the fewest do.
+
+    Temporaries grow with the prompts. What they would make far too large is not compiled: the compiler tries for hours
+    to make room where there is none.
+    """
     each, parts = case.settings.prompts // case.algorithm.minibatches, prompt_parts(case.mesh)
     choices = [n for n in range(1, each + 1) if each % n == 0 and n % parts == 0]
-    known = {case.microbatch: fits(case, present)}
-    best = None
+    phases, best = {case.microbatch: present}, None
     while choices:
         middle = choices[-1] if each in choices else choices[len(choices) // 2]  # all at once adds no gradients up
-        if middle not in known:
-            phase = timed(f"learning from {middle} prompts at once", partial(plan_learning, case, middle))
-            known[middle] = fits(case, phase)
-        best = middle if known[middle] else best
-        choices = [n for n in choices if (n > middle) == known[middle] and n != middle]
+        if middle not in phases and _expected(case, middle, phases) < FAR_TOO_MUCH * case.slice.chip.memory:
+            name = f"learning from {middle} prompts at once"
+            phases[middle] = timed(name, partial(plan_learning, case, middle))
+        fitting = middle in phases and fits(case, phases[middle])
+        best = middle if fitting else best
+        choices = [n for n in choices if (n > middle) == fitting and n != middle]
     return best
+
+
+def _expected(case: Case, prompts: int, phases: dict[int, Phase]) -> float:
+    """The peak of learning from so many prompts, by that of the nearest number whose peak is known."""
+    known = [number for number, phase in phases.items() if phase.peak is not None]
+    if not known:
+        return 0.0
+    nearest = min(known, key=lambda number: abs(number - prompts))
+    temporary = phases[nearest].temporary
+    return phases[nearest].peak - temporary + temporary * prompts / nearest
 
 
 def estimate(case: Case, figures: dict[str, Any]) -> dict[str, int | float]:

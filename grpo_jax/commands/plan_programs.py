@@ -165,10 +165,10 @@ def compile_reading(case: Case) -> jax.stages.Compiled:
     sampler, mesh = case.algorithm.sample, case.mesh
     shape = (prefix_length(case.length), sampler.responses, ring_lengths(sampler.max_tokens)[0])
     several = mesh if mesh.size > 1 else None
+    params, prompts = case.state.params, fitted(prompt_shapes(case.held, case.length), PROMPTS, mesh)
     with on(several):
-        prompts = fitted(prompt_shapes(case.held, case.length), PROMPTS, mesh)
         return stages.read.lower(
-            case.algorithm.policy, case.state.params, prompts, shape, sampler.int8_cache, several
+            case.algorithm.policy, params, prompts, shape, sampler.int8_cache, several
         ).compile()
 
 

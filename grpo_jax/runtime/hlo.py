@@ -8,27 +8,50 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "f32": 4, "
 
 
 def collective_bytes(program: str, turns: int = 1) -> int:
-    """Bytes that collectives give to each device in one run; the body of a loop counts as often as it runs.
+    """Bytes of the results that collectives give to each device in one run; loops count as often as they run.
 
-    A loop whose count the compiler does not know, such as that of decoding, counts `turns` times.
+    A loop that does not count up to a constant, such as that of decoding, counts `turns` times.
     """
-    bodies = {part.lstrip("%").split(" ")[0]: part for part in re.split(r"\n(?=\S.*\{\n)", program)}
-    entry = next(part for part in bodies.values() if part.startswith("ENTRY"))
-    return _bytes(entry, bodies, turns)
+    parts = re.split(r"\n(?=\S.*\{\n)", program)
+    bodies = {part.removeprefix("ENTRY ").lstrip("%").partition(" ")[0]: part for part in parts}
+    entry = next(name for name, part in bodies.items() if part.startswith("ENTRY"))
+    straight, looped = _moved(entry, bodies, turns, {})
+    return sum(straight.values()) + looped
 
 
-def _bytes(body: str, bodies: dict[str, str], turns: int) -> int:
-    total = 0
-    for line in body.splitlines():
+def _moved(name: str, bodies: dict[str, str], turns: int, known: dict) -> tuple[dict[str, int], int]:
+    """What a computation moves by channel, since a collective that runs beside others is written in pieces; and what
+    its loops move.
+    """
+    if name in known:
+        return known[name]
+    straight: dict[str, int] = {}
+    looped = 0
+    for line in bodies.get(name, "").splitlines()[1:]:
         if re.search(rf" (?:{COLLECTIVES})(?:-start)?\(", line):
-            total += _result_bytes(line)
+            channel = re.search(r"channel_id=\d+", line)
+            key = channel[0] if channel else line
+            straight[key] = max(straight.get(key, 0), _result_bytes(line))
         elif " while(" in line:
-            count = re.search(r"known_trip_count\D+(\d+)", line)
-            inner = re.search(r"body=%?([\w.\-]+)", line)
-            total += (int(count[1]) if count else turns) * _bytes(bodies.get(inner[1], ""), bodies, turns)
-        elif called := re.search(r" (?:call|conditional)\(.*(?:to_apply|calls)=%?([\w.\-]+)", line):
-            total += _bytes(bodies.get(called[1], ""), bodies, turns)
-    return total
+            inside, deeper = _moved(re.search(r"body=%?([\w.\-]+)", line)[1], bodies, turns, known)
+            looped += _count(line, bodies, turns) * (sum(inside.values()) + deeper)
+        else:
+            for called in re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", line):
+                inside, deeper = _moved(called, bodies, turns, known)
+                straight |= {key: max(straight.get(key, 0), size) for key, size in inside.items()}
+                looped += deeper
+    known[name] = straight, looped
+    return known[name]
+
+
+def _count(line: str, bodies: dict[str, str], turns: int) -> int:
+    """How often a loop runs: as the compiler notes, or the constant that its counter is compared with."""
+    if noted := re.search(r"known_trip_count\D+(\d+)", line):
+        return int(noted[1])
+    condition = bodies.get(re.search(r"condition=%?([\w.\-]+)", line)[1], "")
+    compared = re.search(r"ROOT .* compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT", condition)
+    limit = compared and re.search(rf"%?{re.escape(compared[1])} = \S+ constant\((\d+)\)", condition)
+    return int(limit[1]) if limit else turns
 
 
 def _result_bytes(line: str) -> int:

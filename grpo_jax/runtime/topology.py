@@ -35,7 +35,12 @@ CHIPS = {
     "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 400e9, "v6e"),
 }
 # Or the compiler asks a metadata server that is not there, and says so. Any type does, whatever is compiled for.
-QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
+QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at once share no chip
+}
 SPELLINGS = {"v5litepod": "v5e", "v5lite": "v5e"}
 FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 SOLID = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}

@@ -8,7 +8,7 @@ import numpy as np
 
 from grpo_jax import logprobs
 from grpo_jax.distribution import Distribution
-from grpo_jax.logprobs import score_tokens, token_logprobs
+from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models import Shape, decoder_policy
 from grpo_jax.models.decoder import Rope
 from grpo_jax.structs import Prompts, Rollouts

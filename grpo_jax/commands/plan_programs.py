@@ -111,7 +111,7 @@ def assemble(config: Config, found: Slice) -> Case:
 
 
 def plan_sampling(case: Case) -> Phase:
-    """Reading prompts and the decoding loop, while the whole state waits; what is moved is moved once for each token."""
+    """Reading prompts and the decoding loop, while the whole state waits; each token moves what it moves again."""
     sampler = case.algorithm.sample
     reading, decoding = compile_reading(case), compile_decoding(case)
     used, before = decoding.memory_analysis(), reading.memory_analysis()
@@ -167,9 +167,7 @@ def compile_reading(case: Case) -> jax.stages.Compiled:
     several = mesh if mesh.size > 1 else None
     params, prompts = case.state.params, fitted(prompt_shapes(case.held, case.length), PROMPTS, mesh)
     with on(several):
-        return stages.read.lower(
-            case.algorithm.policy, params, prompts, shape, sampler.int8_cache, several
-        ).compile()
+        return stages.read.lower(case.algorithm.policy, params, prompts, shape, sampler.int8_cache, several).compile()
 
 
 def compile_decoding(case: Case) -> jax.stages.Compiled:

@@ -5,7 +5,7 @@ pass; decoding unrolls them over separate arrays (`serve`), because a scan would
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import jax
@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from grpo_jax.models.attention import Memory, Sight, attend, kernel
-from grpo_jax.models.decoder import PRODUCT, Layer, Mix, Shape, matrix, project, quantize, rms_norm, rotations
+from grpo_jax.models.decoder import PRODUCT, Layer, Shape, matrix, project, quantize, rms_norm, rotations
 from grpo_jax.structs import Params, Policy, Prompts
 
 Remat = Literal["full", "products", "offload", "none"]
@@ -106,19 +106,18 @@ class _Decoder:
 
     def read(self, params: Params, prompts: Prompts) -> tuple[Array, dict[str, Any]]:
         valid_PL = prompts.valid_PL
-        turns = rotations(self.shape.rope, self.shape.channels, _positions(valid_PL)[:, None])
-        sight = _whole(valid_PL)
+        sight, positions_P1L = _whole(valid_PL), _positions(valid_PL)[:, None]
 
-        def mix(query_P1HLC: Array, own: Memory) -> Array:
+        def mix(query_P1HLC: Array, own: Memory, shared: None) -> Array:
             return self._attend(query_P1HLC, own, sight, None)
 
-        x_P1LD, memory = self._scan(params, self._embed(params, prompts.tokens_PL[:, None]), turns, mix, _keep)
+        x_P1LD, memory = self._scan(params, prompts.tokens_PL[:, None], positions_P1L, mix, kept=_keep)
         prefix = {
             "memory": jax.tree.map(lambda a_NP1KLC: a_NP1KLC[:, :, 0], memory),
             "valid_PL": valid_PL,
             "length_P": jnp.sum(valid_PL, axis=1),
         }
-        return self._finish(params, x_P1LD[:, 0, -1]), prefix
+        return x_P1LD[:, 0, -1], prefix
 
     def respond(
         self,
@@ -128,12 +127,29 @@ class _Decoder:
         valid_PGT: Array,
         start_PGT: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Prompt and responses are one row of L + G T tokens wherever they do not attend: weights are read once."""
-        (P, G, T), L = tokens_PGT.shape, prompts.tokens_PL.shape[1]
         start_PGT = jnp.zeros(tokens_PGT.shape, jnp.int32) if start_PGT is None else start_PGT
         length_P11 = jnp.sum(prompts.valid_PL, axis=1)[:, None, None]
-        own_PGT = length_P11 + jnp.arange(T)[None, None] - start_PGT
-        first, sight = _whole(prompts.valid_PL), Sight(start_PGT, valid_PGT, prompts.valid_PL)
+        positions_PGT = length_P11 + jnp.arange(tokens_PGT.shape[2])[None, None] - start_PGT
+        sight = Sight(start_PGT, valid_PGT, prompts.valid_PL)
+        if self.platform == "cpu":
+            return self._respond_as_one(params, prompts, tokens_PGT, positions_PGT, sight)
+        last_PD, prefix = self.read(params, prompts)
+
+        def mix(query_PGHTC: Array, own: Memory, shared: Memory) -> Array:
+            return self._attend(query_PGHTC, own, sight, shared)
+
+        return last_PD, self._scan(params, tokens_PGT, positions_PGT, mix, shared=prefix["memory"])[0]
+
+    def _respond_as_one(
+        self, params: Params, prompts: Prompts, tokens_PGT: Array, positions_PGT: Array, sight: Sight
+    ) -> tuple[Array, Array]:
+        """Prompt and responses are one row of L + G T tokens wherever they do not attend: weights are read once.
+
+        For a CPU, where the few rows of a prompt cost nearly as much as many; the TPU compiler, asked for this and
+        more than one prompt on each of several chips, does not come to an end.
+        """
+        (P, G, T), L = tokens_PGT.shape, prompts.tokens_PL.shape[1]
+        first = _whole(prompts.valid_PL)
 
         def join(of_prompt_PL: Array, of_rows_PGT: Array) -> Array:
             return jnp.concatenate([of_prompt_PL, of_rows_PGT.reshape(P, G * T)], axis=1)[:, None]
@@ -141,18 +157,16 @@ class _Decoder:
         def rows(a_P1HMC: Array) -> Array:
             return jnp.swapaxes(a_P1HMC[:, 0, :, L:].reshape(P, -1, G, T, a_P1HMC.shape[4]), 1, 2)
 
-        def mix(query_P1HMC: Array, all_own: Memory) -> Array:
+        def mix(query_P1HMC: Array, all_own: Memory, shared: None) -> Array:
             of_prompt = jax.tree.map(lambda a: a[:, :, :, :L], all_own)
-            shared, own = jax.tree.map(lambda a: a[:, 0], of_prompt), jax.tree.map(rows, all_own)
+            before, own = jax.tree.map(lambda a: a[:, 0], of_prompt), jax.tree.map(rows, all_own)
             mixed_P1HLC = self._attend(query_P1HMC[:, :, :, :L], of_prompt, first, None)
-            mixed_PHGTC = jnp.swapaxes(self._attend(rows(query_P1HMC), own, sight, shared), 1, 2)
+            mixed_PHGTC = jnp.swapaxes(self._attend(rows(query_P1HMC), own, sight, before), 1, 2)
             return jnp.concatenate([mixed_P1HLC, mixed_PHGTC.reshape(P, 1, -1, G * T, query_P1HMC.shape[4])], axis=3)
 
-        turns = rotations(self.shape.rope, self.shape.channels, join(_positions(prompts.valid_PL), own_PGT))
-        x_P1MD = self._embed(params, join(prompts.tokens_PL, tokens_PGT))
-        x_P1MD, _ = self._scan(params, x_P1MD, turns, mix, _forget)
-        x_PMD = self._finish(params, x_P1MD[:, 0, L - 1 :])
-        return x_PMD[:, 0], x_PMD[:, 1:].reshape(P, G, T, -1)
+        positions_P1M = join(_positions(prompts.valid_PL), positions_PGT)
+        x_P1MD, _ = self._scan(params, join(prompts.tokens_PL, tokens_PGT), positions_P1M, mix)
+        return x_P1MD[:, 0, L - 1], x_P1MD[:, 0, L:].reshape(P, G, T, -1)
 
     def serve(self, params: Params) -> Params:
         layers = [self.layer(params["layers"], n) for n in range(self.shape.layers)]
@@ -218,13 +232,25 @@ class _Decoder:
     def _attend(self, query: Array, own: Memory, sight: Sight, prefix: Memory | None) -> Array:
         return self.attend_rows(query, own, sight, prefix, self.shape.window, self.shape.softcap)
 
-    def _scan(self, params: Params, x_PGTD: Array, turns, mix: Mix, kept: Callable[[Memory], Any]) -> tuple[Array, Any]:
-        """All layers over rows, and what is kept of their keys and values, stacked."""
+    def _scan(
+        self,
+        params: Params,
+        tokens_PGT: Array,
+        positions_PGT: Array,
+        mix: Callable[[Array, Memory, Memory | None], Array],
+        shared: Memory | None = None,
+        kept: Callable[[Memory], Any] = _forget,
+    ) -> tuple[Array, Any]:
+        """All layers over rows, and what is `kept` of their keys and values; `shared` has a part for each layer."""
+        turns = rotations(self.shape.rope, self.shape.channels, positions_PGT)
 
-        def layer(x_PGTD: Array, weights: Any) -> tuple[Array, Any]:
-            x_PGTD, memory = nnx.merge(self.graph, weights)(checkpoint_name(x_PGTD, INPUT), turns, mix, _keep)
-            return x_PGTD, kept(memory)
+        def layer(x_PGTD: Array, parts: tuple[Any, Memory | None]) -> tuple[Array, Any]:
+            weights, of_layer = parts
+            mixed = partial(mix, shared=of_layer)
+            x_PGTD, own = nnx.merge(self.graph, weights)(checkpoint_name(x_PGTD, INPUT), turns, mixed, _keep)
+            return x_PGTD, kept(own)
 
         keep = REMAT[self.remat]
         layer = layer if keep is None else jax.checkpoint(layer, policy=keep, prevent_cse=False)
-        return jax.lax.scan(layer, x_PGTD, params["layers"])
+        x_PGTD, memory = jax.lax.scan(layer, self._embed(params, tokens_PGT), (params["layers"], shared))
+        return self._finish(params, x_PGTD), memory

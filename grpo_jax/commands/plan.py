@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import multiprocessing
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from grpo_jax.commands.plan_programs import (
     plan_learning,
     plan_sampling,
 )
-from grpo_jax.config import ConfigError
+from grpo_jax.config import Config, ConfigError
 from grpo_jax.runtime.sharding import prompt_parts
 from grpo_jax.runtime.topology import GIB, find_slice
 
+PATIENCE = 240.0  # seconds for a microbatch that only the search asks for
 FAR_TOO_MUCH = 2  # times the memory; not all temporaries grow with the prompts
 UTILISATION = 0.4  # of arithmetic while learning, of memory's bandwidth while decoding, of the links between chips
 
@@ -59,16 +62,12 @@ def introduction(case: Case) -> str:
     )
 
 
-def timed(name: str, work: Callable[[], Phase]) -> Phase:
-    """A phase, with a line about how long it took to compile; without a peak if the compiler found no room."""
+def timed(name: str, work: Callable[[], Phase | None]) -> Phase | None:
+    """A phase, with a line about how long it took to compile."""
     begun = time.monotonic()
-    try:
-        phase = work()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        phase = Phase(None, message=str(error).split("\n")[0])
-    print(f"compiled {name} in {time.monotonic() - begun:.0f} s", flush=True)
+    phase = work()
+    outcome = f"compiled {name} in" if phase else f"gave up compiling {name} after"
+    print(f"{outcome} {time.monotonic() - begun:.0f} s", flush=True)
     return phase
 
 
@@ -98,10 +97,10 @@ def fits(case: Case, phase: Phase) -> bool:
 
 
 def search(case: Case, present: Phase) -> int | None:
-    """The most prompts to learn from at once that fit, found by halving the choices; None if not even the fewest do.
+    """The most prompts to learn from at once that are known to fit, found by halving the choices; None if none are.
 
-    Temporaries grow with the prompts. What they would make far too large is not compiled: the compiler tries for hours
-    to make room where there is none.
+    Temporaries grow with the prompts. What they would make far too large is not compiled, and what takes the compiler
+    longer than `PATIENCE` is not waited for.
     """
     each, parts = case.settings.prompts // case.algorithm.minibatches, prompt_parts(case.mesh)
     choices = [n for n in range(1, each + 1) if each % n == 0 and n % parts == 0]
@@ -109,12 +108,31 @@ def search(case: Case, present: Phase) -> int | None:
     while choices:
         middle = choices[-1] if each in choices else choices[len(choices) // 2]  # all at once adds no gradients up
         if middle not in phases and _expected(case, middle, phases) < FAR_TOO_MUCH * case.slice.chip.memory:
-            name = f"learning from {middle} prompts at once"
-            phases[middle] = timed(name, partial(plan_learning, case, middle))
+            found = timed(f"learning from {middle} prompts at once", partial(in_time, case, middle))
+            phases[middle] = found or Phase(None)
         fitting = middle in phases and fits(case, phases[middle])
         best = middle if fitting else best
         choices = [n for n in choices if (n > middle) == fitting and n != middle]
     return best
+
+
+def in_time(case: Case, prompts: int) -> Phase | None:
+    """The phase of learning from so many prompts; None if the compiler needs more than `PATIENCE` seconds."""
+    spawned = multiprocessing.get_context("spawn")
+    receiver, sender = spawned.Pipe(duplex=False)
+    child = spawned.Process(target=_plan_and_send, args=(sender, case.config, case.slice.name, prompts), daemon=True)
+    child.start()
+    sender.close()  # or the end of the child would not be noticed
+    try:
+        return receiver.recv() if receiver.poll(PATIENCE) else None
+    finally:
+        child.kill()
+        child.join()
+
+
+def _plan_and_send(sender: Connection, config: Config, name: str, prompts: int) -> None:
+    jax.config.update("jax_enable_compilation_cache", False)
+    sender.send(plan_learning(assemble(config, find_slice(name)), prompts))
 
 
 def _expected(case: Case, prompts: int, phases: dict[int, Phase]) -> float:

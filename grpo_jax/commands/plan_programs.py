@@ -1,8 +1,9 @@
 """A config's own programs, compiled for a TPU slice on any machine, and what they need there."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -110,6 +111,22 @@ def assemble(config: Config, found: Slice) -> Case:
     return Case(config, algorithm, shape, settings, found, mesh)
 
 
+def _or_no_room(plan: Callable[..., Phase]) -> Callable[..., Phase]:
+    """A plan that gives a phase without a peak where the compiler finds no room."""
+
+    @wraps(plan)
+    def planned(*arguments: Any) -> Phase:
+        try:
+            return plan(*arguments)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return Phase(None, message=str(error).split("\n")[0])
+
+    return planned
+
+
+@_or_no_room
 def plan_sampling(case: Case) -> Phase:
     """Reading prompts and the decoding loop, while the whole state waits; each token moves what it moves again."""
     sampler = case.algorithm.sample
@@ -133,6 +150,7 @@ def plan_sampling(case: Case) -> Phase:
     )
 
 
+@_or_no_room
 def plan_learning(case: Case, P: int) -> Phase:
     """Gradient and optimiser, whichever needs more, and what all parts of a step move between devices."""
     learn, step = compile_learning(case, P)

@@ -21,11 +21,7 @@ from grpo_jax.distribution import EXCLUDED
 from grpo_jax.runtime.sharding import prompt_parts
 from grpo_jax.structs import Params, Policy, Rollouts
 
-CHUNK_TOKENS = (
-    1024  # logits alive at once on a device, or a position of each row if there are more; 0.6 GB for V = 150k
-)
-
-
+CHUNK_TOKENS = 1024  # logits alive at once on a device, or a position of each row; 0.6 GB for V = 150k
 LANES = 128  # sums of a vocabulary that are kept apart on a CPU
 
 

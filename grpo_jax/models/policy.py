@@ -145,8 +145,7 @@ class _Decoder:
     ) -> tuple[Array, Array]:
         """Prompt and responses are one row of L + G T tokens wherever they do not attend: weights are read once.
 
-        For a CPU, where the few rows of a prompt cost nearly as much as many; the TPU compiler, asked for this and
-        more than one prompt on each of several chips, does not come to an end.
+        For a CPU, where a few rows cost nearly as much as many. Elsewhere it has not been measured in full.
         """
         (P, G, T), L = tokens_PGT.shape, prompts.tokens_PL.shape[1]
         first = _whole(prompts.valid_PL)

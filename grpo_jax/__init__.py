@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Algorithm": "grpo",
+    "Answers": "grpo",
     "Watch": "grpo",
     "begin": "grpo",
     "chosen_tokens": "grpo",

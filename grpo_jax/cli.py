@@ -58,6 +58,10 @@ def parser_of_all_commands() -> argparse.ArgumentParser:
     plan.add_argument("--topology", required=True, help="a slice: v5e-8 (or v5litepod-8), v6e-4, v5p-8, v4-8, ...")
     plan.add_argument("--json", metavar="FILE", help="also write the figures there")
 
+    objectives = commands.add_parser("objectives", help="what can be learned from rewards", allow_abbrev=False)
+    objectives.add_argument("name", nargs="?", help="one preset, with its formula and source; default: a table of all")
+    objectives.add_argument("--markdown", action="store_true", help="the table for a page")
+
     generate = commands.add_parser("generate", help="answer a prompt", allow_abbrev=False)
     generate.add_argument("model", help="a directory, a name on the Hugging Face hub, or smollm2-135m-instruct")
     generate.add_argument("prompt")

@@ -24,15 +24,14 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, Sharding
 from jaxtyping import Float
 
-from grpo_jax.advantages import weighted_total
 from grpo_jax.logprobs import token_logprobs
 from grpo_jax.microbatches import arrange, choose, put
-from grpo_jax.objectives import Objective
+from grpo_jax.objectives import Objective, scored_of
 from grpo_jax.packing import Part
-from grpo_jax.rewards import Mix, as_mix, score
-from grpo_jax.runtime.metrics import describe
-from grpo_jax.runtime.sharding import mesh_of, on
-from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, TrainState
+from grpo_jax.rewards import Mix, as_mix, judge, place_steps
+from grpo_jax.runtime.metrics import describe, describe_mismatch
+from grpo_jax.runtime.sharding import PROMPTS, fit, mesh_of, on
+from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, Scored, TrainState
 
 Metrics = dict[str, Array | float]
 
@@ -50,8 +49,22 @@ class Algorithm:
     minibatches: int = 1  # optimiser steps for each batch of rollouts
     microbatch: int | None = None  # prompts whose gradient is computed at once; null: all of a minibatch
     group_parts: int = 1  # into how many parts the responses of a prompt are divided, when one group is too large
+    sample_greedy: Callable[[Policy, Params, Prompts, Array], Rollouts] | None = None  # one answer, as a baseline
+    teacher: tuple[Policy, Params] | None = None  # whose log-probs an objective with distillation follows
 
     def __post_init__(self) -> None:
+        if self.objective.greedy_baseline and self.sample_greedy is None:
+            raise ValueError(
+                "This objective compares with greedy answers: give the algorithm sample_greedy (a config does, if the"
+                " sampler is the native one)."
+            )
+        if self.objective.distillation and self.teacher is None:
+            raise ValueError(
+                "This objective follows a teacher: give the algorithm its policy and params (in a config, a section"
+                " teacher: {name: ...})."
+            )
+        if self.group_parts > 1 and getattr(self.objective.surrogate, "sees_groups", False):
+            raise ValueError("This objective compares responses of a group in its loss: use group_parts 1.")
         for name in ("minibatches", "microbatch", "group_parts"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
@@ -71,37 +84,77 @@ class Watch:
 NOBODY = Watch()
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What was answered to the prompts of a step, and what it is worth. Greedy rewards are those of a baseline."""
+
+    rollouts: Rollouts
+    examples: Sequence
+    responses: Sequence[Sequence[str]]
+    rewards_PGR: Float[np.ndarray, "P G R"]
+    steps_PGT: Float[np.ndarray, "P G T"] | None = None
+    greedy_P1R: Float[np.ndarray, "P 1 R"] | None = None
+
+
 @partial(jax.jit, static_argnames="algorithm")
 def begin(algorithm: Algorithm, params: Params) -> TrainState:
     """The state before the first update. It takes the parameters over: a reference policy is a copy."""
-    return TrainState(jnp.zeros((), jnp.int32), params, algorithm.optimizer.init(params))
+    reference = jax.tree.map(jnp.copy, params) if algorithm.objective.needs_reference else None
+    opt_state, coefficients = algorithm.optimizer.init(params), algorithm.objective.first_coefficients()
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, reference, coefficients)
 
 
 def step(
-    algorithm: Algorithm,
-    state: TrainState,
-    reference: Params | None,
-    prompts: Prompts,
-    examples: Sequence,
-    key: Array,
-    watch: Watch = NOBODY,
+    algorithm: Algorithm, state: TrainState, prompts: Prompts, examples: Sequence, key: Array, watch: Watch = NOBODY
 ) -> tuple[TrainState, Metrics]:
     """The state after one step of GRPO, and its metrics. The old state is donated: do not use it again.
 
-    `examples` are what the rewards see, one for each prompt. `reference` is a copy of the parameters to stay close to,
-    or None when the objective has no KL term. Give every step its own key: `jax.random.fold_in(key, step)`.
+    `examples` are what the rewards see, one for each prompt. Give every step its own key:
+    `jax.random.fold_in(key, step)`.
     """
+    return learn(algorithm, state, answer(algorithm, state, prompts, examples, key, watch), key, watch)
+
+
+def answer(
+    algorithm: Algorithm, state: TrainState, prompts: Prompts, examples: Sequence, key: Array, watch: Watch = NOBODY
+) -> Answers:
+    """G responses to each prompt, with their rewards."""
+    greedy = None
     with watch.phase("sampling"):
         rollouts = jax.block_until_ready(algorithm.sample(algorithm.policy, state.params, prompts, key))
+        if algorithm.objective.greedy_baseline:
+            greedy = jax.block_until_ready(algorithm.sample_greedy(algorithm.policy, state.params, prompts, key))
     with watch.phase("scoring"):
-        tokens = chosen_tokens(rollouts)
-        responses = [[algorithm.decode(ids) for ids in group] for group in tokens]
-        rewards_PGR = score(algorithm.reward, examples, responses, tokens, int(state.step))
+        answers = judged(algorithm, rollouts, examples, int(state.step))
+        if greedy is None:
+            return answers
+        return replace(answers, greedy_P1R=judged(algorithm, greedy, examples, int(state.step)).rewards_PGR)
+
+
+def judged(algorithm: Algorithm, rollouts: Rollouts, examples: Sequence, step: int) -> Answers:
+    """Rollouts as text, with their rewards."""
+    tokens = chosen_tokens(rollouts)
+    responses = [[algorithm.decode(ids) for ids in group] for group in tokens]
+    rewards_PGR, ends = judge(algorithm.reward, examples, responses, tokens, step)
+    unknown = bool(np.isnan(rewards_PGR).all())  # whether rewards would have been of steps, too
+    steps_PGT = None
+    if ends or unknown:
+        steps_PGT = place_steps(ends, tokens, algorithm.decode, np.asarray(rollouts.action_PGT))
+    return Answers(rollouts, examples, responses, rewards_PGR, steps_PGT)
+
+
+def learn(
+    algorithm: Algorithm, state: TrainState, answers: Answers, key: Array, watch: Watch = NOBODY
+) -> tuple[TrainState, Metrics]:
+    """The state after learning from answers, and the metrics of the step. Donates the old state."""
     with watch.phase("learning"):
-        batch = prepare(algorithm, state.params, reference, rollouts, rewards_PGR)
-        watch.answers(examples, responses, rewards_PGR, batch.advantages)
+        batch = prepare(algorithm, state, answers, key)
+        watch.answers(answers.examples, answers.responses, answers.rewards_PGR, batch.advantages)
+        learned = jnp.any(batch.rollouts.action_PGT)
         state, metrics = jax.block_until_ready(update(algorithm, state, batch))
-    return state, describe(rollouts, rewards_PGR, as_mix(algorithm.reward)) | metrics
+        metrics = describe(answers.rollouts, answers.rewards_PGR, as_mix(algorithm.reward)) | metrics
+        used = {f"coefficient/{name}": pair[1] for name, pair in state.coefficients.items()}
+        return follow(algorithm, state, metrics, learned), metrics | used
 
 
 def chosen_tokens(rollouts: Rollouts) -> list[list[list[int]]]:
@@ -111,35 +164,42 @@ def chosen_tokens(rollouts: Rollouts) -> list[list[list[int]]]:
     return [[tokens_PGT[p, g][action_PGT[p, g]].tolist() for g in range(G)] for p in range(P)]
 
 
-def prepare(
-    algorithm: Algorithm,
-    params: Params,
-    reference: Params | None,
-    rollouts: Rollouts,
-    rewards_PGR: Float[np.ndarray, "P G R"],
-) -> Batch:
+def prepare(algorithm: Algorithm, state: TrainState, answers: Answers, key: Array) -> Batch:
     """The batch to learn from: advantages, the weight of every token, and the log-probs that stay fixed.
 
-    The old log-probs are computed only where they are not the current ones: for several minibatches, or a KL term in
-    the reward. Otherwise the ratio is one at the only update.
+    Old log-probs are computed only where they are not the current ones: for several minibatches, or a KL term in the
+    reward. Otherwise the ratio is one at the only update.
     """
-    check_split(algorithm, *rewards_PGR.shape[:2])
+    rollouts, objective = answers.rollouts, algorithm.objective
+    check_split(algorithm, *answers.rewards_PGR.shape[:2])
     if rollouts.distribution.temperature == 0:
         raise ValueError("Greedy responses have no log-probs to learn from: sample at a temperature above 0.")
-    objective = algorithm.objective
-    old_PGT = ref_PGT = None
-    rewards_PG = weighted_total(jnp.asarray(rewards_PGR), jnp.asarray(as_mix(algorithm.reward).weights_R))
-    in_reward = objective.needs_reference and objective.kl.place == "reward"
-    if algorithm.minibatches > 1 or in_reward:
-        old_PGT = fixed_logprobs(algorithm, params, rollouts)
+    weights_R = jnp.asarray(as_mix(algorithm.reward).weights_R)
+    mesh = mesh_of(state.params)
+
+    def scored(rewards_PGR: np.ndarray, **known: Array | None) -> Scored:
+        return scored_of(_placed(rewards_PGR, mesh), weights_R, rollouts, **known)
+
+    greedy_P1 = None if answers.greedy_P1R is None else scored(answers.greedy_P1R).rewards_PG
+    steps_PGT = None if answers.steps_PGT is None else _placed(answers.steps_PGT, mesh)
+    known = {}
+    if objective.needs_old_logprobs or (algorithm.minibatches > 1 and objective.compares_with_old):
+        known["old_logprobs_PGT"] = fixed_logprobs(algorithm, algorithm.policy, state.params, rollouts)
     if objective.needs_reference:
-        if reference is None:
-            raise ValueError("This objective has a KL term: pass a copy of the first parameters as the reference.")
-        ref_PGT = fixed_logprobs(algorithm, reference, rollouts)
-    if in_reward:
-        rewards_PG = rewards_PG - objective.kl.coefficient * objective.kl.estimator(old_PGT, ref_PGT).sum(axis=2)
-    weights_PGT = objective.weighting(rollouts.action_PGT)
-    return Batch(rollouts, objective.advantage(rewards_PG), weights_PGT, old_PGT, ref_PGT)
+        known["ref_logprobs_PGT"] = fixed_logprobs(algorithm, algorithm.policy, state.reference, rollouts)
+    if objective.distillation:
+        known["teacher_logprobs_PGT"] = fixed_logprobs(algorithm, *algorithm.teacher, rollouts)
+    rewards = scored(answers.rewards_PGR, steps_PGT=steps_PGT, greedy_P1=greedy_P1)
+    return _batch(algorithm, rollouts, rewards, key, state.coefficients, known)
+
+
+@partial(jax.jit, static_argnames="algorithm")
+def _batch(algorithm: Algorithm, rollouts: Rollouts, scored: Scored, key: Array, coefficients, known) -> Batch:
+    return algorithm.objective.batch(rollouts, scored, key, coefficients=coefficients, **known)
+
+
+def _placed(array: np.ndarray, mesh: Mesh | None) -> Array:
+    return jnp.asarray(array) if mesh is None else jax.device_put(array, fit(PROMPTS, array.shape, mesh))
 
 
 def update(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -149,19 +209,20 @@ def update(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[Train
     the whole batch.
     """
     check_split(algorithm, *batch.rollouts.tokens_PGT.shape[:2])
-    layout = layout_of(state)
-    mesh = mesh_of(state.params)
-    batch = replace(batch, weights_PGT=batch.weights_PGT * algorithm.minibatches)
+    layout, mesh = layout_of(state), mesh_of(state.params)
+    before_PGT = jnp.full_like(batch.rollouts.logprobs_PGT, jnp.nan)  # log-probs of the policy that begins
     losses, norms, records, positions = [], [], [], 0
     for index, parts in enumerate(_parts(algorithm, batch.rollouts, mesh)):
         total = None
         for part in parts:
-            chosen = choose(batch, part.place_p, part.place_pg, mesh)
+            chosen = choose(_of_minibatch(batch, algorithm.minibatches), part.place_p, part.place_pg, mesh)
             positions += part.slots_PRS.size + len(part.place_p) * batch.rollouts.prompts.tokens_PL.shape[1]
             with on(mesh):
                 if total is None and len(parts) > 1:  # or adding to nothing would be a second program to compile
                     total = nothing(algorithm, layout, state.params, chosen, part.slots_PRS)
-                total = add_gradient(algorithm, layout, state.params, total, chosen, part.slots_PRS)
+                total, logprobs_pgT = add_gradient(algorithm, layout, state.params, total, chosen, part.slots_PRS)
+            if index == 0:
+                before_PGT = put(before_PGT, part.place_p, part.place_pg, logprobs_pgT)
         loss, sums, gradient = total
         last = index + 1 == algorithm.minibatches
         state, norm = descend(algorithm, layout, state, gradient, int(last))
@@ -172,7 +233,34 @@ def update(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[Train
     live = jnp.sum(batch.rollouts.valid_PGT) + algorithm.group_parts * jnp.sum(batch.rollouts.prompts.valid_PL)
     metrics = {name: sum(sums[name] for sums in records) / tokens for name in records[0]}
     metrics |= {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}
-    return state, metrics | {"padding_frac": 1 - live / positions}
+    old_PGT = before_PGT if batch.old_logprobs_PGT is None else batch.old_logprobs_PGT
+    metrics |= describe_mismatch(old_PGT, batch.rollouts) | {"padding_frac": 1 - live / positions}
+    return state, metrics
+
+
+def _of_minibatch(batch: Batch, minibatches: int) -> Batch:
+    """A batch whose weights are those of a minibatch of it."""
+    weights = jax.tree.map(lambda a_PGT: a_PGT * minibatches, (batch.weights_PGT, batch.term_weights_PGT))
+    return replace(batch, weights_PGT=weights[0], term_weights_PGT=weights[1])
+
+
+def follow(algorithm: Algorithm, state: TrainState, metrics: Metrics, learned: Array) -> TrainState:
+    """The state with what moves between steps: the reference, and coefficients that adapt, if anything was learned."""
+    objective = algorithm.objective
+    if state.coefficients:
+        moved = objective.next_coefficients(state.coefficients, metrics)
+        coefficients = jax.tree.map(lambda new, old: jnp.where(learned, new, old), moved, state.coefficients)
+        state = replace(state, coefficients=coefficients)
+    moves = objective.kl.reference if objective.needs_reference else None
+    if moves is not None and moves.every and int(state.step) % moves.every == 0:
+        state = replace(state, reference=closer(state.reference, state.params, moves.share))
+    return state
+
+
+@partial(jax.jit, donate_argnames="reference")
+def closer(reference: Params, params: Params, share: float | Array) -> Params:
+    """A reference policy moved by `share` of the way to the present one."""
+    return jax.tree.map(lambda old, new: old + share * (new - old), reference, params)
 
 
 def _parts(algorithm: Algorithm, rollouts: Rollouts, mesh: Mesh | None) -> list[list[Part]]:
@@ -188,33 +276,36 @@ def layout_of(state: TrainState) -> tuple[Any, tuple[Sharding, ...]]:
 @partial(jax.jit, static_argnames=("algorithm", "layout"))
 def nothing(algorithm: Algorithm, layout: Any, params: Params, part: Batch, slots_PRS: Array) -> Any:
     """What `add_gradient` starts from."""
-    shapes = jax.eval_shape(partial(add_gradient, algorithm, layout), params, None, part, slots_PRS)
+    shapes, _ = jax.eval_shape(partial(add_gradient, algorithm, layout), params, None, part, slots_PRS)
     loss, sums, gradient = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     return loss, sums, _laid_out(layout, gradient)
 
 
 @partial(jax.jit, static_argnames=("algorithm", "layout"), donate_argnames="total")
-def add_gradient(algorithm: Algorithm, layout: Any, params: Params, total: Any, part: Batch, slots_PRS: Array) -> Any:
-    """Loss, statistics and gradient of a part, added to those in `total` if that is not None. Donates `total`."""
+def add_gradient(
+    algorithm: Algorithm, layout: Any, params: Params, total: Any, part: Batch, slots_PRS: Array
+) -> tuple[Any, Array]:
+    """Loss, statistics and gradient of a part, added to those in `total` if that is not None; and the part's log-probs.
+    Donates `total`.
+    """
 
-    def loss(params: Params) -> tuple[Array, Metrics]:
+    def loss(params: Params) -> tuple[Array, tuple[Metrics, Array]]:
         logprobs_PGT, entropy_PGT = token_logprobs(algorithm.policy, params, part.rollouts, slots_PRS)
-        loss, sums = algorithm.objective(logprobs_PGT, part)
-        trainer_PGT = logprobs_PGT if part.old_logprobs_PGT is None else part.old_logprobs_PGT
-        gap = jnp.sum(jnp.abs(trainer_PGT - part.rollouts.logprobs_PGT))
-        return loss, sums | {"entropy": jnp.sum(entropy_PGT), "sampling/sampling_logp_difference/mean": gap}
+        loss, sums = algorithm.objective(logprobs_PGT, entropy_PGT, part)
+        return loss, (sums, logprobs_PGT)
 
-    (value, sums), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    (value, (sums, logprobs_PGT)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     found = value, sums, gradient
     value, sums, gradient = found if total is None else jax.tree.map(jnp.add, total, found)
-    return value, sums, _laid_out(layout, gradient)
+    return (value, sums, _laid_out(layout, gradient)), logprobs_PGT
 
 
 @partial(jax.jit, static_argnames=("algorithm", "layout"), donate_argnames="state")
 def descend(algorithm: Algorithm, layout: Any, state: TrainState, gradient: Params, steps: int | Array) -> Any:
     """The state after one optimiser step, which counts as so many steps, and the norm of the gradient."""
     updates, opt_state = algorithm.optimizer.update(gradient, state.opt_state, state.params)
-    state = TrainState(state.step + steps, optax.apply_updates(state.params, updates), opt_state)
+    params = optax.apply_updates(state.params, updates)
+    state = replace(state, step=state.step + steps, params=params, opt_state=opt_state)
     leaves, tree = jax.tree.flatten(state)
     pinned = [_pin(array, sharding) for array, sharding in zip(leaves, layout[1], strict=True)]
     return jax.tree.unflatten(tree, pinned), optax.tree.norm(gradient)
@@ -229,15 +320,15 @@ def _pin(array: Array, sharding: Sharding) -> Array:
     return jax.lax.with_sharding_constraint(array, sharding) if isinstance(sharding, NamedSharding) else array
 
 
-def fixed_logprobs(algorithm: Algorithm, params: Params, rollouts: Rollouts) -> Float[Array, "P G T"]:
-    """Log-probs of the rollouts that no gradient flows through, a part at a time."""
+def fixed_logprobs(algorithm: Algorithm, policy: Policy, params: Params, rollouts: Rollouts) -> Float[Array, "P G T"]:
+    """Log-probs of the rollouts under a policy that no gradient flows through, a part at a time."""
     mesh = mesh_of(params)
     found_PGT = jnp.zeros_like(rollouts.logprobs_PGT)
     for parts in _parts(algorithm, rollouts, mesh):
         for part in parts:
             chosen = choose(rollouts, part.place_p, part.place_pg, mesh)
             with on(mesh):
-                logprobs_pgT = part_logprobs(algorithm.policy, params, chosen, part.slots_PRS)
+                logprobs_pgT = part_logprobs(policy, params, chosen, part.slots_PRS)
             found_PGT = put(found_PGT, part.place_p, part.place_pg, logprobs_pgT)
     return found_PGT
 

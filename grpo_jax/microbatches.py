@@ -46,17 +46,21 @@ def lengths(used_PGT: Array, mesh: Mesh | None) -> Array:
 
 @partial(jax.jit, static_argnames="mesh")
 def choose(tree: Any, place_p: Array, place_pg: Array, mesh: Mesh | None) -> Any:
-    """A batch or rollouts of some prompts and some responses of each, by their places."""
+    """A batch or rollouts of some prompts and some responses of each, by their places. Coefficients are for all."""
 
     def take(tree: Any) -> Any:
         if isinstance(tree, Prompts):
             return jax.tree.map(lambda a_PL: a_PL[place_p], tree)
-        return tree[place_p[:, None], place_pg]
+        return tree[place_p[:, None], place_pg] if tree.ndim > 1 else tree
 
     chosen = jax.tree.map(take, tree, is_leaf=lambda node: isinstance(node, Prompts))
     if mesh is None:
         return chosen
-    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, fit(PROMPTS, a.shape, mesh)), chosen)
+
+    def pin(a: Array) -> Array:
+        return jax.lax.with_sharding_constraint(a, fit(PROMPTS, a.shape, mesh)) if a.ndim > 1 else a
+
+    return jax.tree.map(pin, chosen)
 
 
 @partial(jax.jit, donate_argnames="all_PGT")

@@ -78,28 +78,77 @@ class Rows:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Scored:
+    """Rewards of a batch and what an advantage may look at beside them. NaN is a response that could not be scored.
+
+    `rewards_PG` is the weighted sum of the parts. `steps_PGT` are rewards of single tokens, NaN or None where there are
+    none: of the steps of a solution, or a KL penalty. `greedy_P1` is the reward of the greedy answer, where asked for.
+    """
+
+    rewards_PG: Array
+    parts_PGR: Array
+    weights_R: Array
+    action_PGT: Array
+    ended_PG: Array
+    steps_PGT: Array | None = None
+    greedy_P1: Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Tokens:
+    """What an objective knows of the responses' tokens; numbers are zero where there is no action.
+
+    Log-probs, entropy and log-ratio are the policy's and carry gradients; the ratio is at the objective's level (token
+    or sequence). `anchor` is what the ratio compares with, `trainer` the policy when the batch was prepared, `sampler`
+    what the sampler wrote down.
+    """
+
+    action_PGT: Array
+    advantages_PGT: Array
+    logprobs_PGT: Array
+    entropy_PGT: Array
+    log_ratio_PGT: Array
+    anchor_PGT: Array
+    trainer_PGT: Array
+    sampler_PGT: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Batch:
     """What one update learns from. Advantages have shape PG, or PGT where credit differs between tokens.
 
-    `weights_PGT` is how much each token counts in the loss, fixed for the whole global batch before any gradient.
-    `old_logprobs_PGT` is None when the policy that sampled is the one being updated: the ratio is then one.
+    `weights_PGT` is how much each token counts in the loss, fixed for the whole global batch before any gradient;
+    `keep_PGT` is what masks leave of its surrogate (None: all), and `term_weights_PGT` are the weights of the
+    objective's further terms. `coefficients` are those that adapt. `old_logprobs_PGT` is None when the policy that
+    sampled is the one being updated: the ratio is then one.
     """
 
     rollouts: Rollouts
     advantages: Array
     weights_PGT: Array
-    old_logprobs_PGT: Array | None
-    ref_logprobs_PGT: Array | None
+    keep_PGT: Array | None = None
+    term_weights_PGT: tuple[Array, ...] = ()
+    coefficients: dict[str, Array] = field(default_factory=dict)
+    old_logprobs_PGT: Array | None = None
+    ref_logprobs_PGT: Array | None = None
+    teacher_logprobs_PGT: Array | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything a checkpoint holds: `step` counts updates, one for each batch of rollouts."""
+    """Everything a checkpoint holds: `step` counts updates, one for each batch of rollouts.
+
+    `reference` is the policy that a KL term compares with, None without one; `coefficients` are those that adapt.
+    """
 
     step: Array
     params: Params
     opt_state: Any
+    reference: Params | None = None
+    coefficients: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """JAX runs strictly: silent broadcasting is an error, shapes are checked, eight CPU devices stand in for a slice."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -26,6 +27,11 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """Every loaded program holds memory maps, of which a process may have 65,530; the disk cache has them again."""
+    """Every loaded program holds memory maps, of which a process may have 65,530; the disk cache has them again.
+
+    A command that a test has run does not go on telling what it does.
+    """
     yield
     jax.clear_caches()
+    logging.getLogger("grpo_jax").handlers.clear()
+    logging.getLogger("grpo_jax").propagate = True

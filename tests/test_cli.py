@@ -7,6 +7,8 @@ import pytest
 
 from grpo_jax import __version__
 from grpo_jax.cli import parse
+from grpo_jax.commands import objectives
+from grpo_jax.config import ConfigError
 
 HEAVY = {"jax", "flax", "transformers", "datasets"}
 PROGRAM = "import sys; from grpo_jax.cli import main; status = main(); print(*sys.modules); sys.exit(status)"
@@ -85,3 +87,26 @@ def test_a_mistake_in_an_option_shows_the_usage(argv, capsys):
 
 def test_the_version_is_that_of_the_package():
     assert grpo_jax("--version").stdout == f"{__version__}\n"
+
+
+def test_the_page_of_objectives_has_the_table_that_the_command_prints(capsys):
+    page = (Path(__file__).parent.parent / "docs" / "objectives.md").read_text(encoding="utf-8")
+    objectives.run(parse(["objectives", "--markdown"]))
+    assert capsys.readouterr().out in page
+
+
+def test_one_objective_is_shown_with_its_formula_source_and_knobs(capsys):
+    objectives.run(parse(["objectives", "dapo"]))
+    shown = capsys.readouterr().out
+    for part in (
+        "arXiv:2503.14476",
+        "clip(r, 1 - clip_low, 1 + clip_high)",
+        "clip_high: 0.28",
+        "ClippedRatio(0.2, 0.28)",
+    ):
+        assert part in shown
+
+
+def test_an_objective_that_does_not_exist_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean dr_grpo"):
+        objectives.run(parse(["objectives", "drgrpo"]))

@@ -10,8 +10,11 @@ from typing import Literal
 import pytest
 
 from grpo_jax.config import SECTIONS, Config, ConfigError, Default, parameters, read, render
-from grpo_jax.config.names import load
+from grpo_jax.config.names import load, public_names
+from grpo_jax.config.sections import PARTS
+from grpo_jax.config.signatures import signature
 from grpo_jax.config.values import compose, read_value, write_value
+from grpo_jax.objectives import dapo
 from grpo_jax.rewards import Matches, exact
 
 MINIMAL = "task:\n  use: arithmetic\ntrain:\n  steps: 10\n"
@@ -312,9 +315,83 @@ def test_another_owner_drops_the_arguments_of_the_base(config_file):
 
 
 def test_the_same_owner_keeps_the_arguments_of_the_base(config_file):
-    config_file(MINIMAL + "objective:\n  clip: 0.1\n", "base.yaml")
-    config = read(config_file("base: base.yaml\nobjective:\n  use: grpo\n"))
-    assert config.objective.arguments["clip"] == 0.1
+    config_file(MINIMAL + "objective:\n  clip_low: 0.1\n", "base.yaml")
+    config = read(config_file("base: base.yaml\nobjective:\n  use: verifiable\n"))
+    assert config.objective.arguments["clip_low"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("masks: TopEntropy", r"objective\.masks: expected a list of choices"),
+        ("surrogate: [reinforce]", r"objective\.surrogate: expected one choice, not a list"),
+        ("surrogate: 3", r"objective\.surrogate: expected a choice by its name, .*got 3"),
+        ("surrogate: null", r"objective\.surrogate"),
+        ("kl: 0.1", r"objective\.kl: expected a choice by its name, .*got 0\.1"),
+        ("surrogat: reinforce", r"objective\.surrogat: unknown key, did you mean objective\.surrogate"),
+        ("kl: {coefficient: much, estimator: k2}", r"objective\.kl\.coefficient\.use: unknown name much"),
+        ("masks: [{use: TopEntropy, share: half}]", r"objective\.masks\[0\]\.share"),
+    ],
+)
+def test_a_part_of_an_objective_that_cannot_be_one_is_refused_where_it_stands(config_file, part, words):
+    with pytest.raises(ConfigError, match=rf"config\.yaml:\d+:\d+: {words}"):
+        read(config_file(MINIMAL + f"objective:\n  use: dapo\n  {part}\n", "config.yaml"))
+
+
+def test_a_part_of_an_objective_may_be_a_number_or_nothing_where_it_says_so(config_file):
+    objective = "objective:\n  use: prorl_v2\n  correction: null\n  kl: {coefficient: 0.5, estimator: k2}\n"
+    built = read(config_file(MINIMAL + objective)).objective.build()
+    assert built.correction is None
+    assert (built.kl.coefficient, built.kl.estimator.__name__) == (0.5, "k2")
+
+
+def test_every_ready_made_choice_can_be_named(config_file):
+    """Each of them, in the places that it may take, as a function or with its own defaults."""
+    for key, section in PARTS.items():
+        for name in public_names(section.namespace):
+            found = signature(f"{section.namespace}:{name}")
+            assert isinstance(found.parameters, dict), (key, name)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "weighting: sequence_sum",
+        "ratio: prefix",
+        "kl: {coefficient: 0.1, estimator: k3, ratio: token}",
+        "weighting: {use: FixedLength, length: 7}",
+    ],
+)
+def test_choices_whose_annotations_are_shapes_can_be_named(config_file, part):
+    built = read(config_file(MINIMAL + f"objective:\n  use: dapo\n  {part}\n")).objective.build()
+    assert built != dapo()
+
+
+MINE = """
+from dataclasses import dataclass
+from typing import Literal
+
+@dataclass(frozen=True)
+class Mask:
+    ratio: int = 2
+    select: str = "all"
+    value: Literal["a", "b"] | None = None
+    scale: tuple[float, ...] = (1.0,)
+
+    def __call__(self, tokens, key):
+        return tokens.action_PGT
+"""
+
+
+def test_parameters_of_a_users_part_may_be_called_like_parts(config_file, tmp_path, monkeypatch):
+    (tmp_path / "mine_to_read.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    part = "masks: [{use: 'mine_to_read:Mask', ratio: 3, select: some, value: b, scale: [2.0, 3.0]}]"
+    config = read(config_file(MINIMAL + f"objective:\n  use: dapo\n  {part}\n"))
+    (mask,) = config.objective.build().masks
+    assert (mask.ratio, mask.select, mask.value, mask.scale) == (3, "some", "b", (2.0, 3.0))
+    again = read(config_file(render(config), "again.yaml"))
+    assert again.objective.build().masks == (mask,)
 
 
 def test_a_list_replaces_that_of_the_base(config_file):

@@ -10,7 +10,7 @@ import pytest
 
 import grpo_jax.grpo as grpo_module
 from grpo_jax.distribution import Distribution
-from grpo_jax.grpo import Algorithm, begin, check_split, chosen_tokens, prepare, step, update
+from grpo_jax.grpo import Algorithm, Answers, begin, check_split, chosen_tokens, prepare, step, update
 from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models import tiny
 from grpo_jax.objectives import dapo, dr_grpo, grpo, gspo, rloo
@@ -59,10 +59,14 @@ def rollouts() -> Rollouts:
 REWARDS_PGR = np.random.default_rng(0).uniform(size=(4, 4, 1)).astype(np.float32)
 
 
+def batch_of(algorithm: Algorithm, state, rollouts: Rollouts, rewards_PGR=REWARDS_PGR):
+    return prepare(algorithm, state, Answers(rollouts, EXAMPLES, [], rewards_PGR), jax.random.key(0))
+
+
 def change_of(algorithm: Algorithm, rollouts: Rollouts, params=PARAMS):
     """What one update does to the parameters, and its metrics."""
-    batch = prepare(algorithm, params, params, rollouts, REWARDS_PGR)
-    state, metrics = update(algorithm, fresh(algorithm, params), batch)
+    state = fresh(algorithm, params)
+    state, metrics = update(algorithm, state, batch_of(algorithm, state, rollouts))
     return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, params), metrics
 
 
@@ -112,8 +116,8 @@ def test_the_gradient_does_not_depend_on_the_mesh(layout):
         params = MODEL.params(place)
         rollouts = algorithm.sample(MODEL.policy, params, place_prompts(prompts, place), jax.random.key(0))
         apart = jax.device_put(reference, weight_shardings(reference, place))
-        batch = prepare(algorithm, params, apart, rollouts, rewards_PGR)
-        state, _ = update(algorithm, begin(algorithm, params), batch)
+        state = replace(begin(algorithm, params), reference=apart)
+        state, _ = update(algorithm, state, batch_of(algorithm, state, rollouts, rewards_PGR))
         changes.append(jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, PARAMS))
     assert_close(*changes)
 
@@ -152,7 +156,7 @@ def test_the_end_token_is_trained(rollouts):
     assert int(rollouts.tokens_PGT[p, g, lengths_PG[p, g] - 1]) in ENDS
     only_PGT = jnp.zeros(rollouts.action_PGT.shape, bool).at[p, g, lengths_PG[p, g] - 1].set(True)
     algorithm = build(optimizer=optax.sgd(10.0))
-    batch = prepare(algorithm, PARAMS, None, rollouts, REWARDS_PGR)
+    batch = batch_of(algorithm, fresh(algorithm), rollouts)
     alone = replace(batch, advantages=jnp.ones((4, 4)), weights_PGT=jnp.where(only_PGT, batch.weights_PGT, 0.0))
     state, _ = update(algorithm, fresh(algorithm), alone)
     score = jax.jit(token_logprobs, static_argnums=0)
@@ -161,16 +165,15 @@ def test_the_end_token_is_trained(rollouts):
 
 
 def test_without_a_kl_term_nobody_asks_for_a_reference(rollouts):
-    assert prepare(build(), PARAMS, None, rollouts, REWARDS_PGR).ref_logprobs_PGT is None
-    assert not grpo(kl=0.0).needs_reference
-    with pytest.raises(ValueError, match="pass a copy of the first parameters"):
-        prepare(build(objective=grpo()), PARAMS, None, rollouts, REWARDS_PGR)
+    assert batch_of(build(), fresh(build()), rollouts).ref_logprobs_PGT is None
+    assert fresh(build(objective=grpo(kl=0.0))).reference is None
+    assert fresh(build(objective=grpo())).reference is not None
 
 
 def test_kl_in_the_reward_is_subtracted_before_the_advantage(rollouts):
     algorithm = build(objective=grpo(kl=0.5, kl_estimator="k1", kl_place="reward"))
     reference = jax.tree.map(lambda a: a * 1.1, PARAMS)
-    batch = prepare(algorithm, PARAMS, reference, rollouts, REWARDS_PGR)
+    batch = batch_of(algorithm, replace(fresh(algorithm), reference=reference), rollouts)
     score = jax.jit(token_logprobs, static_argnums=0)
     gap_PG = (score(MODEL.policy, PARAMS, rollouts)[0] - score(MODEL.policy, reference, rollouts)[0]).sum(axis=2)
     rewards_PG = REWARDS_PGR[..., 0] - 0.5 * np.asarray(gap_PG)
@@ -180,7 +183,7 @@ def test_kl_in_the_reward_is_subtracted_before_the_advantage(rollouts):
 
 def test_several_minibatches_are_several_optimiser_steps(rollouts):
     algorithm = build(minibatches=2, optimizer=adamw(1e-2, warmup_steps=1))
-    batch = prepare(algorithm, PARAMS, None, rollouts, REWARDS_PGR)
+    batch = batch_of(algorithm, fresh(algorithm), rollouts)
     assert batch.old_logprobs_PGT is not None
     state, metrics = update(algorithm, fresh(algorithm), batch)
     assert int(optax.tree_utils.tree_get(state.opt_state, "ScaleByAdamState").count) == 2
@@ -191,11 +194,11 @@ def test_several_minibatches_are_several_optimiser_steps(rollouts):
 def test_two_minibatches_of_plain_descent_are_two_updates_of_half_the_prompts_each(rollouts):
     algorithm = build(minibatches=2, objective=dr_grpo(length=12))
     both, _ = change_of(algorithm, rollouts)
-    batch = prepare(algorithm, PARAMS, None, rollouts, REWARDS_PGR)
+    batch = batch_of(algorithm, fresh(algorithm), rollouts)
     alone, state = build(objective=dr_grpo(length=12)), fresh(algorithm)
     for first in (0, 1):
         half = jax.tree.map(lambda a, first=first: a[first::2], batch)
-        half = replace(half, weights_PGT=alone.objective.weighting(half.rollouts.action_PGT))
+        half = replace(half, weights_PGT=alone.objective.weighting(half.rollouts.action_PGT, jnp.ones((2, 4), bool)))
         state, _ = update(alone, state, half)
     assert_close(both, jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, PARAMS))
 
@@ -215,7 +218,7 @@ def test_the_same_seed_gives_the_same_run_and_two_steps_share_no_noise():
         spied = replace(algorithm, sample=watched)
         for index in range(2):
             key = jax.random.fold_in(jax.random.key(3), index)
-            state, metrics = step(spied, state, None, PROMPTS, EXAMPLES, key)
+            state, metrics = step(spied, state, PROMPTS, EXAMPLES, key)
         return seen, jax.tree.map(np.asarray, state.params) | {"reward": metrics["reward"]}
 
     (first, second), end = run()
@@ -228,7 +231,7 @@ def test_the_same_seed_gives_the_same_run_and_two_steps_share_no_noise():
 def test_the_old_state_is_donated(rollouts):
     algorithm = build()
     state = fresh(algorithm)
-    update(algorithm, state, prepare(algorithm, PARAMS, None, rollouts, REWARDS_PGR))
+    update(algorithm, state, batch_of(algorithm, state, rollouts))
     assert all(array.is_deleted() for array in jax.tree.leaves(state.params))
 
 
@@ -240,7 +243,7 @@ def test_rewards_see_the_text_of_the_chosen_tokens():
         return float(len(response))
 
     algorithm = build(reward=listen)
-    _, metrics = step(algorithm, fresh(algorithm), None, PROMPTS, EXAMPLES, jax.random.key(0))
+    _, metrics = step(algorithm, fresh(algorithm), PROMPTS, EXAMPLES, jax.random.key(0))
     rollouts = algorithm.sample(MODEL.policy, PARAMS, PROMPTS, jax.random.key(0))
     expected = [
         (text, MODEL.tokenizer.decode(ids))
@@ -272,10 +275,10 @@ def test_the_second_step_compiles_nothing(layout):
     state = begin(algorithm, MODEL.params(mesh))
     state = jax.device_put(state, weight_shardings(state, mesh))
     prompts = place_prompts(PROMPTS, mesh)
-    state, _ = step(algorithm, state, None, prompts, EXAMPLES, jax.random.key(0))
+    state, _ = step(algorithm, state, prompts, EXAMPLES, jax.random.key(0))
     programs = (grpo_module.choose, grpo_module.add_gradient, grpo_module.descend, grpo_module.part_logprobs)
     known = [program._cache_size() for program in programs]
-    state, _ = step(algorithm, state, None, prompts, EXAMPLES, jax.random.key(1))
+    state, _ = step(algorithm, state, prompts, EXAMPLES, jax.random.key(1))
     assert [program._cache_size() for program in programs] == known
 
 
@@ -296,7 +299,7 @@ def test_a_tiny_model_learns_a_tiny_task_from_scratch():
     state, rewards = fresh(algorithm), []
     for index in range(100):
         key = jax.random.fold_in(jax.random.key(0), index)
-        state, metrics = step(algorithm, state, PARAMS, prompts, examples, key)
+        state, metrics = step(algorithm, state, prompts, examples, key)
         rewards.append(metrics["reward"])
     assert np.mean(rewards[:5]) < 0.2
     assert np.mean(rewards[-5:]) > 0.9
@@ -328,7 +331,7 @@ def test_an_engine_of_ten_lines_trains():
     state, rewards = fresh(algorithm), []
     for index in range(25):
         key = jax.random.fold_in(jax.random.key(0), index)
-        state, metrics = step(algorithm, state, None, prompts, examples, key)
+        state, metrics = step(algorithm, state, prompts, examples, key)
         assert metrics["sampling/sampling_logp_difference/mean"] < 2e-4
         rewards.append(metrics["reward"])
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.3

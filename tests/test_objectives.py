@@ -6,38 +6,65 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
+from grpo_jax import objectives
+from grpo_jax.advantages import group_mean
 from grpo_jax.objectives import (
-    KL,
-    FixedLength,
     Objective,
     dapo,
     dr_grpo,
+    dro,
     grpo,
     gspo,
-    k1,
-    k2,
-    k3,
-    reinforce,
+    gspo_token,
+    luspo,
+    real,
     rloo,
-    sequence_mean,
-    sequence_product,
-    sequence_sum,
-    token_mean,
+    scored_of,
+    verifiable,
 )
-from grpo_jax.structs import Batch, Prompts, Rollouts
+from grpo_jax.objectives.corrections import TokenTruncation
+from grpo_jax.objectives.penalties import KL, Proportional, Reference, k1, k2, k3, k3_with_slope_of_k2
+from grpo_jax.objectives.ratios import sequence_product, token
+from grpo_jax.objectives.surrogates import (
+    ClippedRatio,
+    ClippedWeight,
+    GammaWeight,
+    GeometricClip,
+    Interval,
+    SoftGate,
+    TrustRegionKL,
+    TrustRegionTV,
+    importance,
+    reinforce,
+    tapered,
+)
+from grpo_jax.objectives.weightings import FixedLength, prompt_mean, sequence_mean, sequence_sum, token_mean, token_sum
+from grpo_jax.shaping import SoftOverlong
+from grpo_jax.structs import Batch, Prompts, Rollouts, Tokens
 
-PRESETS = {
-    "grpo": grpo(),
+VARIANTS = {
     "grpo without kl": grpo(kl=0.0),
     "grpo with kl in the reward": grpo(kl_place="reward"),
-    "dr_grpo": dr_grpo(16),
-    "dapo": dapo(),
+    "dr_grpo of 16": dr_grpo(length=16),
     "dapo with a cap": dapo(cap=3.0),
-    "gspo": gspo(),
-    "rloo": rloo(),
+    "dapo with overlong": dapo(overlong=0.2),
 }
+NAMES = [name for name in objectives.__all__ if name not in ("Objective", "scored_of")]
+PRESETS = {name: getattr(objectives, name)() for name in NAMES} | VARIANTS
 every_preset = pytest.mark.parametrize("objective", PRESETS.values(), ids=PRESETS.keys())
+# To these the level of rewards matters. The others see a response beside its group alone, so that one that agrees
+# teaches nothing, unless their advantage is centred once more, or punishes length.
+LEVEL = {"nsr", "real", "reinforce_pp", "maxrl", "passk", "grpo_process", "distillation"}
+AGAIN = {"gdpo", "reinforce_pp_baseline", "dapo with overlong"}
+BY_BATCH = {"lite_ppo", "prorl_v2", "scale_rl", "verifiable"}  # divide by the deviation of all rewards
+
+
+def presets_but(*names: str):
+    """Their rewards alone: without a pull to somewhere else."""
+    chosen = {name: replace(each, kl=None, terms=()) for name, each in PRESETS.items() if name not in names}
+    return pytest.mark.parametrize("objective", chosen.values(), ids=chosen.keys())
 
 
 @dataclass(frozen=True)
@@ -49,6 +76,7 @@ class Case:
     new_PGT: np.ndarray
     old_PGT: np.ndarray
     ref_PGT: np.ndarray
+    entropy_PGT: np.ndarray
 
 
 def random_case(seed: int = 0, P: int = 2, G: int = 3, T: int = 6, spread: float = 0.3) -> Case:
@@ -59,28 +87,53 @@ def random_case(seed: int = 0, P: int = 2, G: int = 3, T: int = 6, spread: float
     action_PGT[np.where(lengths_PG == T)[0], np.where(lengths_PG == T)[1], 2] = False
     new_PGT = -draw.exponential(1.5, (P, G, T))
     old_PGT, ref_PGT = (new_PGT + draw.normal(0, spread, new_PGT.shape) for _ in range(2))
-    return Case(draw.integers(0, 9, (P, G)) / 8, action_PGT, new_PGT, old_PGT, ref_PGT)
+    rewards_PG, entropy_PGT = draw.integers(0, 9, (P, G)) / 8, draw.exponential(1.0, action_PGT.shape)
+    return Case(rewards_PG, action_PGT, new_PGT, old_PGT, ref_PGT, entropy_PGT)
 
 
 def batch_of(objective: Objective, case: Case, advantages: jax.Array | None = None) -> Batch:
     action_PGT = jnp.asarray(case.action_PGT)
-    nothing_PGT = jnp.zeros(action_PGT.shape)
+    entropy_PGT = jnp.asarray(np.where(action_PGT, case.entropy_PGT, 0.0), jnp.float32)
     prompts = Prompts(jnp.zeros((len(action_PGT), 1), jnp.int32), jnp.ones((len(action_PGT), 1), bool))
-    tokens_PGT, ended_PG = nothing_PGT.astype(jnp.int32), action_PGT[..., -1]
-    rollouts = Rollouts(prompts, tokens_PGT, action_PGT, action_PGT, nothing_PGT, nothing_PGT, ended_PG, 1.0)
-    if advantages is None:
-        advantages = objective.advantage(jnp.asarray(case.rewards_PG, jnp.float32))
     old_PGT, ref_PGT = (jnp.asarray(array, jnp.float32) for array in (case.old_PGT, case.ref_PGT))
-    return Batch(rollouts, advantages, objective.weighting(action_PGT), old_PGT, ref_PGT)
+    tokens_PGT, ended_PG = jnp.zeros(action_PGT.shape, jnp.int32), jnp.ones(action_PGT.shape[:2], bool)
+    rollouts = Rollouts(prompts, tokens_PGT, action_PGT, action_PGT, old_PGT, entropy_PGT, ended_PG, 1.0)
+    rewards_PGR = jnp.asarray(case.rewards_PG, jnp.float32)[..., None]
+    steps_PGT = jnp.where(jnp.arange(action_PGT.shape[2]) % 2 == 1, rewards_PGR, jnp.nan)
+    scored = scored_of(
+        rewards_PGR, jnp.ones(1), rollouts, steps_PGT=steps_PGT, greedy_P1=rewards_PGR[:, :, 0].mean(1, keepdims=True)
+    )
+    batch = objective.batch(
+        rollouts,
+        scored,
+        jax.random.key(0),
+        old_logprobs_PGT=old_PGT,
+        ref_logprobs_PGT=ref_PGT,
+        teacher_logprobs_PGT=ref_PGT,
+        coefficients=objective.first_coefficients(),
+    )
+    return batch if advantages is None else replace(batch, advantages=advantages)
+
+
+def loss_of(objective: Objective, new_PGT: jax.Array, batch: Batch) -> jax.Array:
+    return objective(new_PGT, batch.rollouts.entropy_PGT, batch)[0]
 
 
 def measure(objective: Objective, case: Case, advantages: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """The loss and its gradient by the log-probs."""
     batch = batch_of(objective, case, advantages)
-    return jax.value_and_grad(lambda new_PGT: objective(new_PGT, batch)[0])(jnp.asarray(case.new_PGT, jnp.float32))
+    return jax.value_and_grad(lambda new_PGT: loss_of(objective, new_PGT, batch))(
+        jnp.asarray(case.new_PGT, jnp.float32)
+    )
 
 
 # The presets, written again as loops in float64, one response and one token at a time.
+
+
+def less_kl(case: Case, coefficient: float) -> Case:
+    """With k1, summed over the response, taken off the rewards."""
+    kl_PG = np.sum(np.where(case.action_PGT, case.old_PGT - case.ref_PGT, 0.0), axis=2)
+    return replace(case, rewards_PG=case.rewards_PG - coefficient * kl_PG)
 
 
 def loop_grpo(case: Case, kl: str | None = "k3") -> float:
@@ -160,13 +213,17 @@ LOOPS = [
     ("grpo, k3 in the loss", grpo(), loop_grpo),
     ("grpo, k2 in the loss", grpo(kl_estimator="k2"), lambda case: loop_grpo(case, "k2")),
     ("grpo, k1 in the loss", grpo(kl_estimator="k1"), lambda case: loop_grpo(case, "k1")),
-    ("grpo, k1 in the reward", grpo(kl_estimator="k1", kl_place="reward"), lambda case: loop_grpo(case, None)),
+    (
+        "grpo, k1 in the reward",
+        grpo(kl_estimator="k1", kl_place="reward"),
+        lambda case: loop_grpo(less_kl(case, 0.04), None),
+    ),
     ("grpo without kl", grpo(kl=0.0), lambda case: loop_grpo(case, None)),
-    ("dr_grpo", dr_grpo(16), loop_dr_grpo),
+    ("dr_grpo", dr_grpo(length=16), loop_dr_grpo),
     ("dapo", dapo(), loop_dapo),
     ("dapo with a cap", dapo(cap=1.5), lambda case: loop_dapo(case, 1.5)),
     ("gspo", gspo(), loop_gspo),
-    ("rloo", rloo(), loop_rloo),
+    ("rloo", rloo(), lambda case: loop_rloo(less_kl(case, 0.03))),
 ]
 
 
@@ -190,12 +247,13 @@ FORWARD = POLICY - REFERENCE  # of KL(reference || policy)
 def expected_gradient(objective: Objective, advantages_PG: jax.Array) -> jax.Array:
     """By the logits: each token is one response, and counts as often as the policy would choose it."""
     log_reference_PGT = np.log(REFERENCE)[None, :, None]
-    case = Case(np.zeros((1, 4)), np.ones((1, 4, 1), bool), log_reference_PGT, log_reference_PGT, log_reference_PGT)
+    fixed = (log_reference_PGT,) * 3
+    case = Case(np.zeros((1, 4)), np.ones((1, 4, 1), bool), *fixed, np.zeros((1, 4, 1)))
     weights_PGT = jnp.asarray(POLICY, jnp.float32)[None, :, None]
     batch = replace(batch_of(objective, case, advantages_PG), weights_PGT=weights_PGT, old_logprobs_PGT=None)
 
     def loss(logits):
-        return objective(jax.nn.log_softmax(logits)[None, :, None], batch)[0]
+        return loss_of(objective, jax.nn.log_softmax(logits)[None, :, None], batch)
 
     return jax.grad(loss)(jnp.log(jnp.asarray(POLICY, jnp.float32)))
 
@@ -211,8 +269,9 @@ def test_the_enumerated_gradients_are_the_published_ones():
         pytest.param(KL(1.0, k1), np.zeros(4), id="k1 pulls nowhere"),
         pytest.param(KL(1.0, k2), REVERSE, id="k2 pulls as the reverse KL"),
         pytest.param(KL(1.0, k3), FORWARD, id="k3 pulls as the forward KL"),
-        pytest.param(KL(1.0, k1, corrected=True), REVERSE, id="k1 times the ratio pulls as the reverse KL"),
-        pytest.param(KL(1.0, k3, corrected=True), REVERSE, id="k3 times the ratio pulls as the reverse KL"),
+        pytest.param(KL(1.0, k3_with_slope_of_k2), REVERSE, id="k3 with the slope of k2 pulls as the reverse KL"),
+        pytest.param(KL(1.0, k1, ratio=token), REVERSE, id="k1 times the ratio pulls as the reverse KL"),
+        pytest.param(KL(1.0, k3, ratio=token), REVERSE, id="k3 times the ratio pulls as the reverse KL"),
     ],
 )
 def test_the_gradient_of_a_kl_term_in_the_loss(kl, expected):
@@ -225,13 +284,13 @@ def test_k1_taken_off_the_reward_pulls_as_the_reverse_kl():
     np.testing.assert_allclose(expected_gradient(rloo(kl=0.0), rewards_PG), REVERSE, atol=1e-6)
 
 
-@pytest.mark.parametrize("objective", [grpo(kl=0.0), dr_grpo(16), dapo(), gspo()])
+@pytest.mark.parametrize("objective", [grpo(kl=0.0), dr_grpo(length=16), dapo(), gspo()])
 def test_on_policy_every_surrogate_has_the_gradient_of_reinforce(objective):
     case = random_case()
     batch = replace(batch_of(objective, case), old_logprobs_PGT=None)
     plain = replace(objective, surrogate=reinforce)
     new_PGT = jnp.asarray(case.new_PGT, jnp.float32)
-    ours_PGT, theirs_PGT = (jax.grad(lambda x, o=o: o(x, batch)[0])(new_PGT) for o in (objective, plain))
+    ours_PGT, theirs_PGT = (jax.grad(lambda x, o=o: loss_of(o, x, batch))(new_PGT) for o in (objective, plain))
     np.testing.assert_allclose(ours_PGT, theirs_PGT, atol=1e-6)
 
 
@@ -258,18 +317,21 @@ def test_numbers_where_there_is_no_action_move_nothing(objective):
 
 @every_preset
 def test_padding_moves_nothing(objective):
+    if objective.weighting == FixedLength():  # it divides by the width of the arrays, which is the sampler's limit
+        objective = replace(objective, weighting=FixedLength(6))
+    objective = replace(objective, shaping=tuple(s for s in objective.shaping if not isinstance(s, SoftOverlong)))
     case = random_case()
     wider = ((0, 0), (0, 0), (0, 5))
-    padded = {name: np.pad(getattr(case, name), wider) for name in ("action_PGT", "new_PGT", "old_PGT", "ref_PGT")}
+    padded = {name: np.pad(array, wider) for name, array in vars(case).items() if array.ndim == 3}
     loss, gradient_PGT = measure(objective, case)
     padded_loss, padded_gradient_PGT = measure(objective, replace(case, **padded))
     np.testing.assert_allclose(padded_loss, loss, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(padded_gradient_PGT, np.pad(gradient_PGT, wider), rtol=1e-5, atol=1e-7)
 
 
-@every_preset
-def test_permuting_prompts_and_responses_permutes_the_gradient(objective):
-    case = random_case(P=3)
+@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"clip_cov"}))  # which draws tokens by their place
+def test_permuting_prompts_and_responses_permutes_the_gradient(name):
+    objective, case = PRESETS[name], random_case(P=3)
     place = np.ix_([2, 0, 1], [1, 2, 0])
     permuted = replace(case, **{name: array[place] for name, array in vars(case).items()})
     loss, gradient_PGT = measure(objective, case)
@@ -278,7 +340,7 @@ def test_permuting_prompts_and_responses_permutes_the_gradient(objective):
     np.testing.assert_allclose(permuted_gradient_PGT, gradient_PGT[place], rtol=1e-5, atol=1e-7)
 
 
-@every_preset
+@presets_but(*LEVEL, *BY_BATCH)
 def test_a_constant_added_to_the_rewards_of_a_group_moves_nothing(objective):
     case = random_case()
     shifted = replace(case, rewards_PG=case.rewards_PG + np.array([[4.0], [-2.0]]))
@@ -286,10 +348,18 @@ def test_a_constant_added_to_the_rewards_of_a_group_moves_nothing(objective):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("objective", [grpo(kl=0.0), dr_grpo(16), dapo(), gspo(), rloo()])
-def test_a_group_that_agrees_has_exactly_no_gradient(objective):
+@presets_but(*LEVEL)
+def test_a_constant_added_to_all_rewards_moves_nothing(objective):
     case = random_case()
-    agreed = replace(case, rewards_PG=np.stack([np.full(3, 0.5), case.rewards_PG[1]]))
+    shifted = replace(case, rewards_PG=case.rewards_PG + 2.0)
+    for ours, theirs in zip(measure(objective, case), measure(objective, shifted), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@presets_but(*LEVEL, *AGAIN)
+def test_a_group_that_agrees_has_exactly_no_gradient(objective):
+    case = random_case(seed=1, G=5, T=10)
+    agreed = replace(case, rewards_PG=np.stack([np.full(5, 0.5), case.rewards_PG[1]]))
     gradient_PGT = measure(objective, agreed)[1]
     np.testing.assert_array_equal(gradient_PGT[0], 0.0)
     assert np.abs(gradient_PGT[1]).max() > 0
@@ -298,8 +368,8 @@ def test_a_group_that_agrees_has_exactly_no_gradient(objective):
 @every_preset
 def test_advantages_of_tokens_may_be_those_of_their_response(objective):
     case = random_case()
-    advantages_PG = objective.advantage(jnp.asarray(case.rewards_PG, jnp.float32))
-    advantages_PGT = jnp.broadcast_to(advantages_PG[..., None], case.action_PGT.shape)
+    advantages = batch_of(objective, case).advantages
+    advantages_PGT = jnp.broadcast_to(advantages.reshape(2, 3, -1), case.action_PGT.shape)
     for ours, theirs in zip(measure(objective, case), measure(objective, case, advantages_PGT), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -308,9 +378,12 @@ def test_advantages_of_tokens_may_be_those_of_their_response(objective):
 def test_losses_gradients_and_statistics_of_parts_add_up(objective):
     case = random_case(P=4)
     batch, new_PGT = batch_of(objective, case), jnp.asarray(case.new_PGT, jnp.float32)
-    whole = jax.value_and_grad(objective, has_aux=True)
+
+    def whole(new_PGT, batch):
+        return jax.value_and_grad(objective, has_aux=True)(new_PGT, batch.rollouts.entropy_PGT, batch)
+
     (loss, sums), gradient_PGT = whole(new_PGT, batch)
-    halves = [jax.tree.map(lambda a, half=half: a[half::2], (new_PGT, batch)) for half in (0, 1)]
+    halves = [jax.tree.map(lambda a, half=half: a[half::2] if a.ndim > 1 else a, (new_PGT, batch)) for half in (0, 1)]
     parts = [whole(*half) for half in halves]
     added = jax.tree.map(jnp.add, parts[0][0], parts[1][0])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), added, (loss, sums))
@@ -325,6 +398,53 @@ def test_gradients_are_finite_however_far_the_policy_has_moved(objective, log_ra
     moved = replace(case, old_PGT=case.new_PGT - log_ratio, ref_PGT=case.new_PGT - log_ratio)
     for array in measure(objective, moved):
         assert np.isfinite(array).all()
+
+
+@every_preset
+@pytest.mark.parametrize(("old", "ref"), [(70.0, -70.0), (-70.0, 70.0), (80.0, -80.0), (-80.0, 80.0)])
+def test_gradients_are_finite_though_policy_and_reference_have_moved_apart(objective, old, ref):
+    case = random_case()
+    moved = replace(case, old_PGT=case.new_PGT - old, ref_PGT=case.new_PGT - ref)
+    for array in measure(objective, moved):
+        assert np.isfinite(array).all()
+
+
+@every_preset
+def test_a_response_without_a_reward_has_no_gradient(objective):
+    """Not even by a KL term. A teacher needs no reward."""
+    case = random_case(P=3, G=4)
+    case.rewards_PG[0, 1] = case.rewards_PG[2] = np.nan
+    gradient_PGT = measure(objective, case)[1]
+    unscored_PGT = np.isnan(case.rewards_PG)[..., None] & case.action_PGT
+    assert (np.abs(gradient_PGT[unscored_PGT]) > 0).any() == bool(objective.distillation)
+    assert np.isfinite(gradient_PGT).all()
+
+
+@pytest.mark.parametrize("wrong", [lambda scored: group_mean(scored), lambda scored: scored.rewards_PG[0]])
+def test_an_advantage_of_another_shape_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"a number for each response or token, \(2, 3\) or \(2, 3, 6\)"):
+        batch_of(replace(dapo(), advantage=wrong), random_case())
+
+
+def test_a_kl_term_where_it_cannot_stand_is_refused():
+    with pytest.raises((ValueError, TypeCheckError), match="'los'"):  # whoever sees it first
+        KL(0.1, k2, "los")
+    with pytest.raises(ValueError, match="leave out the ratio"):
+        KL(0.1, k2, "reward", ratio=token)
+
+
+def test_a_kl_term_with_a_ratio_compares_with_the_policy_from_before_whatever_the_anchor():
+    for anchor in ("current", "sampler", "recomputed"):
+        pulled = replace(dapo(), anchor=anchor, kl=KL(0.1, k3, ratio=token))
+        assert pulled.compares_with_old
+    assert not replace(dapo(), anchor="sampler", kl=KL(0.1, k3)).compares_with_old
+
+
+def test_a_coefficient_stays_where_it_is_when_its_metric_is_not_a_number():
+    objective = replace(dapo(), kl=KL(Proportional(0.1, initial=0.3), k2))
+    before = objective.first_coefficients()
+    after = objective.next_coefficients(before, {"kl": float("nan")})
+    np.testing.assert_array_equal(after["kl"], before["kl"])
 
 
 @pytest.mark.parametrize("each", [-1.0, 1.0])
@@ -353,7 +473,7 @@ def test_a_batch_without_any_action_has_no_loss_and_no_gradient(objective):
         np.testing.assert_array_equal(array, jnp.zeros_like(array))
 
 
-@pytest.mark.parametrize("objective", [grpo(kl=0.0), dr_grpo(16), dapo(), gspo(), rloo()])
+@presets_but(*LEVEL, *AGAIN)
 def test_groups_of_one_have_no_gradient(objective):
     gradient_PGT = measure(objective, random_case(P=4, G=1))[1]
     np.testing.assert_array_equal(gradient_PGT, jnp.zeros((4, 1, 6)))
@@ -362,9 +482,9 @@ def test_groups_of_one_have_no_gradient(objective):
 # Weightings.
 
 
-@pytest.mark.parametrize("weighting", [sequence_mean, token_mean])
+@pytest.mark.parametrize("weighting", [sequence_mean, token_mean, prompt_mean])
 def test_weights_of_a_batch_add_up_to_one(weighting):
-    weights_PGT = weighting(jnp.asarray(random_case(P=5).action_PGT))
+    weights_PGT = weighting(jnp.asarray(random_case(P=5).action_PGT), jnp.ones((5, 3), bool))
     np.testing.assert_allclose(weights_PGT.sum(), 1.0, rtol=1e-6)
 
 
@@ -373,15 +493,30 @@ def test_weights_are_those_worked_out_by_hand():
         [[[True, True, False, False], [True, True, True, True]], [[False] * 4, [True, False, True, False]]]
     )
     lengths_PG1 = np.array([[[2], [4]], [[1], [2]]])  # the empty response still counts as one of the four
-    np.testing.assert_allclose(sequence_mean(action_PGT), action_PGT / lengths_PG1 / 4)
-    np.testing.assert_allclose(token_mean(action_PGT), action_PGT / 8)
-    np.testing.assert_allclose(sequence_sum(action_PGT), action_PGT / 4)
-    np.testing.assert_allclose(FixedLength(10)(action_PGT), action_PGT / 40)
+    all_PG = jnp.ones((2, 2), bool)
+    np.testing.assert_allclose(sequence_mean(action_PGT, all_PG), action_PGT / lengths_PG1 / 4)
+    np.testing.assert_allclose(token_mean(action_PGT, all_PG), action_PGT / 8)
+    np.testing.assert_allclose(prompt_mean(action_PGT, all_PG), action_PGT / np.array([[[6]], [[2]]]) / 2)
+    np.testing.assert_allclose(sequence_sum(action_PGT, all_PG), action_PGT / 4)
+    np.testing.assert_allclose(token_sum(action_PGT, all_PG), action_PGT * 1.0)
+    np.testing.assert_allclose(FixedLength(10)(action_PGT, all_PG), action_PGT / 40)
+    np.testing.assert_allclose(FixedLength()(action_PGT, all_PG), action_PGT / 16)
 
 
-@pytest.mark.parametrize("weighting", [sequence_mean, token_mean, sequence_sum, FixedLength(10)])
-def test_an_empty_batch_has_no_weights(weighting):
-    np.testing.assert_array_equal(weighting(jnp.zeros((2, 3, 4), bool)), jnp.zeros((2, 3, 4)))
+def test_denominators_do_not_know_of_responses_that_do_not_count():
+    action_PGT, counted_PG = jnp.ones((2, 2, 4), bool), jnp.array([[True, False], [False, False]])
+    for weighting in (sequence_mean, token_mean, prompt_mean):
+        np.testing.assert_allclose(weighting(action_PGT, counted_PG)[0, 0], 0.25)
+        assert weighting(action_PGT, counted_PG).sum() == 1
+
+
+@pytest.mark.parametrize(
+    "weighting", [sequence_mean, token_mean, prompt_mean, sequence_sum, token_sum, FixedLength(10)]
+)
+@pytest.mark.parametrize("counted", [True, False])
+def test_an_empty_batch_has_no_weights(weighting, counted):
+    counted_PG = jnp.full((2, 3), counted)
+    np.testing.assert_array_equal(weighting(jnp.zeros((2, 3, 4), bool), counted_PG), jnp.zeros((2, 3, 4)))
 
 
 # What an objective asks for.
@@ -390,18 +525,21 @@ def test_an_empty_batch_has_no_weights(weighting):
 def test_only_a_kl_term_that_counts_needs_a_reference():
     assert grpo().needs_reference
     assert rloo().needs_reference
-    assert not any(objective.needs_reference for objective in (grpo(kl=0.0), rloo(kl=0.0), dr_grpo(16), dapo(), gspo()))
+    assert not any(
+        objective.needs_reference for objective in (grpo(kl=0.0), rloo(kl=0.0), dr_grpo(length=16), dapo(), gspo())
+    )
 
 
 def test_a_kl_term_of_weight_zero_is_no_term():
     case, weightless = random_case(), replace(grpo(), kl=KL(0.0, k3))
     batch = replace(batch_of(weightless, case), ref_logprobs_PGT=None)
-    assert weightless(jnp.asarray(case.new_PGT, jnp.float32), batch)[0] == measure(grpo(kl=0.0), case)[0]
+    assert loss_of(weightless, jnp.asarray(case.new_PGT, jnp.float32), batch) == measure(grpo(kl=0.0), case)[0]
 
 
 def test_clipped_tokens_are_counted_by_the_sign_of_their_advantage():
     case = random_case(P=3, G=4, T=8, spread=0.5)
-    sums = dapo()(jnp.asarray(case.new_PGT, jnp.float32), batch_of(dapo(), case))[1]
+    batch = batch_of(dapo(), case)
+    sums = dapo()(jnp.asarray(case.new_PGT, jnp.float32), batch.rollouts.entropy_PGT, batch)[1]
     ratio_PGT = np.exp(case.new_PGT - case.old_PGT)
     advantages_PG1 = (case.rewards_PG - case.rewards_PG.mean(axis=1, keepdims=True))[..., None]
     low = np.sum(case.action_PGT & (ratio_PGT < 0.8) & (advantages_PG1 < 0))
@@ -410,3 +548,197 @@ def test_clipped_tokens_are_counted_by_the_sign_of_their_advantage():
     assert high > 0
     assert (sums["clip_ratio/low_mean"], sums["clip_ratio/high_mean"]) == (low, high)
     assert sums["clip_ratio/region_mean"] == low + high
+
+
+# Surrogates: the coefficient of the score function, which is the gradient by the log-prob over the advantage.
+
+
+def tokens_at(log_ratio_N, advantage_N, logprob_N) -> Tokens:
+    """Responses of one token each, with these ratios to their anchor."""
+    x, advantages, logprobs = (
+        jnp.asarray(a, jnp.float32)[:, None, None] for a in (log_ratio_N, advantage_N, logprob_N)
+    )
+    anchor = logprobs - x
+    return Tokens(jnp.ones(x.shape, bool), advantages, logprobs, jnp.zeros(x.shape), x, anchor, anchor, anchor)
+
+
+def coefficients(surrogate, log_ratio_N, advantage_N, logprob_N) -> np.ndarray:
+    tokens = tokens_at(log_ratio_N, advantage_N, logprob_N)
+
+    def total(logprobs_PGT):
+        return surrogate(
+            replace(tokens, logprobs_PGT=logprobs_PGT, log_ratio_PGT=logprobs_PGT - tokens.anchor_PGT)
+        ).sum()
+
+    return np.asarray(jax.grad(total)(tokens.logprobs_PGT)).ravel() / advantage_N
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def binary_kl(p, q):
+    return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+
+
+def gated(r, A):
+    t = np.where(A > 0, 1.0, 1.05)
+    return r * 4 * sigmoid(t * (r - 1)) * (1 - sigmoid(t * (r - 1)))
+
+
+def gamma(r, A):
+    return np.where(A > 0, np.exp(3 + 2 * np.log(r) - 3 * r), np.exp(2 + 3 * np.log(r) - 2 * r))
+
+
+def clipped(r, A):
+    return r * ~((A > 0) & (r > 1.28)) * ~((A < 0) & (r < 0.8)) * ~((A < 0) & (r > 3))
+
+
+def moved_too_far(r, A, p):
+    before, now = p / r, p
+    kl = binary_kl(before, now)
+    return (kl > 0.05) & np.where(A > 0, now > before, now < before)
+
+
+COEFFICIENTS = [
+    (reinforce, lambda r, A, p: np.ones_like(r)),
+    (importance, lambda r, A, p: r),
+    (ClippedRatio(0.2, 0.28, 3.0), lambda r, A, p: clipped(r, A)),
+    (ClippedWeight(0.5, 2.0), lambda r, A, p: np.clip(r, 0.5, 2.0)),
+    (Interval(0.5, 2.0), lambda r, A, p: r * (r > 0.5) * (r < 2.0)),
+    (
+        TrustRegionTV(0.1, 0.15, 2.0),
+        lambda r, A, p: np.minimum(r, 2.0) * np.where(A > 0, p - p / r <= 0.15, p - p / r >= -0.1),
+    ),
+    (TrustRegionKL(0.05, 0.05, 2.0), lambda r, A, p: np.minimum(r, 2.0) * ~moved_too_far(r, A, p)),
+    (SoftGate(), lambda r, A, p: gated(r, A)),
+    (GammaWeight(), lambda r, A, p: gamma(r, A)),
+    (tapered, lambda r, A, p: np.where(A > 0, 1.0, np.minimum(r, 1.0))),
+    (GeometricClip(0.4, 0.4), lambda r, A, p: r * np.where(A > 0, np.log(r) <= 0.4, np.log(r) >= -0.4)),
+]
+every_surrogate = pytest.mark.parametrize(
+    ("surrogate", "expected"), COEFFICIENTS, ids=[getattr(s, "__name__", type(s).__name__) for s, _ in COEFFICIENTS]
+)
+
+
+@every_surrogate
+def test_a_surrogate_has_the_coefficient_of_its_paper(surrogate, expected):
+    draw = np.random.default_rng(3)
+    before, x = draw.uniform(0.05, 0.5, 400), draw.uniform(-1.5, 0.6, 400)
+    now = before * np.exp(x)
+    A = draw.choice([-2.0, 0.5], 400)
+    found = coefficients(surrogate, x, A, np.log(now))
+    np.testing.assert_allclose(found, expected(np.exp(x), A, now), rtol=1e-4, atol=1e-5)
+
+
+@every_surrogate
+def test_on_policy_every_coefficient_is_one(surrogate, expected):
+    A, logprob = np.array([-1.0, 2.0, 0.3]), np.log([0.1, 0.5, 0.9])
+    np.testing.assert_allclose(coefficients(surrogate, np.zeros(3), A, logprob), 1.0, rtol=1e-5)
+
+
+@every_surrogate
+@pytest.mark.parametrize("x", [-80.0, 80.0])
+def test_coefficients_are_finite_however_far_the_policy_has_moved(surrogate, expected, x):
+    assert np.isfinite(coefficients(surrogate, np.full(2, x), np.array([-1.0, 1.0]), np.array([-90.0, -0.1]))).all()
+
+
+# Identities between objectives.
+
+
+def same(one: Objective, other: Objective, case: Case, factor: float = 1.0) -> None:
+    """The gradients agree, up to a factor."""
+    ours_PGT, theirs_PGT = measure(one, case)[1], measure(other, case)[1]
+    np.testing.assert_allclose(ours_PGT, factor * theirs_PGT, rtol=1e-4, atol=1e-6)
+
+
+def test_gspo_by_token_is_gspo_where_advantages_are_those_of_responses():
+    same(gspo(0.05, 0.05), gspo_token(0.05, 0.05), random_case(P=4))
+
+
+def test_luspo_is_gspo_with_sums_over_tokens():
+    same(luspo(0.05, 0.05), replace(gspo(0.05, 0.05), weighting=sequence_sum), random_case(P=4))
+
+
+def test_a_cap_on_the_ratio_is_a_dual_clip():
+    case = random_case(P=4, spread=1.0)
+
+    def dual(tokens: Tokens):
+        ratio_PGT = jnp.exp(tokens.log_ratio_PGT)
+        lower_PGT = jnp.minimum(
+            ratio_PGT * tokens.advantages_PGT, jnp.clip(ratio_PGT, 0.8, 1.28) * tokens.advantages_PGT
+        )
+        return jnp.where(tokens.advantages_PGT < 0, jnp.maximum(lower_PGT, 3.0 * tokens.advantages_PGT), lower_PGT)
+
+    same(dapo(cap=3.0), replace(dapo(), surrogate=dual), case)
+
+
+def test_real_is_reinforce_with_listwise_advantages():
+    case, t = random_case(P=4, G=5), 0.5
+    case = replace(case, rewards_PG=(case.rewards_PG > 0.5) * 1.0)
+    lengths_PG = case.action_PGT.sum(axis=2)
+    s_PG = np.sum((case.new_PGT - case.old_PGT) * case.action_PGT, axis=2) / lengths_PG
+    right_PG = case.rewards_PG > 0.5
+    up_PG, down_PG = np.exp(-s_PG / t) * right_PG, np.exp(s_PG / t) * ~right_PG
+    advantages_PG = up_PG / (t * (1 + up_PG.sum(1, keepdims=True))) - down_PG / (
+        t * (1 + down_PG.sum(1, keepdims=True))
+    )
+    plain = replace(dapo(), surrogate=reinforce, weighting=sequence_mean)
+    expected_PGT = measure(plain, case, jnp.asarray(advantages_PG, jnp.float32))[1]
+    np.testing.assert_allclose(measure(real(t), case)[1], 5 * expected_PGT, rtol=1e-4, atol=1e-6)
+
+
+def test_dro_is_reinforce_less_a_squared_log_ratio():
+    case = random_case(P=4)
+    batch = batch_of(dro(0.3), case)
+    new_PGT = jnp.asarray(case.new_PGT, jnp.float32)
+    plain = replace(dro(0.3), terms=(), surrogate=reinforce)
+
+    def loss(x_PGT):
+        penalty_PGT = 0.15 * jnp.square(x_PGT - batch.old_logprobs_PGT)
+        penalty = jnp.sum(jnp.where(batch.rollouts.action_PGT, batch.weights_PGT * penalty_PGT, 0.0))
+        return loss_of(plain, x_PGT, replace(batch, term_weights_PGT=())) + penalty
+
+    expected_PGT = jax.grad(loss)(new_PGT)
+    np.testing.assert_allclose(measure(dro(0.3), case)[1], expected_PGT, rtol=1e-4, atol=1e-6)
+
+
+# A sampler that is not the trainer, references, and what users write themselves.
+
+
+def test_the_sampler_as_anchor_refuses_a_correction_for_the_sampler():
+    with pytest.raises(ValueError, match="leave out the correction"):
+        replace(dapo(), anchor="sampler", correction=TokenTruncation())
+
+
+def test_a_correction_of_one_changes_nothing():
+    case = random_case()
+    same(replace(dapo(), correction=TokenTruncation(2.0)), dapo(), replace(case, old_PGT=case.old_PGT))
+
+
+def test_groups_that_agree_leave_the_denominators():
+    case = random_case(P=3)
+    agreed = replace(case, rewards_PG=np.concatenate([np.full((1, 3), 0.5), case.rewards_PG[1:]]))
+    alone = Case(*(array[1:] for array in vars(agreed).values()))
+    advantages_PG = batch_of(verifiable(), alone).advantages
+    padded_PG = jnp.concatenate([jnp.zeros((1, 3)), advantages_PG])
+    with_PGT = measure(verifiable(), agreed, padded_PG)[1]
+    np.testing.assert_allclose(with_PGT[1:], measure(verifiable(), alone, advantages_PG)[1], rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(with_PGT[0], 0.0)
+
+
+def test_a_coefficient_follows_its_target():
+    kl = Proportional(target=0.1, initial=0.02)
+    high, low = kl.follow(kl.begin(), jnp.float32(1.0)), kl.follow(kl.begin(), jnp.float32(0.0))
+    np.testing.assert_allclose(high, 0.02 * (1 + 0.1 * 0.2), rtol=1e-6)
+    np.testing.assert_allclose(low, 0.02 * (1 - 0.1 * 0.2), rtol=1e-6)
+    adaptive = replace(dapo(), kl=KL(kl, k2))
+    assert adaptive.needs_reference
+    fixed = replace(dapo(), kl=KL(0.02, k2))
+    case = random_case()
+    same(adaptive, fixed, case)
+
+
+def test_a_reference_moves_by_sensible_shares():
+    with pytest.raises(ValueError, match="share"):
+        Reference(every=10, share=0.0)

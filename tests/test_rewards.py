@@ -5,7 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from grpo_jax.rewards import Matches, Mix, exact, follows_template, last_number, reaches_target, score
+from grpo_jax.rewards import (
+    Matches,
+    Mix,
+    Steps,
+    exact,
+    follows_template,
+    judge,
+    last_number,
+    place_steps,
+    reaches_target,
+    score,
+)
 from grpo_jax.rewards.answers import MAX_SCANNED, read_number
 from grpo_jax.rewards.expressions import evaluate
 from grpo_jax.tasks import Example
@@ -282,6 +293,48 @@ def test_a_reward_that_is_no_finite_number_is_named_with_its_place(value):
 def test_a_reward_that_raises_is_named_with_its_place():
     with pytest.raises(ValueError, match=r"Reward exact failed on example 1, response 0: ValueError: exact compares"):
         score(exact, [SEVEN, answered("")], [["7"], ["7"]])
+
+
+# Rewards of steps
+
+
+def by_line(example, response):
+    """Two for the first line, one for each other; a step ends where its line does."""
+    ends = [place + 1 for place, letter in enumerate(response) if letter == "\n"]
+    return Steps([2.0] + [1.0] * (len(ends) - 1), ends) if ends else Steps([], [])
+
+
+def test_a_reward_of_steps_is_their_sum_and_tells_where_they_end():
+    mix = Mix(((by_line, 0.5), (exact, 1.0)))
+    rewards_PGR, ends = judge(mix, [Example("", "a")], [["a\nbc\n", "none"]])
+    np.testing.assert_array_equal(rewards_PGR[0, :, 0], [3.0, 0.0])
+    assert ends == {(0, 0): [(2, 1.0), (5, 0.5)], (0, 1): []}
+
+
+def test_a_reward_of_steps_that_only_watches_has_none():
+    rewards_PGR, ends = judge(Mix(((by_line, 0.0), (exact, 1.0))), [Example("", "a")], [["a\nbc\n", "a"]])
+    assert rewards_PGR[0, 0, 0] == 3.0
+    assert ends == {}
+
+
+def test_a_step_counts_at_the_token_that_completes_it():
+    # Of the first response the third token was not chosen, the last response is empty.
+    action_PGT = np.array([[[True, True, False, True, True], [True] * 5, [False] * 5]])
+    pieces = ["a\n", "b", "c\n", ""]
+
+    def decode(ids):
+        return "".join(pieces[index] for index in ids)
+
+    steps = {(0, 0): [(2, 1.0), (5, 0.5), (99, 4.0)], (0, 1): [], (0, 2): [(0, 1.0)]}
+    steps_PGT = place_steps(steps, [[[0, 1, 2, 3], [0] * 5, []]], decode, action_PGT)
+    nan = np.nan
+    np.testing.assert_array_equal(steps_PGT, [[[1.0, nan, nan, 0.5, 4.0], [nan] * 5, [nan] * 5]])
+
+
+@pytest.mark.parametrize(("rewards", "ends", "words"), [([1.0], [], "1 and 0"), ([np.nan], [3], "finite")])
+def test_steps_without_sense_are_refused(rewards, ends, words):
+    with pytest.raises(ValueError, match=words):
+        Steps(rewards, ends)
 
 
 @pytest.mark.parametrize("responses", [[], [["7"]], [["7"], ["7", "8"]], [[], []]])

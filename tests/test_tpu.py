@@ -16,7 +16,7 @@ from grpo_jax.config import Config, read
 from grpo_jax.models.decoder import Rope, Shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.runtime.hlo import collective_bytes
-from grpo_jax.runtime.topology import find_slice
+from grpo_jax.runtime.topology import Slice, find_slice
 
 SHAPE = Shape(
     vocabulary=32768,
@@ -155,6 +155,16 @@ def case_without_compiler(tmp_path, *overrides: str) -> Case:
     )
     mesh = config.mesh.build().mesh()
     return Case(config, algorithm, SHAPE, config.train.build(), find_slice("v5e-8"), mesh)
+
+
+def test_a_plan_counts_a_teacher_and_has_greedy_answers_where_they_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(Slice, "devices", lambda self: jax.devices())
+    found, taught = find_slice("v5e-8"), ("objective.use=distillation", "teacher.name=qwen3-0.6b")
+    alone, pupil = (plan_programs.assemble(config_of(tmp_path, *more), found) for more in ((), taught))
+    assert alone.teacher_bytes == 0
+    assert pupil.teacher_bytes == plan_programs.device_bytes(alone.state.params)
+    greedy = plan_programs.assemble(config_of(tmp_path, "objective.use=remax"), found).algorithm.sample_greedy
+    assert (greedy.temperature, greedy.responses) == (0.0, 1)
 
 
 FIGURES = {"weights_bytes": 4, "optimizer_bytes": 8, "reference_bytes": 0, "kv_cache_bytes": 100}

@@ -5,6 +5,7 @@ data/copy_trl_losses.py.
 """
 
 import json
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,38 +20,87 @@ from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models.families import NAMES, read_shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.weights import load_weights
-from grpo_jax.objectives import (
-    KL,
-    ClippedRatio,
-    FixedLength,
-    Objective,
-    k3,
-    sequence,
-    sequence_mean,
-    sequence_product,
-    sequence_sum,
-    token,
-    token_mean,
+from grpo_jax.objectives import Objective, scored_of
+from grpo_jax.objectives.corrections import (
+    OffPolicyMask,
+    SequenceMask,
+    SequenceTruncation,
+    TokenMask,
+    TokenTruncation,
+    TopEntropy,
 )
+from grpo_jax.objectives.penalties import KL, Stepwise, Term, entropy, k3
+from grpo_jax.objectives.ratios import BoundedProduct, sequence, sequence_product, token
+from grpo_jax.objectives.surrogates import ClippedRatio, ClippedWeight, GammaWeight, GeometricClip, SoftGate
+from grpo_jax.objectives.weightings import FixedLength, sequence_mean, sequence_sum, token_mean
 from grpo_jax.runtime.sharding import Layout, weight_shardings
-from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts
+from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, Tokens
 
 DATA = Path(__file__).parent / "data"
 RECORD = json.loads((DATA / "trl_losses.json").read_text())
 ARRAYS = np.load(DATA / "trl_losses.npz")
 DEFAULTS = RECORD["defaults"][0]
 P, G = 2, 3  # TRL's six rows as two groups
-RATIOS = {"token": token, "sequence": sequence}
-WEIGHTINGS = {"grpo": sequence_mean, "bnpo": token_mean, "dapo": token_mean, "luspo": sequence_sum}
+LEVELS = {"token": token, "sequence": sequence}
+WEIGHTINGS = {"bnpo": token_mean, "dapo": token_mean, "cispo": token_mean, "vespo": token_mean, "luspo": sequence_sum}
+NO_KEY = jax.random.key(0)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A correction that was computed elsewhere."""
+
+    ratio_PGT: jax.Array
+
+    def __call__(self, tokens: Tokens) -> jax.Array:
+        return jnp.broadcast_to(self.ratio_PGT, tokens.action_PGT.shape)
+
+
+def surrogate_of(case: dict):
+    high = case["epsilon"] if case["epsilon_high"] is None else case["epsilon_high"]
+    match case["loss_type"]:
+        case "cispo":
+            return ClippedWeight(0.0, high)  # TRL's epsilon_high is the largest weight itself
+        case "sapo":
+            return SoftGate(case["sapo_temperature_pos"], case["sapo_temperature_neg"])
+        case "vespo":
+            powers = (case["vespo_k_pos"], case["vespo_lambda_pos"], case["vespo_k_neg"], case["vespo_lambda_neg"])
+            return GammaWeight(*powers)
+        case "gmpo":
+            return GeometricClip(case["epsilon"], high)
+    return ClippedRatio(case["epsilon"], high, case["delta"])
+
+
+def weighting_of(case: dict):
+    if case["loss_type"] == "dr_grpo":
+        return FixedLength(case["max_completion_length"])
+    return WEIGHTINGS.get(case["loss_type"], sequence_mean)
 
 
 def objective_of(case: dict) -> Objective:
-    high = case["epsilon"] if case["epsilon_high"] is None else case["epsilon_high"]
-    weighting = WEIGHTINGS.get(case["loss_type"]) or FixedLength(case["max_completion_length"])
-    kl = KL(case["beta"], k3, corrected=case["use_bias_correction_kl"]) if case["beta"] else None
-    surrogate = ClippedRatio(case["epsilon"], high, case.get("delta"))
+    """TRL's settings as a combination."""
+    vespo, gmpo = case["loss_type"] == "vespo", case["loss_type"] == "gmpo"
+    level = LEVELS[case["importance_sampling_level"]]
+    threshold, share = case["off_policy_mask_threshold"], case["top_entropy_quantile"]
+    terms = ()
+    if case["use_adaptive_entropy"]:
+        bonus = Stepwise(case["entropy_target"], case["entropy_coef"], case["entropy_coef_delta"])
+        terms = (Term(bonus, entropy, token_mean),)
+    elif case["entropy_coef"]:
+        terms = (Term(case["entropy_coef"], entropy, token_mean),)
     return Objective(
-        Advantage(group_mean, GroupStd()), RATIOS[case["importance_sampling_level"]], surrogate, weighting, kl
+        Advantage(group_mean, GroupStd()),
+        surrogate_of(case),
+        weighting_of(case),
+        ratio=BoundedProduct(20.0) if vespo else level,
+        anchor="sampler" if vespo and case["is_ratio"] else "recomputed",
+        masks=(TopEntropy(share),) if share < 1 else (),
+        correction=Given(grouped(f"in.base.{case['is_ratio']}")) if case["is_ratio"] and not vespo else None,
+        live_masks=() if threshold is None else (OffPolicyMask(threshold),),
+        kl=KL(case["beta"], k3, ratio=level if case["use_bias_correction_kl"] and not gmpo else None)
+        if case["beta"]
+        else None,
+        terms=terms,
     )
 
 
@@ -78,22 +128,43 @@ def rollouts_of(action_PGT: jax.Array, prompts: Prompts, tokens_PGT: jax.Array, 
     )
 
 
-def batch_of(name: str, weighting, steps: int = 1, use_old: bool = True) -> Batch:
-    """These rows as the first of `steps` equal parts of a batch, which is how TRL accumulates gradients."""
+def batch_of(objective: Objective, case: dict) -> Batch:
+    """These rows as the first of some equal parts of a batch, which is how TRL accumulates gradients."""
+    name, steps = case["input"], case["gradient_accumulation_steps"] if case["mode"] == "train" else 1
     action_PGT = action_of(name)
     prompts = Prompts(jnp.zeros((P, 1), jnp.int32), jnp.ones((P, 1), bool))
-    return Batch(
+    old_PGT = grouped(f"in.{name}.old_per_token_logps") if case["use_old"] else None
+    sampler_PGT = grouped(f"in.{name}.per_token_logps") if old_PGT is None else old_PGT
+    if case["sampling"]:
+        sampler_PGT = grouped(f"in.{name}.{case['sampling']}")
+    if case["loss_type"] == "vespo" and case["is_ratio"]:
+        sampler_PGT = old_PGT - log_of(case)
+    rollouts = replace(
         rollouts_of(action_PGT, prompts, jnp.zeros(action_PGT.shape, jnp.int32), 1.0),
-        grouped(f"in.{name}.advantages"),
-        weighting(jnp.concatenate([action_PGT] * steps))[:P],
-        grouped(f"in.{name}.old_per_token_logps") if use_old else None,
-        grouped(f"in.{name}.ref_per_token_logps"),
+        logprobs_PGT=sampler_PGT,
+        entropy_PGT=grouped(f"in.{name}.entropies"),
     )
+    arrays = {"old_logprobs_PGT": old_PGT, "ref_logprobs_PGT": grouped(f"in.{name}.ref_per_token_logps")}
+    together = partial(jax.tree.map, lambda a: jnp.concatenate([a] * steps))
+    everything, known = together(rollouts), together({key: a for key, a in arrays.items() if a is not None})
+    nothing_PG1 = jnp.zeros((steps * P, G, 1))
+    scored = scored_of(nothing_PG1, jnp.ones(1), everything)
+    coefficients = objective.first_coefficients()
+    batch = objective.batch(everything, scored, NO_KEY, coefficients=coefficients, **known)
+    first = jax.tree.map(lambda a: a[:P] if a.ndim > 1 else a, batch)
+    return replace(first, advantages=grouped(f"in.{name}.advantages"))
+
+
+def log_of(case: dict) -> jax.Array:
+    """The log of TRL's ratio of trainer to sampler, which VESPO takes in; of a response, at its first token."""
+    log_PGT = jnp.clip(jnp.log(jnp.maximum(grouped(f"in.base.{case['is_ratio']}"), 1e-8)), jnp.log(1e-8), 20.0)
+    T = action_of("base").shape[2]
+    return log_PGT if log_PGT.shape[2] == T else jnp.pad(log_PGT, ((0, 0), (0, 0), (0, T - 1)))
 
 
 def measure(objective: Objective, name: str, batch: Batch):
-    logprobs_PGT = grouped(f"in.{name}.per_token_logps")
-    return jax.value_and_grad(objective, has_aux=True)(logprobs_PGT, batch)
+    logprobs_PGT, entropy_PGT = grouped(f"in.{name}.per_token_logps"), grouped(f"in.{name}.entropies")
+    return jax.value_and_grad(objective, (0, 1), has_aux=True)(logprobs_PGT, entropy_PGT, batch)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +174,13 @@ def measure(objective: Objective, name: str, batch: Batch):
 def test_loss_gradient_and_metrics_are_those_of_trl(case, gradient):
     case = DEFAULTS | case
     objective = objective_of(case)
-    steps = case["gradient_accumulation_steps"] if case["mode"] == "train" else 1
-    batch = batch_of(case["input"], objective.weighting, steps, case["use_old"])
-    (loss, sums), gradient_PGT = measure(objective, case["input"], batch)
+    batch = batch_of(objective, case)
+    (loss, sums), (gradient_PGT, entropy_PGT) = measure(objective, case["input"], batch)
     np.testing.assert_allclose(loss, case["loss"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(gradient_PGT, gradient.reshape(gradient_PGT.shape), rtol=1e-4, atol=1e-5)
+    places = np.flatnonzero(ARRAYS["entropy_gradients_of"] == case["id"])
+    theirs = ARRAYS["entropy_gradients"][places[0]] if places.size else np.zeros(gradient.shape)
+    np.testing.assert_allclose(entropy_PGT, theirs.reshape(entropy_PGT.shape), rtol=1e-4, atol=1e-5)
     tokens = jnp.sum(batch.rollouts.action_PGT)
     for key in comparable(case):
         np.testing.assert_allclose(sums[key] / tokens, case["metrics"][key], rtol=1e-4, atol=1e-6)
@@ -115,19 +188,52 @@ def test_loss_gradient_and_metrics_are_those_of_trl(case, gradient):
 
 def comparable(case: dict) -> list[str]:
     """TRL counts responses where the ratio is a response's, and never those that the cap stops."""
-    keys = ["kl"] if case["beta"] else []
-    if case["importance_sampling_level"] == "token":
+    keys = ["kl"] if case["beta"] and case["loss_type"] != "gmpo" else []
+    clips = case["loss_type"] in ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+    if clips and case["importance_sampling_level"] == "token":
         keys += ["clip_ratio/high_mean"] if case["delta"] else ["clip_ratio/high_mean", "clip_ratio/low_mean"]
     return keys
 
 
+def test_an_entropy_bonus_that_adapts_moves_as_that_of_trl():
+    case = next(DEFAULTS | case for case in RECORD["losses"] if case.get("use_adaptive_entropy"))
+    objective = objective_of(case)
+    batch = batch_of(objective, case)
+    entropy_PGT = jnp.where(action_of(case["input"]), grouped(f"in.{case['input']}.entropies"), 0.0)
+    measured = {"entropy": jnp.sum(entropy_PGT) / jnp.sum(batch.rollouts.action_PGT)}
+    following = objective.next_coefficients(batch.coefficients, measured)["term 1"]
+    np.testing.assert_allclose(following, [case["metrics"]["entropy_coef_after"]] * 2, rtol=1e-6)
+
+
+CORRECTIONS = {
+    "token_truncate": lambda low, high: TokenTruncation(high, low),
+    "token_mask": lambda low, high: TokenMask(low, high),
+    "sequence_truncate": lambda low, high: SequenceTruncation(high, low),
+    "sequence_mask": lambda low, high: SequenceMask(low, high),
+}
+
+
+@pytest.mark.parametrize("case", RECORD["ratios"], ids=lambda case: f"{case['id']}-{case['mode']}")
+def test_corrections_for_the_sampler_are_those_of_trl(case):
+    trainer_BT, sampler_BT = (jnp.asarray(ARRAYS[f"D.{name}"]) for name in ("old_per_token_logps", case["sampling"]))
+    low = 0.0 if case["clip_min"] is None else case["clip_min"]
+    high = jnp.inf if case["clip_max"] is None else case["clip_max"]
+    lengths_B = jnp.array(case["completion_mask_rows"])
+    action_PGT = (jnp.arange(trainer_BT.shape[1])[None] < lengths_B[:, None])[None]
+    nothing_PGT = jnp.zeros(action_PGT.shape)
+    tokens = Tokens(action_PGT, *(nothing_PGT,) * 5, trainer_PGT=trainer_BT[None], sampler_PGT=sampler_BT[None])
+    ours_PGT = CORRECTIONS[case["mode"]](low, high)(tokens)
+    theirs_BT = ARRAYS[f"D.ratio.{case['id']}"]
+    np.testing.assert_allclose(ours_PGT[0], np.broadcast_to(theirs_BT, ours_PGT[0].shape), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("index", range(len(RECORD["rloo"])))
 def test_rloo_with_a_clipped_ratio_of_the_sequence_is_that_of_trl(index):
-    case = RECORD["rloo"][index]
+    case = DEFAULTS | {"loss_type": "rloo"} | RECORD["rloo"][index]
     high = case["epsilon"] if case["epsilon_high"] is None else case["epsilon_high"]
     surrogate = ClippedRatio(case["epsilon"], high)
-    objective = Objective(Advantage(group_mean, GroupStd()), sequence_product, surrogate, sequence_mean)
-    (loss, _), gradient_PGT = measure(objective, case["input"], batch_of(case["input"], sequence_mean))
+    objective = Objective(Advantage(group_mean, GroupStd()), surrogate, sequence_mean, sequence_product)
+    (loss, _), (gradient_PGT, _) = measure(objective, case["input"], batch_of(objective, case))
     np.testing.assert_allclose(loss, case["loss"], rtol=1e-4, atol=1e-6)
     theirs_PGT = grouped(f"rloo.{index}.grad_logps")
     np.testing.assert_allclose(gradient_PGT, theirs_PGT, rtol=1e-4, atol=1e-5)
@@ -147,19 +253,17 @@ def score(policy: Policy, params: Params, rollouts: Rollouts) -> jax.Array:
     return token_logprobs(policy, params, rollouts)[0]
 
 
-def scored_batch(case: dict, weighting) -> Batch:
+def scored_batch(case: dict, objective: Objective) -> Batch:
     """The model's six rows: each has a prompt of its own."""
     prompts = Prompts(jnp.asarray(ARRAYS["B.prompt_ids"]), jnp.asarray(ARRAYS["B.prompt_mask"] == 1))
     action_PGT = jnp.asarray(ARRAYS["B.completion_mask"] == 1)[:, None]
     tokens_PGT = jnp.asarray(ARRAYS["B.completion_ids"])[:, None]
     old, ref = (ARRAYS[f"B.T{case['temperature']}.{name}_per_token_logps"] for name in ("old", "ref"))
-    return Batch(
-        rollouts_of(action_PGT, prompts, tokens_PGT, case["temperature"]),
-        jnp.asarray(ARRAYS["in.base.advantages"])[:, None],
-        weighting(action_PGT),
-        jnp.asarray(old)[:, None],
-        jnp.asarray(ref)[:, None],
-    )
+    rollouts = rollouts_of(action_PGT, prompts, tokens_PGT, case["temperature"])
+    known = {"old_logprobs_PGT": jnp.asarray(old)[:, None], "ref_logprobs_PGT": jnp.asarray(ref)[:, None]}
+    rollouts = replace(rollouts, logprobs_PGT=known["old_logprobs_PGT"])
+    batch = objective.batch(rollouts, scored_of(jnp.zeros((6, 1, 1)), jnp.ones(1), rollouts), NO_KEY, **known)
+    return replace(batch, advantages=jnp.asarray(ARRAYS["in.base.advantages"])[:, None])
 
 
 def norms_of(gradient: dict) -> dict[str, float]:
@@ -175,11 +279,12 @@ def norms_of(gradient: dict) -> dict[str, float]:
 @pytest.mark.parametrize("case", RECORD["model"], ids=lambda case: f"{case['loss_type']}-{case['temperature']}")
 def test_log_probs_loss_and_parameter_gradients_of_a_model_are_those_of_trl(case, qwen3):
     policy, params = qwen3
-    objective = objective_of(case)
-    batch = scored_batch(case, objective.weighting)
+    objective = objective_of(DEFAULTS | case)
+    batch = scored_batch(case, objective)
 
     logprobs_PGT, pull_back = jax.vjp(lambda params: score(policy, params, batch.rollouts), params)
-    (loss, _), slope_PGT = jax.value_and_grad(objective, has_aux=True)(logprobs_PGT, batch)
+    nothing_PGT = jnp.zeros(logprobs_PGT.shape)
+    (loss, _), slope_PGT = jax.value_and_grad(objective, has_aux=True)(logprobs_PGT, nothing_PGT, batch)
     norms = norms_of(*pull_back(slope_PGT))
     theirs_BT = ARRAYS[f"B.T{case['temperature']}.per_token_logps"]
     np.testing.assert_allclose(logprobs_PGT[:, 0], theirs_BT, atol=1e-4)

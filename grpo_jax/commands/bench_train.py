@@ -13,12 +13,12 @@ from grpo_jax.commands.bench import Subject, attention_cost, matrix_sizes, media
 from grpo_jax.commands.bench_rollout import build_sampler
 from grpo_jax.grpo import Algorithm, begin, check_split, step, update
 from grpo_jax.models import Shape
-from grpo_jax.objectives import dapo
+from grpo_jax.objectives import scored_of, verifiable
 from grpo_jax.rewards import Example
 from grpo_jax.runtime.optimizer import adamw
 from grpo_jax.runtime.roof import matmul_rate
 from grpo_jax.runtime.sharding import mesh_of, place_prompts, weight_shardings
-from grpo_jax.structs import Batch, Rollouts, TrainState
+from grpo_jax.structs import Rollouts, Scored, TrainState
 
 
 def check(arguments: argparse.Namespace, subject: Subject) -> None:
@@ -51,7 +51,7 @@ def measure(arguments: argparse.Namespace, subject: Subject) -> tuple[dict[str, 
 
 
 def build_algorithm(arguments: argparse.Namespace, subject: Subject) -> Algorithm:
-    """DAPO's loss and AdamW; the rewards of `bench step` are random."""
+    """The default objective and AdamW; the rewards of `bench step` are random."""
     random = np.random.default_rng(0)
 
     def reward(example: Example, response: str) -> float:
@@ -59,11 +59,11 @@ def build_algorithm(arguments: argparse.Namespace, subject: Subject) -> Algorith
 
     sampler = build_sampler(arguments, subject.shape)
     optimizer = adamw(learning_rate=1e-12, warmup_steps=0)  # every run learns the same, so none compiles a new size
-    return Algorithm(subject.policy, sampler, str, reward, dapo(), optimizer, microbatch=arguments.microbatch)
+    return Algorithm(subject.policy, sampler, str, reward, verifiable(), optimizer, microbatch=arguments.microbatch)
 
 
-def random_batch(arguments: argparse.Namespace, subject: Subject, algorithm: Algorithm) -> Batch:
-    """Rollouts of random tokens: of full length, or of random lengths with `--mean-tokens` on average."""
+def random_answers(arguments: argparse.Namespace, subject: Subject, algorithm: Algorithm) -> tuple[Rollouts, Scored]:
+    """Rollouts of random tokens, with random rewards: of full length, or of random lengths with `--mean-tokens`."""
     P, G, T = arguments.prompts, arguments.responses, arguments.response_tokens
     random = np.random.default_rng(0)
     length_PG = np.full((P, G), T)
@@ -81,15 +81,15 @@ def random_batch(arguments: argparse.Namespace, subject: Subject, algorithm: Alg
         random.normal(size=(P, G)).astype(np.float32),
     )
     mesh = mesh_of(prompts)
-    *parts, advantages_PG = arrays if mesh is None else place_prompts(arrays, mesh)
-    parts, advantages_PG = [jnp.asarray(a) for a in parts], jnp.asarray(advantages_PG)
+    *parts, rewards_PG = arrays if mesh is None else place_prompts(arrays, mesh)
+    parts, rewards_PG = [jnp.asarray(a) for a in parts], jnp.asarray(rewards_PG)
     rollouts = Rollouts(prompts, *parts, distribution=algorithm.sample.distribution)
-    return Batch(rollouts, advantages_PG, algorithm.objective.weighting(rollouts.action_PGT), None, None)
+    return rollouts, scored_of(rewards_PG[:, :, None], jnp.ones(1), rollouts)
 
 
 def time_updates(arguments: argparse.Namespace, algorithm: Algorithm, state: TrainState, subject: Subject):
     """Medians over `--repeat` updates after the first, which compiles."""
-    batch = random_batch(arguments, subject, algorithm)
+    batch = algorithm.objective.batch(*random_answers(arguments, subject, algorithm), jax.random.key(0))
     states = [state]
     padding = []
 
@@ -118,7 +118,7 @@ def time_steps(arguments: argparse.Namespace, algorithm: Algorithm, state: Train
     measured: dict[str, Any] = {}
 
     def whole(_: int) -> None:
-        states[0], metrics = step(algorithm, states[0], None, prompts, examples, jax.random.key(0))
+        states[0], metrics = step(algorithm, states[0], prompts, examples, jax.random.key(0))
         measured.update(metrics)
 
     compile_s, step_s = first_and_median(whole, arguments.repeat)

@@ -74,17 +74,18 @@ def timed(name: str, work: Callable[[], Phase | None]) -> Phase | None:
 def measure(case: Case, sample: Phase, train: Phase) -> dict[str, Any]:
     """All figures, as JSON has them: bytes on each device, and seconds."""
     served, shared, own, _ = decoding_inputs(case)
-    weights, state = device_bytes(case.state.params), device_bytes(case.state)
+    weights = device_bytes(case.state.params)
     figures = {
         "fits": fits(case, sample) and fits(case, train),
         "hbm_limit_bytes": case.slice.chip.memory,
         "weights_bytes": weights,
-        "optimizer_bytes": state - weights,
+        "optimizer_bytes": device_bytes(case.state.opt_state),
         "reference_bytes": case.reference_bytes,
+        "teacher_bytes": case.teacher_bytes,
         "sampling_copy_bytes": device_bytes(served),
         "kv_cache_bytes": device_bytes((shared, own)),
         "largest_microbatch": search(case, train) if sample.peak is not None else None,
-        "ppo_critic_bytes": state + weights,
+        "ppo_critic_bytes": 2 * weights + device_bytes(case.state.opt_state),
         "sample": plain(sample),
         "train": plain(train),
     }
@@ -190,6 +191,7 @@ def table(figures: dict[str, Any], sample: Phase, train: Phase) -> str:
         f"weights         {gib(figures['weights_bytes'])}   (float32, on each device)",
         f"optimiser       {gib(figures['optimizer_bytes'])}",
         f"reference       {gib(figures['reference_bytes'])}",
+        *([f"teacher         {gib(figures['teacher_bytes'])}"] if figures["teacher_bytes"] else []),
         f"sampling copy   {gib(figures['sampling_copy_bytes'])}",
         f"keys and values {gib(figures['kv_cache_bytes'])}",
         f"sampling needs  {gib(sample.peak)}   temporaries {gib(sample.temporary)},"

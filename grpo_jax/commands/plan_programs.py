@@ -1,7 +1,7 @@
 """A config's own programs, compiled for a TPU slice on any machine, and what they need there."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax.commands.train import Train, check_microbatch
+from grpo_jax.commands.train import Train, check_microbatch, greedy
 from grpo_jax.config import Config
 from grpo_jax.grpo import Algorithm, add_gradient, begin, check_split, descend, layout_of
 from grpo_jax.models import Shape, decoder_policy, find_shape
@@ -30,7 +30,7 @@ from grpo_jax.runtime.sharding import (
 )
 from grpo_jax.runtime.sizes import bucket
 from grpo_jax.runtime.topology import Slice
-from grpo_jax.structs import Batch, Params, Prompts, Rollouts, TrainState
+from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, TrainState
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,15 @@ class Case:
     @property
     def reference_bytes(self) -> int:
         """The copy of the first weights on each device, if the objective compares with it."""
-        return device_bytes(self.state.params) if self.algorithm.objective.needs_reference else 0
+        return device_bytes(self.state.reference)
+
+    @property
+    def teacher_bytes(self) -> int:
+        """The teacher's weights on each device, if there is one."""
+        if self.algorithm.teacher is None:
+            return 0
+        params = self.algorithm.teacher[1]
+        return device_bytes(placed(params, weight_shardings(params, self.mesh)))
 
 
 @dataclass(frozen=True)
@@ -89,10 +97,11 @@ class Phase:
 def assemble(config: Config, found: Slice) -> Case:
     """The objects of a config for a slice; no weight is read and no data."""
     settings: Train = config.train.build()
-    model = config.model.arguments
-    shape = find_shape(model["name"])
-    kind = jnp.dtype("bfloat16" if model["activations"] == "auto" else model["activations"])
-    policy = decoder_policy(shape, kind, model["remat"], platform="tpu")
+    shape, policy = find_policy(config.model.arguments)
+    teacher = None
+    if config.teacher is not None:
+        taught = find_policy(config.teacher.arguments)[1]
+        teacher = taught, jax.eval_shape(taught.init, jax.random.key(0))
     sampler = config.rollout.build(ends=(0,), decode=str)
     if not isinstance(sampler, Sampler):
         raise ValueError("A plan is made for the native sampler; leave out rollout.use.")
@@ -103,12 +112,21 @@ def assemble(config: Config, found: Slice) -> Case:
         reward=len,
         objective=config.objective.build(),
         optimizer=config.optimizer.build(),
+        sample_greedy=greedy(sampler),
+        teacher=teacher,
     )
     mesh = config.mesh.build().mesh(found.devices())
     check_prompts(settings.prompts, mesh)
     check_split(algorithm, settings.prompts, sampler.responses)
     check_microbatch(algorithm, settings.prompts, mesh)
     return Case(config, algorithm, shape, settings, found, mesh)
+
+
+def find_policy(model: Mapping[str, Any]) -> tuple[Shape, Policy]:
+    """The shape and the policy that a section of a config means, as they are on a TPU."""
+    shape = find_shape(model["name"])
+    kind = jnp.dtype("bfloat16" if model["activations"] == "auto" else model["activations"])
+    return shape, decoder_policy(shape, kind, model["remat"], platform="tpu")
 
 
 def _or_no_room(plan: Callable[..., Phase]) -> Callable[..., Phase]:
@@ -133,7 +151,7 @@ def plan_sampling(case: Case) -> Phase:
     reading, decoding = compile_reading(case), compile_decoding(case)
     used, before = decoding.memory_analysis(), reading.memory_analysis()
     served = decoding_inputs(case)[0]
-    state, weights = device_bytes(case.state), device_bytes(case.state.params)
+    state, weights = device_bytes(case.state) + case.teacher_bytes, device_bytes(case.state.params)
     rounds = -(-case.settings.prompts // case.held)
     moved = collective_bytes(compile_serving(case).as_text())
     moved += rounds * collective_bytes(reading.as_text())
@@ -143,7 +161,7 @@ def plan_sampling(case: Case) -> Phase:
         before.peak_memory_in_bytes + state - weights + device_bytes(served),
     )
     return Phase(
-        peak + case.reference_bytes,
+        peak,
         used.argument_size_in_bytes,
         max(used.temp_size_in_bytes, before.temp_size_in_bytes),
         moved,
@@ -158,9 +176,9 @@ def plan_learning(case: Case, P: int) -> Phase:
     parts = case.settings.prompts // P * case.algorithm.group_parts
     moved = parts * collective_bytes(learn.as_text())
     moved += case.algorithm.minibatches * collective_bytes(step.as_text())
-    waiting = device_bytes(case.state.opt_state)
+    waiting = device_bytes((case.state.opt_state, case.state.reference))
     return Phase(
-        max(used.peak_memory_in_bytes + waiting, after.peak_memory_in_bytes) + case.reference_bytes,
+        max(used.peak_memory_in_bytes + waiting, after.peak_memory_in_bytes) + case.teacher_bytes,
         used.argument_size_in_bytes,
         used.temp_size_in_bytes,
         moved,
@@ -234,7 +252,7 @@ def compile_learning(case: Case, P: int) -> tuple[jax.stages.Compiled, jax.stage
     part, slots = part_shapes(case, P)
     layout = layout_of(state)
     with on(mesh if mesh.size > 1 else None):
-        total = jax.eval_shape(partial(add_gradient, algorithm, layout), state.params, None, part, slots)
+        total, _ = jax.eval_shape(partial(add_gradient, algorithm, layout), state.params, None, part, slots)
         whole = NamedSharding(mesh, PartitionSpec())
         shardings = (*jax.tree.map(lambda _: whole, total[:2]), weight_shardings(total[2], mesh))
         total = placed(total, shardings)
@@ -263,10 +281,19 @@ def part_shapes(case: Case, P: int) -> tuple[Batch, Any]:
         rows((P, G), bool),
         distribution=sampler.distribution,
     )
-    objective = case.algorithm.objective
-    kept = case.algorithm.minibatches > 1 or (objective.needs_reference and objective.kl.place == "reward")
-    ref_PGT = numbers_PGT if objective.needs_reference else None
-    batch = Batch(rollouts, rows((P, G), jnp.float32), numbers_PGT, numbers_PGT if kept else None, ref_PGT)
+    objective, minibatches = case.algorithm.objective, case.algorithm.minibatches
+    kept = objective.needs_old_logprobs or (minibatches > 1 and objective.compares_with_old)
+    batch = Batch(
+        rollouts,
+        rows((P, G), jnp.float32),
+        numbers_PGT,
+        numbers_PGT if objective.masks else None,
+        (numbers_PGT,) * len(objective.terms),
+        jax.eval_shape(objective.first_coefficients),
+        numbers_PGT if kept else None,
+        numbers_PGT if objective.needs_reference else None,
+        numbers_PGT if objective.distillation else None,
+    )
     return batch, rows((P, G, T), jnp.int32)
 
 

@@ -56,7 +56,7 @@ class Progress(Watch):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times what happens inside, and says that it happens."""
+        """Times what happens inside, all of its turns in one step together, and says that it happens."""
         new = name not in self.seen
         self.seen.add(name)
         self._show(
@@ -70,7 +70,7 @@ class Progress(Watch):
         )
         begun = time.monotonic()
         yield
-        self.times[name] = time.monotonic() - begun
+        self.times[name] = self.times.get(name, 0.0) + time.monotonic() - begun
         self._show("")
 
     def answers(self, examples: Sequence[Example], responses: Sequence[Sequence[str]], rewards_PGR, advantages) -> None:

@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
+from grpo_jax import grpo
+from grpo_jax.commands.asking import ask
 from grpo_jax.commands.progress import Progress
 from grpo_jax.config import Config, ConfigError, render
-from grpo_jax.grpo import Algorithm, begin, check_split, chosen_tokens, step
+from grpo_jax.grpo import Algorithm, begin, check_split, chosen_tokens
 from grpo_jax.models import Model
 from grpo_jax.rewards import Mix, score
 from grpo_jax.rollout import Sampler, programs
 from grpo_jax.runtime.cache import keep_programs
 from grpo_jax.runtime.checkpoint import Checkpoints
 from grpo_jax.runtime.metrics import describe_rewards
-from grpo_jax.runtime.order import pick
 from grpo_jax.runtime.run import Record
 from grpo_jax.runtime.sharding import check_prompts, place_prompts, prompt_parts, weight_shardings
 from grpo_jax.runtime.sizes import bucket
-from grpo_jax.structs import Params, Prompts, TrainState
+from grpo_jax.structs import Params, Policy, Prompts, TrainState
 from grpo_jax.tasks import Example, Task
 
 
@@ -41,9 +41,11 @@ class Train:
     evaluate_prompts: int = 64
     save_every: int = 50
     keep: int = 2  # checkpoints
+    resample: int = 1  # rounds of sampling, at most, until a step's groups all differ in reward (DAPO's is 10)
+    retire: float | None = None  # mean reward from which a prompt is not asked again; null never (ScaleRL's is 0.9)
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "prompts": 1, "evaluate_every": 0, "evaluate_prompts": 1, "keep": 1}
+        least = {"steps": 1, "prompts": 1, "evaluate_every": 0, "evaluate_prompts": 1, "keep": 1, "resample": 1}
         for name, bound in (least | {"save_every": 1}).items():
             if getattr(self, name) < bound:
                 raise ValueError(f"train.{name} must be at least {bound}; got {getattr(self, name)}.")
@@ -114,13 +116,16 @@ def assemble(config: Config) -> Session:
     mesh = config.mesh.build().mesh()
     check_prompts(settings.prompts, mesh)
     model: Model = config.model.build()
+    sample = config.rollout.build(ends=model.tokenizer.end_ids, decode=model.tokenizer.decode)
     algorithm: Algorithm = config.algorithm.build(
         policy=model.policy,
-        sample=config.rollout.build(ends=model.tokenizer.end_ids, decode=model.tokenizer.decode),
+        sample=sample,
         decode=model.tokenizer.decode,
         reward=Mix(tuple((call.build(), call.weight) for call in config.rewards)) if config.rewards else task.reward,
         objective=config.objective.build(),
         optimizer=config.optimizer.build(),
+        sample_greedy=greedy(sample) if isinstance(sample, Sampler) else None,
+        teacher=load_teacher(config, model, mesh),
     )
     check_split(algorithm, settings.prompts)
     check_microbatch(algorithm, settings.prompts, mesh)
@@ -131,6 +136,24 @@ def assemble(config: Config) -> Session:
     asked = task.held_out[: count - count % prompt_parts(mesh)]
     exam = Questions(asked, model, settings.max_prompt_tokens) if asked else None
     return Session(settings, model, mesh, algorithm, questions, exam)
+
+
+def greedy(sampler: Sampler) -> Sampler:
+    """The same sampler, giving the one likeliest answer."""
+    return replace(sampler, temperature=0.0, responses=1)
+
+
+def load_teacher(config: Config, model: Model, mesh: jax.sharding.Mesh) -> tuple[Policy, Params] | None:
+    """The model that an objective with distillation follows. It has to have the student's tokens."""
+    if config.teacher is None:
+        return None
+    teacher: Model = config.teacher.build()
+    if teacher.shape.vocabulary != model.shape.vocabulary:
+        raise ValueError(
+            f"The teacher has {teacher.shape.vocabulary} tokens and the model {model.shape.vocabulary}: a teacher's"
+            " log-probs are of the same tokens. Take one of the model's family."
+        )
+    return teacher.policy, teacher.params(mesh)
 
 
 def check_microbatch(algorithm: Algorithm, prompts: int, mesh: jax.sharding.Mesh) -> None:
@@ -161,21 +184,25 @@ def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record:
     settings, algorithm, done = session.settings, session.algorithm, int(state.step)
     progress = Progress(settings.steps, done)
     progress.say(introduction(session, state, record.path))
-    reference = load_reference(session, state)
     if session.exam is not None and not record.history:
         record.metrics(0, evaluate(session, state.params, progress, 0))
+    retired = set(record.retired)
     for index in range(done, settings.steps):
-        prompts, examples = session.questions.choose(
-            pick(settings.seed, index, settings.prompts, len(session.questions.examples))
-        )
-        prompts = place_prompts(prompts, session.mesh)
+        if used_up(session, retired):
+            break
+        answers, _, means = ask(session, state, index, retired, progress)
         key = jax.random.fold_in(jax.random.key(settings.seed), index)
-        state, measured = step(algorithm, state, reference, prompts, examples, key, progress)
+        state, measured = grpo.learn(algorithm, state, answers, key, progress)
         metrics = {name: float(value) for name, value in measured.items()}
         metrics |= {"learning_rate": learning_rate(state), "sampling/programs": programs()}
+        if settings.retire is not None:
+            solved = [place for place, mean in means.items() if mean >= settings.retire]
+            retired |= set(solved)
+            record.retire(index + 1, solved)
+            metrics["retired_prompts"] = len(retired)
         record.completions(index + 1, list(answer_rows(algorithm.reward, *progress.answered)))
         metrics |= progress.finish_step(metrics)
-        last = index + 1 == settings.steps
+        last = index + 1 == settings.steps or used_up(session, retired)
         if last or (settings.evaluate_every and (index + 1) % settings.evaluate_every == 0):
             metrics |= evaluate(session, state.params, progress, index + 1)
         record.metrics(index + 1, metrics)
@@ -183,14 +210,14 @@ def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record:
             with progress.phase("saving"):
                 checkpoints.save(index + 1, state)
             progress.finish("saving", f"saved step {index + 1}")
+    if used_up(session, retired):
+        progress.say(f"{len(retired)} prompts are solved: too few are left for a step, so this is the end")
     progress.say(conclusion(record, progress))
 
 
-def load_reference(session: Session, state: TrainState) -> Params | None:
-    """A copy of the first parameters, where the objective compares with them."""
-    if not session.algorithm.objective.needs_reference:
-        return None
-    return jax.tree.map(jnp.copy, state.params) if int(state.step) == 0 else session.model.params(session.mesh)
+def used_up(session: Session, retired: set[int]) -> bool:
+    """Whether so many prompts have been retired that the others do not fill a step."""
+    return bool(retired) and len(session.questions.examples) - len(retired) < session.settings.prompts
 
 
 def evaluate(session: Session, params: Params, progress: Progress, done: int) -> dict[str, float]:
@@ -200,8 +227,7 @@ def evaluate(session: Session, params: Params, progress: Progress, done: int) ->
     prompts, examples = session.exam.choose(range(len(session.exam.examples)))
     sample = session.algorithm.sample
     if isinstance(sample, Sampler):  # another engine answers as it does in training
-        sample = replace(sample, temperature=0.0, responses=1)
-        sample = sample.with_room(session.model.policy, prompts, prompt_parts(session.mesh))
+        sample = greedy(sample).with_room(session.model.policy, prompts, prompt_parts(session.mesh))
     with progress.phase("evaluating"):
         prompts = place_prompts(prompts, session.mesh)
         rollouts = jax.block_until_ready(sample(session.model.policy, params, prompts, jax.random.key(0)))

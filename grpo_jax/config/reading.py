@@ -1,15 +1,17 @@
 """From a YAML file, the files it is based on, and overrides on the command line to a `Config`."""
 
 import difflib
+import types
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from grpo_jax.config.names import public_names, suggestion
-from grpo_jax.config.sections import SECTIONS, Call, Config, RewardPart, Section
+from grpo_jax.config.sections import OBJECTIVE, PARTS, SECTIONS, Call, Config, RewardPart, Section
 from grpo_jax.config.signatures import Default, Parameter, Signature, parameters, signature
 from grpo_jax.config.values import (
     COMMAND_LINE,
@@ -24,6 +26,7 @@ from grpo_jax.config.values import (
 )
 
 PART = "grpo_jax.config.sections:RewardPart"
+PLAIN = (int, float, str, bool, dict, types.NoneType, ...)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,11 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config in a file, with `section.key=value` overrides laid over it."""
     written = _overlay(_read_file(Path(path), ()), _read_overrides(overrides))
     absent = Written(f"{path}:1:1")
-    calls = {name: _call(name, SECTIONS[name], written.get(name, absent)) for name in SECTIONS if name != "rewards"}
+    calls = {
+        name: _call(name, section, written.get(name, absent))
+        for name, section in SECTIONS.items()
+        if name != "rewards" and (name in written or not section.optional)
+    }
     items = written.get("rewards", absent).items
     return Config(rewards=tuple(_reward(f"rewards[{index}]", item) for index, item in enumerate(items)), **calls)
 
@@ -133,8 +140,69 @@ def _changes_owner(name: str, under: Written, over: Written) -> bool:
 
 def _call(name: str, section: Section, written: Written) -> Call:
     target, found = _owner(name, section, written)
-    arguments, sources = _arguments(name, written, _settable(section, found))
-    return Call(target, arguments, sources, f"{written.place}: {name}")
+    known = _settable(section, found)
+    parts = _parts(written, known) if name == "objective" and target != OBJECTIVE else {}
+    rest = replace(written, keys={key: pair for key, pair in written.keys.items() if key not in parts})
+    arguments, sources = _arguments(name, rest, known)
+    sources |= {key: line(written.keys[key][1]) for key in parts}
+    return Call(target, arguments, sources, f"{written.place}: {name}", parts)
+
+
+def _parts(written: Written, known: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Fields of the objective that are given beside the preset's own knobs, and replace what the preset chose."""
+    fields = parameters(OBJECTIVE)
+    return {
+        key: _of_kind(value, fields[key], f"objective.{key}")
+        for key, (_, value) in written.keys.items()
+        if key in fields and (key not in known or isinstance(value, yaml.MappingNode))
+    }
+
+
+def _of_kind(node: yaml.Node, parameter: Parameter, key: str) -> Any:
+    """A value of a parameter, which may be a choice with arguments of its own, or a list of such."""
+    section = PARTS.get(parameter.name) if key.startswith("objective.") else None
+    if section is None or _is_plain(parameter.kind) or _is_number_or_nothing(node, parameter.kind, key):
+        return read_value(node, parameter.kind, key)
+    several = typing.get_origin(parameter.kind) is tuple
+    if several != isinstance(node, yaml.SequenceNode):
+        raise refusal(
+            node, key, f"expected {'a list of choices, such as [...]' if several else 'one choice, not a list'}"
+        )
+    if several:
+        return tuple(_chosen(item, section, f"{key}[{index}]") for index, item in enumerate(node.value))
+    return _chosen(node, section, key)
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether values of a kind are never choices: a user's own parameter may be called like a part of an objective."""
+    if typing.get_origin(kind) is Literal:
+        return True
+    inner = typing.get_args(kind)
+    return all(_is_plain(member) for member in inner) if inner else kind in PLAIN
+
+
+def _is_number_or_nothing(node: yaml.Node, kind: Any, key: str) -> bool:
+    """Whether a value that is no name is given where there may be one."""
+    if not isinstance(node, yaml.ScalarNode):
+        return False
+    value, kinds = read_value(node, Any, key), typing.get_args(kind)
+    return types.NoneType in kinds if value is None else float in kinds and not isinstance(value, str)
+
+
+def _chosen(node: yaml.Node, section: Section, key: str) -> Call:
+    """A choice by its name alone, or with arguments."""
+    if isinstance(node, yaml.ScalarNode) and not isinstance(read_value(node, Any, key), str):
+        raise refusal(
+            node, key, f"expected a choice by its name, or {{use: name, ...}} with what it needs; got {node.value}"
+        )
+    keys = {"use": (node, node)} if isinstance(node, yaml.ScalarNode) else entries(node, key)
+    written = Written(place(node), keys)
+    target, found = _owner(key, section, written)
+    known = found.parameters
+    if not found.is_class:  # a function is given the rest when it is called
+        known = {name: replace(parameter, default=Default.COMPUTED) for name, parameter in known.items()}
+    arguments, sources = _arguments(key, written, known)
+    return Call(target, arguments, sources, f"{written.place}: {key}")
 
 
 def _reward(name: str, node: yaml.Node) -> RewardPart:
@@ -178,8 +246,10 @@ def _arguments(name: str, written: Written, known: Mapping[str, Parameter]) -> t
     given, sources = {}, dict.fromkeys(["use", *known], "default")
     for key, (node, value) in written.keys.items():
         if key != "use" and key not in known:
-            raise refusal(node, f"{name}.{key}", f"unknown key{_similar_key(name, key, known)}")
-        given[key] = read_value(value, str if key == "use" else known[key].kind, f"{name}.{key}")
+            others = parameters(OBJECTIVE) if name == "objective" else {}
+            raise refusal(node, f"{name}.{key}", f"unknown key{_similar_key(name, key, {**known, **others})}")
+        place_of = f"{name}.{key}"
+        given[key] = read_value(value, str, place_of) if key == "use" else _of_kind(value, known[key], place_of)
         sources[key] = line(value)
     for key, parameter in known.items():
         if key not in given and parameter.default is Default.REQUIRED:

@@ -22,7 +22,8 @@ def render(config: Config) -> str:
 def _body(name: str, call: Call) -> list[str]:
     known = parameters(call.target)
     body = [_line("use", _short(name, call.target), call.sources)] if call.sources["use"] != "default" else []
-    return body + [_line(key, value, call.sources, known[key]) for key, value in call.arguments.items()]
+    body += [_line(key, value, call.sources, known[key]) for key, value in call.arguments.items()]
+    return body + [_line(key, value, call.sources) for key, value in call.parts.items()]
 
 
 def _item(name: str, reward: RewardPart) -> list[str]:
@@ -32,7 +33,16 @@ def _item(name: str, reward: RewardPart) -> list[str]:
 
 def _line(key: str, value: object, sources: Mapping[str, str], parameter: Parameter | None = None) -> str:
     comment = f" ({parameter.comment})" if parameter is not None and parameter.comment else ""
-    return f"{key}: {write_value(value)}  # {sources[key]}{comment}"
+    return f"{key}: {write_value(_plain(value))}  # {sources[key]}{comment}"
+
+
+def _plain(value: object) -> object:
+    """A value in which calls are mappings."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Call):
+        return {"use": value.target} | {name: _plain(item) for name, item in value.arguments.items()}
+    return value
 
 
 def _short(name: str, target: str) -> str:

@@ -6,7 +6,7 @@ So a knob is written once, by its owner, and this table only says who the owners
 import functools
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from grpo_jax.config.names import load
@@ -18,12 +18,13 @@ from grpo_jax.config.values import ConfigError
 class Section:
     """Where `use: name` is looked up, and what is used if it is left out (None: it has to be given).
 
-    `supplied` are parameters that the program gives, so a config cannot.
+    `supplied` are parameters that the program gives, so a config cannot. An `optional` section may be left out.
     """
 
     namespace: str
     default: str | None = None
     supplied: tuple[str, ...] = ()
+    optional: bool = False
 
 
 SECTIONS = {
@@ -32,33 +33,82 @@ SECTIONS = {
     "task": Section("grpo_jax.tasks"),
     "rewards": Section("grpo_jax.rewards", supplied=("example", "response", "prompts", "completions")),
     "rollout": Section("grpo_jax.rollout", "Sampler", supplied=("ends", "decode")),
-    "objective": Section("grpo_jax.objectives", "grpo"),
+    "objective": Section("grpo_jax.objectives", "verifiable"),
     "algorithm": Section(
         "grpo_jax.grpo",
         "Algorithm",
-        supplied=("policy", "sample", "decode", "reward", "objective", "optimizer"),
+        supplied=("policy", "sample", "decode", "reward", "objective", "optimizer", "sample_greedy", "teacher"),
     ),
     "optimizer": Section("grpo_jax.runtime.optimizer", "adamw"),
     "train": Section("grpo_jax.commands.train", "Train"),
     "mesh": Section("grpo_jax.runtime.sharding", "Layout"),
+    "teacher": Section("grpo_jax.models", "load", optional=True),
 }
+
+# Choices that an objective is made of: where their names are looked up, and what a mapping without `use` is.
+PARTS = {
+    "advantage": Section("grpo_jax.advantages", "Advantage"),
+    "center": Section("grpo_jax.advantages"),
+    "scale": Section("grpo_jax.advantages"),
+    "rewards": Section("grpo_jax.advantages"),
+    "shaping": Section("grpo_jax.shaping"),
+    "select": Section("grpo_jax.shaping"),
+    "prune": Section("grpo_jax.shaping"),
+    "metric": Section("grpo_jax.shaping"),
+    "surrogate": Section("grpo_jax.objectives.surrogates"),
+    "ratio": Section("grpo_jax.objectives.ratios"),
+    "weighting": Section("grpo_jax.objectives.weightings"),
+    "masks": Section("grpo_jax.objectives.corrections"),
+    "mask": Section("grpo_jax.objectives.corrections"),
+    "live_masks": Section("grpo_jax.objectives.corrections"),
+    "correction": Section("grpo_jax.objectives.corrections"),
+    "kl": Section("grpo_jax.objectives.penalties", "KL"),
+    "estimator": Section("grpo_jax.objectives.penalties"),
+    "coefficient": Section("grpo_jax.objectives.penalties"),
+    "reference": Section("grpo_jax.objectives.penalties", "Reference"),
+    "terms": Section("grpo_jax.objectives.penalties", "Term"),
+    "value": Section("grpo_jax.objectives.penalties"),
+}
+OBJECTIVE = "grpo_jax.objectives:Objective"
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a section says: call `target` with `arguments`. `sources` tells where each argument was written."""
+    """What a section says: call `target` with `arguments`, then replace fields of the result by `parts`.
+
+    `sources` tells where each argument was written. Arguments and parts may be calls themselves, or tuples of them.
+    """
 
     target: str
     arguments: Mapping[str, Any]
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     place: str = field(default="", compare=False)
+    parts: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, **supplied: Any) -> Any:
         """The result of the call. What the owner refuses is reported with the place of the section."""
         try:
-            return load(self.target)(**self.arguments, **supplied)
+            built = load(self.target)(**_made(self.arguments), **supplied)
+            return replace(built, **_made(self.parts)) if self.parts else built
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(f"{self.place}: {error}") from error
+
+    def part(self) -> Any:
+        """A choice of an objective: what a class makes, or a function itself, with its arguments if it has any."""
+        owner = load(self.target)
+        if inspect.isclass(owner):
+            return self.build()
+        return functools.partial(owner, **_made(self.arguments)) if self.arguments else owner
+
+
+def _made(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _make(value) for name, value in values.items()}
+
+
+def _make(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_make(item) for item in value)
+    return value.part() if isinstance(value, Call) else value
 
 
 @dataclass(frozen=True)
@@ -91,3 +141,4 @@ class Config:
     optimizer: Call
     train: Call
     mesh: Call
+    teacher: Call | None = None

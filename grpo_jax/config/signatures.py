@@ -15,6 +15,7 @@ from grpo_jax.config.names import Definition, Source, find, literal, load, split
 
 SCALARS = {"int": int, "float": float, "str": str, "bool": bool, "dict": dict, "Mapping": dict}
 LISTS = {"list": list, "tuple": tuple, "Sequence": tuple}
+GENERICS = (*LISTS, "Optional", "Union", "dict", "Mapping")
 
 
 class Default(enum.Enum):
@@ -137,6 +138,8 @@ def _kind(node: ast.expr | None, source: Source) -> Any:
 def _generic(name: str, inner: Sequence[ast.expr], source: Source) -> Any:
     if name == "Literal":
         return Literal[tuple(literal(item) for item in inner)]
+    if name not in GENERICS:  # Float[Array, "P G"]: what stands inside is no annotation
+        return Any
     kinds = tuple(... if literal(item) is ... and ast.unparse(item) == "..." else _kind(item, source) for item in inner)
     match name:
         case "Optional":

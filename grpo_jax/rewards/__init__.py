@@ -4,17 +4,21 @@ from grpo_jax.rewards.answers import exact, last_number
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.expressions import reaches_target
 from grpo_jax.rewards.format import Matches, follows_template
-from grpo_jax.rewards.mixing import Mix, Reward, as_mix, score
+from grpo_jax.rewards.mixing import Mix, Reward, as_mix, judge, score
+from grpo_jax.rewards.steps import Steps, place_steps
 
 __all__ = [
     "Example",
     "Matches",
     "Mix",
     "Reward",
+    "Steps",
     "as_mix",
     "exact",
     "follows_template",
+    "judge",
     "last_number",
+    "place_steps",
     "reaches_target",
     "score",
 ]

@@ -1,8 +1,8 @@
 """Several rewards at once, and scoring a step's responses with them on the host.
 
-A reward is a function of an example and a response that returns a number, or None where it could not judge. Functions
-written for TRL are rewards too, unchanged (see `trl.py`). A reward that fails, or returns anything else, stops the run:
-an error scored as zero would teach the model that the answer was wrong.
+A reward is a function of an example and a response that returns a number, `Steps` if it judges step by step, or None
+where it could not judge. Functions written for TRL are rewards too, unchanged (see `trl.py`). A reward that fails, or
+returns anything else, stops the run: an error scored as zero would teach the model that the answer was wrong.
 """
 
 import functools
@@ -16,8 +16,10 @@ from jaxtyping import Float32
 
 from grpo_jax.rewards import trl
 from grpo_jax.rewards.example import Example
+from grpo_jax.rewards.steps import Steps
 
-Reward = Callable[..., float | None]
+Reward = Callable[..., "float | Steps | None"]
+Ends = dict[tuple[int, int], list[tuple[int, float]]]  # by prompt and response: where steps end, and their rewards
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -63,19 +65,36 @@ def score(
 
     `tokens`, in the layout of `responses`, and `step` are for TRL functions that ask for them.
     """
+    return judge(reward, examples, responses, tokens, step)[0]
+
+
+def judge(
+    reward: Mix | Reward,
+    examples: Sequence[Example],
+    responses: Sequence[Sequence[str]],
+    tokens: Sequence[Sequence[Sequence[int]]] | None = None,
+    step: int | None = None,
+) -> tuple[Float32[np.ndarray, "P G R"], Ends]:
+    """As `score`, and the weighted rewards of steps of those responses that were judged step by step."""
     mix = as_mix(reward)
     _check_layout(examples, responses)
     P, G = len(responses), len(responses[0])
     rewards_PGR = np.empty((P, G, len(mix.parts)), np.float32)
-    for r, ((part, _), label) in enumerate(zip(mix.parts, mix.names, strict=True)):
+    ends: Ends = {}
+    for r, ((part, weight), label) in enumerate(zip(mix.parts, mix.names, strict=True)):
         if trl.is_trl(part):
             values = trl.call(part, label, examples, responses, tokens, step)
         else:
             values = _call_each(part, label, examples, responses)
         for row, value in enumerate(values):
             p, g = divmod(row, G)
+            if isinstance(value, Steps):
+                if weight:
+                    found = ends.setdefault((p, g), [])
+                    found += [(end, weight * number) for end, number in zip(value.ends, value.rewards, strict=True)]
+                value = value.total
             rewards_PGR[p, g, r] = _number(value, label, p, g)
-    return rewards_PGR
+    return rewards_PGR, ends
 
 
 def name(reward: Reward) -> str:

@@ -1,14 +1,20 @@
 """Numbers about a step that need no gradient, under the names TRL gives them where they mean the same."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from grpo_jax.rewards import Mix
 from grpo_jax.structs import Rollouts
 
 
 def describe(rollouts: Rollouts, rewards_PGR: np.ndarray, mix: Mix) -> dict[str, float]:
-    """Lengths, endings and rewards of a batch of rollouts; lengths are in tokens."""
-    return describe_lengths(rollouts) | describe_rewards(rewards_PGR, mix)
+    """Lengths, endings, entropy and rewards of a batch of rollouts, learned from or not; lengths are in tokens, the
+    entropy of the policy that sampled is in nats.
+    """
+    entropies = np.asarray(rollouts.entropy_PGT)[np.asarray(rollouts.action_PGT)]
+    return describe_lengths(rollouts) | describe_rewards(rewards_PGR, mix) | {"entropy": _mean(entropies)}
 
 
 def describe_lengths(rollouts: Rollouts) -> dict[str, float]:
@@ -38,6 +44,37 @@ def describe_rewards(rewards_PGR: np.ndarray, mix: Mix) -> dict[str, float]:
     for name, rewards in zip(mix.names, np.moveaxis(rewards_PGR, 2, 0), strict=True):
         metrics |= {f"rewards/{name}/mean": _mean(rewards), f"rewards/{name}/std": _deviation(rewards)}
     return metrics
+
+
+@jax.jit
+def describe_mismatch(trainer_PGT: Array, rollouts: Rollouts) -> dict[str, Array]:
+    """How far the trainer's log-probs are from the sampler's, over tokens whose log-prob both know.
+
+    The ratio is trainer to sampler; k3 estimates the divergence of the trainer from the sampler, in nats; the
+    effective sample size is the share of tokens that would do, were they weighed by the ratio.
+    """
+    gap_PGT = trainer_PGT - rollouts.logprobs_PGT
+    known_PGT = rollouts.action_PGT & ~jnp.isnan(gap_PGT)
+    gap_PGT = jnp.where(known_PGT, gap_PGT, 0.0)
+    number = jnp.maximum(jnp.sum(known_PGT), 1)
+    ratio_PGT = jnp.where(known_PGT, jnp.exp(jnp.minimum(gap_PGT, 40.0)), 0.0)
+    quantiles = jnp.nanquantile(jnp.where(known_PGT, ratio_PGT, jnp.nan), jnp.array([0.0, 0.01, 0.99, 1.0]))
+    least, low, high, most = jnp.nan_to_num(quantiles, nan=1.0)
+    none = ~jnp.any(known_PGT)  # then nothing is known to differ
+    mean = jnp.where(none, 1.0, jnp.sum(ratio_PGT) / number)
+    squares = jnp.where(none, 1.0, jnp.sum(jnp.square(ratio_PGT)) / number)
+    ratio = "sampling/importance_sampling_ratio"
+    return {
+        "sampling/sampling_logp_difference/mean": jnp.sum(jnp.abs(gap_PGT)) / number,
+        "sampling/sampling_logp_difference/max": jnp.max(jnp.abs(gap_PGT), initial=0.0),
+        f"{ratio}/min": least,
+        f"{ratio}/p01": low,
+        f"{ratio}/mean": mean,
+        f"{ratio}/p99": high,
+        f"{ratio}/max": most,
+        "sampling/k3": jnp.sum(jnp.where(known_PGT, jnp.expm1(jnp.minimum(gap_PGT, 40.0)) - gap_PGT, 0.0)) / number,
+        "sampling/effective_sample_size": jnp.square(mean) / jnp.maximum(squares, 1e-30),
+    }
 
 
 def _mean(values: np.ndarray) -> float:

@@ -63,6 +63,12 @@ class Record:
         rows = map(json.loads, self.file.read_text().splitlines()) if self.file.exists() else ()
         self.history = [row for row in rows if row["step"] <= step]
         self.file.write_text("".join(json.dumps(row) + "\n" for row in self.history))
+        self.solved = path / "retired.jsonl"
+        lines = map(json.loads, self.solved.read_text().splitlines()) if self.solved.exists() else ()
+        kept = [row for row in lines if row["step"] <= step]
+        self.retired = [index for row in kept for index in row["examples"]]
+        if kept or self.solved.exists():
+            self.solved.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self.events = SummaryWriter(str(path / "events"), purge_step=step + 1)
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -75,6 +81,12 @@ class Record:
         for name, value in metrics.items():
             self.events.add_scalar(name, float(value), step)
         self.events.flush()
+
+    def retire(self, step: int, examples: Sequence[int]) -> None:
+        """One line of the places of training examples that are not asked any more."""
+        if examples:
+            with self.solved.open("a") as file:
+                file.write(json.dumps({"step": step, "examples": list(examples)}) + "\n")
 
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """One line for each answer of a step."""

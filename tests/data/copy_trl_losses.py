@@ -6,9 +6,7 @@ FIXTURES_DIR holds `trl_losses.json` and `trl_losses.npz`: numbers that TRL 1.16
 when its own loss, advantage and model code was run on small random inputs, on a CPU with torch 2.13 and transformers
 5.23. No code of TRL is copied. Losses and their gradients are those of a float64 run, the model's of a float32 run.
 
-Left out, because no combination of this package gives them yet: the losses cispo, sapo, vespo and GMPO, masks by
-entropy or by distance from the sampler, ratios between sampler and trainer, entropy bonuses, and advantages that
-normalize each reward part before the sum.
+Of each case, what the tests read is kept: its settings, its loss, its gradients and the metrics that this package has.
 """
 
 import json
@@ -20,8 +18,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 HERE = Path(__file__).parent
-LOSS_TYPES = {"grpo", "bnpo", "dr_grpo", "dapo", "luspo"}
 DEFAULTS = {
+    "trainer": "grpo",
     "importance_sampling_level": "token",
     "beta": 0.0,
     "use_bias_correction_kl": True,
@@ -32,46 +30,50 @@ DEFAULTS = {
     "use_old": True,
     "gradient_accumulation_steps": 1,
     "mode": "train",
-}
-NOT_YET = {
-    "trainer": "grpo",
     "top_entropy_quantile": 1.0,
     "off_policy_mask_threshold": None,
     "is_ratio": None,
     "sampling": None,
     "entropy_coef": 0.0,
+    "use_adaptive_entropy": False,
+    "entropy_target": 0.2,
+    "entropy_coef_delta": 0.005,
+    "sapo_temperature_pos": 1.0,
+    "sapo_temperature_neg": 1.05,
+    "vespo_k_pos": 2.0,
+    "vespo_lambda_pos": 3.0,
+    "vespo_k_neg": 3.0,
+    "vespo_lambda_neg": 2.0,
 }
 KEPT = ["id", "input", "loss_type", *DEFAULTS, "loss"]
-METRICS = ["kl", "clip_ratio/low_mean", "clip_ratio/high_mean"]
+ADVANTAGE = ["id", "rewards", "scale_rewards", "reward_weights", "multi_objective_aggregation"]
+RATIO = ["id", "sampling", "mode", "clip_min", "clip_max", "mask_truncated_completions", "completion_mask_rows"]
+METRICS = ["kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "entropy_coef_after"]
 
 
 def main(fixtures: Path) -> None:
     """Writes the record, the arrays and the model beside this file."""
     record = json.loads((fixtures / "trl_losses.json").read_text())
     arrays = np.load(fixtures / "trl_losses.npz")
-    cases = [case for case in record["cases"] if covered(record["defaults"] | case)]
-    advantages = [case for case in record["C"]["cases"] if case["multi_objective_aggregation"] == "sum_then_normalize"]
-    models = [case for case in record["B"]["cases"] if case["loss_type"] in LOSS_TYPES]
+    cases, ratios = record["cases"], record["D"]["cases"]
     write_record(
         {
             "defaults": [DEFAULTS],
             "losses": [shorten(case) for case in cases],
             "rloo": record["rloo"],
-            "model": models,
-            "advantages": [
-                {key: case[key] for key in ("id", "rewards", "scale_rewards", "reward_weights")} for case in advantages
-            ],
+            "model": record["B"]["cases"],
+            "advantages": [{key: case[key] for key in ADVANTAGE} for case in record["C"]["cases"]],
+            "ratios": [{key: case[key] for key in RATIO} for case in ratios],
         }
     )
-    kept = {name: arrays[name] for name in arrays if wanted(name, {case["input"] for case in cases}, advantages)}
-    gradients = {"gradients": arrays["A.grad_logps"][[case["id"] for case in cases]]}
+    kept = {name: arrays[name] for name in arrays if wanted(name)}
+    gradients = {
+        "gradients": arrays["A.grad_logps"],
+        "entropy_gradients": arrays["A.grad_entropy"],
+        "entropy_gradients_of": arrays["A.grad_entropy_index"],
+    }
     np.savez_compressed(HERE / "trl_losses.npz", **kept, **gradients)
     write_model(record["B"]["model_config"], arrays)
-
-
-def covered(case: dict[str, Any]) -> bool:
-    """Whether this package can express the case."""
-    return case["loss_type"] in LOSS_TYPES and all(case[key] == value for key, value in NOT_YET.items())
 
 
 def shorten(case: dict[str, Any]) -> dict[str, Any]:
@@ -80,14 +82,12 @@ def shorten(case: dict[str, Any]) -> dict[str, Any]:
     return settings | {"metrics": {key: case["metrics"][key] for key in METRICS if key in case["metrics"]}}
 
 
-def wanted(name: str, inputs: set[str], advantages: list[dict[str, Any]]) -> bool:
+def wanted(name: str) -> bool:
     """Whether the tests read this array."""
     part, _, rest = name.partition(".")
-    if part == "in":
-        return rest.split(".")[0] in inputs and not any(word in rest for word in ("entropies", "sampling", "is_ratio"))
-    if part == "C":
-        return rest.startswith("rewards.") or rest in {f"adv.{case['id']}" for case in advantages}
-    return part == "rloo" or (part == "B" and not rest.startswith("w.") and "entropies" not in rest)
+    if part == "B":
+        return not rest.startswith("w.") and "entropies" not in rest
+    return part in ("in", "C", "D", "rloo")
 
 
 def write_record(record: dict[str, list[dict[str, Any]]]) -> None:

@@ -1,0 +1,49 @@
+"""Rewards of the single steps of a response, for process supervision (DeepSeekMath, arXiv:2402.03300)."""
+
+import bisect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a reward returns that judges step by step: a number for each step, and how many characters of the response
+    there are up to its end. The reward of the response is their sum.
+    """
+
+    rewards: Sequence[float]
+    ends: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if len(self.rewards) != len(self.ends):
+            raise ValueError(f"Every step has a reward and an end; got {len(self.rewards)} and {len(self.ends)}.")
+        if not all(math.isfinite(reward) for reward in self.rewards):
+            raise ValueError(f"The rewards of steps must be finite numbers; got {list(self.rewards)}.")
+
+    @property
+    def total(self) -> float:
+        """The reward of the whole response."""
+        return float(sum(self.rewards))
+
+
+def place_steps(
+    steps: Mapping[tuple[int, int], Sequence[tuple[int, float]]],
+    tokens: Sequence[Sequence[Sequence[int]]],
+    decode: Callable[[Sequence[int]], str],
+    action_PGT: np.ndarray,
+) -> Float32[np.ndarray, "P G T"]:
+    """The reward of each step at the token that completes its text, NaN where no step ends; `steps` has (end, reward)
+    by prompt and response. What ends at one token is added up.
+    """
+    steps_PGT = np.full(action_PGT.shape, np.nan, np.float32)
+    for (p, g), found in steps.items():
+        ids, places_N = tokens[p][g], np.flatnonzero(action_PGT[p, g])
+        for end, reward in found if len(ids) else ():
+            number = bisect.bisect_left(range(len(ids) - 1), end, key=lambda n, ids=ids: len(decode(ids[: n + 1])))
+            place = (p, g, places_N[number])
+            steps_PGT[place] = np.nan_to_num(steps_PGT[place]) + reward
+    return steps_PGT

@@ -160,10 +160,11 @@ def case_without_compiler(tmp_path, *overrides: str) -> Case:
 def test_a_plan_counts_a_teacher_and_has_greedy_answers_where_they_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(Slice, "devices", lambda self: jax.devices())
     found, taught = find_slice("v5e-8"), ("objective.use=distillation", "teacher.name=qwen3-0.6b")
-    alone, pupil = (plan_programs.assemble(config_of(tmp_path, *more), found) for more in ((), taught))
+    alone, pupil = (plan_programs.assemble(config_of(tmp_path, *EIGHT, *more), found) for more in ((), taught))
     assert alone.teacher_bytes == 0
     assert pupil.teacher_bytes == plan_programs.device_bytes(alone.state.params)
-    greedy = plan_programs.assemble(config_of(tmp_path, "objective.use=remax"), found).algorithm.sample_greedy
+    asked = config_of(tmp_path, *EIGHT, "objective.use=remax")
+    greedy = plan_programs.assemble(asked, found).algorithm.sample_greedy
     assert (greedy.temperature, greedy.responses) == (0.0, 1)
 
 

@@ -2,14 +2,16 @@
 
 import json
 from argparse import Namespace
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
-from grpo_jax.cli import main
+from grpo_jax.cli import main, parse
+from grpo_jax.commands.bench import load_model
 from grpo_jax.commands.bench_rollout import build_sampler, find_roof
-from grpo_jax.commands.bench_train import useful_flop
+from grpo_jax.commands.bench_train import build_algorithm, random_answers, useful_flop
 from grpo_jax.models import SHAPES, decoder_policy
 
 FEW = ["--model", "tiny", "--prompts", "8", "--responses", "2", "--prompt-tokens", "8", "--repeat", "1"]
@@ -34,6 +36,15 @@ def test_an_int8_cache_is_measured_by_what_it_does_to_log_probs(tmp_path, capsys
     figures = json.loads(file.read_text())
     assert 0 < figures["logprob_gap_mean"] < figures["logprob_gap_max"] < 0.1
     assert "nats from the trainer's" in capsys.readouterr().out
+
+
+def test_a_benchmark_learns_from_all_of_its_answers_though_none_ends():
+    arguments = parse(["bench", "step", *FEW, "--response-tokens", "6"])
+    subject = load_model(arguments)
+    algorithm = build_algorithm(arguments, subject)
+    rollouts, scored = random_answers(arguments, subject, algorithm)
+    cut_off = replace(scored, ended_PG=jax.numpy.zeros((8, 2), bool))
+    assert algorithm.objective.batch(rollouts, cut_off, jax.random.key(0)).rollouts.action_PGT.all()
 
 
 @pytest.mark.parametrize("what", ["train", "step"])

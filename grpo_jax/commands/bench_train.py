@@ -3,6 +3,7 @@
 import argparse
 import resource
 import time
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -51,7 +52,10 @@ def measure(arguments: argparse.Namespace, subject: Subject) -> tuple[dict[str, 
 
 
 def build_algorithm(arguments: argparse.Namespace, subject: Subject) -> Algorithm:
-    """The default objective and AdamW; the rewards of `bench step` are random."""
+    """The default objective and AdamW; the rewards of `bench step` are random.
+
+    No answer of a benchmark ends, and learning from none of them would be quick: truncated ones keep their reward.
+    """
     random = np.random.default_rng(0)
 
     def reward(example: Example, response: str) -> float:
@@ -59,7 +63,8 @@ def build_algorithm(arguments: argparse.Namespace, subject: Subject) -> Algorith
 
     sampler = build_sampler(arguments, subject.shape)
     optimizer = adamw(learning_rate=1e-12, warmup_steps=0)  # every run learns the same, so none compiles a new size
-    return Algorithm(subject.policy, sampler, str, reward, verifiable(), optimizer, microbatch=arguments.microbatch)
+    objective = replace(verifiable(), shaping=())
+    return Algorithm(subject.policy, sampler, str, reward, objective, optimizer, microbatch=arguments.microbatch)
 
 
 def random_answers(arguments: argparse.Namespace, subject: Subject, algorithm: Algorithm) -> tuple[Rollouts, Scored]:

@@ -52,7 +52,7 @@ def row(name: str) -> tuple[str, ...]:
     return (
         name,
         source(name),
-        *(shown(part) for part in (objective.advantage,)),
+        shown(objective.advantage),
         ratio or "none",
         shown(objective.surrogate),
         shown(objective.weighting),

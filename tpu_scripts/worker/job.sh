@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Usage, on a worker: job.sh launch TRAIN-ARGUMENT... | status | log | follow | stop
+# One training at a time: it holds run.lock for as long as it lives. setsid and nohup take it out of the ssh session;
+# systemd-run --user would need a lingering session, and so root, for no more than that.
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+host=$(hostname)
+
+is_running() { ! flock --nonblock run.lock true; }
+
+launch() { # a second time the same is no mistake: gcloud repeats a command whose connection broke
+  exec 9>>run.lock
+  if ! flock --nonblock 9; then
+    [[ $(printf '%q ' "$@") == "$(<run.command)" ]] && echo "$host is running it" && return
+    echo "error: $host is running another training: tpu_scripts/stop.sh first" >&2 && return 1
+  fi
+  rm -f run.exit
+  printf '%q ' "$@" >run.command
+  setsid nohup bash source/tpu_scripts/worker/train.sh "$@" </dev/null >>run.log 2>&1 &
+  echo "$host has started it"
+}
+
+status() {
+  local state=bare
+  if is_running; then state=running
+  elif [[ -f run.exit ]]; then state="exited $(<run.exit)"
+  elif [[ -f run.command ]]; then state=lost # it was killed without a word, as by a reboot
+  elif [[ -x venv/bin/grpo-jax ]]; then state=ready; fi
+  echo "$host $state $(tail -n 1 run.log 2>/dev/null | tr '\r' '\n' | tail -n 1)"
+}
+
+stop() { is_running && pkill -TERM -P "$(<run.pid)" && echo "$host is told to stop" || echo "$host runs nothing"; }
+
+case $1 in
+  launch) launch "${@:2}" ;;
+  status | stop) "$1" ;;
+  log) tail -n 50 run.log | sed "s/^/$host: /" ;;
+  follow) tail -n 50 -f run.log | sed -u "s/^/$host: /" ;;
+esac

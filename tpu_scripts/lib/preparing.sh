@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Sourced: what babysit.sh tells the other scripts.
+. tpu_scripts/lib/watching.sh
+type="" slice=() terms=() place=()
+
+prepare() { # the arguments of the other scripts, which refuse bad ones before anything is rented
+  slice=("$name" --zone="$zone" ${project:+--project="$project"})
+  terms=("${slice[@]}" --type="$type" ${valid_until:+--valid-until="$valid_until"})
+  if is_given spot; then terms+=(--spot); fi
+  place=("${slice[@]}" ${bucket:+--bucket="$bucket"})
+  if is_given dry-run; then rehearse && exit; fi
+  rehearse >/dev/null 2>&1 || { rehearse 2>&1 >/dev/null | grep '^error: ' >&2; }
+  trap 'say "$name may still be paid for: tpu_scripts/delete.sh $name --zone $zone"' EXIT
+}
+
+rehearse() { # what happens if all goes well
+  tpu_scripts/create.sh "${terms[@]}" --dry-run &&
+    tpu_scripts/setup.sh "${slice[@]}" --type="$type" --dry-run &&
+    tpu_scripts/run.sh "${place[@]}" --dry-run "${words[@]}"
+}

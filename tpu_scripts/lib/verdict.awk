@@ -1,0 +1,15 @@
+# The workers' lines, HOST STATE [EXIT-CODE] ..., -> what they amount to: the table in README.md says what follows.
+# 75 is a training that was told to stop and has saved; 134 to 143 are killed ones, as is a worker that lost its run.
+$2 ~ /^(bare|ready|running|lost|exited)$/ { workers++; state[$2]++ }
+$2 == "exited" && $3 == 2 { refused++; if (/There is no run/) fresh++ }
+$2 == "exited" && $3 ~ /^(75|134|137|139|143)$/ { cut++ }
+$2 == "exited" && $3 > worst { worst = $3 }
+END {
+  if (!workers) print "silent"
+  else if (state["bare"]) print "bare"
+  else if (state["running"]) print state["running"] == workers ? "running" : "split"
+  else if (state["ready"] == workers) print "ready"
+  else if (refused) print fresh == refused ? "fresh" : "ended 2"
+  else if (cut || state["lost"] || state["ready"]) print "cut"
+  else print "ended " worst + 0
+}

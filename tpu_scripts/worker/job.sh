@@ -6,11 +6,11 @@ set -euo pipefail
 cd "$(dirname "$0")/../../.."
 host=$(hostname)
 
-is_running() { ! flock --nonblock run.lock true; }
+is_running() { ! flock --shared --nonblock run.lock true; } # looking keeps nobody from launching
 
 launch() { # a second time the same is no mistake: gcloud repeats a command whose connection broke
   exec 9>>run.lock
-  if ! flock --nonblock 9; then
+  if ! flock --timeout 1 9; then
     [[ $(printf '%q ' "$@") == "$(<run.command)" ]] && echo "$host is running it" && return
     echo "error: $host is running another training: tpu_scripts/stop.sh first" >&2 && return 1
   fi

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
-if ! flock --nonblock run.lock true; then
+if ! flock --shared --nonblock run.lock true; then
   echo "error: $(hostname) is training, and what it runs would change under it: tpu_scripts/stop.sh first" >&2
   exit 1
 fi

@@ -16,6 +16,7 @@ record = SLICE / f"trained-{WORKER}.jsonl"
 with record.open("a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\n")
 script = SLICE / "trainings" / str(len(record.read_text().splitlines()))
+signal.alarm(120)  # a test that fails may leave it behind
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 print("training", flush=True)
 while not script.exists():

@@ -12,7 +12,7 @@ of its group's mean and gets no advantage.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, Sharding
 from jaxtyping import Float
 
@@ -30,7 +31,7 @@ from grpo_jax.objectives import Objective, scored_of
 from grpo_jax.packing import Part
 from grpo_jax.rewards import Mix, as_mix, judge, place_steps
 from grpo_jax.runtime.metrics import describe, describe_mismatch
-from grpo_jax.runtime.sharding import PROMPTS, fit, mesh_of, on
+from grpo_jax.runtime.sharding import PROMPTS, everywhere, fit, from_hosts, host_places, host_rows, mesh_of, on, place
 from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, Scored, TrainState
 
 Metrics = dict[str, Array | float]
@@ -86,14 +87,18 @@ NOBODY = Watch()
 
 @dataclass(frozen=True)
 class Answers:
-    """What was answered to the prompts of a step, and what it is worth. Greedy rewards are those of a baseline."""
+    """What was answered to the prompts of a step, and what it is worth. Greedy rewards are those of a baseline.
+
+    `examples` and `responses` are those of the prompts `place_p`, which this host answered; rewards are of all.
+    """
 
     rollouts: Rollouts
     examples: Sequence
     responses: Sequence[Sequence[str]]
     rewards_PGR: Float[np.ndarray, "P G R"]
-    steps_PGT: Float[np.ndarray, "P G T"] | None = None
+    steps_PGT: Array | None = None
     greedy_P1R: Float[np.ndarray, "P 1 R"] | None = None
+    place_p: np.ndarray | slice = field(default_factory=lambda: slice(None))
 
 
 @partial(jax.jit, static_argnames="algorithm")
@@ -132,15 +137,24 @@ def answer(
 
 
 def judged(algorithm: Algorithm, rollouts: Rollouts, examples: Sequence, step: int) -> Answers:
-    """Rollouts as text, with their rewards."""
-    tokens = chosen_tokens(rollouts)
+    """Rollouts with their rewards. Each host decodes and scores the responses it has."""
+    tokens, mesh = chosen_tokens(rollouts), mesh_of(rollouts)
+    place_p = host_places(mesh, len(examples))
+    own = [examples[place] for place in place_p]
     responses = [[algorithm.decode(ids) for ids in group] for group in tokens]
-    rewards_PGR, ends = judge(algorithm.reward, examples, responses, tokens, step)
-    unknown = bool(np.isnan(rewards_PGR).all())  # whether rewards would have been of steps, too
+    rewards_pGR, ends = judge(algorithm.reward, own, responses, tokens, step)
+    unknown = bool(np.isnan(rewards_pGR).all())  # whether rewards would have been of steps, too
     steps_PGT = None
-    if ends or unknown:
-        steps_PGT = place_steps(ends, tokens, algorithm.decode, np.asarray(rollouts.action_PGT))
-    return Answers(rollouts, examples, responses, rewards_PGR, steps_PGT)
+    if agreed(bool(ends) or unknown):
+        action_pGT = host_rows(rollouts.action_PGT)
+        steps_PGT = from_hosts(place_steps(ends, tokens, algorithm.decode, action_pGT), mesh)
+    rewards_PGR = everywhere(from_hosts(rewards_pGR, mesh))
+    return Answers(rollouts, own, responses, rewards_PGR, steps_PGT, place_p=place_p)
+
+
+def agreed(wanted: bool) -> bool:
+    """Whether any host wants something: what all of them do, or none."""
+    return wanted if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(wanted)).any())
 
 
 def learn(
@@ -149,7 +163,8 @@ def learn(
     """The state after learning from answers, and the metrics of the step. Donates the old state."""
     with watch.phase("learning"):
         batch = prepare(algorithm, state, answers, key)
-        watch.answers(answers.examples, answers.responses, answers.rewards_PGR, batch.advantages)
+        advantages = everywhere(batch.advantages)[answers.place_p]
+        watch.answers(answers.examples, answers.responses, answers.rewards_PGR[answers.place_p], advantages)
         learned = jnp.any(batch.rollouts.action_PGT)
         state, metrics = jax.block_until_ready(update(algorithm, state, batch))
         metrics = describe(answers.rollouts, answers.rewards_PGR, as_mix(algorithm.reward)) | metrics
@@ -158,8 +173,8 @@ def learn(
 
 
 def chosen_tokens(rollouts: Rollouts) -> list[list[list[int]]]:
-    """The ids the policy chose, response by response, their end tokens included."""
-    tokens_PGT, action_PGT = np.asarray(rollouts.tokens_PGT), np.asarray(rollouts.action_PGT)
+    """The ids the policy chose on this host, response by response, their end tokens included."""
+    tokens_PGT, action_PGT = host_rows(rollouts.tokens_PGT), host_rows(rollouts.action_PGT)
     P, G, _ = tokens_PGT.shape
     return [[tokens_PGT[p, g][action_PGT[p, g]].tolist() for g in range(G)] for p in range(P)]
 
@@ -181,7 +196,6 @@ def prepare(algorithm: Algorithm, state: TrainState, answers: Answers, key: Arra
         return scored_of(_placed(rewards_PGR, mesh), weights_R, rollouts, **known)
 
     greedy_P1 = None if answers.greedy_P1R is None else scored(answers.greedy_P1R).rewards_PG
-    steps_PGT = None if answers.steps_PGT is None else _placed(answers.steps_PGT, mesh)
     known = {}
     if objective.needs_old_logprobs or (algorithm.minibatches > 1 and objective.compares_with_old):
         known["old_logprobs_PGT"] = fixed_logprobs(algorithm, algorithm.policy, state.params, rollouts)
@@ -189,7 +203,7 @@ def prepare(algorithm: Algorithm, state: TrainState, answers: Answers, key: Arra
         known["ref_logprobs_PGT"] = fixed_logprobs(algorithm, algorithm.policy, state.reference, rollouts)
     if objective.distillation:
         known["teacher_logprobs_PGT"] = fixed_logprobs(algorithm, *algorithm.teacher, rollouts)
-    rewards = scored(answers.rewards_PGR, steps_PGT=steps_PGT, greedy_P1=greedy_P1)
+    rewards = scored(answers.rewards_PGR, steps_PGT=answers.steps_PGT, greedy_P1=greedy_P1)
     return _batch(algorithm, rollouts, rewards, key, state.coefficients, known)
 
 
@@ -199,7 +213,7 @@ def _batch(algorithm: Algorithm, rollouts: Rollouts, scored: Scored, key: Array,
 
 
 def _placed(array: np.ndarray, mesh: Mesh | None) -> Array:
-    return jnp.asarray(array) if mesh is None else jax.device_put(array, fit(PROMPTS, array.shape, mesh))
+    return jnp.asarray(array) if mesh is None else place(array, fit(PROMPTS, array.shape, mesh))
 
 
 def update(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

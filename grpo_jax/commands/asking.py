@@ -2,20 +2,23 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.sharding import Mesh
 
 from grpo_jax.grpo import Algorithm, Answers, Watch, answer
 from grpo_jax.objectives import scored_of
 from grpo_jax.rewards import as_mix
 from grpo_jax.runtime.order import pick
-from grpo_jax.runtime.sharding import place_prompts
+from grpo_jax.runtime.sharding import PROMPTS, everywhere, fit, mesh_of, place_prompts
 from grpo_jax.shaping import lively as lively_in_total
 from grpo_jax.shaping import lively_in_parts
-from grpo_jax.structs import Prompts, Rollouts, Scored, TrainState
+from grpo_jax.structs import Prompts, Scored, TrainState
 
 
 def ask(
@@ -43,14 +46,14 @@ def ask(
         asked += chosen
         if sum(lively(algorithm, answers).sum() for answers in rounds) >= settings.prompts:
             break
-    rewards = [np.asarray(scored(algorithm, answers).rewards_PG) for answers in rounds]
+    rewards = [everywhere(scored(algorithm, answers).rewards_PG) for answers in rounds]
     means_P = np.nan_to_num(np.concatenate(rewards), nan=-np.inf).mean(axis=1)
     means = dict(zip(asked, means_P.tolist(), strict=True))
     if len(rounds) == 1:
         return rounds[0], asked, means
     everyone = np.concatenate([lively(algorithm, answers) for answers in rounds])
     places = np.sort(np.argsort(~everyone, kind="stable")[: settings.prompts])
-    return merge(rounds, places, session.mesh), [asked[place] for place in places], means
+    return merge(rounds, places), [asked[place] for place in places], means
 
 
 def lively(algorithm: Algorithm, answers: Answers) -> np.ndarray:
@@ -61,40 +64,55 @@ def lively(algorithm: Algorithm, answers: Answers) -> np.ndarray:
     for shape in objective.shaping:
         shaped = shape(shaped)
     select = lively_in_parts if lively_in_parts in objective.select else lively_in_total
-    return np.asarray(select(shaped)).any(axis=1)
+    return everywhere(select(shaped)).any(axis=1)
 
 
 def scored(algorithm: Algorithm, answers: Answers) -> Scored:
     """The rewards of answers with their total."""
     weights_R = jnp.asarray(as_mix(algorithm.reward).weights_R)
-    return scored_of(jnp.asarray(answers.rewards_PGR), weights_R, answers.rollouts)
+    rewards_PGR, mesh = answers.rewards_PGR, mesh_of(answers.rollouts)
+    rewards_PGR = jnp.asarray(rewards_PGR) if mesh is None else place_prompts(rewards_PGR, mesh)
+    return scored_of(rewards_PGR, weights_R, answers.rollouts)
 
 
-def merge(rounds: Sequence[Answers], places: np.ndarray, mesh: jax.sharding.Mesh) -> Answers:
-    """Some of the answers of several rounds, as if they had been given in one."""
-    L = max(answers.rollouts.prompts.tokens_PL.shape[1] for answers in rounds)
-    rollouts = [jax.tree.map(np.asarray, answers.rollouts) for answers in rounds]
-    rollouts = [replace(some, prompts=_padded(some.prompts, L)) for some in rollouts]
-    merged: Rollouts = jax.tree.map(lambda *arrays: np.concatenate(arrays)[places], *rollouts)
-    examples = [example for answers in rounds for example in answers.examples]
-    responses = [group for answers in rounds for group in answers.responses]
+def merge(rounds: Sequence[Answers], places: np.ndarray) -> Answers:
+    """Some of the answers of several rounds, as if they had been given in one. Texts stay on the host that has them."""
+    P, L = rounds[0].rewards_PGR.shape[0], max(answers.rollouts.prompts.tokens_PL.shape[1] for answers in rounds)
+    mesh = mesh_of(rounds[0].rollouts)
 
-    def joined(name: str) -> np.ndarray | None:
-        arrays = [getattr(answers, name) for answers in rounds]
-        if all(array is None for array in arrays):
-            return None
-        nowhere_PGT = np.full(rollouts[0].action_PGT.shape, np.nan, np.float32)  # no step was judged in this round
-        return np.concatenate([nowhere_PGT if array is None else array for array in arrays])[places]
+    def joined(arrays: Sequence[Any]) -> Any:
+        return None if arrays[0] is None else np.concatenate(arrays)[places]
 
+    steps = [answers.steps_PGT for answers in rounds]
+    if any(array is not None for array in steps):  # where no step was judged in a round, there are none
+        steps = [jnp.full_like(rounds[0].rollouts.logprobs_PGT, jnp.nan) if a is None else a for a in steps]
+    rollouts = [replace(answers.rollouts, prompts=_padded(answers.rollouts.prompts, L)) for answers in rounds]
+    merged, steps_PGT = _chosen(list(zip(rollouts, steps, strict=True)), places, mesh)
+    here = [
+        (new, answers, row)
+        for new, place in enumerate(places)
+        for answers in (rounds[place // P],)
+        for row in np.flatnonzero(answers.place_p == place % P)
+    ]
     return Answers(
-        place_prompts(merged, mesh),
-        [examples[place] for place in places],
-        [responses[place] for place in places],
-        joined("rewards_PGR"),
-        joined("steps_PGT"),
-        joined("greedy_P1R"),
+        merged,
+        [answers.examples[row] for _, answers, row in here],
+        [answers.responses[row] for _, answers, row in here],
+        joined([answers.rewards_PGR for answers in rounds]),
+        steps_PGT,
+        joined([answers.greedy_P1R for answers in rounds]),
+        np.array([new for new, _, _ in here], int),
     )
 
 
+@partial(jax.jit, static_argnames="mesh")
+def _chosen(rounds: Sequence[Any], places: Array, mesh: Mesh | None) -> Any:
+    """Some prompts of several trees, laid out as one."""
+    merged = jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[places], *rounds)
+    if mesh is None:
+        return merged
+    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, fit(PROMPTS, a.shape, mesh)), merged)
+
+
 def _padded(prompts: Prompts, L: int) -> Prompts:
-    return jax.tree.map(lambda a_PL: np.pad(a_PL, ((0, 0), (L - a_PL.shape[1], 0))), prompts)
+    return jax.tree.map(lambda a_PL: jnp.pad(a_PL, ((0, 0), (L - a_PL.shape[1], 0))), prompts)

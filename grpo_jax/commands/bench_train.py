@@ -127,7 +127,7 @@ def time_steps(arguments: argparse.Namespace, algorithm: Algorithm, state: Train
         measured.update(metrics)
 
     compile_s, step_s = first_and_median(whole, arguments.repeat)
-    tokens = arguments.prompts * arguments.responses * measured["completions/mean_length"]
+    tokens = arguments.prompts * arguments.responses * float(measured["completions/mean_length"])
     return {"step_s": step_s, "step_tokens_per_s": tokens / step_s, "tokens": tokens, "compile_s": compile_s}
 
 

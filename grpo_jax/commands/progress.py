@@ -38,15 +38,15 @@ class Announcements(logging.Handler):
 class Progress(Watch):
     """Times the phases of every step. On a terminal the present phase is shown; a log gets finished lines only."""
 
-    def __init__(self, steps: int, done: int):
-        self.steps, self.done = steps, done
+    def __init__(self, steps: int, done: int, speaks: bool = True):
+        self.steps, self.done, self.speaks = steps, done, speaks
         self.times: dict[str, float] = {}
         self.durations: list[float] = []
         self.seen: set[str] = set()
         self.compiled = 0.0
         self.answered: tuple = ()
         self.begun = time.monotonic()
-        self.live = sys.stdout.isatty()
+        self.live = speaks and sys.stdout.isatty()
         jax.monitoring.register_event_duration_secs_listener(self._heard)
         logger = logging.getLogger("grpo_jax")
         logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, Announcements)]
@@ -85,19 +85,18 @@ class Progress(Watch):
         self.durations.append(times["step_time"] - self.compiled)
         phases = ", ".join(f"{name} {self.times[name]:.1f}" for name in self.times)
         compiled = f", of it compiling {self.compiled:.1f}" if self.compiled > 0.1 else ""
-        print(
+        self.say(
             f"step {self.done:>{len(str(self.steps))}}/{self.steps}"
             f"  reward {metrics['reward']:.3f}  length {metrics['completions/mean_length']:.1f}"
             f"  entropy {metrics['entropy']:.2f}  grad {metrics['grad_norm']:.2f}"
-            f"  {times['step_time']:.1f} s ({phases}{compiled})  {self._left()}",
-            flush=True,
+            f"  {times['step_time']:.1f} s ({phases}{compiled})  {self._left()}"
         )
         self.times, self.compiled = {}, 0.0
         return times
 
     def finish(self, name: str, text: str) -> None:
         """Prints what a phase between two steps came to, and how long it took."""
-        print(f"{text}  {self.times.pop(name):.1f} s", flush=True)
+        self.say(f"{text}  {self.times.pop(name):.1f} s")
         self.compiled = 0.0
 
     def elapsed(self) -> str:
@@ -107,7 +106,8 @@ class Progress(Watch):
     def say(self, text: str) -> None:
         """A line of its own."""
         self._show("")
-        print(text, flush=True)
+        if self.speaks:
+            print(text, flush=True)
 
     def _left(self) -> str:
         recent = sorted(self.durations[-9:])
@@ -116,7 +116,7 @@ class Progress(Watch):
     def _show(self, text: str, keep: bool = False) -> None:
         if self.live:
             print(f"\r\033[K{text}", end="", flush=True)
-        elif keep and text:
+        elif keep and text and self.speaks:
             print(text, flush=True)
 
     def _heard(self, event: str, seconds: float, **_: Any) -> None:

@@ -19,11 +19,22 @@ from grpo_jax.grpo import Algorithm, begin, check_split, chosen_tokens
 from grpo_jax.models import Model
 from grpo_jax.rewards import Mix, score
 from grpo_jax.rollout import Sampler, programs
+from grpo_jax.runtime import hosts
 from grpo_jax.runtime.cache import keep_programs
 from grpo_jax.runtime.checkpoint import Checkpoints
 from grpo_jax.runtime.metrics import describe_rewards
 from grpo_jax.runtime.run import Record
-from grpo_jax.runtime.sharding import check_prompts, place_prompts, prompt_parts, weight_shardings
+from grpo_jax.runtime.sharding import (
+    check_hosts,
+    check_prompts,
+    everywhere,
+    from_hosts,
+    host_places,
+    place,
+    place_prompts,
+    prompt_parts,
+    weight_shardings,
+)
 from grpo_jax.runtime.sizes import bucket
 from grpo_jax.structs import Params, Policy, Prompts, TrainState
 from grpo_jax.tasks import Example, Task
@@ -80,33 +91,53 @@ class Session:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains as the config says; the exit code."""
-    keep_programs()
+    """Trains as the config says; the exit code. On several hosts, all of them run this at once."""
     config: Config = arguments.config
     runs = config.run.build()
-    path = runs.latest() if arguments.resume else None
     try:
+        hosts.join()
+        stop = hosts.Stop()
+        keep_programs()
+        path = Path(hosts.decide(lambda: str(runs.latest()))) if arguments.resume else None
         session = assemble(config)
+        hosts.agree(facts(config, session))
         state = load_state(session)
-        path = path or runs.create()
+        path = path or Path(hosts.decide(lambda: str(runs.create())))
+        hosts.share(path)
         checkpoints = Checkpoints(path / "checkpoints", session.settings.keep)
         if checkpoints.latest is not None:
             state = checkpoints.restore(state)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    (path / "config.yaml").write_text(render(config))
-    record = Record(path, int(state.step))
+    record = Record(path, int(state.step), hosts.is_first())
+    if hosts.is_first():
+        (path / "config.yaml").write_text(render(config))
     try:
-        learn(session, state, checkpoints, record)
+        done = learn(session, state, checkpoints, record, stop)
     except KeyboardInterrupt:
         saved = checkpoints.latest
         advice = "nothing is saved yet" if saved is None else f"step {saved} is saved: go on from it with --resume"
         print(f"\nstopped; {advice}", file=sys.stderr)
         return 130
+    except Exception:
+        hosts.leave()
+        raise
     finally:
         checkpoints.close()
         record.close()
-    return 0
+    return 0 if done else hosts.RESUMABLE
+
+
+def facts(config: Config, session: Session) -> dict[str, str]:
+    """What has to be the same on every host."""
+    held_out = session.exam.examples if session.exam else []
+    return {
+        "number of processes": str(jax.process_count()),
+        "config": render(config),
+        "version of the code": hosts.code_version(),
+        "training data": "\n".join(map(repr, session.questions.examples)),
+        "held-out data": "\n".join(map(repr, held_out)),
+    }
 
 
 def assemble(config: Config) -> Session:
@@ -114,6 +145,7 @@ def assemble(config: Config) -> Session:
     settings: Train = config.train.build()
     task: Task = config.task.build()
     mesh = config.mesh.build().mesh()
+    check_hosts(mesh)
     check_prompts(settings.prompts, mesh)
     model: Model = config.model.build()
     sample = config.rollout.build(ends=model.tokenizer.end_ids, decode=model.tokenizer.decode)
@@ -176,13 +208,13 @@ def check_sampler(algorithm: Algorithm, prompts: Prompts) -> None:
 def load_state(session: Session) -> TrainState:
     """The state before the first step, on the devices."""
     state = begin(session.algorithm, session.model.params(session.mesh))
-    return jax.device_put(state, weight_shardings(state, session.mesh))
+    return jax.tree.map(place, state, weight_shardings(state, session.mesh))
 
 
-def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record: Record) -> None:
-    """Steps until all are done, with evaluations and checkpoints between them."""
+def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record: Record, stop: hosts.Stop) -> bool:
+    """Steps until all are done, with evaluations and checkpoints between them; whether they are, or it had to stop."""
     settings, algorithm, done = session.settings, session.algorithm, int(state.step)
-    progress = Progress(settings.steps, done)
+    progress = Progress(settings.steps, done, hosts.is_first())
     progress.say(introduction(session, state, record.path))
     if session.exam is not None and not record.history:
         record.metrics(0, evaluate(session, state.params, progress, 0))
@@ -200,19 +232,25 @@ def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record:
             retired |= set(solved)
             record.retire(index + 1, solved)
             metrics["retired_prompts"] = len(retired)
-        record.completions(index + 1, list(answer_rows(algorithm.reward, *progress.answered)))
+        rows = list(answer_rows(algorithm.reward, *progress.answered))
+        record.completions(index + 1, rows, jax.process_index() if jax.process_count() > 1 else None)
         metrics |= progress.finish_step(metrics)
         last = index + 1 == settings.steps or used_up(session, retired)
+        stopped = stop.after(index + 1) and not last
         if last or (settings.evaluate_every and (index + 1) % settings.evaluate_every == 0):
             metrics |= evaluate(session, state.params, progress, index + 1)
         record.metrics(index + 1, metrics)
-        if last or (index + 1) % settings.save_every == 0:
+        if last or stopped or (index + 1) % settings.save_every == 0:
             with progress.phase("saving"):
                 checkpoints.save(index + 1, state)
             progress.finish("saving", f"saved step {index + 1}")
+        if stopped:
+            progress.say("told to stop: go on with --resume")
+            return False
     if used_up(session, retired):
         progress.say(f"{len(retired)} prompts are solved: too few are left for a step, so this is the end")
     progress.say(conclusion(record, progress))
+    return True
 
 
 def used_up(session: Session, retired: set[int]) -> bool:
@@ -231,10 +269,11 @@ def evaluate(session: Session, params: Params, progress: Progress, done: int) ->
     with progress.phase("evaluating"):
         prompts = place_prompts(prompts, session.mesh)
         rollouts = jax.block_until_ready(sample(session.model.policy, params, prompts, jax.random.key(0)))
-    tokens = chosen_tokens(rollouts)
+    tokens, mix = chosen_tokens(rollouts), session.algorithm.reward
     responses = [[session.model.tokenizer.decode(ids) for ids in group] for group in tokens]
-    mix = session.algorithm.reward
-    described = describe_rewards(score(mix, examples, responses, tokens, done), mix)
+    own = [examples[place] for place in host_places(session.mesh, len(examples))]
+    rewards_pGR = score(mix, own, responses, tokens, done)
+    described = describe_rewards(everywhere(from_hosts(rewards_pGR, session.mesh)), mix)
     means = {name: value for name, value in described.items() if name == "reward" or name.endswith("/mean")}
     listed = ", ".join(f"{name} {means[f'rewards/{name}/mean']:.3f}" for name in mix.names)
     progress.finish("evaluating", f"{len(examples)} held-out prompts: reward {means['reward']:.3f} ({listed})")

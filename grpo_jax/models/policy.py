@@ -230,7 +230,14 @@ class _Decoder:
             x_PGTD, own = nnx.merge(self.graph, weights)(checkpoint_name(x_PGTD, INPUT), turns, mix, _keep)
             return x_PGTD, kept(own)
 
+        x_PGTD, layers = self._embed(params, tokens_PGT), params["layers"]
+        if isinstance(layers, list):  # the copy for sampling
+            memories = []
+            for weights in layers:
+                x_PGTD, own = layer(x_PGTD, weights)
+                memories.append(own)
+            return self._finish(params, x_PGTD), jax.tree.map(lambda *arrays: jnp.stack(arrays), *memories)
         keep = REMAT[self.remat]
         layer = layer if keep is None else jax.checkpoint(layer, policy=keep, prevent_cse=False)
-        x_PGTD, memory = jax.lax.scan(layer, self._embed(params, tokens_PGT), params["layers"])
+        x_PGTD, memory = jax.lax.scan(layer, x_PGTD, layers)
         return self._finish(params, x_PGTD), memory

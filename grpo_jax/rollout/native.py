@@ -20,7 +20,16 @@ from grpo_jax.distribution import Distribution
 from grpo_jax.rollout import stages
 from grpo_jax.rollout.ledger import Ledger
 from grpo_jax.rollout.plan import next_ring, next_shape, prefix_length, ring_lengths, row_shapes, seat
-from grpo_jax.runtime.sharding import free_bytes, mesh_of, on, place_prompts, prompt_parts, serving_shardings
+from grpo_jax.runtime.sharding import (
+    free_bytes,
+    from_hosts,
+    host_places,
+    mesh_of,
+    on,
+    on_host,
+    prompt_parts,
+    serving_shardings,
+)
 from grpo_jax.runtime.sizes import bucket
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows
 
@@ -73,7 +82,17 @@ class Sampler:
 
     def __call__(self, policy: Policy, params: Params, prompts: Prompts, key: Array) -> Rollouts:
         self.check_room(policy, prompts)
-        return _Sampling(self, policy, params, prompts, key).rollouts()
+        mesh, P = mesh_of(prompts), len(prompts.tokens_PL)
+        key_PG, served, own, sampler = _row_keys(key, P, self.responses), _serve(policy, params), prompts, self
+        if mesh is not None and mesh.is_multi_process:  # each host answers its own prompts, and waits for no other
+            served, own = on_host((served, prompts))
+            key_PG, params = key_PG[host_places(mesh, P)], served
+            sampler = replace(self, at_once=self.at_once and -(-self.at_once // jax.process_count()))
+        ledger = _Sampling(sampler, policy, params, served, own, key_PG).ledger_of_all()
+        action_PGT = ledger.action_PGT
+        scores = (ledger.logprobs_PGT, ledger.entropy_PGT, ledger.ended_PG)
+        placed = [from_hosts(a, mesh) for a in (ledger.tokens_PGT, action_PGT, action_PGT, *scores)]
+        return Rollouts(prompts, *placed, distribution=self.distribution)
 
     def with_room(self, policy: Policy, prompts: Prompts, parts: int) -> "Sampler":
         """This sampler, holding as few prompts at once as the memory asks for; `parts` is how many share them."""
@@ -102,7 +121,8 @@ class Sampler:
             )
 
     def _needed(self, policy: Policy, P: int, prompts: Prompts) -> int:
-        L = prompts.tokens_PL.shape[1]
+        """Bytes on the devices of one host, which has its share of the prompts."""
+        P, L = -(-P // jax.process_count()), prompts.tokens_PL.shape[1]
         return _needed_bytes(policy, P, L, self.responses, self.max_tokens, self.int8_cache)
 
 
@@ -114,15 +134,16 @@ def programs() -> int:
 class _Sampling:
     """One call of a sampler: what is on the devices, and when it moves."""
 
-    def __init__(self, sampler: Sampler, policy: Policy, params: Params, prompts: Prompts, key: Array):
+    def __init__(
+        self, sampler: Sampler, policy: Policy, params: Params, served: Params, prompts: Prompts, key_PG: Array
+    ):
         (P, L), G, T = prompts.tokens_PL.shape, sampler.responses, sampler.max_tokens
         self.sampler, self.policy, self.params, self.prompts = sampler, policy, params, prompts
         self.mesh = mesh_of(prompts)
         self.parts = prompt_parts(self.mesh) if self.mesh is not None else 1
-        self.served = _serve(policy, params)
+        self.served, self.key_PG = served, key_PG
         self.rings, self.L = ring_lengths(T), prefix_length(L)
         self.room = bucket(L) - L  # prompts are read at a length that others share
-        self.key_PG = _row_keys(key, P, G)
         held = P if sampler.at_once is None else min(P, -(-sampler.at_once // self.parts) * self.parts)
         self.few = max(self.parts, held // 4 // self.parts * self.parts)  # prompts that move in together
         self.shapes = row_shapes(held, G, self.parts)
@@ -130,18 +151,13 @@ class _Sampling:
         self.ledger = Ledger(P, G, T, held, padding=sampler.ends[0])
         self.shared, self.own, self.rows = self._begin(np.arange(held), self.rings[0])
 
-    def rollouts(self) -> Rollouts:
+    def ledger_of_all(self) -> Ledger:
         """All responses, once every row has ended."""
         while (live_PG := self._decode()).any() or self.waiting:
             if self.waiting:
                 live_PG = self._admit(live_PG)
             self._make_room(live_PG)
-        ledger = self.ledger
-        action_PGT = ledger.action_PGT
-        scores = (ledger.logprobs_PGT, ledger.entropy_PGT, ledger.ended_PG)
-        arrays = (ledger.tokens_PGT, action_PGT, action_PGT, *scores)
-        placed = [jnp.asarray(a) if self.mesh is None else place_prompts(a, self.mesh) for a in arrays]
-        return Rollouts(self.prompts, *placed, distribution=self.sampler.distribution)
+        return self.ledger
 
     def _begin(self, index_p: np.ndarray, S: int, only_first: bool = False) -> tuple[Any, Any, Rows]:
         """Prompts, read and with a first token for each response; `only_first` leaves room for no more."""

@@ -9,25 +9,26 @@ from grpo_jax.rewards import Mix
 from grpo_jax.structs import Rollouts
 
 
-def describe(rollouts: Rollouts, rewards_PGR: np.ndarray, mix: Mix) -> dict[str, float]:
+def describe(rollouts: Rollouts, rewards_PGR: np.ndarray, mix: Mix) -> dict[str, Array | float]:
     """Lengths, endings, entropy and rewards of a batch of rollouts, learned from or not; lengths are in tokens, the
     entropy of the policy that sampled is in nats.
     """
-    entropies = np.asarray(rollouts.entropy_PGT)[np.asarray(rollouts.action_PGT)]
-    return describe_lengths(rollouts) | describe_rewards(rewards_PGR, mix) | {"entropy": _mean(entropies)}
+    return describe_lengths(rollouts) | describe_rewards(rewards_PGR, mix)
 
 
-def describe_lengths(rollouts: Rollouts) -> dict[str, float]:
-    """How long responses are, and how many were cut off at the limit."""
-    lengths_PG = np.asarray(rollouts.action_PGT).sum(axis=2)
-    ended_PG = np.asarray(rollouts.ended_PG)
-    terminated = lengths_PG[ended_PG] if ended_PG.any() else np.zeros(1)
+@jax.jit
+def describe_lengths(rollouts: Rollouts) -> dict[str, Array]:
+    """How long responses are, how many were cut off at the limit, and the entropy of their tokens where it is known."""
+    length_PG, ended_PG = jnp.sum(rollouts.action_PGT, axis=2), rollouts.ended_PG
+    known_PGT = rollouts.action_PGT & ~jnp.isnan(rollouts.entropy_PGT)
+    entropy, known = jnp.sum(jnp.where(known_PGT, rollouts.entropy_PGT, 0.0)), jnp.sum(known_PGT)
     return {
-        "completions/mean_length": float(lengths_PG.mean()),
-        "completions/min_length": float(lengths_PG.min()),
-        "completions/max_length": float(lengths_PG.max()),
-        "completions/mean_terminated_length": float(terminated.mean()),
-        "completions/clipped_ratio": float(1 - ended_PG.mean()),
+        "completions/mean_length": jnp.mean(length_PG),
+        "completions/min_length": jnp.min(length_PG),
+        "completions/max_length": jnp.max(length_PG),
+        "completions/mean_terminated_length": jnp.sum(length_PG * ended_PG) / jnp.maximum(jnp.sum(ended_PG), 1),
+        "completions/clipped_ratio": 1 - jnp.mean(ended_PG),
+        "entropy": jnp.where(known > 0, entropy / known, jnp.nan),
     }
 
 

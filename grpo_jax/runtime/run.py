@@ -2,7 +2,8 @@
 
 config.yaml                 every setting, and where it came from
 metrics.jsonl               one line a step, written when the step ends
-completions/step_000012.jsonl   every answer of a step with its rewards and advantage
+completions/step_000012.jsonl   every answer of a step with its rewards and advantage (of several hosts, each writes
+                            those it gave: step_000012.host_1.jsonl)
 events/                     the same metrics for TensorBoard
 checkpoints/                the train state (runtime/checkpoint.py)
 """
@@ -55,27 +56,34 @@ class Run:
 
 
 class Record:
-    """Writes what happens into a run directory, after `step` steps that are already there."""
+    """Writes what happens into a run directory, after `step` steps that are already there.
 
-    def __init__(self, path: Path, step: int = 0):
-        self.path = path
+    On several hosts the first one `writes`; all of them keep the same history, and each writes the answers it has.
+    """
+
+    def __init__(self, path: Path, step: int = 0, writes: bool = True):
+        self.path, self.writes = path, writes
         self.file = path / "metrics.jsonl"
         rows = map(json.loads, self.file.read_text().splitlines()) if self.file.exists() else ()
         self.history = [row for row in rows if row["step"] <= step]
-        self.file.write_text("".join(json.dumps(row) + "\n" for row in self.history))
         self.solved = path / "retired.jsonl"
         lines = map(json.loads, self.solved.read_text().splitlines()) if self.solved.exists() else ()
         kept = [row for row in lines if row["step"] <= step]
         self.retired = [index for row in kept for index in row["examples"]]
-        if kept or self.solved.exists():
-            self.solved.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self.events = SummaryWriter(str(path / "events"), purge_step=step + 1)
+        self.events = None
+        if writes:
+            _replace(self.file, self.history)
+            if kept or self.solved.exists():
+                _replace(self.solved, kept)
+            self.events = SummaryWriter(str(path / "events"), purge_step=step + 1)
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of numbers; a number that is not finite is written as null, which JSON has."""
         numbers = {name: float(value) for name, value in metrics.items()}
         finite = {"step": step} | {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self.history.append(finite)
+        if not self.writes:
+            return
         with self.file.open("a") as file:
             file.write(json.dumps(finite) + "\n")
         for name, value in metrics.items():
@@ -84,17 +92,26 @@ class Record:
 
     def retire(self, step: int, examples: Sequence[int]) -> None:
         """One line of the places of training examples that are not asked any more."""
-        if examples:
+        if examples and self.writes:
             with self.solved.open("a") as file:
                 file.write(json.dumps({"step": step, "examples": list(examples)}) + "\n")
 
-    def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One line for each answer of a step."""
+    def completions(self, step: int, rows: Sequence[Mapping[str, Any]], host: int | None = None) -> None:
+        """One line for each answer of a step; a `host` among several has a file of its own."""
         folder = self.path / "completions"
         folder.mkdir(exist_ok=True)
         lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-        (folder / f"step_{step:06d}.jsonl").write_text("".join(lines), encoding="utf-8")
+        part = "" if host is None else f".host_{host}"
+        (folder / f"step_{step:06d}{part}.jsonl").write_text("".join(lines), encoding="utf-8")
 
     def close(self) -> None:
         """Writes what is still waiting."""
-        self.events.close()
+        if self.events is not None:
+            self.events.close()
+
+
+def _replace(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A file of these rows instead of what it was; whoever reads it meanwhile gets one or the other."""
+    new = file.with_suffix(".new")
+    new.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    new.replace(file)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
+from jax import Array
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Weights: D is cut by fsdp, what attention and feed-forward split naturally by tensor.
@@ -122,10 +125,99 @@ def check_prompts(count: int, mesh: Mesh) -> None:
         )
 
 
+def place(array: Array | np.ndarray, sharding: NamedSharding) -> Array:
+    """An array laid out. What lives on a host has to be the same on every host."""
+    if sharding.is_fully_addressable or not (isinstance(array, np.ndarray) or array.is_fully_addressable):
+        return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: np.asarray(array[index]))
+
+
 def place_prompts(tree: Any, mesh: Mesh) -> Any:
     """Arrays whose first axis is P, divided over the mesh by prompts."""
     check_prompts(jax.tree.leaves(tree)[0].shape[0], mesh)
-    return jax.device_put(tree, NamedSharding(mesh, PROMPTS))
+    return jax.tree.map(lambda a: place(a, NamedSharding(mesh, PROMPTS)), tree)
+
+
+def host_mesh(mesh: Mesh) -> Mesh:
+    """The devices of this host, each row of them with prompts of its own."""
+    rows = mesh.devices.reshape(-1, mesh.shape["tensor"])[_host_rows(mesh)]
+    axes = ("data", "fsdp", "tensor")
+    return Mesh(rows.reshape(len(rows), 1, -1), axes, axis_types=(AxisType.Auto,) * 3)
+
+
+def _host_rows(mesh: Mesh) -> list[int]:
+    """Which of the parts that prompts are divided into are on this host."""
+    hosts = [{device.process_index for device in row} for row in mesh.devices.reshape(-1, mesh.shape["tensor"])]
+    return [index for index, here in enumerate(hosts) if here == {jax.process_index()}]
+
+
+def host_places(mesh: Mesh | None, P: int) -> np.ndarray:
+    """Which of P prompts are on this host."""
+    place_P = np.arange(P)
+    return place_P if mesh is None else place_P.reshape(prompt_parts(mesh), -1)[_host_rows(mesh)].reshape(-1)
+
+
+def on_host(tree: Any) -> Any:
+    """What this host's devices hold of arrays over several hosts, as arrays of its own: nothing is copied.
+
+    For arrays that are divided by prompts, by tensor, or not at all.
+    """
+
+    def view(a: Array) -> Array:
+        mesh = host_mesh(a.sharding.mesh)
+        spec = PartitionSpec(*("data" if axes == PROMPTS[0] else axes for axes in a.sharding.spec))
+        parts = {shard.device: shard.data for shard in a.addressable_shards}
+        sharding = NamedSharding(mesh, spec)
+        shape = list(a.shape)
+        if spec and spec[0] == "data":
+            shape[0] = mesh.shape["data"] * (a.shape[0] // prompt_parts(a.sharding.mesh))
+        ordered = [parts[device] for device in mesh.devices.flat]
+        return jax.make_array_from_single_device_arrays(tuple(shape), sharding, ordered)
+
+    return jax.tree.map(view, tree)
+
+
+def from_hosts(own: np.ndarray, mesh: Mesh | None) -> Array:
+    """One array of all prompts, of what each host has for its own."""
+    if mesh is None:
+        return jax.numpy.asarray(own)
+    sharding = NamedSharding(mesh, PROMPTS)
+    if not mesh.is_multi_process:
+        return jax.device_put(own, sharding)
+    P = own.shape[0] // len(_host_rows(mesh)) * prompt_parts(mesh)
+    first = {place: row for row, place in enumerate(host_places(mesh, P).tolist())}
+
+    def rows(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(P)
+        return own[first[start] : first[start] + stop - start]
+
+    return jax.make_array_from_callback((P, *own.shape[1:]), sharding, rows)
+
+
+def host_rows(array: Array | np.ndarray) -> np.ndarray:
+    """What this host holds of an array that is divided by prompts, in their order."""
+    if isinstance(array, np.ndarray) or array.is_fully_addressable:
+        return np.asarray(array)
+    rows = {shard.index[0].indices(array.shape[0])[0]: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
+
+
+def everywhere(array: Array | np.ndarray) -> np.ndarray:
+    """The whole of an array, on every host. For small ones."""
+    if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def check_hosts(mesh: Mesh) -> None:
+    """Refuses a mesh whose responses would belong to several hosts at once."""
+    here = len(mesh.local_devices)
+    divisors = ", ".join(str(n) for n in range(1, here + 1) if here % n == 0)
+    if len(host_places(mesh, prompt_parts(mesh))) * mesh.shape["tensor"] != here:
+        raise ValueError(
+            f"Each host samples and scores its own responses, so mesh.tensor must divide the {here} devices of a host;"
+            f" got {mesh.shape['tensor']}. Choose one of {divisors}."
+        )
 
 
 def free_bytes() -> int:

@@ -1,0 +1,279 @@
+"""Several processes on this machine, with four devices each, stand in for the hosts of a slice."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from grpo_jax.models import tiny
+from grpo_jax.runtime import hosts
+from grpo_jax.runtime.sharding import Layout, check_hosts, from_hosts, host_places, host_rows
+from grpo_jax.structs import Prompts
+
+REWARDS = """
+import time
+
+def evens(example, response):
+    return sum(ord(letter) % 2 == 0 for letter in response) / 10
+
+def slow(example, response):
+    time.sleep(0.02)
+    return evens(example, response)
+
+def broken_on_second(example, response):
+    import jax
+    if jax.process_index() == 1 and example.prompt and response:
+        raise RuntimeError("no more disk")
+    return evens(example, response)
+"""
+# Everything that has to agree between hosts: several rounds of asking, waiting prompts, a reference, minibatches.
+CONFIG = """
+run: {name: t}
+model: {name: tiny}
+task: {use: arithmetic, operations: "+", largest: 9, train: 64, held_out: 16}
+rewards: [{use: "my_rewards:evens"}]
+rollout: {responses: 4, max_tokens: 10, at_once: 8}
+objective: {use: grpo, kl: {estimator: k3, coefficient: 0.05}}
+algorithm: {minibatches: 2}
+optimizer: {learning_rate: 1e-3, warmup_steps: 1}
+mesh: {data: 1, fsdp: -1}
+train: {steps: 4, prompts: 16, evaluate_every: 2, save_every: 2, evaluate_prompts: 16, resample: 2, retire: 0.9}
+"""
+SIXTEEN = ("mesh.tensor=2", "rollout.at_once=null")
+
+
+def start(folder: Path, processes: int, devices: int, *arguments: str, config: str = CONFIG) -> list[subprocess.Popen]:
+    """`grpo-jax train` in so many processes, whose output goes to files."""
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / "my_rewards.py").write_text(REWARDS)
+    (folder / "config.yaml").write_text(config)
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()}
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        variables |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+    command = [sys.executable, "-m", "grpo_jax", "train", "config.yaml", *arguments]
+    started = []
+    for index in range(processes):
+        with (folder / f"out.{index}").open("w") as output:
+            own = variables | {"JAX_PROCESS_ID": str(index)}
+            started.append(subprocess.Popen(command, cwd=folder, env=own, stdout=output, stderr=subprocess.STDOUT))
+    return started
+
+
+def finish(started: list[subprocess.Popen], seconds: int = 240) -> list[int]:
+    """The exit codes, once all have ended."""
+    end = time.monotonic() + seconds
+    try:
+        return [process.wait(max(end - time.monotonic(), 0.1)) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def train(folder: Path, processes: int, devices: int, *arguments: str, config: str = CONFIG) -> Path:
+    """A run that has ended well."""
+    codes = finish(start(folder, processes, devices, *arguments, config=config))
+    assert codes == [0] * processes, said(folder, codes.index(next(filter(None, codes))))[-3000:]
+    return folder / "runs" / "t"
+
+
+def said(folder: Path, index: int = 0) -> str:
+    return (folder / f"out.{index}").read_text()
+
+
+def wait_for(folder: Path, text: str, seconds: int = 120) -> None:
+    """Until the first process has said something."""
+    end = time.monotonic() + seconds
+    while text not in said(folder):
+        assert time.monotonic() < end, said(folder)[-3000:]
+        time.sleep(0.2)
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """The rows of a run, without what depends on the clock and on the sizes that each process compiles for."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "time" not in k and k != "sampling/programs"} for row in rows]
+
+
+def answers(run: Path) -> list[list[tuple]]:
+    """Of each step, what was asked and answered, and what it was worth, whichever host wrote it down."""
+    steps: dict[str, list] = {}
+    for file in sorted((run / "completions").iterdir()):
+        rows = map(json.loads, file.read_text().splitlines())
+        told = [(json.dumps(row["prompt"]), row["completion"], round(row["rewards/evens"], 4)) for row in rows]
+        steps.setdefault(re.match(r"step_\d+", file.name)[0], []).extend(told)
+    return [sorted(rows) for rows in steps.values()]
+
+
+def weights(run: Path, step: int) -> list[np.ndarray]:
+    with ocp.StandardCheckpointer() as reader:
+        path = (run / "checkpoints" / str(step) / "default").absolute()
+        whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), reader.metadata(path).item_metadata.tree
+        )
+        return [np.asarray(a) for a in jax.tree.leaves(reader.restore(path, shapes))]
+
+
+def assert_same_run(one: Path, other: Path, steps: int = 4) -> None:
+    assert answers(one) == answers(other)
+    ours, theirs = metrics(one), metrics(other)
+    assert len(ours) == len(theirs) == steps + 1
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_allclose(*(np.float64(x[name]) for x in (a, b)), rtol=2e-3, atol=1e-5, err_msg=name)
+    for a, b in zip(weights(one, steps), weights(other, steps), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    return train(tmp_path_factory.mktemp("alone"), 1, 8)
+
+
+@pytest.fixture(scope="module")
+def sixteen(tmp_path_factory) -> Path:
+    return train(tmp_path_factory.mktemp("sixteen"), 1, 16, *SIXTEEN)
+
+
+def test_multi_process_of_two_is_the_run_of_one(alone, tmp_path):
+    run = train(tmp_path, 2, 4)
+    assert_same_run(alone, run)
+    assert len(list((run / "completions").iterdir())) == 8  # each host wrote what it answered
+    assert "reward" in said(tmp_path, 0) and "reward" not in said(tmp_path, 1)  # one of them talks
+
+
+def test_multi_process_of_four_is_the_run_of_one(sixteen, tmp_path):
+    assert_same_run(sixteen, train(tmp_path, 4, 4, *SIXTEEN))
+
+
+def test_multi_process_resumes_with_another_number_of_processes(sixteen, tmp_path):
+    train(tmp_path, 4, 4, *SIXTEEN, "train.steps=2")
+    train(tmp_path, 2, 8, *SIXTEEN, "--resume")
+    assert_same_run(sixteen, tmp_path / "runs" / "t")
+
+
+def test_multi_process_sigterm_to_one_saves_the_same_step_on_both(alone, tmp_path):
+    both = start(tmp_path, 2, 4, "train.save_every=50")
+    wait_for(tmp_path, "step 1/4")
+    both[1].send_signal(signal.SIGTERM)
+    assert finish(both) == [hosts.RESUMABLE] * 2
+    saved = re.search(r"saved step (\d)\b.*\ntold to stop: go on with --resume", said(tmp_path))
+    assert saved and [p.name for p in (tmp_path / "runs" / "t" / "checkpoints").iterdir()] == [saved[1]]
+    train(tmp_path, 2, 4, "--resume")
+    ours = {row["step"]: row for row in metrics(tmp_path / "runs" / "t")}
+    theirs = {row["step"]: row for row in metrics(alone)}
+    assert ours[4]["loss"] == pytest.approx(theirs[4]["loss"], rel=1e-2, abs=1e-5)
+    assert answers(tmp_path / "runs" / "t") == answers(alone)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_multi_process_death_of_one_ends_the_other_by_its_name(tmp_path, lost):
+    both = start(tmp_path, 2, 4, "train.steps=1000", "rewards=[{use: 'my_rewards:slow'}]")
+    wait_for(tmp_path, "step 1/")
+    both[lost].kill()
+    begun = time.monotonic()
+    codes = finish(both, 60)
+    assert codes[lost] == -signal.SIGKILL and codes[1 - lost] != 0
+    assert time.monotonic() - begun < 60
+    name = "host 1 (" if lost else "leader"  # JAX itself names the first one, before anybody else can
+    assert name in said(tmp_path, 1 - lost)
+
+
+def test_multi_process_error_on_one_host_ends_all(tmp_path):
+    both = start(tmp_path, 2, 4, "rewards=[{use: 'my_rewards:broken_on_second'}]")
+    codes = finish(both, 120)
+    assert codes[1] == 1 and "no more disk" in said(tmp_path, 1)
+    assert codes[0] not in (0, None)
+
+
+def test_multi_process_hosts_with_different_configs_are_refused(tmp_path):
+    first = start(tmp_path, 2, 4)
+    first[1].kill()
+    first[1].wait()
+    # The second host starts with a seed of its own.
+    environment = dict(os.environ)
+    arguments = Path(f"/proc/{first[0].pid}/environ").read_bytes().decode().split("\0")
+    environment |= dict(item.split("=", 1) for item in arguments if "=" in item) | {"JAX_PROCESS_ID": "1"}
+    command = [sys.executable, "-m", "grpo_jax", "train", "config.yaml", "train.seed=1"]
+    with (tmp_path / "out.1").open("w") as output:
+        other = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    assert finish([first[0], other]) == [2, 2]
+    for index in range(2):
+        assert f"Host 1 ({socket.gethostname()}) has another config than host 0" in said(tmp_path, index)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_host_of_several_is_told_how_to_start_them_all(tmp_path):
+    program = (
+        "import sys; from grpo_jax.runtime import hosts; hosts.MEET_SECONDS = 2; from grpo_jax.cli import main;"
+        " sys.exit(main(['train', 'config.yaml']))"
+    )
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | variables | {"PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "have not started within 2 seconds. Start the same command on all of them" in done.stderr
+    assert "tpu_scripts/run.sh" in done.stderr
+
+
+def test_sigterm_saves_the_step_and_a_resumed_run_is_the_whole_one(alone, tmp_path):
+    (one,) = start(tmp_path, 1, 8, "train.save_every=50")
+    wait_for(tmp_path, "step 1/4")
+    one.send_signal(signal.SIGTERM)
+    assert finish([one]) == [hosts.RESUMABLE]
+    assert "told to stop: go on with --resume" in said(tmp_path)
+    train(tmp_path, 1, 8, "--resume")
+    for a, b in zip(weights(alone, 4), weights(tmp_path / "runs" / "t", 4), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_one_host_agrees_with_itself():
+    assert hosts.gather("here") == ["here"] and hosts.decide(lambda: "yes") == "yes" and hosts.is_first()
+    hosts.agree({"config": "any"})
+    hosts.share(Path("/"))
+    with pytest.raises(ValueError, match=r"is not on .*Set run.root"):
+        hosts.share(Path("/there/is/no/such/place"))
+
+
+def test_what_hosts_hold_makes_up_the_whole():
+    mesh = Layout(data=2, fsdp=2, tensor=2).mesh()
+    own = np.arange(24).reshape(8, 3)
+    assert host_places(mesh, 8).tolist() == list(range(8))
+    np.testing.assert_array_equal(host_rows(from_hosts(own, mesh)), own)
+    check_hosts(mesh)
+
+
+def test_prompts_are_read_with_the_copy_for_sampling_as_with_the_weights():
+    model = tiny()
+    params = model.policy.init(jax.random.key(0))
+    prompts = Prompts(jnp.arange(12).reshape(2, 6) + 40, jnp.arange(6)[None] >= jnp.array([[0], [2]]))
+    one, other = (model.policy.read(weights, prompts) for weights in (params, model.policy.serve(params)))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

@@ -31,7 +31,18 @@ from grpo_jax.objectives import Objective, scored_of
 from grpo_jax.packing import Part
 from grpo_jax.rewards import Mix, as_mix, judge, place_steps
 from grpo_jax.runtime.metrics import describe, describe_mismatch
-from grpo_jax.runtime.sharding import PROMPTS, everywhere, fit, from_hosts, host_places, host_rows, mesh_of, on, place
+from grpo_jax.runtime.sharding import (
+    PROMPTS,
+    everywhere,
+    fit,
+    from_hosts,
+    host_places,
+    host_rows,
+    mesh_of,
+    on,
+    place,
+    settle,
+)
 from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, Scored, TrainState
 
 Metrics = dict[str, Array | float]
@@ -229,7 +240,7 @@ def update(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[Train
     for index, parts in enumerate(_parts(algorithm, batch.rollouts, mesh)):
         total = None
         for part in parts:
-            chosen = choose(_of_minibatch(batch, algorithm.minibatches), part.place_p, part.place_pg, mesh)
+            chosen = settle(choose(_of_minibatch(batch, algorithm.minibatches), part.place_p, part.place_pg, mesh))
             positions += part.slots_PRS.size + len(part.place_p) * batch.rollouts.prompts.tokens_PL.shape[1]
             with on(mesh):
                 if total is None and len(parts) > 1:  # or adding to nothing would be a second program to compile
@@ -237,19 +248,27 @@ def update(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[Train
                 total, logprobs_pgT = add_gradient(algorithm, layout, state.params, total, chosen, part.slots_PRS)
             if index == 0:
                 before_PGT = put(before_PGT, part.place_p, part.place_pg, logprobs_pgT)
+            settle((total, before_PGT))
         loss, sums, gradient = total
         last = index + 1 == algorithm.minibatches
-        state, norm = descend(algorithm, layout, state, gradient, int(last))
+        state, norm = settle(descend(algorithm, layout, state, gradient, int(last)))
         losses.append(loss)
         norms.append(norm)
         records.append(sums)
-    tokens = jnp.maximum(jnp.sum(batch.rollouts.action_PGT), 1)
-    live = jnp.sum(batch.rollouts.valid_PGT) + algorithm.group_parts * jnp.sum(batch.rollouts.prompts.valid_PL)
+    old_PGT = before_PGT if batch.old_logprobs_PGT is None else batch.old_logprobs_PGT
+    return state, settle(_summary(algorithm, batch.rollouts, old_PGT, losses, norms, records, positions))
+
+
+@partial(jax.jit, static_argnames="algorithm")
+def _summary(
+    algorithm: Algorithm, rollouts: Rollouts, old_PGT: Array, losses, norms, records, positions: Array
+) -> Metrics:
+    """What the minibatches of a step came to; `positions` is how many tokens were computed."""
+    tokens = jnp.maximum(jnp.sum(rollouts.action_PGT), 1)
+    live = jnp.sum(rollouts.valid_PGT) + algorithm.group_parts * jnp.sum(rollouts.prompts.valid_PL)
     metrics = {name: sum(sums[name] for sums in records) / tokens for name in records[0]}
     metrics |= {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}
-    old_PGT = before_PGT if batch.old_logprobs_PGT is None else batch.old_logprobs_PGT
-    metrics |= describe_mismatch(old_PGT, batch.rollouts) | {"padding_frac": 1 - live / positions}
-    return state, metrics
+    return metrics | describe_mismatch(old_PGT, rollouts) | {"padding_frac": 1 - live / positions}
 
 
 def _of_minibatch(batch: Batch, minibatches: int) -> Batch:
@@ -340,10 +359,10 @@ def fixed_logprobs(algorithm: Algorithm, policy: Policy, params: Params, rollout
     found_PGT = jnp.zeros_like(rollouts.logprobs_PGT)
     for parts in _parts(algorithm, rollouts, mesh):
         for part in parts:
-            chosen = choose(rollouts, part.place_p, part.place_pg, mesh)
+            chosen = settle(choose(rollouts, part.place_p, part.place_pg, mesh))
             with on(mesh):
                 logprobs_pgT = part_logprobs(policy, params, chosen, part.slots_PRS)
-            found_PGT = put(found_PGT, part.place_p, part.place_pg, logprobs_pgT)
+            found_PGT = settle(put(found_PGT, part.place_p, part.place_pg, logprobs_pgT))
     return found_PGT
 
 

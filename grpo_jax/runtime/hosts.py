@@ -39,6 +39,7 @@ def join() -> None:
     told = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
     known = {name: int(os.environ[variable]) for name, variable in told.items() if variable in os.environ}
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # or CPUs run collectives in an order of their own
     timers = [threading.Timer(20, _wait_on), threading.Timer(MEET_SECONDS, _give_up)]
     for timer in timers:
         timer.daemon = True

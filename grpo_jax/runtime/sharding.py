@@ -209,6 +209,15 @@ def everywhere(array: Array | np.ndarray) -> np.ndarray:
     return multihost_utils.process_allgather(array, tiled=True)
 
 
+def settle(tree: Any) -> Any:
+    """A tree; where CPUs stand in for several hosts, once it is there. Two programs at once would wait for each other's
+    collective operations, which accelerators run in order.
+    """
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.block_until_ready(tree)
+    return tree
+
+
 def check_hosts(mesh: Mesh) -> None:
     """Refuses a mesh whose responses would belong to several hosts at once."""
     here = len(mesh.local_devices)

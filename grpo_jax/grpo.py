@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, Sharding
 from jaxtyping import Float
 
 from grpo_jax.logprobs import token_logprobs
-from grpo_jax.microbatches import arrange, choose, put
+from grpo_jax.microbatches import arrange, choose, joined, put, shared_out
 from grpo_jax.objectives import Objective, scored_of
 from grpo_jax.packing import Part
 from grpo_jax.rewards import Mix, as_mix, judge, place_steps
@@ -100,7 +100,8 @@ NOBODY = Watch()
 class Answers:
     """What was answered to the prompts of a step, and what it is worth. Greedy rewards are those of a baseline.
 
-    `examples` and `responses` are those of the prompts `place_p`, which this host answered; rewards are of all.
+    `examples` and `responses` are those of the rows `place_p` of the rollouts, which this host answered; rewards are of
+    all prompts. `Rollouts` says what a row is.
     """
 
     rollouts: Rollouts
@@ -149,9 +150,9 @@ def answer(
 
 def judged(algorithm: Algorithm, rollouts: Rollouts, examples: Sequence, step: int) -> Answers:
     """Rollouts with their rewards. Each host decodes and scores the responses it has."""
-    tokens, mesh = chosen_tokens(rollouts), mesh_of(rollouts)
-    place_p = host_places(mesh, len(examples))
-    own = [examples[place] for place in place_p]
+    tokens, mesh, shares = chosen_tokens(rollouts), mesh_of(rollouts), rollouts.shares
+    place_p = host_places(mesh, len(examples) * shares)
+    own = [examples[place // shares] for place in place_p]
     responses = [[algorithm.decode(ids) for ids in group] for group in tokens]
     rewards_pGR, ends = judge(algorithm.reward, own, responses, tokens, step)
     unknown = bool(np.isnan(rewards_pGR).all())  # whether rewards would have been of steps, too
@@ -159,7 +160,7 @@ def judged(algorithm: Algorithm, rollouts: Rollouts, examples: Sequence, step: i
     if agreed(bool(ends) or unknown):
         action_pGT = host_rows(rollouts.action_PGT)
         steps_PGT = from_hosts(place_steps(ends, tokens, algorithm.decode, action_pGT), mesh)
-    rewards_PGR = everywhere(from_hosts(rewards_pGR, mesh))
+    rewards_PGR = everywhere(from_hosts(rewards_pGR, mesh)).reshape(len(examples), -1, rewards_pGR.shape[2])
     return Answers(rollouts, own, responses, rewards_PGR, steps_PGT, place_p=place_p)
 
 
@@ -175,7 +176,8 @@ def learn(
     with watch.phase("learning"):
         batch = prepare(algorithm, state, answers, key)
         advantages = everywhere(batch.advantages)[answers.place_p]
-        watch.answers(answers.examples, answers.responses, answers.rewards_PGR[answers.place_p], advantages)
+        rewards_PGR = answers.rewards_PGR.reshape(*batch.advantages.shape[:2], -1)[answers.place_p]
+        watch.answers(answers.examples, answers.responses, rewards_PGR, advantages)
         learned = jnp.any(batch.rollouts.action_PGT)
         state, metrics = jax.block_until_ready(update(algorithm, state, batch))
         metrics = describe(answers.rollouts, answers.rewards_PGR, as_mix(algorithm.reward)) | metrics
@@ -198,15 +200,15 @@ def prepare(algorithm: Algorithm, state: TrainState, answers: Answers, key: Arra
     """
     rollouts, objective = answers.rollouts, algorithm.objective
     check_split(algorithm, *answers.rewards_PGR.shape[:2])
+    shares = rollouts.shares
     if rollouts.distribution.temperature == 0:
         raise ValueError("Greedy responses have no log-probs to learn from: sample at a temperature above 0.")
     weights_R = jnp.asarray(as_mix(algorithm.reward).weights_R)
     mesh = mesh_of(state.params)
 
-    def scored(rewards_PGR: np.ndarray, **known: Array | None) -> Scored:
-        return scored_of(_placed(rewards_PGR, mesh), weights_R, rollouts, **known)
-
-    greedy_P1 = None if answers.greedy_P1R is None else scored(answers.greedy_P1R).rewards_PG
+    greedy_P1 = None
+    if answers.greedy_P1R is not None:
+        greedy_P1 = scored_of(_placed(answers.greedy_P1R, mesh), weights_R, rollouts).rewards_PG
     known = {}
     if objective.needs_old_logprobs or (algorithm.minibatches > 1 and objective.compares_with_old):
         known["old_logprobs_PGT"] = fixed_logprobs(algorithm, algorithm.policy, state.params, rollouts)
@@ -214,8 +216,14 @@ def prepare(algorithm: Algorithm, state: TrainState, answers: Answers, key: Arra
         known["ref_logprobs_PGT"] = fixed_logprobs(algorithm, algorithm.policy, state.reference, rollouts)
     if objective.distillation:
         known["teacher_logprobs_PGT"] = fixed_logprobs(algorithm, *algorithm.teacher, rollouts)
-    rewards = scored(answers.rewards_PGR, steps_PGT=answers.steps_PGT, greedy_P1=greedy_P1)
-    return _batch(algorithm, rollouts, rewards, key, state.coefficients, known)
+    steps_PGT = answers.steps_PGT
+    if shares > 1:
+        rollouts, known, steps_PGT = joined((rollouts, known, steps_PGT), shares)
+    rewards = scored_of(
+        _placed(answers.rewards_PGR, mesh), weights_R, rollouts, steps_PGT=steps_PGT, greedy_P1=greedy_P1
+    )
+    batch = _batch(algorithm, rollouts, rewards, key, state.coefficients, known)
+    return batch if shares == 1 else shared_out(batch, shares, mesh)
 
 
 @partial(jax.jit, static_argnames="algorithm")
@@ -233,7 +241,7 @@ def update(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[Train
     A gradient is added up over parts of similar length (`packing`), because the weights of the tokens already know
     the whole batch.
     """
-    check_split(algorithm, *batch.rollouts.tokens_PGT.shape[:2])
+    check_batch(algorithm, batch.rollouts)
     layout, mesh = layout_of(state), mesh_of(state.params)
     before_PGT = jnp.full_like(batch.rollouts.logprobs_PGT, jnp.nan)  # log-probs of the policy that begins
     losses, norms, records, positions = [], [], [], 0
@@ -370,6 +378,17 @@ def fixed_logprobs(algorithm: Algorithm, policy: Policy, params: Params, rollout
 def part_logprobs(policy: Policy, params: Params, rollouts: Rollouts, slots_PRS: Array) -> Array:
     """Log-probs of a part."""
     return token_logprobs(policy, params, rollouts, slots_PRS)[0]
+
+
+def check_batch(algorithm: Algorithm, rollouts: Rollouts) -> None:
+    """Refuses what does not divide, in rollouts whose groups may be shared out."""
+    P, G, _ = rollouts.tokens_PGT.shape
+    check_split(algorithm, P // rollouts.shares, G)
+    if rollouts.shares > 1 and getattr(algorithm.objective.surrogate, "sees_groups", False):
+        raise ValueError(
+            f"This objective compares responses of a group in its loss, and {rollouts.shares} devices share each group:"
+            " ask more prompts in a step, or use mesh.tensor."
+        )
 
 
 def check_split(algorithm: Algorithm, prompts: int, responses: int | None = None) -> None:

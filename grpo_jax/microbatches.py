@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grpo_jax.packing import Part, divide
 from grpo_jax.runtime.sharding import PROMPTS, fit, prompt_parts
-from grpo_jax.structs import Prompts, Rollouts
+from grpo_jax.structs import Batch, Prompts, Rollouts
 
 EVERYWHERE = PartitionSpec()
 
@@ -25,12 +25,13 @@ def arrange(
 ) -> list[list[Part]]:
     """The parts of each minibatch. Minibatches are dealt like cards, so that each has prompts of every device."""
     P, _, T = rollouts.tokens_PGT.shape
+    shares = rollouts.shares
     length_PG = np.asarray(lengths(rollouts.valid_PGT | rollouts.action_PGT, mesh))
     shards = 1 if mesh is None else prompt_parts(mesh)
     arranged = []
     for minibatch in range(minibatches):
-        place_P = np.arange(P)[minibatch::minibatches]
-        at_once = len(place_P) if microbatch is None else microbatch
+        place_P = np.arange(P).reshape(-1, shares)[minibatch::minibatches].reshape(-1)
+        at_once = len(place_P) if microbatch is None else microbatch * shares
         parts = divide(length_PG[place_P], T, at_once, group_parts, shards)
         arranged.append([replace(part, place_p=place_P[part.place_p]) for part in parts])
     return arranged
@@ -61,6 +62,39 @@ def choose(tree: Any, place_p: Array, place_pg: Array, mesh: Mesh | None) -> Any
         return jax.lax.with_sharding_constraint(a, fit(PROMPTS, a.shape, mesh)) if a.ndim > 1 else a
 
     return jax.tree.map(pin, chosen)
+
+
+@partial(jax.jit, static_argnames="shares")
+def joined(tree: Any, shares: int) -> Any:
+    """Rollouts, or arrays that belong to them, with the shares of each group put together."""
+
+    def join(a: Array) -> Array:
+        return a.reshape(-1, shares * a.shape[1], *a.shape[2:])
+
+    def of_rollouts(node: Any) -> Any:
+        if not isinstance(node, Rollouts):
+            return join(node)
+        prompts = jax.tree.map(lambda a_PL: a_PL[::shares], node.prompts)
+        return replace(jax.tree.map(join, replace(node, prompts=None)), prompts=prompts, shares=1)
+
+    return jax.tree.map(of_rollouts, tree, is_leaf=lambda node: isinstance(node, Rollouts))
+
+
+@partial(jax.jit, static_argnames=("shares", "mesh"))
+def shared_out(batch: Batch, shares: int, mesh: Mesh | None) -> Batch:
+    """A batch with each group divided again into shares, which are rows of their own."""
+
+    def divide(node: Any) -> Any:
+        if isinstance(node, Prompts):
+            return jax.tree.map(lambda a_PL: jnp.repeat(a_PL, shares, axis=0), node)
+        return node.reshape(-1, node.shape[1] // shares, *node.shape[2:]) if node.ndim > 1 else node
+
+    def pin(a: Array) -> Array:
+        laid_out = mesh is not None and a.ndim > 1
+        return jax.lax.with_sharding_constraint(a, fit(PROMPTS, a.shape, mesh)) if laid_out else a
+
+    divided = jax.tree.map(divide, batch, is_leaf=lambda node: isinstance(node, Prompts))
+    return jax.tree.map(pin, replace(divided, rollouts=replace(divided.rollouts, shares=shares)))
 
 
 @partial(jax.jit, donate_argnames="all_PGT")

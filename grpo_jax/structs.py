@@ -43,6 +43,9 @@ class Rollouts:
     `valid` marks tokens later ones may attend to, `action` those the policy chose (its end token included). Log-probs
     and entropies are those of the very distribution that was sampled from; both are zero where there is no action.
     `distribution` is what was done to the logits, so that the trainer can score under the same one.
+
+    Where there are too few prompts for the devices, groups are shared out: row P of every array is then one of so many
+    `shares` of a group, G the responses in it, and the shares of a group stand one after the other.
     """
 
     prompts: Prompts
@@ -53,6 +56,7 @@ class Rollouts:
     entropy_PGT: Array
     ended_PG: Array
     distribution: Distribution = field(metadata={"static": True})
+    shares: int = field(default=1, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

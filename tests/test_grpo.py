@@ -104,24 +104,6 @@ def test_padding_is_what_was_computed_for_nothing(rollouts):
     assert metrics["padding_frac"] == pytest.approx(1 - live / (4 * 3 * 12 + PROMPTS.valid_PL.size))
 
 
-@pytest.mark.parametrize("layout", [Layout(1, 8, 1), Layout(2, 2, 2)])
-def test_the_gradient_does_not_depend_on_the_mesh(layout):
-    mesh = layout.mesh()
-    prompts = MODEL.tokenizer.encode_all(TEXTS * 2, max_tokens=64)
-    rewards_PGR = np.random.default_rng(0).uniform(size=(8, 4, 1)).astype(np.float32)
-    algorithm = build(objective=grpo(), microbatch=4)
-    reference = jax.tree.map(lambda a: np.asarray(a) * 1.05, PARAMS)
-    changes = []
-    for place in (ONE, mesh):
-        params = MODEL.params(place)
-        rollouts = algorithm.sample(MODEL.policy, params, place_prompts(prompts, place), jax.random.key(0))
-        apart = jax.device_put(reference, weight_shardings(reference, place))
-        state = replace(begin(algorithm, params), reference=apart)
-        state, _ = update(algorithm, state, batch_of(algorithm, state, rollouts, rewards_PGR))
-        changes.append(jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, PARAMS))
-    assert_close(*changes)
-
-
 def test_reading_the_prompt_once_gives_the_gradient_of_reading_it_for_every_response(rollouts):
     G = 4
     apart = Prompts(np.repeat(PROMPTS.tokens_PL, G, axis=0), np.repeat(PROMPTS.valid_PL, G, axis=0))

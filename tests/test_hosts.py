@@ -50,6 +50,16 @@ optimizer: {learning_rate: 1e-3, warmup_steps: 1}
 mesh: {data: 1, fsdp: -1}
 train: {steps: 4, prompts: 16, evaluate_every: 2, save_every: 2, evaluate_prompts: 16, resample: 2, retire: 0.9}
 """
+# Little to compile, and more steps than a test waits for.
+SMALL = """
+run: {name: t}
+model: {name: tiny}
+task: {use: arithmetic, operations: "+", largest: 9, train: 16, held_out: 8}
+rewards: [{use: "my_rewards:slow"}]
+rollout: {responses: 2, max_tokens: 4}
+mesh: {data: 1, fsdp: -1}
+train: {steps: 10000, prompts: 8, evaluate_every: 0, save_every: 10000}
+"""
 SIXTEEN = ("mesh.tensor=2", "rollout.at_once=null")
 
 
@@ -82,6 +92,7 @@ def finish(started: list[subprocess.Popen], seconds: int = 240) -> list[int]:
     finally:
         for process in started:
             process.kill()
+            process.wait()
 
 
 def train(folder: Path, processes: int, devices: int, *arguments: str, config: str = CONFIG) -> Path:
@@ -146,11 +157,6 @@ def alone(tmp_path_factory) -> Path:
     return train(tmp_path_factory.mktemp("alone"), 1, 8)
 
 
-@pytest.fixture(scope="module")
-def sixteen(tmp_path_factory) -> Path:
-    return train(tmp_path_factory.mktemp("sixteen"), 1, 16, *SIXTEEN)
-
-
 def test_multi_process_of_two_is_the_run_of_one(alone, tmp_path):
     run = train(tmp_path, 2, 4)
     assert_same_run(alone, run)
@@ -158,52 +164,45 @@ def test_multi_process_of_two_is_the_run_of_one(alone, tmp_path):
     assert "reward" in said(tmp_path, 0) and "reward" not in said(tmp_path, 1)  # one of them talks
 
 
-def test_multi_process_of_four_is_the_run_of_one(sixteen, tmp_path):
-    assert_same_run(sixteen, train(tmp_path, 4, 4, *SIXTEEN))
-
-
-def test_multi_process_resumes_with_another_number_of_processes(sixteen, tmp_path):
+def test_multi_process_of_four_and_then_of_two_is_the_run_of_one(tmp_path):
+    """Two steps on four hosts, from whose checkpoint two others go on."""
+    one = train(tmp_path / "one", 1, 16, *SIXTEEN)
     train(tmp_path, 4, 4, *SIXTEEN, "train.steps=2")
     train(tmp_path, 2, 8, *SIXTEEN, "--resume")
-    assert_same_run(sixteen, tmp_path / "runs" / "t")
+    assert_same_run(one, tmp_path / "runs" / "t")
 
 
-def test_multi_process_sigterm_to_one_saves_the_same_step_on_both(alone, tmp_path):
-    both = start(tmp_path, 2, 4, "train.save_every=50")
-    wait_for(tmp_path, "step 1/4")
+def test_multi_process_sigterm_to_one_saves_the_same_step_on_both(tmp_path):
+    both = start(tmp_path, 2, 4, config=SMALL)
+    wait_for(tmp_path, "grad")
     both[1].send_signal(signal.SIGTERM)
     assert finish(both) == [hosts.RESUMABLE] * 2
-    saved = re.search(r"saved step (\d)\b.*\ntold to stop: go on with --resume", said(tmp_path))
-    assert saved and [p.name for p in (tmp_path / "runs" / "t" / "checkpoints").iterdir()] == [saved[1]]
-    train(tmp_path, 2, 4, "--resume")
-    ours = {row["step"]: row for row in metrics(tmp_path / "runs" / "t")}
-    theirs = {row["step"]: row for row in metrics(alone)}
-    assert ours[4]["loss"] == pytest.approx(theirs[4]["loss"], rel=1e-2, abs=1e-5)
-    assert answers(tmp_path / "runs" / "t") == answers(alone)
+    saved = re.search(r"saved step (\d+)\b.*\ntold to stop: go on with --resume", said(tmp_path))
+    assert saved and [path.name for path in (tmp_path / "runs" / "t" / "checkpoints").iterdir()] == [saved[1]]
 
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_multi_process_death_of_one_ends_the_other_by_its_name(tmp_path, lost):
-    both = start(tmp_path, 2, 4, "train.steps=1000", "rewards=[{use: 'my_rewards:slow'}]")
-    wait_for(tmp_path, "step 1/")
+    both = start(tmp_path, 2, 4, config=SMALL)
+    wait_for(tmp_path, "grad")
     both[lost].kill()
     begun = time.monotonic()
     codes = finish(both, 60)
     assert codes[lost] == -signal.SIGKILL and codes[1 - lost] != 0
     assert time.monotonic() - begun < 60
-    name = "host 1 (" if lost else "leader"  # JAX itself names the first one, before anybody else can
+    name = f"host 1 ({socket.gethostname()})" if lost else "leader"  # JAX names the first one before anybody else can
     assert name in said(tmp_path, 1 - lost)
 
 
 def test_multi_process_error_on_one_host_ends_all(tmp_path):
-    both = start(tmp_path, 2, 4, "rewards=[{use: 'my_rewards:broken_on_second'}]")
+    both = start(tmp_path, 2, 4, config=SMALL.replace("my_rewards:slow", "my_rewards:broken_on_second"))
     codes = finish(both, 120)
     assert codes[1] == 1 and "no more disk" in said(tmp_path, 1)
     assert codes[0] not in (0, None)
 
 
 def test_multi_process_hosts_with_different_configs_are_refused(tmp_path):
-    first = start(tmp_path, 2, 4)
+    first = start(tmp_path, 2, 4, config=SMALL)
     first[1].kill()
     first[1].wait()
     # The second host starts with a seed of its own.
@@ -224,7 +223,8 @@ def test_one_host_of_several_is_told_how_to_start_them_all(tmp_path):
         "import sys; from grpo_jax.runtime import hosts; hosts.MEET_SECONDS = 2; from grpo_jax.cli import main;"
         " sys.exit(main(['train', 'config.yaml']))"
     )
-    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "config.yaml").write_text(SMALL)
+    (tmp_path / "my_rewards.py").write_text(REWARDS)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -12,6 +12,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from grpo_jax.grpo import Algorithm, Answers, Watch, answer
+from grpo_jax.microbatches import joined
 from grpo_jax.objectives import scored_of
 from grpo_jax.rewards import as_mix
 from grpo_jax.runtime.order import pick
@@ -72,25 +73,27 @@ def scored(algorithm: Algorithm, answers: Answers) -> Scored:
     weights_R = jnp.asarray(as_mix(algorithm.reward).weights_R)
     rewards_PGR, mesh = answers.rewards_PGR, mesh_of(answers.rollouts)
     rewards_PGR = jnp.asarray(rewards_PGR) if mesh is None else place_prompts(rewards_PGR, mesh)
-    return scored_of(rewards_PGR, weights_R, answers.rollouts)
+    rollouts = answers.rollouts
+    return scored_of(rewards_PGR, weights_R, rollouts if rollouts.shares == 1 else joined(rollouts, rollouts.shares))
 
 
 def merge(rounds: Sequence[Answers], places: np.ndarray) -> Answers:
     """Some of the answers of several rounds, as if they had been given in one. Texts stay on the host that has them."""
-    P, L = rounds[0].rewards_PGR.shape[0], max(answers.rollouts.prompts.tokens_PL.shape[1] for answers in rounds)
-    mesh = mesh_of(rounds[0].rollouts)
+    first = rounds[0].rollouts
+    P, L = len(first.tokens_PGT), max(answers.rollouts.prompts.tokens_PL.shape[1] for answers in rounds)
+    mesh, rows = mesh_of(first), (places[:, None] * first.shares + np.arange(first.shares)[None]).reshape(-1)
 
     def joined(arrays: Sequence[Any]) -> Any:
         return None if arrays[0] is None else np.concatenate(arrays)[places]
 
     steps = [answers.steps_PGT for answers in rounds]
     if any(array is not None for array in steps):  # where no step was judged in a round, there are none
-        steps = [jnp.full_like(rounds[0].rollouts.logprobs_PGT, jnp.nan) if a is None else a for a in steps]
+        steps = [jnp.full_like(first.logprobs_PGT, jnp.nan) if a is None else a for a in steps]
     rollouts = [replace(answers.rollouts, prompts=_padded(answers.rollouts.prompts, L)) for answers in rounds]
-    merged, steps_PGT = _chosen(list(zip(rollouts, steps, strict=True)), places, mesh)
+    merged, steps_PGT = _chosen(list(zip(rollouts, steps, strict=True)), rows, mesh)
     here = [
         (new, answers, row)
-        for new, place in enumerate(places)
+        for new, place in enumerate(rows)
         for answers in (rounds[place // P],)
         for row in np.flatnonzero(answers.place_p == place % P)
     ]

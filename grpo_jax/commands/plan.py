@@ -104,7 +104,7 @@ def search(case: Case, present: Phase) -> int | None:
     longer than `PATIENCE` is not waited for.
     """
     each, parts = case.settings.prompts // case.algorithm.minibatches, prompt_parts(case.mesh)
-    choices = [n for n in range(1, each + 1) if each % n == 0 and n % parts == 0]
+    choices = [n for n in range(1, each + 1) if each % n == 0 and n * case.shares % parts == 0]
     phases, best = {case.microbatch: present}, None
     while choices:
         middle = choices[-1] if each in choices else choices[len(choices) // 2]  # all at once adds no gradients up

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax.commands.train import Train, check_microbatch, greedy
+from grpo_jax.commands.train import Train, check_shares, greedy
 from grpo_jax.config import Config
 from grpo_jax.grpo import Algorithm, add_gradient, begin, check_split, descend, layout_of
 from grpo_jax.models import Shape, decoder_policy, find_shape
@@ -20,12 +20,13 @@ from grpo_jax.runtime.hlo import collective_bytes
 from grpo_jax.runtime.sharding import (
     CACHE,
     PROMPTS,
-    check_prompts,
+    Layout,
     fit,
     on,
     prefix_sharding,
     prompt_parts,
     serving_shardings,
+    shares_of,
     weight_shardings,
 )
 from grpo_jax.runtime.sizes import bucket
@@ -43,6 +44,7 @@ class Case:
     settings: Train
     slice: Slice
     mesh: Mesh
+    host_mesh: Mesh  # what one host samples with; all of the mesh, if there is one host
 
     @property
     def state(self) -> TrainState:
@@ -57,11 +59,22 @@ class Case:
         return bucket(self.settings.max_prompt_tokens)
 
     @property
+    def shares(self) -> int:
+        """Rows that each prompt takes, with a part of its responses each."""
+        return shares_of(self.settings.prompts, self.algorithm.sample.responses, self.mesh)
+
+    @property
     def held(self) -> int:
         """Prompts that are sampled from at once."""
-        parts, at_once = prompt_parts(self.mesh), self.algorithm.sample.at_once
+        parts, at_once = prompt_parts(self.mesh) // self.shares, self.algorithm.sample.at_once
         prompts = self.settings.prompts
         return prompts if at_once is None else min(prompts, -(-at_once // parts) * parts)
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Rows that one host samples at once, and the responses in each."""
+        hosts = self.mesh.size // self.host_mesh.size
+        return self.held * self.shares // hosts, self.algorithm.sample.responses // self.shares
 
     @property
     def microbatch(self) -> int:
@@ -116,10 +129,21 @@ def assemble(config: Config, found: Slice) -> Case:
         teacher=teacher,
     )
     mesh = config.mesh.build().mesh(found.devices())
-    check_prompts(settings.prompts, mesh)
     check_split(algorithm, settings.prompts, sampler.responses)
-    check_microbatch(algorithm, settings.prompts, mesh)
-    return Case(config, algorithm, shape, settings, found, mesh)
+    check_shares(algorithm, settings.prompts, mesh)
+    one = mesh if found.hosts == 1 else host_mesh(found.host.devices(), mesh)
+    return Case(config, algorithm, shape, settings, found, mesh, one)
+
+
+def host_mesh(devices: list[jax.Device], mesh: Mesh) -> Mesh:
+    """The mesh that one host of a larger one samples with."""
+    tensor = mesh.shape["tensor"]
+    if len(devices) % tensor:
+        raise ValueError(
+            f"Each host samples its own responses, so mesh.tensor must divide the {len(devices)} chips of a host; got"
+            f" {tensor}."
+        )
+    return Layout(data=len(devices) // tensor, fsdp=1, tensor=tensor).mesh(devices)
 
 
 def find_policy(model: Mapping[str, Any]) -> tuple[Shape, Policy]:
@@ -156,10 +180,9 @@ def plan_sampling(case: Case) -> Phase:
     moved = collective_bytes(compile_serving(case).as_text())
     moved += rounds * collective_bytes(reading.as_text())
     moved += rounds * collective_bytes(decoding.as_text(), turns=sampler.max_tokens)
-    peak = max(
-        used.peak_memory_in_bytes + state,
-        before.peak_memory_in_bytes + state - weights + device_bytes(served),
-    )
+    # One host reads with the weights, while the copy waits; one among several with the copy, while the weights wait.
+    waiting = state - weights + device_bytes(served) if case.slice.hosts == 1 else state
+    peak = max(used.peak_memory_in_bytes + state, before.peak_memory_in_bytes + waiting)
     return Phase(
         peak,
         used.argument_size_in_bytes,
@@ -197,11 +220,15 @@ def compile_serving(case: Case) -> jax.stages.Compiled:
 
 
 def compile_reading(case: Case) -> jax.stages.Compiled:
-    """The pass over the prompts that are sampled from at once, which makes the first cache, the shortest."""
-    sampler, mesh = case.algorithm.sample, case.mesh
-    shape = (prefix_length(case.length), sampler.responses, ring_lengths(sampler.max_tokens)[0])
+    """The pass over the prompts that are sampled from at once, which makes the first cache, the shortest.
+
+    One host among several reads with its copy for sampling.
+    """
+    sampler, mesh, (P, G) = case.algorithm.sample, case.host_mesh, case.rows
+    shape = (prefix_length(case.length), G, ring_lengths(sampler.max_tokens)[0])
     several = mesh if mesh.size > 1 else None
-    params, prompts = case.state.params, fitted(prompt_shapes(case.held, case.length), PROMPTS, mesh)
+    params = case.state.params if case.slice.hosts == 1 else decoding_inputs(case)[0]
+    prompts = fitted(prompt_shapes(P, case.length), PROMPTS, mesh)
     with on(several):
         return stages.read.lower(case.algorithm.policy, params, prompts, shape, sampler.int8_cache, several).compile()
 
@@ -209,8 +236,8 @@ def compile_reading(case: Case) -> jax.stages.Compiled:
 def compile_decoding(case: Case) -> jax.stages.Compiled:
     """The decoding loop with every row and the longest cache."""
     served, shared, own, rows = decoding_inputs(case)
-    sampler, mesh = case.algorithm.sample, case.mesh
-    until = stages.Until(2**30, -1, 1, case.held + 1)
+    sampler, mesh = case.algorithm.sample, case.host_mesh
+    until = stages.Until(2**30, -1, 1, case.rows[0] + 1)
     with on(mesh if mesh.size > 1 else None):
         return stages.decode.lower(
             case.algorithm.policy,
@@ -227,8 +254,8 @@ def compile_decoding(case: Case) -> jax.stages.Compiled:
 
 def decoding_inputs(case: Case) -> tuple[Any, Any, Any, Any]:
     """The sampling copy, both caches and the rows, in full size."""
-    policy, sampler, mesh = case.algorithm.policy, case.algorithm.sample, case.mesh
-    P, G, L, T = case.held, sampler.responses, case.length, sampler.max_tokens
+    policy, sampler, mesh = case.algorithm.policy, case.algorithm.sample, case.host_mesh
+    (P, G), L, T = case.rows, case.length, sampler.max_tokens
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
     served = jax.eval_shape(policy.serve, shapes)
     prompts = prompt_shapes(P, L)
@@ -264,7 +291,8 @@ def compile_learning(case: Case, P: int) -> tuple[jax.stages.Compiled, jax.stage
 def part_shapes(case: Case, P: int) -> tuple[Batch, Any]:
     """A part of P prompts with the longest responses, and its slots."""
     sampler, mesh = case.algorithm.sample, case.mesh
-    G, T = sampler.responses // case.algorithm.group_parts, sampler.max_tokens
+    P, G = P * case.shares, sampler.responses // case.shares // case.algorithm.group_parts
+    T = sampler.max_tokens
 
     def rows(shape: tuple[int, ...], kind: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, kind, sharding=fit(PROMPTS, shape, mesh))

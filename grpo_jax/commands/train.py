@@ -1,6 +1,7 @@
 """`grpo-jax train`: a config file in, a run directory out."""
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,13 +27,13 @@ from grpo_jax.runtime.metrics import describe_rewards
 from grpo_jax.runtime.run import Record
 from grpo_jax.runtime.sharding import (
     check_hosts,
-    check_prompts,
     everywhere,
     from_hosts,
     host_places,
     place,
     place_prompts,
     prompt_parts,
+    shares_of,
     weight_shardings,
 )
 from grpo_jax.runtime.sizes import bucket
@@ -146,7 +147,6 @@ def assemble(config: Config) -> Session:
     task: Task = config.task.build()
     mesh = config.mesh.build().mesh()
     check_hosts(mesh)
-    check_prompts(settings.prompts, mesh)
     model: Model = config.model.build()
     sample = config.rollout.build(ends=model.tokenizer.end_ids, decode=model.tokenizer.decode)
     algorithm: Algorithm = config.algorithm.build(
@@ -160,7 +160,7 @@ def assemble(config: Config) -> Session:
         teacher=load_teacher(config, model, mesh),
     )
     check_split(algorithm, settings.prompts)
-    check_microbatch(algorithm, settings.prompts, mesh)
+    check_shares(algorithm, settings.prompts, mesh)
     questions = Questions(task.train, model, settings.max_prompt_tokens)
     check_sampler(algorithm, jax.tree.map(lambda a: a[: settings.prompts], questions.prompts))
     score(algorithm.reward, task.train[:1], [[""]])  # a reward that does not fit the data fails now, not in an hour
@@ -188,10 +188,18 @@ def load_teacher(config: Config, model: Model, mesh: jax.sharding.Mesh) -> tuple
     return teacher.policy, teacher.params(mesh)
 
 
-def check_microbatch(algorithm: Algorithm, prompts: int, mesh: jax.sharding.Mesh) -> None:
-    """Refuses parts of a step whose prompts the devices could not share: each would compute all of them."""
-    each = prompts // algorithm.minibatches
-    check_prompts(each if algorithm.microbatch is None else algorithm.microbatch, mesh)
+def check_shares(algorithm: Algorithm, prompts: int, mesh: jax.sharding.Mesh) -> None:
+    """Refuses steps, and parts of steps, that the devices could not share evenly."""
+    sampler, parts, each = algorithm.sample, prompt_parts(mesh), prompts // algorithm.minibatches
+    shares = shares_of(prompts, sampler.responses if isinstance(sampler, Sampler) else 1, mesh)
+    at_once = each if algorithm.microbatch is None else algorithm.microbatch
+    least = parts // math.gcd(parts, shares)
+    if at_once % least:
+        nearest = sorted({max(at_once // least, 1) * least, (at_once // least + 1) * least})
+        raise ValueError(
+            f"The devices learn from prompts in {parts} equal parts, so a microbatch or minibatch must be a multiple of"
+            f" {least} prompts; got {at_once}. Choose {' or '.join(map(str, nearest))}."
+        )
 
 
 def check_sampler(algorithm: Algorithm, prompts: Prompts) -> None:

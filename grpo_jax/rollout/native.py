@@ -15,12 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from grpo_jax.distribution import Distribution
 from grpo_jax.rollout import stages
 from grpo_jax.rollout.ledger import Ledger
 from grpo_jax.rollout.plan import next_ring, next_shape, prefix_length, ring_lengths, row_shapes, seat
 from grpo_jax.runtime.sharding import (
+    PROMPTS,
+    fit,
     free_bytes,
     from_hosts,
     host_places,
@@ -29,6 +32,7 @@ from grpo_jax.runtime.sharding import (
     on_host,
     prompt_parts,
     serving_shardings,
+    shares_of,
 )
 from grpo_jax.runtime.sizes import bucket
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows
@@ -81,18 +85,22 @@ class Sampler:
         )
 
     def __call__(self, policy: Policy, params: Params, prompts: Prompts, key: Array) -> Rollouts:
-        self.check_room(policy, prompts)
-        mesh, P = mesh_of(prompts), len(prompts.tokens_PL)
-        key_PG, served, own, sampler = _row_keys(key, P, self.responses), _serve(policy, params), prompts, self
+        mesh, (P, G) = mesh_of(prompts), (len(prompts.tokens_PL), self.responses)
+        shares = shares_of(P, G, mesh)
+        key_PG = _row_keys(key, P, G).reshape(P * shares, -1)
+        prompts = prompts if shares == 1 else _repeated(prompts, shares, mesh)
+        sampler = replace(self, responses=G // shares, at_once=self.at_once and self.at_once * shares)
+        sampler.check_room(policy, prompts)
+        served, own = _serve(policy, params), prompts
         if mesh is not None and mesh.is_multi_process:  # each host answers its own prompts, and waits for no other
             served, own = on_host((served, prompts))
-            key_PG, params = key_PG[host_places(mesh, P)], served
-            sampler = replace(self, at_once=self.at_once and -(-self.at_once // jax.process_count()))
+            key_PG, params = key_PG[host_places(mesh, P * shares)], served
+            sampler = replace(sampler, at_once=sampler.at_once and -(-sampler.at_once // jax.process_count()))
         ledger = _Sampling(sampler, policy, params, served, own, key_PG).ledger_of_all()
         action_PGT = ledger.action_PGT
         scores = (ledger.logprobs_PGT, ledger.entropy_PGT, ledger.ended_PG)
         placed = [from_hosts(a, mesh) for a in (ledger.tokens_PGT, action_PGT, action_PGT, *scores)]
-        return Rollouts(prompts, *placed, distribution=self.distribution)
+        return Rollouts(prompts, *placed, distribution=self.distribution, shares=shares)
 
     def with_room(self, policy: Policy, prompts: Prompts, parts: int) -> "Sampler":
         """This sampler, holding as few prompts at once as the memory asks for; `parts` is how many share them."""
@@ -287,6 +295,17 @@ class _Sampling:
 def _program(kind: str, sizes: tuple[int, ...], *shared: Any) -> None:  # cached, so it is counted and said once
     if kind == "decode":
         logging.getLogger("grpo_jax").info("compiling the sampler: %d x %d rows, %d positions", *sizes)
+
+
+@partial(jax.jit, static_argnames=("shares", "mesh"))
+def _repeated(prompts: Prompts, shares: int, mesh: Mesh) -> Prompts:
+    """Each prompt as often as its group has shares, divided over the devices."""
+
+    def repeat(a_PL: Array) -> Array:
+        a_PL = jnp.repeat(a_PL, shares, axis=0)
+        return jax.lax.with_sharding_constraint(a_PL, fit(PROMPTS, a_PL.shape, mesh))
+
+    return jax.tree.map(repeat, prompts)
 
 
 @partial(jax.jit, static_argnums=(1, 2))

@@ -114,15 +114,20 @@ def prompt_parts(mesh: Mesh | AbstractMesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_prompts(count: int, mesh: Mesh) -> None:
-    """Refuses a number of prompts that the devices cannot share evenly."""
-    parts = prompt_parts(mesh)
-    if count % parts:
-        nearest = {max(count // parts, 1) * parts, (count // parts + 1) * parts}
-        raise ValueError(
-            f"Each device works on its own prompts, so their number must be a multiple of {parts}; got {count}."
-            f" Choose {' or '.join(map(str, sorted(nearest)))}."
-        )
+def shares_of(prompts: int, responses: int, mesh: Mesh | AbstractMesh | None) -> int:
+    """Into how many shares each group is divided, so that every device has as many as the others: 1 where prompts are
+    enough. Refuses what cannot be shared out evenly.
+    """
+    parts = 1 if mesh is None else prompt_parts(mesh)
+    shares = parts // math.gcd(prompts, parts)
+    if responses % shares == 0:
+        return shares
+    nearest = sorted({max(prompts // parts, 1) * parts, (prompts // parts + 1) * parts})
+    raise ValueError(
+        f"The devices share prompts, or the responses to each, in {parts} equal parts: their number must be a multiple"
+        f" of {parts}, or the responses to each a multiple of {shares}; got {prompts} prompts and {responses}"
+        f" responses. Choose {' or '.join(map(str, nearest))} prompts."
+    )
 
 
 def place(array: Array | np.ndarray, sharding: NamedSharding) -> Array:
@@ -133,9 +138,8 @@ def place(array: Array | np.ndarray, sharding: NamedSharding) -> Array:
 
 
 def place_prompts(tree: Any, mesh: Mesh) -> Any:
-    """Arrays whose first axis is P, divided over the mesh by prompts."""
-    check_prompts(jax.tree.leaves(tree)[0].shape[0], mesh)
-    return jax.tree.map(lambda a: place(a, NamedSharding(mesh, PROMPTS)), tree)
+    """Arrays whose first axis is P, divided over the mesh by prompts; whole on every device if they are too few."""
+    return jax.tree.map(lambda a: place(a, fit(PROMPTS, a.shape, mesh)), tree)
 
 
 def host_mesh(mesh: Mesh) -> Mesh:

@@ -56,6 +56,18 @@ class Slice:
     chips: int
     grid: str
 
+    @property
+    def hosts(self) -> int:
+        """How many hosts it has: of four chips each, but up to eight on one where chips lie in a plane."""
+        return 1 if self.chips <= (8 if self.chip.axes == 2 else 4) else self.chips // 4
+
+    @property
+    def host(self) -> "Slice":
+        """The part that one host has."""
+        chips = self.chips // self.hosts
+        grids = FLAT if self.chip.axes == 2 else SOLID
+        return self if self.hosts == 1 else Slice(f"a host of {self.name}", self.chip, chips, grids[chips])
+
     def devices(self) -> list[jax.Device]:
         """Devices to compile for. They cannot run anything."""
         if find_spec("libtpu") is None:

@@ -1,0 +1,87 @@
+"""Every way of dividing eight devices gives the step of one device: tokens, figures, and the weights after it."""
+
+from functools import cache
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from grpo_jax.grpo import Algorithm, Watch, begin, step
+from grpo_jax.models import tiny
+from grpo_jax.objectives import grpo
+from grpo_jax.rollout import Sampler
+from grpo_jax.runtime.sharding import Layout, place, place_prompts, shares_of, weight_shardings
+from grpo_jax.tasks import Example
+
+MODEL = tiny()
+MESHES = [(data, fsdp, 8 // data // fsdp) for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if data * fsdp <= 8]
+
+
+class Listener(Watch):
+    """Writes down what was answered, in the order of the prompts."""
+
+    def answers(self, examples, responses, rewards_PGR, advantages) -> None:
+        told = zip(examples, responses, np.asarray(rewards_PGR), np.asarray(advantages), strict=True)
+        self.rows = [
+            (example.prompt, response, rewards_R.tolist(), round(float(advantage), 3))
+            for example, group, rewards_GR, advantages_G in told
+            for response, rewards_R, advantage in zip(group, rewards_GR, advantages_G, strict=True)
+        ]
+
+
+def evens(example: Example, response: str) -> float:
+    return sum(ord(letter) % 2 == 0 for letter in response) / 10 + 0.01 * float(example.answer)
+
+
+@cache
+def one_step(layout: tuple[int, int, int] | None, prompts: int, **more):
+    """The answers, the metrics and the change of the weights of a step on these devices."""
+    mesh = Layout().mesh(jax.devices()[:1]) if layout is None else Layout(*layout).mesh()
+    examples = [Example(f"{n} plus {n + 1} is?", str(n)) for n in range(prompts)]
+    sampler = Sampler(ends=MODEL.tokenizer.end_ids, responses=8, max_tokens=8)
+    objective = grpo(kl=0.05)
+    algorithm = Algorithm(MODEL.policy, sampler, MODEL.tokenizer.decode, evens, objective, optax.sgd(0.1), **more)
+    params = MODEL.params(mesh)
+    before = jax.tree.map(np.asarray, params)
+    state = begin(algorithm, params)
+    state = jax.tree.map(place, state, weight_shardings(state, mesh))
+    encoded = place_prompts(MODEL.tokenizer.encode_all([example.prompt for example in examples], 32), mesh)
+    listener = Listener()
+    state, metrics = step(algorithm, state, encoded, examples, jax.random.key(1), listener)
+    change = jax.tree.map(lambda a, b: np.asarray(a) - b, state.params, before)
+    return listener.rows, {name: float(value) for name, value in metrics.items()}, change
+
+
+def assert_same(one, other) -> None:
+    (rows, metrics, change), (other_rows, other_metrics, other_change) = one, other
+    assert rows == other_rows
+    for name in metrics.keys() - {"padding_frac"}:  # shared groups are packed apart, and read their prompts apart
+        np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    for a, b in zip(jax.tree.leaves(change), jax.tree.leaves(other_change), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", MESHES, ids=lambda layout: "x".join(map(str, layout)))
+def test_a_step_does_not_depend_on_the_mesh(layout):
+    assert_same(one_step(None, 8), one_step(layout, 8))
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 6])
+def test_where_prompts_are_too_few_for_the_devices_the_responses_to_them_are_shared_out(prompts):
+    """1, 2 and 6 prompts with 8 responses each become 8, 8 and 24 rows of 1, 4 and 2 responses on 8 devices."""
+    assert_same(one_step(None, prompts), one_step((1, 8, 1), prompts))
+
+
+def test_shared_groups_may_be_learned_from_one_at_a_time_and_in_minibatches():
+    for more in ({"microbatch": 1}, {"minibatches": 2, "microbatch": 1}, {"group_parts": 2, "microbatch": 2}):
+        assert_same(one_step(None, 4, **more), one_step((1, 4, 2), 4, **more))
+
+
+def test_groups_are_shared_out_as_little_as_the_devices_need():
+    mesh = Layout(data=1, fsdp=8).mesh()
+    assert [shares_of(prompts, 8, mesh) for prompts in (16, 8, 4, 6, 3)] == [1, 1, 2, 4, 8]
+    with pytest.raises(
+        ValueError, match="multiple of 8, or the responses to each a multiple of 4; got 6 prompts and 6"
+    ):
+        shares_of(6, 6, mesh)

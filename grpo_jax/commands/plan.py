@@ -12,12 +12,13 @@ from typing import Any
 
 import jax
 
+from grpo_jax.commands.layout import device_bytes
+from grpo_jax.commands.layout import table as layout_table
 from grpo_jax.commands.plan_programs import (
     Case,
     Phase,
     assemble,
     decoding_inputs,
-    device_bytes,
     plan_learning,
     plan_sampling,
 )
@@ -54,9 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
 def introduction(case: Case) -> str:
     """What is compiled, in words."""
     sampler = case.algorithm.sample
-    layout = ", ".join(f"{name} {size}" for name, size in case.mesh.shape.items())
+    layout = layout_table(
+        case.mesh, case.slice.hosts, case.algorithm.policy, case.state, case.settings.prompts, sampler.responses
+    )
     return (
-        f"{case.slice.name}: {case.slice.chips} chip(s) of {case.slice.chip.memory / GIB:.2f} GiB ({layout})\n"
+        f"{case.slice.name}: {case.slice.chips} chip(s) of {case.slice.chip.memory / GIB:.2f} GiB \n{layout}\n"
         f"{case.settings.prompts} prompts of {case.length} tokens, {sampler.responses} responses of"
         f" {sampler.max_tokens}; {case.microbatch} prompts learned from at once; compiling ..."
     )

@@ -1,6 +1,5 @@
 """A config's own programs, compiled for a TPU slice on any machine, and what they need there."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from grpo_jax.commands.layout import copy_bytes, device_bytes
 from grpo_jax.commands.train import Train, check_shares, greedy
 from grpo_jax.config import Config
 from grpo_jax.grpo import Algorithm, add_gradient, begin, check_split, descend, layout_of
@@ -128,7 +128,7 @@ def assemble(config: Config, found: Slice) -> Case:
         sample_greedy=greedy(sampler),
         teacher=teacher,
     )
-    mesh = config.mesh.build().mesh(found.devices())
+    mesh = config.mesh.build().mesh(found.devices(), copy_bytes(policy), found.chip.memory)
     check_split(algorithm, settings.prompts, sampler.responses)
     check_shares(algorithm, settings.prompts, mesh)
     one = mesh if found.hosts == 1 else host_mesh(found.host.devices(), mesh)
@@ -338,8 +338,3 @@ def placed(tree: Any, shardings: Any) -> Any:
 def fitted(tree: Any, spec: PartitionSpec, mesh: Mesh) -> Any:
     """Shapes laid out by one rule."""
     return placed(tree, jax.tree.map(lambda a: fit(spec, a.shape, mesh), tree))
-
-
-def device_bytes(tree: Any) -> int:
-    """Bytes of an array or a tree on one device."""
-    return sum(a.dtype.itemsize * math.prod(a.sharding.shard_shape(a.shape)) for a in jax.tree.leaves(tree))

@@ -14,6 +14,8 @@ import optax
 
 from grpo_jax import grpo
 from grpo_jax.commands.asking import ask
+from grpo_jax.commands.layout import copy_bytes
+from grpo_jax.commands.layout import table as layout_table
 from grpo_jax.commands.progress import Progress
 from grpo_jax.config import Config, ConfigError, render
 from grpo_jax.grpo import Algorithm, begin, check_split, chosen_tokens
@@ -145,9 +147,9 @@ def assemble(config: Config) -> Session:
     """The objects a config names, and the checks that need more than one of them."""
     settings: Train = config.train.build()
     task: Task = config.task.build()
-    mesh = config.mesh.build().mesh()
-    check_hosts(mesh)
     model: Model = config.model.build()
+    mesh = config.mesh.build().mesh(copy_bytes=copy_bytes(model.policy))
+    check_hosts(mesh)
     sample = config.rollout.build(ends=model.tokenizer.end_ids, decode=model.tokenizer.decode)
     algorithm: Algorithm = config.algorithm.build(
         policy=model.policy,
@@ -309,13 +311,15 @@ def introduction(session: Session, state: TrainState, path: Path) -> str:
     settings, algorithm = session.settings, session.algorithm
     size = sum(array.size for array in jax.tree.leaves(state.params))
     kl = algorithm.objective.kl if algorithm.objective.needs_reference else None
-    shape = ", ".join(f"{name} {size}" for name, size in session.mesh.shape.items())
+    sampler = algorithm.sample
+    responses = sampler.responses if isinstance(sampler, Sampler) else 1
     return (
-        f"{size / 1e6:.1f} M parameters on {session.mesh.size} {session.mesh.devices.flat[0].platform} device(s)"
-        f" ({shape}); {len(session.questions.examples)} training prompts,"
+        f"{size / 1e6:.1f} M parameters on {session.mesh.size} {session.mesh.devices.flat[0].platform} device(s);"
+        f" {len(session.questions.examples)} training prompts,"
         f" {len(session.exam.examples) if session.exam else 'no'} held-out ones\n"
         f"{settings.prompts} prompts a step, {algorithm.minibatches} optimiser step(s) each;"
         f" {'no reference policy, as there is no KL term' if kl is None else f'KL coefficient {kl.coefficient}'}\n"
+        f"{layout_table(session.mesh, jax.process_count(), algorithm.policy, state, settings.prompts, responses)}\n"
         f"{'resuming at' if int(state.step) else 'from'} step {int(state.step)} to {settings.steps}, into {path}"
     )
 

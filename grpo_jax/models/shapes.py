@@ -47,6 +47,7 @@ SHAPES = {
         tied=True,
     ),
     "qwen3-0.6b": replace(_QWEN, head_norm=True),
+    "qwen3-4b": replace(_QWEN, width=2560, feedforward=9728, layers=36, heads=32, head_norm=True),
     "qwen2.5-1.5b": replace(
         _QWEN, width=1536, feedforward=8960, heads=12, kv_heads=2, max_positions=32768, attention_bias=True
     ),

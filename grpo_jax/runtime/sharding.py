@@ -22,17 +22,42 @@ CACHE = PartitionSpec(("data", "fsdp"), None, "tensor")  # keys and values of re
 
 @dataclass(frozen=True)
 class Layout:
-    """How many ways the devices are divided: the product is the number of devices, -1 is whatever is left."""
+    """How many ways the devices are divided: the product is the number of devices, -1 is whatever is left.
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    `data` is how many copies of the weights there are, `fsdp` into how many parts each is divided, layer by layer put
+    together again, and `tensor` how many devices compute a layer together, inside a host.
+    """
 
-    def mesh(self, devices: list[jax.Device] | None = None) -> Mesh:
-        """A mesh over all devices, its axes placed automatically by the compiler."""
+    data: int | None = None  # null: one for each slice
+    fsdp: int | None = None  # null: the rest
+    tensor: int | None = None  # null: so many that the copy for sampling takes a third of a device at most
+
+    def mesh(self, devices: list[jax.Device] | None = None, copy_bytes: int = 0, memory: float | None = None) -> Mesh:
+        """A mesh over all devices, its axes placed automatically by the compiler, for a model of so many bytes while
+        sampling and devices with so much memory.
+        """
         devices = jax.devices() if devices is None else devices
-        sizes = _fill((self.data, self.fsdp, self.tensor), len(devices))
+        data = len({getattr(device, "slice_index", 0) for device in devices}) if self.data is None else self.data
+        tensor = (
+            _tensor(devices, copy_bytes, memory or _device_bytes(devices[0])) if self.tensor is None else self.tensor
+        )
+        rest = -1 not in (data, tensor)
+        fsdp = (-1 if rest else 1) if self.fsdp is None else self.fsdp
+        sizes = _fill((data, fsdp, tensor), len(devices))
         return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def _tensor(devices: list[jax.Device], copy_bytes: int, memory: float | None) -> int:
+    """The fewest devices of a host that hold the copy for sampling in a third of their memory."""
+    tensor, here = 1, len([device for device in devices if device.process_index == devices[0].process_index])
+    while memory is not None and copy_bytes / tensor > memory / 3 and here % (2 * tensor) == 0:
+        tensor *= 2
+    return tensor
+
+
+def _device_bytes(device: jax.Device) -> int | None:
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    return stats and stats.get("bytes_limit")
 
 
 def _fill(sizes: tuple[int, ...], devices: int) -> tuple[int, ...]:

@@ -87,6 +87,7 @@ def test_shapes_have_the_sizes_of_their_names():
     for name, millions in {
         "smollm2-135m": 134.5,
         "qwen3-0.6b": 596,
+        "qwen3-4b": 4022,
         "qwen2.5-1.5b": 1543.7,
         "llama-3.1-8b": 8030,
     }.items():

@@ -303,7 +303,7 @@ def test_a_mistake_in_an_override_names_the_command_line(config_file, override, 
 def test_keys_are_laid_over_those_of_the_base(config_file):
     config_file(MINIMAL + "mesh:\n  fsdp: 2\n  tensor: 4\n", "base.yaml")
     config = read(config_file("base: base.yaml\nmesh:\n  fsdp: 8\n"))
-    assert config.mesh.arguments == {"data": -1, "fsdp": 8, "tensor": 4}
+    assert config.mesh.arguments == {"data": None, "fsdp": 8, "tensor": 4}
     assert config.task.target == "grpo_jax.tasks:arithmetic"
 
 
@@ -435,7 +435,7 @@ def test_a_rendered_config_says_where_each_value_was_written(config_file):
     assert f"  learning_rate: 1.0e-06  # {path}:5" in lines
     assert f"  - use: exact  # {path}:7" in lines
     assert "    weight: 1.0  # default" in lines
-    assert "  fsdp: 1  # default" in lines
+    assert "  keep: 2  # default" in lines
 
 
 # Building

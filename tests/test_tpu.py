@@ -53,6 +53,7 @@ algorithm: {microbatch: 4}
 train: {steps: 1, prompts: 8, max_prompt_tokens: 128}
 """
 LONG = ("rollout.max_tokens=2048", "train.max_prompt_tokens=512")
+GATHERED = r"= \(?\w+\[([\d,]+)\]\S* all-gather"
 EIGHT = ("mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2")
 
 
@@ -129,6 +130,29 @@ def test_learning_compiles_for_eight_chips_with_its_state_donated_and_its_attent
     largest = max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"= \w+\[([\d,]+)\]", program))
     assert largest < max(scores, 2 * SHAPE.vocabulary * SHAPE.width)
     assert collective_bytes(program) > weights
+
+
+@pytest.mark.slow
+def test_on_four_hosts_learning_gathers_a_layer_at_a_time_and_decoding_no_weight(case_of):
+    case = case_of("v5e-16", "train.prompts=16", "algorithm.microbatch=16", layers=12)
+    learned, decoded = plan_programs.compile_learning(case, 16)[0], plan_programs.compile_decoding(case)
+    largest = [
+        max((math.prod(map(int, shape.split(","))) for shape in re.findall(GATHERED, program.as_text())), default=0)
+        for program in (learned, decoded)
+    ]
+    embedding, stacked = SHAPE.vocabulary * SHAPE.width, 12 * SHAPE.feedforward * SHAPE.width
+    assert 0 < largest[0] <= embedding < stacked
+    assert largest[1] < SHAPE.width * SHAPE.width / 2
+    assert case.rows == (4, 8)  # a host has a fourth of the prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "hosts", "chips"),
+    [("v5e-1", 1, 1), ("v5e-8", 1, 8), ("v6e-16", 4, 4), ("v5p-8", 1, 4), ("v5p-128", 16, 4)],
+)
+def test_slices_are_made_of_hosts(name, hosts, chips):
+    found = find_slice(name)
+    assert (found.hosts, found.host.chips, found.host.hosts) == (hosts, chips, 1)
 
 
 @pytest.mark.slow

@@ -78,7 +78,10 @@ def test_a_run_directory_holds_what_was_asked_and_what_happened(config, tmp_path
     ("overrides", "words"),
     [
         (["model.name=./nowhere"], "nowhere"),
-        (["train.prompts=5", "rollout.responses=3"], "got 5 prompts and 3 responses. Choose 4 or 6 prompts"),
+        (
+            ["train.prompts=5", "rollout.responses=3", "algorithm={minibatches: 1}"],
+            "got 5 prompts and 3 responses. Choose 4 or 6 prompts",
+        ),
         (["algorithm.minibatches=3"], "4 prompts do not divide into 3 minibatches; choose 1, 2 or 4"),
         (["train.max_prompt_tokens=20"], "train.max_prompt_tokens in a config"),
         (["algorithm.microbatch=0"], "microbatch must be at least 1; got 0"),

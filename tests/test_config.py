@@ -435,7 +435,7 @@ def test_a_rendered_config_says_where_each_value_was_written(config_file):
     assert f"  learning_rate: 1.0e-06  # {path}:5" in lines
     assert f"  - use: exact  # {path}:7" in lines
     assert "    weight: 1.0  # default" in lines
-    assert "  keep: 2  # default" in lines
+    assert "  root: runs  # default" in lines
 
 
 # Building

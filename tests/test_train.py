@@ -82,7 +82,7 @@ def test_a_run_directory_holds_what_was_asked_and_what_happened(config, tmp_path
     [
         (["model.name=./nowhere"], "nowhere"),
         (
-            ["train.prompts=5", *ONE_BATCH],
+            ["train.prompts=5", "rollout.responses=3", *ONE_BATCH],
             "got 5 prompts and 3 responses. Choose 4 or 6 prompts",
         ),
         (["algorithm.minibatches=3"], "4 prompts do not divide into 3 minibatches; choose 1, 2 or 4"),

@@ -15,14 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
 from grpo_jax.distribution import EXCLUDED
-from grpo_jax.runtime.sharding import prompt_parts
+from grpo_jax.runtime.sharding import ROWS, prompt_parts
 from grpo_jax.structs import Params, Policy, Rollouts
 
 CHUNK_TOKENS = 1024  # logits alive at once on a device, or a position of each row; 0.6 GB for V = 150k
-LANES = 128  # sums of a vocabulary that are kept apart on a CPU
+PARTS = 48  # of a vocabulary, added up side by side on a CPU
 
 
 class _Rows(NamedTuple):
@@ -47,29 +48,61 @@ def token_logprobs(
     last_PD, hidden_PRSD = policy.respond(params, rollouts.prompts, rows.tokens_PRS, rows.valid_PRS, start_PRS)
     earlier_PRSD = jnp.pad(hidden_PRSD[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)))
     scoring_PRSD = jnp.where(rows.place_PRS[..., None] == 0, last_PD[:, None, None], earlier_PRSD)
-    count = -(-S // max(1, CHUNK_TOKENS * _shards() // (P * R)))
-    chunks = jax.tree.map(partial(_slices, count), (scoring_PRSD, rows))
-    unembed, weights = jax.closure_convert(partial(policy.unembed, params), chunks[0][0])  # the weights it uses
+    shards = _shards(P)
+    count = -(-S // max(1, CHUNK_TOKENS * shards // (P * R)))
+    hidden_nPRsD, rows_n = jax.tree.map(partial(_slices, count), (scoring_PRSD, rows))
+    unembed, weights = _head(policy, params, hidden_nPRsD[0])
     first_PGV = None
     if rollouts.distribution.penalizes:
         V = jax.eval_shape(policy.unembed, params, last_PD).shape[-1]
         first_PGV = _first_places(rollouts, V)
 
-    def logits(weights: list[Array], hidden_PRsD: Array, rows: _Rows) -> Array:
+    def logits(weights: list[Array], hidden_PRsD: Array, rows: _Rows, first_PGV: Array | None) -> Array:
         seen_PRsV = None
         if first_PGV is not None:
-            seen_PRsV = first_PGV[jnp.arange(P)[:, None, None], rows.response_PRS] < rows.place_PRS[..., None]
-        return rollouts.distribution(unembed(hidden_PRsD, *weights), rows.place_PRS, seen_PRsV, rows.tokens_PRS)
+            place_P11 = jnp.arange(len(first_PGV))[:, None, None]
+            seen_PRsV = first_PGV[place_P11, rows.response_PRS] < rows.place_PRS[..., None]
+        return rollouts.distribution(unembed(weights, hidden_PRsD), rows.place_PRS, seen_PRsV, rows.tokens_PRS)
 
-    scores = _score(logits, weights, *chunks)
+    score = partial(_score, logits) if shards == 1 else _on_shards(partial(_score, logits))
+    scores = score(weights, hidden_nPRsD, rows_n, first_PGV)
     logprobs, entropy = (jnp.moveaxis(a_nPRs, 0, 2).reshape(P, R, -1)[:, :, :S] for a_nPRs in scores)
     return tuple(_in_responses(a_PRS, rollouts, slots_PRS) for a_PRS in (logprobs, entropy))
 
 
-def _shards() -> int:
-    """Over how many devices the prompts are divided: each computes a chunk's logits of its own."""
+def _head(policy: Policy, params: Params, hidden: Array) -> tuple[Callable[..., Array], list[Array]]:
+    """`policy.unembed` as a function of the parameters that it uses, and those."""
+    leaves, tree = jax.tree.flatten(params)
+    _, found = jax.closure_convert(partial(policy.unembed, params), hidden)
+    used = [any(leaf is weight for weight in found) for leaf in leaves]
+
+    def unembed(weights: list[Array], hidden: Array) -> Array:
+        given = iter(weights)
+        whole = [next(given) if known else leaf for leaf, known in zip(leaves, used, strict=True)]
+        return policy.unembed(jax.tree.unflatten(tree, whole), hidden)
+
+    return unembed, [leaf for leaf, known in zip(leaves, used, strict=True) if known]
+
+
+def _shards(P: int) -> int:
+    """Over how many devices P prompts are divided: each computes a chunk's logits of its own."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else prompt_parts(mesh)
+    parts = 1 if mesh.empty else prompt_parts(mesh)
+    return parts if P % parts == 0 else 1
+
+
+def _on_shards(score: Callable[..., Any]) -> Callable[..., Any]:
+    """`score` on each device that has prompts, with the weights put together once and their gradients added up once:
+    left to itself, the compiler does both for each chunk.
+    """
+    chunks, prompts = PartitionSpec(None, ROWS), PartitionSpec(ROWS)
+    return jax.shard_map(
+        score,
+        in_specs=(PartitionSpec(), chunks, chunks, prompts),
+        out_specs=chunks,
+        axis_names=set(ROWS),
+        check_vma=False,
+    )
 
 
 def _in_rows(rollouts: Rollouts, slots_PRS: Array | None) -> _Rows:
@@ -136,10 +169,17 @@ def _sums(logits: Array, top: Array) -> tuple[Array, Array]:
 def _sums_in_lanes(logits: Array, top: Array) -> tuple[Array, Array]:
     """The same for a CPU, which adds numbers in their order: many sums at once are faster, and round less."""
     whole = [(0, 0)] * (logits.ndim - 1)
-    logits = jnp.pad(logits, (*whole, (0, -logits.shape[-1] % LANES)), constant_values=EXCLUDED)
-    lanes = jnp.moveaxis(logits.reshape(*top.shape, -1, LANES), -1, -2)
-    sums = _sums(lanes, jnp.broadcast_to(top[..., None], (*top.shape, LANES)))
-    return tuple(jnp.sum(part, axis=-1) for part in sums)
+    logits = jnp.pad(logits, (*whole, (0, -logits.shape[-1] % PARTS)), constant_values=EXCLUDED)
+    size = logits.shape[-1] // PARTS
+
+    def add(part: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        log_odds = jax.lax.dynamic_slice_in_dim(logits, part * size, size, axis=-1) - top[..., None]
+        odds = jnp.exp(log_odds)
+        return sums[0] + odds, sums[1] + odds * log_odds
+
+    nothing = jnp.zeros((*top.shape, size), logits.dtype)
+    total, moment = jax.lax.fori_loop(0, PARTS, add, (nothing, nothing))
+    return jnp.sum(total, axis=-1), jnp.sum(moment, axis=-1)
 
 
 def _add_pairs(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -147,25 +187,27 @@ def _add_pairs(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[A
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _score(logits: Callable[..., Array], weights: list[Array], hidden_nPRsD: Array, rows: _Rows) -> Any:
-    """Log-probs and entropies of chunks, whose logits are `logits(weights, hidden, rows)`."""
-    return _score_forward(logits, weights, hidden_nPRsD, rows)[0]
+def _score(logits: Callable[..., Array], weights: list[Array], hidden_nPRsD: Array, rows: _Rows, first_PGV: Any) -> Any:
+    """Log-probs and entropies of chunks, whose logits are `logits(weights, hidden, rows, first)`."""
+    return _score_forward(logits, weights, hidden_nPRsD, rows, first_PGV)[0]
 
 
-def _score_forward(logits: Callable[..., Array], weights: list[Array], hidden_nPRsD: Array, rows: _Rows) -> Any:
+def _score_forward(
+    logits: Callable[..., Array], weights: list[Array], hidden_nPRsD: Array, rows: _Rows, first_PGV: Any
+) -> Any:
     def score(chunk: tuple[Array, _Rows]) -> tuple[Array, Array]:
-        return score_tokens(logits(weights, *chunk), chunk[1].tokens_PRS)
+        return score_tokens(logits(weights, *chunk, first_PGV), chunk[1].tokens_PRS)
 
     scores = jax.lax.map(score, (hidden_nPRsD, rows))
-    return scores, (weights, hidden_nPRsD, rows, *scores)
+    return scores, (weights, hidden_nPRsD, rows, first_PGV, *scores)
 
 
 def _score_backward(logits: Callable[..., Array], saved: tuple, slopes: tuple[Array, Array]) -> tuple:
-    weights, hidden_nPRsD, rows, *scores = saved
+    weights, hidden_nPRsD, rows, first_PGV, *scores = saved
 
     def pull(total: list[Array], chunk: tuple) -> tuple[list[Array], Array]:
         hidden_PRsD, rows, logprob_PRs, entropy_PRs, slope_PRs, entropy_slope_PRs = chunk
-        logits_PRsV, back = jax.vjp(lambda weights, hidden: logits(weights, hidden, rows), weights, hidden_PRsD)
+        logits_PRsV, back = jax.vjp(lambda *inputs: logits(*inputs, rows, first_PGV), weights, hidden_PRsD)
         token_PRs1 = rows.tokens_PRS[..., None]
         chosen_PRs1 = jnp.take_along_axis(logits_PRsV, token_PRs1, axis=-1)
         logprobs_PRsV = logits_PRsV - (chosen_PRs1 - logprob_PRs[..., None])
@@ -177,7 +219,8 @@ def _score_backward(logits: Callable[..., Array], saved: tuple, slopes: tuple[Ar
 
     nothing = jax.tree.map(jnp.zeros_like, weights)
     total, slope_nPRsD = jax.lax.scan(pull, nothing, (hidden_nPRsD, rows, *scores, *slopes))
-    return total, slope_nPRsD, jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), rows)
+    none = jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), (rows, first_PGV))
+    return total, slope_nPRsD, *none
 
 
 _score.defvjp(_score_forward, _score_backward)

@@ -11,6 +11,8 @@ from grpo_jax.distribution import Distribution
 from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models import Shape, decoder_policy
 from grpo_jax.models.decoder import Rope
+from grpo_jax.runtime.hlo import collective_bytes
+from grpo_jax.runtime.sharding import Layout, on, place_prompts, weight_shardings
 from grpo_jax.structs import Prompts, Rollouts
 
 V = 32768
@@ -47,6 +49,31 @@ def test_memory_grows_with_the_chunk_and_not_with_vocabulary_times_tokens(monkey
     assert temporary_bytes(2 * T, chunk, monkeypatch) - small < row / 2
 
 
+def received_bytes(chunk: int, monkeypatch) -> int:
+    """What each of eight devices receives for the gradient of scores."""
+    monkeypatch.setattr(logprobs, "CHUNK_TOKENS", chunk)
+    policy, mesh = decoder_policy(SHAPE), Layout(data=2, fsdp=4, tensor=1).mesh()
+    rollouts = place_prompts(random_rollouts(8, 2, 32, V), mesh)
+
+    def total(params, rollouts):
+        logprobs_PGT, entropy_PGT = token_logprobs(policy, params, rollouts)
+        return jnp.sum(logprobs_PGT) + jnp.sum(entropy_PGT)
+
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    layout = weight_shardings(shapes, mesh)
+    params = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, layout)
+    with on(mesh):
+        return collective_bytes(
+            jax.jit(jax.grad(total), out_shardings=layout).lower(params, rollouts).compile().as_text()
+        )
+
+
+def test_devices_receive_the_head_and_its_gradient_once_however_many_chunks_there_are(monkeypatch):
+    once, often = received_bytes(64, monkeypatch), received_bytes(8, monkeypatch)
+    assert once > 4 * V * SHAPE.width  # the head
+    assert often < 1.01 * once
+
+
 def test_gradients_are_those_of_scoring_everything_at_once_in_float64(monkeypatch):
     monkeypatch.setattr(logprobs, "CHUNK_TOKENS", 12)
     random = np.random.default_rng(0)
@@ -63,7 +90,7 @@ def test_gradients_are_those_of_scoring_everything_at_once_in_float64(monkeypatc
     def chunked(head_VD, hidden_PGTD):
         rows = logprobs._Rows(*(jnp.asarray(tokens_PGT),) * 4)
         chunks = jax.tree.map(partial(logprobs._slices, 4), (hidden_PGTD, rows))
-        scores = logprobs._score(lambda heads, hidden, _: hidden @ heads[0].T, [head_VD], *chunks)
+        scores = logprobs._score(lambda heads, hidden, *_: hidden @ heads[0].T, [head_VD], *chunks, None)
         both = [jnp.moveaxis(a, 0, 2).reshape(2, 3, -1)[:, :, :7] for a in scores]
         return jnp.sum(weights[0] * both[0] + weights[1] * both[1])
 

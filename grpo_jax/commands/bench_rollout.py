@@ -50,16 +50,12 @@ def measure(arguments: argparse.Namespace, subject: Subject) -> tuple[dict[str, 
 
 
 def build_sampler(arguments: argparse.Namespace, shape: Shape) -> Sampler:
-    """One that never ends early, or at random after `--mean-tokens` on average, as one token in so many is an end."""
+    """One that never ends early, as no token is an end, or at random after `--mean-tokens` on average, as one token in
+    so many is.
+    """
     T, mean, V = arguments.response_tokens, arguments.mean_tokens, shape.vocabulary
-    ends = [V - 1] if mean is None else np.random.default_rng(0).permutation(V)[: max(1, V // mean)].tolist()
-    return Sampler(
-        tuple(ends),
-        responses=arguments.responses,
-        max_tokens=T,
-        min_tokens=T if mean is None else 0,
-        int8_cache=arguments.int8_cache,
-    )
+    ends = [V] if mean is None else np.random.default_rng(0).permutation(V)[: max(1, V // mean)].tolist()
+    return Sampler(tuple(ends), responses=arguments.responses, max_tokens=T, int8_cache=arguments.int8_cache)
 
 
 def time_rollouts(arguments: argparse.Namespace, sampler: Sampler, policy: Policy, params: Params, prompts: Prompts):

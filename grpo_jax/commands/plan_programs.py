@@ -21,6 +21,7 @@ from grpo_jax.runtime.sharding import (
     CACHE,
     PROMPTS,
     Layout,
+    check_hosts,
     fit,
     on,
     prefix_sharding,
@@ -130,6 +131,7 @@ def assemble(config: Config, found: Slice) -> Case:
     )
     mesh = config.mesh.build().mesh(found.devices(), copy_bytes(policy), found.chip.memory)
     check_split(algorithm, settings.prompts, sampler.responses)
+    check_hosts(mesh)
     check_shares(algorithm, settings.prompts, mesh)
     one = mesh if found.hosts == 1 else host_mesh(found.host.devices(), mesh)
     return Case(config, algorithm, shape, settings, found, mesh, one)
@@ -138,11 +140,6 @@ def assemble(config: Config, found: Slice) -> Case:
 def host_mesh(devices: list[jax.Device], mesh: Mesh) -> Mesh:
     """The mesh that one host of a larger one samples with."""
     tensor = mesh.shape["tensor"]
-    if len(devices) % tensor:
-        raise ValueError(
-            f"Each host samples its own responses, so mesh.tensor must divide the {len(devices)} chips of a host; got"
-            f" {tensor}."
-        )
     return Layout(data=len(devices) // tensor, fsdp=1, tensor=tensor).mesh(devices)
 
 

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from grpo_jax.models.attention import Memory
 
 FEW_ROWS = 256  # up to here a CPU multiplies faster with the weight on the left
-PRODUCT = "product"  # the name of what `project` gives, for those who decide what to keep for the backward pass
+PRODUCT = "product"  # the name of what products give and attention reads and gives: a choice of what to keep for later
 
 
 Store = Callable[[Memory], Memory]
@@ -127,6 +127,10 @@ def _product_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array
 def _product_backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
     x, weight = saved
     slope = jax.lax.optimization_barrier(slope)  # or its transpose is computed element by element, columns first
+    outputs, inputs = weight.shape
+    if outputs > inputs:  # fewer rows than columns, and the left side laid out in rows: 1.6 times as fast for a head
+        turned = jax.lax.optimization_barrier(jax.lax.optimization_barrier(x.T) @ slope)
+        return slope @ weight, turned.T
     return slope @ weight, slope.T @ x
 
 
@@ -182,8 +186,9 @@ class Attention(nnx.Module):
             query_PGTHC = rms_norm(query_PGTHC, self.query_norm_C[...], self.shape.norm_epsilon)
             key_PGTKC = rms_norm(key_PGTKC, self.key_norm_C[...], self.shape.norm_epsilon)
         query_PGHTC, key_PGKTC, value_PGKTC = (jnp.swapaxes(a, 2, 3) for a in (query_PGTHC, key_PGTKC, value_PGTKC))
-        own = store(Memory(rotate(key_PGKTC, *turns), value_PGKTC))
-        mixed_PGTHC = jnp.swapaxes(mix(rotate(query_PGHTC, *turns), own), 2, 3)
+        query_PGHTC, key_PGKTC = (checkpoint_name(rotate(a, *turns), PRODUCT) for a in (query_PGHTC, key_PGKTC))
+        own = store(Memory(key_PGKTC, value_PGKTC))
+        mixed_PGTHC = checkpoint_name(jnp.swapaxes(mix(query_PGHTC, own), 2, 3), PRODUCT)
         return project(mixed_PGTHC, self.out_DHC[...].astype(kind), 2, self.platform), own
 
 

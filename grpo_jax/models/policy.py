@@ -26,7 +26,9 @@ _KEEP = jax.checkpoint_policies
 # What the backward pass finds of each layer, and what it has to compute again.
 REMAT: dict[str, Callable | None] = {
     "full": _KEEP.save_only_these_names(INPUT),  # its input: least memory, a third more arithmetic
-    "products": _KEEP.save_only_these_names(INPUT, PRODUCT),  # matrix products too; norms and attention again
+    "products": _KEEP.save_only_these_names(
+        INPUT, PRODUCT
+    ),  # matrix products and attention too; norms and activations again
     "offload": _KEEP.save_and_offload_only_these_names(  # its input, in the host's memory until it is needed
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[INPUT],

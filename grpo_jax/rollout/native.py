@@ -92,7 +92,7 @@ class Sampler:
         sampler = replace(self, responses=G // shares, at_once=self.at_once and self.at_once * shares)
         sampler.check_room(policy, prompts)
         served, own = _serve(policy, params), prompts
-        if mesh is not None and mesh.is_multi_process:  # each host answers its own prompts, and waits for no other
+        if mesh is not None and jax.process_count() > 1:  # each host answers its own prompts, and waits for no other
             served, own = on_host((served, prompts))
             key_PG, params = key_PG[host_places(mesh, P * shares)], served
             sampler = replace(sampler, at_once=sampler.at_once and -(-sampler.at_once // jax.process_count()))

@@ -1,5 +1,6 @@
 """Where arrays live: the one mesh, and the one table from axis letters to mesh axes."""
 
+import itertools
 import math
 import os
 import re
@@ -13,11 +14,23 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-# Weights: D is cut by fsdp, what attention and feed-forward split naturally by tensor.
-RULES = {"D": "fsdp", "H": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
-PROMPTS = PartitionSpec(("data", "fsdp"))
-PREFIX = PartitionSpec(("data", "fsdp"), "tensor")  # keys and values of prompts: [P, K, L, ...]
-CACHE = PartitionSpec(("data", "fsdp"), None, "tensor")  # keys and values of responses: [P, G, K, S, ...]
+Device = Any  # a jax.Device, or what says as much of itself
+AXES = ("data", "fsdp", "tensor")  # an axis more, for experts or for context, is a name here and a line below
+# What divides the axes of arrays, by their letters; tensor, what attention and feed-forward split naturally.
+RULES = {"P": ("data", "fsdp"), "D": "fsdp", "H": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
+# Sampling reads weights that are whole on every fsdp shard, or each token of a rollout would gather them again.
+SERVING = {letter: axes for letter, axes in RULES.items() if letter != "D"}
+
+
+def spec(letters: str) -> PartitionSpec:
+    """What divides an array with these axes."""
+    return PartitionSpec(*(RULES.get(letter) for letter in letters))
+
+
+ROWS = RULES["P"]
+PROMPTS = spec("P")
+PREFIX = spec("PKL")  # keys and values of prompts
+CACHE = spec("PGKS")  # keys and values of responses
 
 
 @dataclass(frozen=True)
@@ -30,24 +43,39 @@ class Layout:
 
     data: int | None = None  # null: one for each slice
     fsdp: int | None = None  # null: the rest
-    tensor: int | None = None  # null: so many that the copy for sampling takes a third of a device at most
+    tensor: int | None = None  # null: so many that the copy for sampling takes a third of a device at most, or the rest
 
-    def mesh(self, devices: list[jax.Device] | None = None, copy_bytes: int = 0, memory: float | None = None) -> Mesh:
+    def mesh(self, devices: list[Device] | None = None, copy_bytes: int = 0, memory: int | float | None = None) -> Mesh:
         """A mesh over all devices, its axes placed automatically by the compiler, for a model of so many bytes while
         sampling and devices with so much memory.
+
+        Devices of a host stand side by side, neighbours next to each other, and hosts of a slice one after the other:
+        so `tensor` stays inside a host, and `data` goes over slices, whatever the shape of the slice.
         """
-        devices = jax.devices() if devices is None else devices
-        data = len({getattr(device, "slice_index", 0) for device in devices}) if self.data is None else self.data
-        tensor = (
-            _tensor(devices, copy_bytes, memory or _device_bytes(devices[0])) if self.tensor is None else self.tensor
-        )
+        devices = sorted(jax.devices() if devices is None else devices, key=_address)
+        data = len({_address(device)[0] for device in devices}) if self.data is None else self.data
+        tensor = self.tensor
+        if tensor is None and (self.fsdp is None or -1 in (data, self.fsdp)):
+            tensor = _tensor(devices, copy_bytes, memory or _device_bytes(devices[0]))
+        elif tensor is None:
+            tensor = -1
         rest = -1 not in (data, tensor)
         fsdp = (-1 if rest else 1) if self.fsdp is None else self.fsdp
-        sizes = _fill((data, fsdp, tensor), len(devices))
-        return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+        return mesh_over(devices, _fill((data, fsdp, tensor), len(devices)))
 
 
-def _tensor(devices: list[jax.Device], copy_bytes: int, memory: float | None) -> int:
+def mesh_over(devices: Any, sizes: tuple[int, ...]) -> Mesh:
+    """The devices in their order, divided by `data`, `fsdp` and `tensor`; the compiler divides arrays over them."""
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _address(device: Device) -> tuple:
+    """Slice, host, and place on the host's board, the first coordinate counting fastest."""
+    place = tuple(reversed(getattr(device, "coords", ())))
+    return getattr(device, "slice_index", 0), device.process_index, place, device.id
+
+
+def _tensor(devices: list[Device], copy_bytes: int, memory: int | float | None) -> int:
     """The fewest devices of a host that hold the copy for sampling in a third of their memory."""
     tensor, here = 1, len([device for device in devices if device.process_index == devices[0].process_index])
     while memory is not None and copy_bytes / tensor > memory / 3 and here % (2 * tensor) == 0:
@@ -55,7 +83,7 @@ def _tensor(devices: list[jax.Device], copy_bytes: int, memory: float | None) ->
     return tensor
 
 
-def _device_bytes(device: jax.Device) -> int | None:
+def _device_bytes(device: Device) -> int | None:
     stats = device.memory_stats() if device.platform != "cpu" else None
     return stats and stats.get("bytes_limit")
 
@@ -66,10 +94,18 @@ def _fill(sizes: tuple[int, ...], devices: int) -> tuple[int, ...]:
         raise ValueError(f"A mesh is made of positive sizes and at most one -1 for the rest; got {sizes}.")
     if devices % known or (-1 not in sizes and known != devices):
         raise ValueError(
-            f"A mesh of data, fsdp, tensor = {sizes} does not cover {devices} devices:"
-            f" make the product {devices}, or leave one of them -1."
+            f"A mesh of data, fsdp, tensor = {sizes} does not cover {devices} devices: make the product {devices}, as"
+            f" {_nearest(sizes, devices)} does, or leave one of them -1."
         )
     return tuple(devices // known if size == -1 else size for size in sizes)
+
+
+def _nearest(sizes: tuple[int, ...], devices: int) -> tuple[int, ...]:
+    """The sizes that cover the devices and are least different, as ratios, from those that were asked for."""
+    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+    covering = [mesh for mesh in itertools.product(divisors, repeat=len(sizes)) if math.prod(mesh) == devices]
+    asked = [(place, size) for place, size in enumerate(sizes) if size != -1]
+    return min(covering, key=lambda mesh: sum(abs(math.log(mesh[place] / size)) for place, size in asked))
 
 
 def weight_shardings(tree: Any, mesh: Mesh) -> Any:
@@ -81,10 +117,8 @@ def weight_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def serving_shardings(tree: Any, mesh: Mesh) -> Any:
-    """Shardings for the copy of the parameters that sampling reads: whole on every fsdp shard, or each token of a
-    rollout would gather it again.
-    """
-    return _by_letters(tree, mesh, {letter: axis for letter, axis in RULES.items() if axis != "fsdp"})
+    """Shardings for the copy of the parameters that sampling reads."""
+    return _by_letters(tree, mesh, SERVING)
 
 
 def fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
@@ -97,13 +131,13 @@ def prefix_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     return fit(PREFIX if len(shape) > 2 else PROMPTS, shape, mesh)
 
 
-def _by_letters(tree: Any, mesh: Mesh, rules: dict[str, str]) -> Any:
+def _by_letters(tree: Any, mesh: Mesh, rules: dict[str, Any]) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, a: NamedSharding(mesh, _spec(path, a.shape, mesh, rules)), tree
     )
 
 
-def _spec(path: tuple, shape: tuple[int, ...], mesh: Mesh, rules: dict[str, str]) -> PartitionSpec:
+def _spec(path: tuple, shape: tuple[int, ...], mesh: Mesh, rules: dict[str, Any]) -> PartitionSpec:
     names = [str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey)]
     found = re.search(r"_([A-Z]+)$", names[-1]) if names else None
     if found is None or len(found[1]) < 2 or len(shape) < len(found[1]):
@@ -144,7 +178,12 @@ def shares_of(prompts: int, responses: int, mesh: Mesh | AbstractMesh | None) ->
     enough. Refuses what cannot be shared out evenly.
     """
     parts = 1 if mesh is None else prompt_parts(mesh)
-    shares = parts // math.gcd(prompts, parts)
+    shares, hosts = parts // math.gcd(prompts, parts), hosts_of(mesh)
+    if shares > 1 and prompts % hosts:
+        raise ValueError(
+            f"A group stays on one host, so prompts must be a multiple of the {hosts} hosts; got {prompts}."
+            f" Choose {' or '.join(str(n * hosts) for n in (prompts // hosts, prompts // hosts + 1) if n)} prompts."
+        )
     if responses % shares == 0:
         return shares
     nearest = sorted({max(prompts // parts, 1) * parts, (prompts // parts + 1) * parts})
@@ -153,6 +192,11 @@ def shares_of(prompts: int, responses: int, mesh: Mesh | AbstractMesh | None) ->
         f" of {parts}, or the responses to each a multiple of {shares}; got {prompts} prompts and {responses}"
         f" responses. Choose {' or '.join(map(str, nearest))} prompts."
     )
+
+
+def hosts_of(mesh: Mesh | None) -> int:
+    """How many hosts the devices of a mesh belong to."""
+    return 1 if mesh is None else len({device.process_index for device in mesh.devices.flat})
 
 
 def place(array: Array | np.ndarray, sharding: NamedSharding) -> Array:
@@ -170,12 +214,13 @@ def place_prompts(tree: Any, mesh: Mesh) -> Any:
 def host_mesh(mesh: Mesh) -> Mesh:
     """The devices of this host, each row of them with prompts of its own."""
     rows = mesh.devices.reshape(-1, mesh.shape["tensor"])[_host_rows(mesh)]
-    axes = ("data", "fsdp", "tensor")
-    return Mesh(rows.reshape(len(rows), 1, -1), axes, axis_types=(AxisType.Auto,) * 3)
+    return mesh_over(rows, (len(rows), 1, -1))
 
 
 def _host_rows(mesh: Mesh) -> list[int]:
-    """Which of the parts that prompts are divided into are on this host."""
+    """Which of the parts that prompts are divided into are on this host: all, if one process controls every host."""
+    if jax.process_count() == 1:
+        return list(range(prompt_parts(mesh)))
     hosts = [{device.process_index for device in row} for row in mesh.devices.reshape(-1, mesh.shape["tensor"])]
     return [index for index, here in enumerate(hosts) if here == {jax.process_index()}]
 
@@ -211,7 +256,7 @@ def from_hosts(own: np.ndarray, mesh: Mesh | None) -> Array:
     if mesh is None:
         return jax.numpy.asarray(own)
     sharding = NamedSharding(mesh, PROMPTS)
-    if not mesh.is_multi_process:
+    if jax.process_count() == 1:
         return jax.device_put(own, sharding)
     P = own.shape[0] // len(_host_rows(mesh)) * prompt_parts(mesh)
     first = {place: row for row, place in enumerate(host_places(mesh, P).tolist())}
@@ -249,13 +294,15 @@ def settle(tree: Any) -> Any:
 
 def check_hosts(mesh: Mesh) -> None:
     """Refuses a mesh whose responses would belong to several hosts at once."""
-    here = len(mesh.local_devices)
+    rows = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    if all(len({device.process_index for device in row}) == 1 for row in rows):
+        return
+    here = mesh.size // hosts_of(mesh)
     divisors = ", ".join(str(n) for n in range(1, here + 1) if here % n == 0)
-    if len(host_places(mesh, prompt_parts(mesh))) * mesh.shape["tensor"] != here:
-        raise ValueError(
-            f"Each host samples and scores its own responses, so mesh.tensor must divide the {here} devices of a host;"
-            f" got {mesh.shape['tensor']}. Choose one of {divisors}."
-        )
+    raise ValueError(
+        f"Each host samples and scores its own responses, so mesh.tensor must divide the {here} devices of a host;"
+        f" got {mesh.shape['tensor']}. Choose one of {divisors}."
+    )
 
 
 def free_bytes() -> int:

@@ -75,7 +75,8 @@ class Slice:
         from jax.experimental import topologies
 
         quieten()
-        one = {"chips_per_host_bounds": (1, 1, 1)} if self.chips == 1 else {}
+        sides = [int(side) for side in self.grid.split("x")]
+        one = {"chips_per_host_bounds": (*sides, *[1] * (3 - len(sides)))} if self.hosts == 1 else {}
         described = topologies.get_topology_desc(
             platform="tpu", topology_name=f"{self.chip.platform}:{self.grid}", **one
         )

@@ -1,0 +1,129 @@
+"""Meshes: how devices of hosts and slices are ordered, what is left to the library, and what is refused."""
+
+import itertools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import pytest
+
+from grpo_jax.commands.layout import copy_bytes
+from grpo_jax.commands.plan_programs import find_policy
+from grpo_jax.config import read
+from grpo_jax.runtime.sharding import Layout, check_hosts, host_places, hosts_of, shares_of
+from grpo_jax.runtime.topology import find_slice
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a mesh asks of a device."""
+
+    id: int
+    process_index: int
+    coords: tuple[int, int, int]
+    slice_index: int = 0
+    platform: str = "tpu"
+
+    def memory_stats(self) -> dict[str, int]:
+        return {"bytes_limit": 16}
+
+
+def board(slices: int = 1, wide: int = 4, high: int = 4) -> list[Chip]:
+    """Chips in a plane, hosts of two by two, in the order of rows: neighbours of a host are not side by side."""
+    places = itertools.product(range(slices), range(high), range(wide))
+    return [
+        Chip(number, part * 100 + (y // 2) * (wide // 2) + x // 2, (x, y, 0), part)
+        for number, (part, y, x) in enumerate(places)
+    ]
+
+
+def hosts_in_rows(mesh) -> list[set[int]]:
+    return [{chip.process_index for chip in row} for row in mesh.devices.reshape(-1, mesh.shape["tensor"])]
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+@pytest.mark.parametrize("wide", [4, 8])
+def test_chips_that_compute_a_layer_together_are_neighbours_on_one_host(wide, tensor):
+    mesh = Layout(data=1, fsdp=-1, tensor=tensor).mesh(board(wide=wide, high=wide))
+    check_hosts(mesh)
+    for row in mesh.devices.reshape(-1, tensor):
+        apart = [sum(abs(a - b) for a, b in zip(one.coords, other.coords, strict=True)) for one in row for other in row]
+        assert max(apart) <= tensor / 2
+    hosts = [min(row) for row in hosts_in_rows(mesh)]
+    assert hosts == sorted(hosts)  # the prompts of a host are side by side
+
+
+def test_more_chips_than_a_host_has_cannot_compute_a_layer_together():
+    mesh = Layout(data=1, fsdp=2, tensor=8).mesh(board())
+    with pytest.raises(ValueError, match=r"must divide the 4 devices of a host; got 8. Choose one of 1, 2, 4"):
+        check_hosts(mesh)
+
+
+def test_several_slices_have_a_copy_of_the_weights_each():
+    mesh = Layout().mesh(board(slices=2))
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 16, "tensor": 1}
+    assert [{chip.slice_index for chip in copy.flat} for copy in mesh.devices] == [{0}, {1}]
+
+
+@pytest.mark.parametrize(
+    ("layout", "copy", "sizes"),
+    [
+        (Layout(), 5, (1, 16, 1)),  # a third of 16 bytes holds the copy
+        (Layout(), 6, (1, 8, 2)),
+        (Layout(), 11, (1, 4, 4)),
+        (Layout(), 99, (1, 4, 4)),  # no more than a host has
+        (Layout(data=1, fsdp=16), 99, (1, 16, 1)),
+        (Layout(fsdp=8), 0, (1, 8, 2)),
+        (Layout(fsdp=-1), 6, (1, 8, 2)),
+        (Layout(data=-1), 6, (8, 1, 2)),
+        (Layout(data=-1, fsdp=4), 6, (2, 4, 2)),
+        (Layout(tensor=4), 0, (1, 4, 4)),
+    ],
+)
+def test_what_a_layout_leaves_open_covers_the_devices(layout, copy, sizes):
+    assert tuple(layout.mesh(board(), copy_bytes=copy).shape.values()) == sizes
+
+
+@pytest.mark.parametrize(
+    ("sizes", "nearest"),
+    [((3, 2, 2), "(4, 2, 2)"), ((1, 16, 2), "(1, 8, 2)"), ((1, 5, -1), "(1, 4, 4)"), ((64, 1, 1), "(16, 1, 1)")],
+)
+def test_a_mesh_that_does_not_match_is_refused_with_the_nearest(sizes, nearest):
+    with pytest.raises(ValueError, match=re.escape(f"make the product 16, as {nearest} does")):
+        Layout(*sizes).mesh(board())
+
+
+def test_a_group_stays_on_one_host():
+    mesh = Layout(data=1, fsdp=16).mesh(board())
+    assert hosts_of(mesh) == 4
+    assert [shares_of(prompts, 8, mesh) for prompts in (16, 8, 4)] == [1, 2, 4]
+    with pytest.raises(ValueError, match=r"must be a multiple of the 4 hosts; got 6\. Choose 4 or 8 prompts"):
+        shares_of(6, 8, mesh)
+    with pytest.raises(ValueError, match=r"got 2\. Choose 4 prompts"):
+        shares_of(2, 16, mesh)
+
+
+def test_a_process_that_controls_every_host_has_all_prompts():
+    assert jax.process_count() == 1
+    assert host_places(Layout(data=1, fsdp=16).mesh(board()), 32).tolist() == list(range(32))
+
+
+@pytest.mark.parametrize(
+    ("config", "topology"),
+    [
+        ("gsm8k_qwen3_0.6b", "v5e-1"),
+        ("gsm8k_qwen2.5_1.5b", "v5e-8"),
+        ("gsm8k_qwen3_4b", "v5e-16"),
+        ("gsm8k_llama_3.1_8b", "v5p-16"),
+    ],
+)
+def test_the_mesh_of_every_config_covers_its_slice(config, topology):
+    pytest.importorskip("libtpu", reason="libtpu is large, and only tests of TPUs need it")
+    found, settings = find_slice(topology), read(CONFIGS / f"{config}.yaml", ())
+    size = copy_bytes(find_policy(settings.model.arguments)[1])
+    mesh = settings.mesh.build().mesh(found.devices(), size, found.chip.memory)
+    assert (mesh.size, hosts_of(mesh)) == (found.chips, found.hosts)
+    check_hosts(mesh)

@@ -14,12 +14,15 @@ import subprocess
 import sys
 import sysconfig
 import time
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
+from grpo_jax.config import read
+from grpo_jax.runtime.run import Run
 from grpo_jax.runtime.topology import find_slice
 
 ROOT = Path(__file__).parent.parent
@@ -190,6 +193,28 @@ def test_creating_says_what_is_paid_for_and_how_to_end_it(cloud):
     assert "on demand" in on_demand.stderr and "--spot" not in cloud.calls[1]
 
 
+def test_a_dry_run_of_creating_does_not_say_that_it_has_asked(cloud):
+    assert "v5e would ask for 16 chip(s)" in cloud.call("create", *WHERE, *TYPE, "--dry-run").stderr
+    assert "v5e asks for 16 chip(s)" in cloud.call("create", *WHERE, *TYPE).stderr
+
+
+def test_whatever_leaves_a_slice_that_is_paid_for_says_how_to_delete_it(cloud):
+    project = ("--project", "my-project")
+    delete = "tpu_scripts/delete.sh v5e --zone us-west4-a --project my-project\n"
+    cloud.training(1, "0")
+    for script, more in [
+        ("create", TYPE),
+        ("setup", TYPE),
+        ("run", TRAINING),
+        ("stop", ()),
+        ("babysit", (*TYPE, *TRAINING)),
+    ]:
+        result = cloud.call(script, *WHERE, *project, *more)
+        assert result.returncode == 0 and delete in result.stderr, (script, result.stderr)
+    cloud.follow(failures={"queued-resources create": ["ERROR: ALREADY_EXISTS: Resource already exists"]})
+    assert delete in cloud.call("create", *WHERE, *project, *TYPE).stderr
+
+
 # Google Cloud's pages of each version: chips and VMs of a slice. A v5p or v4 name counts two cores a chip.
 @pytest.mark.parametrize(
     ("name", "chips", "hosts"),
@@ -239,7 +264,9 @@ REFUSED = [
     ("logs", [*WHERE, "--worker", "all; id"], "such as 0; got 'all; id'"),
     ("babysit", [*WHERE, "--type", "v5e-9", *TRAINING], "The nearest is v5litepod-8."),
     ("babysit", [*WHERE, *TYPE, "--restarts", "many", *TRAINING], "such as 10; got many"),
+    ("babysit", [*WHERE, *TYPE, "--restarts", "08", *TRAINING], "such as 10; got 08"),
     ("babysit", [*WHERE, *TYPE, TRAINING[2]], "add --bucket gs://NAME, or run.root=DIR"),
+    ("babysit", [*WHERE, *TYPE, "--dry-run", TRAINING[2]], "add --bucket gs://NAME, or run.root=DIR"),
 ]
 
 
@@ -249,12 +276,12 @@ def test_what_could_not_work_is_refused_in_a_sentence_before_gcloud_is_asked(clo
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and sentence in result.stderr
     assert len(result.stderr.splitlines()) == 1
-    assert cloud.calls == []
+    assert cloud.calls == [] and result.stdout == ""
 
 
 QUOTA = "ERROR: (gcloud.compute.tpus.queued-resources.create) Quota limit 'TPUV5s' has been exceeded. Limit: 0 in zone"
 FAILURES = [
-    (QUOTA, "queued-resources list --zone=us-west4-a"),
+    (QUOTA, "queued-resources list --zone us-west4-a"),
     ("ERROR: RESOURCE_EXHAUSTED", "The quota is too small"),
     (
         "ERROR: INVALID_ARGUMENT: the accelerator v5litepod-16 was not found in zone us-west4-a",
@@ -411,11 +438,12 @@ STEPS = {
 }
 
 
+@pytest.mark.parametrize("terms", [(), ("--spot",)], ids=["on demand", "spot"])
 @pytest.mark.parametrize("state", STATES)
-def test_every_state_of_the_api_leads_somewhere(cloud, state):
+def test_every_state_of_the_api_leads_somewhere(cloud, state, terms):
     """After it comes a failure that needs a person, so that what was done is what the state led to."""
     cloud.follow(requests=[state, state, "FAILED||a bad request"] if state != "ACTIVE" else [state, "FAILED||bad"])
-    result = cloud.call("babysit", *WHERE, *TYPE, *TRAINING)
+    result = cloud.call("babysit", *WHERE, *TYPE, *terms, *TRAINING)
     deeds, code = STEPS[state]
     assert (list(dict.fromkeys(cloud.deeds)), result.returncode) == (deeds, code)
     assert f"v5e: {'run bare' if state == 'ACTIVE' else state}\n" in result.stderr
@@ -430,6 +458,8 @@ def test_every_state_of_the_api_leads_somewhere(cloud, state):
         ({"requests": ["DELETING"]}, "it stays DELETING"),
         ({"requests": ["MELTING"]}, 'no script here knows the state "MELTING"'),
         ({"requests": ["ABSENT", "WAITING_FOR_RESOURCES", "ABSENT"]}, "somebody has deleted it"),
+        ({"requests": ["ACTIVE", "DELETING", "ABSENT"]}, "somebody has deleted it"),
+        ({"requests": ["DELETING", "ABSENT"]}, "somebody has deleted it"),
         ({"nodes": ["STOPPED"]}, "somebody has stopped it"),
         ({"nodes": ["REPAIRING"]}, "the slice REPAIRING"),
         ({"nodes": ["SINGING"]}, 'no script here knows the state "slice SINGING"'),
@@ -444,6 +474,8 @@ def test_what_a_person_has_to_decide_ends_with_3_and_a_sentence(cloud, script, s
     result = cloud.call("babysit", *WHERE, *TYPE, *TRAINING)
     assert result.returncode == 3, result.stderr
     assert sentence in result.stderr and "This needs a person." in result.stderr
+    asked = [call for call in cloud.calls if call[4] == "create"]
+    assert len(asked) == (script.get("requests", [""])[0] == "ABSENT")  # what has been deleted is not rented anew
 
 
 @pytest.mark.parametrize("gone", ["SUSPENDED|SERVICE|", "FAILED||There is no more capacity in the zone", "node"])
@@ -462,6 +494,42 @@ def test_a_short_silence_of_the_network_is_waited_out(cloud):
 
 
 @pytest.mark.parametrize(
+    ("script", "deeds"),
+    [
+        ({"failures": {"queued-resources describe": ["ERROR: no network"]}, "requests": ["ABSENT", "MELTING"]}, []),
+        ({"requests": ["SUSPENDED|SERVICE|", "DELETING", "ABSENT", "MELTING"]}, ["queued-resources delete"]),
+    ],
+    ids=["a silence of the network", "a deletion of its own"],
+)
+def test_what_nobody_else_has_deleted_is_created(cloud, script, deeds):
+    cloud.follow(**script)
+    cloud.call("babysit", *WHERE, *TYPE, *TRAINING)
+    assert cloud.deeds == [*deeds, "queued-resources create"]
+
+
+def test_a_slice_that_was_taken_away_before_the_babysitter_came_is_resumed(cloud):
+    cloud.follow(requests=["SUSPENDED|SERVICE|", "ABSENT", "ACTIVE"])
+    cloud.training(1, "0")
+    result = cloud.call("babysit", *WHERE, *TYPE, *TRAINING)
+    assert result.returncode == 0, result.stderr
+    assert [row[2:-1] for row in cloud.trained(0)] == [["--resume"]]
+
+
+@pytest.mark.parametrize(("ends", "launches"), [(["0"], [True]), (["2 error: There is no run", "0"], [True, False])])
+def test_a_babysitter_that_is_told_to_resume_starts_where_there_is_nothing_to_resume(cloud, ends, launches):
+    for number, end in enumerate(ends, start=1):
+        cloud.training(number, end)
+    result = cloud.call("babysit", *WHERE, *TYPE, *TRAINING, "--resume", "train.steps=3")
+    assert result.returncode == 0, result.stderr
+    assert [row[2:-1] for row in cloud.trained(0)] == [
+        ["train.steps=3", "--resume"] if resumes else ["train.steps=3"] for resumes in launches
+    ]
+
+
+NO_RUN = "2 error: There is no run quickstart in ../bucket/runs to resume."
+
+
+@pytest.mark.parametrize(
     ("ends", "code", "launches"),
     [
         (["0"], 0, [[]]),
@@ -469,20 +537,54 @@ def test_a_short_silence_of_the_network_is_waited_out(cloud):
         (["2 error: command line: train.stepz: unknown key"], 2, [[]]),
         (["75"], 0, [[], ["--resume"]]),
         (["1", "139"], 0, [[], ["--resume"]]),  # one was killed, and the others ended of it
-        (["75", "2 error: There is no run quickstart in ../bucket/runs to resume."], 0, [[], ["--resume"], []]),
+        (["137", "2 error: the other hosts have not started within 300 seconds."], 0, [[], ["--resume"]]),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) and value and isinstance(value[0], str) else "",
 )
 def test_the_training_decides_how_babysitting_ends(cloud, ends, code, launches):
-    if len(launches) == 3:
-        for number, end in enumerate([*ends, "0"], start=1):
-            cloud.training(number, end)
-    else:
-        cloud.training(1, *ends)
-        cloud.training(2, "0")
+    cloud.training(1, *ends)
+    cloud.training(2, "0")
     result = cloud.call("babysit", *WHERE, *TYPE, *TRAINING)
     assert result.returncode == code, result.stderr
     assert [row[2:-1] for row in cloud.trained(0)] == launches
+
+
+@pytest.mark.parametrize(
+    ("resumed", "last", "code"),
+    [
+        ([NO_RUN], "0", 0),
+        ([NO_RUN, rf"{NO_RUN}\nW1125 a word of the coordination service\n"], "0", 0),
+        ([rf"{NO_RUN}\nW1125 a word of the coordination service\nand another"], "0", 0),
+        ([NO_RUN], "2 grpo-jax train: error: unrecognized arguments: --odd", 2),  # nothing was said of a run this time
+    ],
+    ids=["said last", "said before a word on one worker", "said before other words", "said only the time before"],
+)
+def test_a_training_that_was_cut_off_before_there_was_a_run_is_started_anew(cloud, resumed, last, code):
+    cloud.training(1, "75")
+    cloud.training(2, *resumed)
+    cloud.training(3, last)
+    result = cloud.call("babysit", *WHERE, *TYPE, *TRAINING)
+    assert result.returncode == code, result.stderr
+    assert [row[2:-1] for row in cloud.trained(0)] == [[], ["--resume"], []]
+
+
+@pytest.mark.parametrize(
+    ("lines", "verdict"),
+    [
+        (["a exited 137", "b exited 2 error: the other hosts have not started"], "cut"),
+        (["a lost", "b exited 2 error: the other hosts have not started"], "cut"),
+        (["a ready", "b exited 2 error: the other hosts have not started"], "cut"),
+        (["a exited 75", "b exited 2 error: There is no run"], "fresh"),  # the first host has looked for it, for all
+        (["a exited 1", "b exited 2 error: an unknown key"], "ended 2"),
+        (["a exited 0", "b exited 0 There is no run of numbers"], "ended 0"),
+        (["a bare", "b exited 137"], "bare"),
+    ],
+)
+def test_what_the_workers_say_has_one_meaning(lines, verdict):
+    program = ["awk", "-f", SCRIPTS / "lib" / "verdict.awk"]
+    for said in (lines, lines[::-1]):
+        result = subprocess.run(program, input="\n".join(said), capture_output=True, text=True, check=True)
+        assert result.stdout == f"{verdict}\n"
 
 
 def test_workers_that_wait_for_one_that_has_ended_are_stopped_and_resumed(cloud):
@@ -519,38 +621,101 @@ def test_every_state_of_the_api_is_in_the_babysitter_s_table():
     assert all(re.search(rf"\b{state}\b", program) for state in STATES if state != "ACTIVE")  # which leads to the rest
 
 
-def test_the_jobset_asks_for_all_hosts_of_its_slice_at_once():
+def jobset() -> dict:
     (jobset,) = yaml.safe_load_all((SCRIPTS / "gke" / "jobset.yaml").read_text())
-    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    return jobset
+
+
+def container(jobset: dict) -> dict:
     (replicated,) = jobset["spec"]["replicatedJobs"]
+    (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
+    return container
+
+
+def test_the_jobset_asks_for_all_hosts_of_its_slice_at_once():
+    whole = jobset()
+    assert (whole["apiVersion"], whole["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (replicated,) = whole["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
     pod = job["template"]["spec"]
-    (container,) = pod["containers"]
-    chips = container["resources"]["limits"]["google.com/tpu"]
+    chips = container(whole)["resources"]["limits"]["google.com/tpu"]
     slice = find_slice("v5e-16")
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == slice.grid
     assert replicated["replicas"] * job["completions"] * chips == slice.chips
-    assert job["parallelism"] == job["completions"] and job["backoffLimit"] == 0
+    assert job["parallelism"] == job["completions"] == slice.hosts and job["backoffLimit"] == 0
     assert pod["restartPolicy"] == "Never"  # which a podFailurePolicy needs
     assert {rule["action"] for rule in job["podFailurePolicy"]["rules"]} == {"FailJob"}
-    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    mounted = {mount["name"] for mount in container(whole)["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+    text = (SCRIPTS / "gke" / "jobset.yaml").read_text()
+    pool = f"--machine-type=ct5lp-hightpu-{chips}t --tpu-topology={slice.grid} --num-nodes={slice.hosts}"
+    assert f"v5e slice of {slice.chips} chips, {slice.hosts} hosts" in text and pool in text
 
 
-@pytest.mark.parametrize(
-    ("codes", "arguments", "code"),
-    [([0], ["--resume"], 0), ([2, 0], ["--resume", ""], 0), ([75], ["--resume"], 75), ([2, 75], ["--resume", ""], 75)],
-)
-def test_the_jobset_resumes_and_starts_where_there_is_nothing_to_resume(tmp_path, codes, arguments, code):
-    jobset = yaml.safe_load((SCRIPTS / "gke" / "jobset.yaml").read_text())
-    pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-    program, log = tmp_path / "grpo-jax", tmp_path / "log"
-    ends = " ".join(map(str, codes))
-    lines = ["#!/bin/bash", f'echo "${{6-}}" >>{log}', f"set -- {ends}", f"shift $(($(wc -l <{log}) - 1))", "exit $1"]
-    program.write_text("\n".join(lines))
-    program.chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    result = subprocess.run(pod["containers"][0]["command"], env={"PATH": path}, check=False)
-    assert (log.read_text().splitlines(), result.returncode) == (arguments, code)
+@dataclass
+class Pod:
+    """The jobset's command with a bucket of its own, and a grpo-jax that leaves its arguments and follows a script."""
+
+    folder: Path
+
+    def start(self, *script: str) -> subprocess.Popen:
+        program = self.folder / "grpo-jax"
+        program.write_text("\n".join(["#!/bin/bash", f'printf "%s\\n" "$@" >{self.folder}/started', *script, ""]))
+        program.chmod(0o755)
+        command = [word.replace("/bucket", str(self.folder / "bucket")) for word in container(jobset())["command"]]
+        path = f"{self.folder}:{os.environ['PATH']}"
+        return subprocess.Popen(command, env={"PATH": path}, start_new_session=True)
+
+    @property
+    def arguments(self) -> list[str]:
+        path = self.folder / "started"
+        return path.read_text().splitlines() if path.exists() else []
+
+    @property
+    def settings(self) -> list[str]:
+        return [word for word in self.arguments if "=" in word]
+
+
+@pytest.mark.parametrize("code", [0, 2, 75])
+def test_a_pod_resumes_the_run_that_is_in_the_bucket_or_starts_one_and_ends_with_its_code(tmp_path, code):
+    pod = Pod(tmp_path)
+    assert pod.start(f"echo >>{tmp_path}/launches", f"exit {code}").wait(30) == code
+    assert "--resume" not in pod.arguments
+    written = read(ROOT / "configs" / "gsm8k_qwen2.5_1.5b.yaml", pod.settings)
+    run: Run = written.run.build()
+    run.create()
+    assert pod.start(f"echo >>{tmp_path}/launches", f"exit {code}").wait(30) == code
+    assert "--resume" in pod.arguments
+    assert (tmp_path / "launches").read_text() == "\n" * 2  # one for each start, whatever it ended with
+
+
+def test_a_pod_that_is_told_to_end_passes_that_on_to_the_training(tmp_path):
+    pod = Pod(tmp_path)
+    process = pod.start("trap 'exit 75' TERM", f"touch {tmp_path}/listening", "while sleep 0.02; do :; done")
+    try:
+        wait_for((tmp_path / "listening").exists)
+        process.terminate()  # this one process, as a kubelet does
+        assert process.wait(30) == 75
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_the_jobset_trains_a_config_that_is_there_on_all_of_its_chips(tmp_path):
+    pod = Pod(tmp_path)
+    pod.start("exit 0").wait(30)
+    assert pod.arguments[0] == "train"
+    mesh = read(ROOT / pod.arguments[1], pod.settings).mesh.build()
+    assert (mesh.data, mesh.fsdp) == (1, find_slice("v5e-16").chips)
+
+
+def test_the_image_has_what_is_installed_and_trained_and_nothing_else():
+    lines = (SCRIPTS / "gke" / "Dockerfile").read_text().splitlines()
+    copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    described = [project["project"]["readme"], *project["project"]["license-files"]]
+    assert sorted(copied) == sorted(["pyproject.toml", *described, *packages, "configs"])
 
 
 def started(cloud: Cloud) -> None:

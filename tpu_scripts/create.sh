@@ -12,14 +12,15 @@ parse "type zone valid-until project spot! dry-run!" "$@"
 check nothing
 facts=$(slice_facts "$type")
 read -r accelerator runtime chips hosts <<<"$facts"
-terms="on demand"
+terms="on demand" asks=asks
+if is_given dry-run; then asks="would ask"; fi
 options=(--node-id="$name" --accelerator-type="$accelerator" --runtime-version="$runtime" --async)
 if is_given spot; then terms="as spot" && options+=(--spot); fi
 [[ -z $valid_until ]] || options+=(--valid-until-duration="$valid_until")
 ask queued-resources create "$name" "${options[@]}" || exit 1
 
-slice="$name --zone $zone${project:+ --project $project}"
-say "" "$name asks for $chips chip(s) on $hosts host(s), $terms." \
+slice="$name $where"
+say "" "$name $asks for $chips chip(s) on $hosts host(s), $terms." \
   "Nothing is paid while it waits. From ACTIVE on every chip is paid for until it is deleted, idle or not:" \
   "  tpu_scripts/delete.sh $slice" \
   "Where it is:" "  tpu_scripts/status.sh $slice" \

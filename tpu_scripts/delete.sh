@@ -16,4 +16,4 @@ options=(--force --quiet) # --force: the slice as well; --quiet: gcloud does not
 if is_given async; then options+=(--async); fi
 ask queued-resources delete "$name" "${options[@]}" || exit 1
 if is_given dry-run; then exit; fi
-say "$name is deleted, or about to be. What else is paid for: gcloud compute tpus queued-resources list --zone=$zone"
+say "$name is deleted, or about to be. What else is paid for: gcloud compute tpus queued-resources list $where"

@@ -29,5 +29,6 @@ if ! on_workers all "bash $here/job.sh launch $(quoted "${words[@]}")"; then
   die "It did not start on every worker (gcloud names it above), so those where it did are stopped." 1
 fi
 if is_given dry-run; then exit; fi
-slice="$name --zone $zone${project:+ --project $project}"
-say "" "It runs on every worker. How it is doing:" "  tpu_scripts/status.sh $slice" "  tpu_scripts/logs.sh $slice -f"
+say "" "It runs on every worker. How it is doing:" "  tpu_scripts/status.sh $name $where" \
+  "  tpu_scripts/logs.sh $name $where -f"
+say_what_is_paid

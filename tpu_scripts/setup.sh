@@ -17,7 +17,7 @@ changed=$(git status --porcelain | wc -l)
 run mkdir -p build
 run git archive --format=tar.gz --output=build/grpo-jax.tar.gz HEAD
 tpu tpu-vm scp build/grpo-jax.tar.gz "$name:" --worker=all ||
-  die "Copying failed; is the slice ACTIVE? tpu_scripts/status.sh $name --zone $zone" 1
+  die "Copying failed; is the slice ACTIVE? tpu_scripts/status.sh $name $where" 1
 new=grpo-jax/incoming
 unpack="rm -rf $new && mkdir -p $new && tar -xzf grpo-jax.tar.gz -C $new"
 on_workers all "$unpack && bash $new/tpu_scripts/worker/setup.sh" ||
@@ -28,5 +28,5 @@ on_workers all "bash grpo-jax/source/tpu_scripts/worker/devices.sh $chips" ||
   die "The workers do not see all $chips chips. Who holds them: $ssh --command='sudo fuser -v /dev/accel* /dev/vfio/*'
 If nobody does, a dead process left its lock: $ssh --command='sudo rm -f /tmp/libtpu_lockfile'" 1
 if is_given dry-run; then exit; fi
-slice="$name --zone $zone${project:+ --project $project}"
-say "" "Every worker is ready. Next:" "  tpu_scripts/run.sh $slice --bucket gs://YOURS CONFIG"
+say "" "Every worker is ready. Next:" "  tpu_scripts/run.sh $name $where --bucket gs://YOURS CONFIG"
+say_what_is_paid

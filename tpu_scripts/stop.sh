@@ -8,3 +8,5 @@ cd "$(dirname "$0")/.."
 parse "zone project dry-run!" "$@"
 check nothing
 on_workers all "bash grpo-jax/source/tpu_scripts/worker/job.sh stop"
+if is_given dry-run; then exit; fi
+say_what_is_paid

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Sourced: what babysit.sh does.
 . tpu_scripts/lib/preparing.sh
-asked=false again=false
+again=false created=false
 
 create() {
   tpu_scripts/create.sh "${terms[@]}" || person "the request was refused"
-  asked=true
+  asked=true created=true
 }
 
 set_up() { tpu_scripts/setup.sh "${slice[@]}" --type="$type" || spend "setting up failed"; }
@@ -19,7 +19,8 @@ launch() { # after the first time it resumes, unless there turned out to be noth
 start_over() {
   spend "the slice was taken away"
   tpu_scripts/delete.sh "${slice[@]}" --yes || person "what is left of it cannot be deleted"
-  asked=false
+  asked=false gone="ABSENT|DELETING"
+  $created || again=true # it may have trained before this babysitter came
 }
 
 hurry() { # some workers have ended: the others get a while, then are stopped

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Sourced: how these scripts talk, and how they read their arguments. They keep to bash 3.2, which is what macOS has.
-name="" zone="" project="" valid_until="" bucket="" worker="" restarts="" given=" " words=()
+name="" zone="" project="" valid_until="" bucket="" worker="" restarts="" given=" " words=() where=""
 
 say() { printf '%s\n' "$@" >&2; }
 die() { say "error: ${1//$'\n'/ }" && exit "${2:-2}"; } # in one line
+say_what_is_paid() {
+  say "Every chip is paid for, idle or not, until it is deleted:" "  tpu_scripts/delete.sh $name $where"
+}
 is_given() { [[ $given == *" $1 "* ]]; }
 usage() { awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' "tpu_scripts/${0##*/}"; }
 
@@ -30,4 +33,5 @@ parse() { # parse "options, those without a value with a !" ARGUMENT...: what fo
     esac
     shift
   done
+  where="--zone $zone${project:+ --project $project}" # as the scripts take it, and gcloud
 }

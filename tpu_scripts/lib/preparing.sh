@@ -4,13 +4,16 @@
 type="" slice=() terms=() place=()
 
 prepare() { # the arguments of the other scripts, which refuse bad ones before anything is rented
+  local word kept=()
   slice=("$name" --zone="$zone" ${project:+--project="$project"})
   terms=("${slice[@]}" --type="$type" ${valid_until:+--valid-until="$valid_until"})
   if is_given spot; then terms+=(--spot); fi
   place=("${slice[@]}" ${bucket:+--bucket="$bucket"})
-  if is_given dry-run; then rehearse && exit; fi
   rehearse >/dev/null 2>&1 || { rehearse 2>&1 >/dev/null | grep '^error: ' >&2; }
-  trap 'say "$name may still be paid for: tpu_scripts/delete.sh $name --zone $zone"' EXIT
+  if is_given dry-run; then rehearse && exit; fi
+  for word in "${words[@]}"; do if [[ $word == --resume ]]; then again=true; else kept+=("$word"); fi; done
+  words=("${kept[@]}") # a launch adds --resume as long as there may be something to resume
+  trap 'say "$name may still be paid for: tpu_scripts/delete.sh $name $where"' EXIT
 }
 
 rehearse() { # what happens if all goes well

@@ -16,7 +16,7 @@ request_state() { # STATE|INITIATOR|REASON; ABSENT if there is no such request
 
 node_state() { ask tpu-vm describe "$name" --format 'value(state)'; }
 
-worker_states() { # a line for each worker: HOST bare|ready|running|lost|exited [EXIT-CODE] [the last line of its log]
+worker_states() { # a line for each worker: HOST bare|ready|running|lost|exited [EXIT-CODE] [what its log says]
   local job=grpo-jax/source/tpu_scripts/worker/job.sh
   on_workers all "if test -f $job; then bash $job status; else hostname | sed 's/$/ bare/'; fi"
 }

@@ -2,6 +2,7 @@
 # Sourced: how babysit.sh looks, waits and gives up.
 . tpu_scripts/lib/states.sh
 situation="" who="" why="" polls=0 used=0
+asked=false gone=ABSENT # whether there has been a request, and the states that do not tell of one
 PATIENCE=${TPU_PATIENCE:-60} # polls, of two minutes at last, for what should be a matter of minutes
 
 tell() { say "$(date +%H:%M:%S) $*"; }
@@ -11,6 +12,7 @@ look() { # sets the situation: the request's state, or once that is ACTIVE the s
   situation=unreachable
   if answer=$(request_state); then
     IFS='|' read -r situation who why <<<"$answer"
+    [[ $situation =~ ^($gone)$ ]] || asked=true
     if [[ $situation == ACTIVE ]]; then
       if answer=$(node_state); then situation="slice $answer"; else situation=unreachable; fi
     fi

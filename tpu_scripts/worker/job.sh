@@ -26,7 +26,7 @@ status() {
   elif [[ -f run.exit ]]; then state="exited $(<run.exit)"
   elif [[ -f run.command ]]; then state=lost # it was killed without a word, as by a reboot
   elif [[ -x venv/bin/grpo-jax ]]; then state=ready; fi
-  echo "$host $state $(tail -n 1 run.log 2>/dev/null | tr '\r' '\n' | tail -n 1)"
+  echo "$host $state $(tail -n 40 run.log 2>/dev/null | tr '\r' '\n' | awk -f source/tpu_scripts/worker/said.awk)"
 }
 
 stop() { is_running && pkill -TERM -P "$(<run.pid)" && echo "$host is told to stop" || echo "$host runs nothing"; }

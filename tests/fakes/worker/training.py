@@ -1,7 +1,8 @@
 """Stands in for grpo-jax: records its arguments, then ends as $SLICE/trainings/NUMBER says.
 
 NUMBER counts the launches at this worker's place in the slice. The file has the exit code, and perhaps a last line for
-the log, for all workers, or a line for each of them; "on" is no end. Without a file the training goes on, too.
+the log (or several: \\n), for all workers, or a line for each of them; "on" is no end. Without a file the training goes
+on, too.
 """
 
 import json
@@ -25,5 +26,5 @@ lines = script.read_text().splitlines()
 code, _, text = lines[WORKER if len(lines) > 1 else 0].partition(" ")
 while code == "on":
     time.sleep(0.02)
-print(text or "done", flush=True)
+print(text.replace("\\n", "\n") or "done", flush=True)
 sys.exit(int(code))

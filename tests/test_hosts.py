@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -16,10 +17,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from grpo_jax.commands.progress import Progress
+from grpo_jax.commands.train import assemble, evaluate, load_state
+from grpo_jax.config import read
 from grpo_jax.models import tiny
+from grpo_jax.rewards import Mix
 from grpo_jax.runtime import hosts
 from grpo_jax.runtime.sharding import Layout, check_hosts, from_hosts, host_places, host_rows
 from grpo_jax.structs import Prompts
+from grpo_jax.tasks import arithmetic
 
 REWARDS = """
 import time
@@ -63,25 +69,73 @@ train: {steps: 10000, prompts: 8, evaluate_every: 0, save_every: 10000}
 SIXTEEN = ("mesh.tensor=2", "rollout.at_once=null")
 
 
-def start(folder: Path, processes: int, devices: int, *arguments: str, config: str = CONFIG) -> list[subprocess.Popen]:
-    """`grpo-jax train` in so many processes, whose output goes to files."""
+TRAIN = ("-m", "grpo_jax", "train", "config.yaml")
+# What hosts have to say to each other before a step, without the step.
+TALK = """
+import os
+import signal
+from pathlib import Path
+from grpo_jax.runtime import hosts
+
+def check(refuse, *arguments):
+    try:
+        refuse(*arguments)
+        print("accepted", flush=True)
+    except ValueError as error:
+        print(error, flush=True)
+
+hosts.join()
+own = os.environ["JAX_PROCESS_ID"]
+print(len(hosts.gather("long" * 5000)[1]), hosts.gather(own), hosts.decide(lambda: f"chosen by {own}"))
+check(hosts.agree, {"config": "same", "version of the code": own})
+Path(own).mkdir()
+check(hosts.share, Path(own).absolute())
+check(hosts.share, Path(".").absolute())
+stop = hosts.Stop()
+stop.heed_interrupts()
+with hosts.together():
+    if own == "0":
+        signal.raise_signal(signal.SIGINT)
+        print("goes on", flush=True)
+        signal.raise_signal(signal.SIGINT)
+    hosts.gather("the first never says anything")
+"""
+
+
+def environment(processes: int, devices: int) -> dict[str, str]:
+    """The variables by which so many processes on this machine, with so many devices each, find each other."""
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return variables | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+
+
+def launch(folder: Path, index: int, variables: dict[str, str], *command: str) -> subprocess.Popen:
+    """A process with that index, whose output goes to a file."""
+    variables = variables | {"JAX_PROCESS_ID": str(index)}
+    with (folder / f"out.{index}").open("w") as output:
+        return subprocess.Popen(
+            [sys.executable, *command], cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT
+        )
+
+
+def fill(folder: Path, config: str) -> Path:
+    """A folder with what a run is started from."""
     folder.mkdir(exist_ok=True, parents=True)
     (folder / "my_rewards.py").write_text(REWARDS)
     (folder / "config.yaml").write_text(config)
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()}
-    if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        variables |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
-    command = [sys.executable, "-m", "grpo_jax", "train", "config.yaml", *arguments]
-    started = []
-    for index in range(processes):
-        with (folder / f"out.{index}").open("w") as output:
-            own = variables | {"JAX_PROCESS_ID": str(index)}
-            started.append(subprocess.Popen(command, cwd=folder, env=own, stdout=output, stderr=subprocess.STDOUT))
-    return started
+    return folder
+
+
+def start(folder: Path, processes: int, devices: int, *arguments: str, config: str = CONFIG) -> list[subprocess.Popen]:
+    """`grpo-jax train` in so many processes."""
+    fill(folder, config)
+    variables = environment(processes, devices)
+    if processes == 1:
+        del variables["JAX_COORDINATOR_ADDRESS"], variables["JAX_NUM_PROCESSES"]
+    return [launch(folder, index, variables, *TRAIN, *arguments) for index in range(processes)]
 
 
 def finish(started: list[subprocess.Popen], seconds: int = 240) -> list[int]:
@@ -172,13 +226,15 @@ def test_multi_process_of_four_and_then_of_two_is_the_run_of_one(tmp_path):
     assert_same_run(one, tmp_path / "runs" / "t")
 
 
-def test_multi_process_sigterm_to_one_saves_the_same_step_on_both(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_multi_process_a_signal_to_one_saves_the_same_step_on_both(tmp_path, sent):
     both = start(tmp_path, 2, 4, config=SMALL)
     wait_for(tmp_path, "grad")
-    both[1].send_signal(signal.SIGTERM)
+    both[1].send_signal(sent)
     assert finish(both) == [hosts.RESUMABLE] * 2
     saved = re.search(r"saved step (\d+)\b.*\ntold to stop: go on with --resume", said(tmp_path))
     assert saved and [path.name for path in (tmp_path / "runs" / "t" / "checkpoints").iterdir()] == [saved[1]]
+    assert ("Ctrl-C again ends them at once" in said(tmp_path, 1)) == (sent == signal.SIGINT)
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -190,32 +246,100 @@ def test_multi_process_death_of_one_ends_the_other_by_its_name(tmp_path, lost):
     codes = finish(both, 60)
     assert codes[lost] == -signal.SIGKILL and codes[1 - lost] != 0
     assert time.monotonic() - begun < 60
-    name = f"host 1 ({socket.gethostname()})" if lost else "leader"  # JAX names the first one before anybody else can
-    assert name in said(tmp_path, 1 - lost)
+    if lost:
+        assert f"error: host 1 ({socket.gethostname()}) has ended" in said(tmp_path, 0)
+    else:  # JAX may be the first to notice
+        assert f"host 0, which JAX calls the leader, is {socket.gethostname()}" in said(tmp_path, 1)
 
 
 def test_multi_process_error_on_one_host_ends_all(tmp_path):
     both = start(tmp_path, 2, 4, config=SMALL.replace("my_rewards:slow", "my_rewards:broken_on_second"))
-    codes = finish(both, 120)
-    assert codes[1] == 1 and "no more disk" in said(tmp_path, 1)
-    assert codes[0] not in (0, None)
+    assert finish(both, 120) == [1, 1]
+    assert "Traceback" in said(tmp_path, 1) and "no more disk" in said(tmp_path, 1)
+    assert re.search(
+        rf"error: host 1 \({socket.gethostname()}\) has ended, and this one with it: .*no more disk", said(tmp_path, 0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        ("", "has ended, and this one with it: .*data.jsonl is not a file"),
+        ('{"prompt": "1 + 2 =", "answer": "4"}\n', "has another training data than host 0"),
+    ],
+)
+def test_multi_process_data_that_one_host_lacks_or_has_otherwise_ends_all(tmp_path, second, words):
+    task = 'task: {use: arithmetic, operations: "+", largest: 9, train: 16, held_out: 8}'
+    config = SMALL.replace(task, "task: {use: jsonl, path: data.jsonl}")
+    folders = [fill(tmp_path / str(index), config) for index in range(2)]
+    variables = environment(2, 1)
+    for folder, text in zip(folders, ['{"prompt": "1 + 2 =", "answer": "3"}\n', second], strict=True):
+        if text:
+            (folder / "data.jsonl").write_text(8 * text)
+    both = [launch(folder, index, variables, *TRAIN) for index, folder in enumerate(folders)]
+    assert finish(both, 60) == [2, 2]
+    assert re.search(rf"[hH]ost 1 \({socket.gethostname()}\) {words}", said(folders[0], 0))
+    assert not (folders[0] / "runs").exists()
 
 
 def test_multi_process_hosts_with_different_configs_are_refused(tmp_path):
-    first = start(tmp_path, 2, 4, config=SMALL)
-    first[1].kill()
-    first[1].wait()
-    # The second host starts with a seed of its own.
-    environment = dict(os.environ)
-    arguments = Path(f"/proc/{first[0].pid}/environ").read_bytes().decode().split("\0")
-    environment |= dict(item.split("=", 1) for item in arguments if "=" in item) | {"JAX_PROCESS_ID": "1"}
-    command = [sys.executable, "-m", "grpo_jax", "train", "config.yaml", "train.seed=1"]
-    with (tmp_path / "out.1").open("w") as output:
-        other = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    assert finish([first[0], other]) == [2, 2]
+    fill(tmp_path, SMALL)
+    variables = environment(2, 4)
+    both = [launch(tmp_path, 0, variables, *TRAIN), launch(tmp_path, 1, variables, *TRAIN, "train.seed=1")]
+    assert finish(both) == [2, 2]
     for index in range(2):
         assert f"Host 1 ({socket.gethostname()}) has another config than host 0" in said(tmp_path, index)
     assert not (tmp_path / "runs").exists()
+
+
+def test_multi_process_hosts_tell_each_other_what_differs_and_why_one_has_ended(tmp_path):
+    variables, name = environment(2, 1), socket.gethostname()
+    both = [launch(tmp_path, index, variables, "-c", TALK) for index in range(2)]
+    assert finish(both, 60) == [130, 130]
+    for index in range(2):
+        lines = said(tmp_path, index)
+        assert "20000 ['0', '1'] chosen by 0\n" in lines
+        assert f"Host 1 ({name}) has another version of the code than host 0 ({name})" in lines
+        assert f"{tmp_path}/{index} is not on host 1 ({name}): all hosts write one checkpoint. Set run.root to" in lines
+        assert lines.count("accepted") == 1 and not list(tmp_path.rglob(".seen*"))
+    assert re.search("Ctrl-C again ends them at once\ngoes on\n(.*\n)*stopped, and all other", said(tmp_path, 0))
+    assert f"error: host 0 ({name}) has ended, and this one with it: it was interrupted\n" in said(tmp_path, 1)
+
+
+def test_multi_process_hosts_that_expect_different_numbers_of_hosts_are_refused(tmp_path):
+    fill(tmp_path, SMALL)
+    variables, name = environment(2, 1), socket.gethostname()
+    both = [launch(tmp_path, index, variables | {"JAX_NUM_PROCESSES": f"{2 + index}"}, *TRAIN) for index in range(2)]
+    assert finish(both, 60) == [2, 2]
+    for index in range(2):
+        assert (
+            f"error: Host 1 ({name}) has been told of 3 processes, host 0 ({name}) of 2. Set JAX_NUM_PROCESSES"
+            in said(tmp_path, index)
+        )
+
+
+@pytest.mark.parametrize(
+    ("slices", "told", "refused"), [({}, "4", False), ({}, "2", True), ({"MEGASCALE_NUM_SLICES": "2"}, "8", False)]
+)
+def test_a_number_of_processes_other_than_the_hosts_of_the_slice_is_refused(slices, told, refused):
+    said_by_slice = {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "JAX_NUM_PROCESSES": told} | slices
+    if refused:
+        with pytest.raises(ValueError, match=r"JAX_NUM_PROCESSES is 2, and this TPU has 4 host\(s\). Unset"):
+            hosts.check_number(said_by_slice)
+    else:
+        hosts.check_number(said_by_slice)
+    hosts.check_number({"JAX_NUM_PROCESSES": told})
+
+
+def test_a_second_sigterm_ends_a_run_on_one_host_also_where_it_looked_for_others(tmp_path):
+    program = (
+        "import signal; from grpo_jax.runtime import hosts; hosts.join(); stop = hosts.Stop();"
+        " signal.raise_signal(signal.SIGTERM); print(stop.after(1), flush=True);"
+        " signal.raise_signal(signal.SIGTERM); print('still here')"
+    )
+    one = launch(tmp_path, 0, environment(1, 1), "-c", program)
+    assert finish([one], 60) == [-signal.SIGTERM]
+    assert said(tmp_path).endswith("True\n")
 
 
 def test_one_host_of_several_is_told_how_to_start_them_all(tmp_path):
@@ -223,24 +347,10 @@ def test_one_host_of_several_is_told_how_to_start_them_all(tmp_path):
         "import sys; from grpo_jax.runtime import hosts; hosts.MEET_SECONDS = 2; from grpo_jax.cli import main;"
         " sys.exit(main(['train', 'config.yaml']))"
     )
-    (tmp_path / "config.yaml").write_text(SMALL)
-    (tmp_path / "my_rewards.py").write_text(REWARDS)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env=os.environ | variables | {"PYTHONPATH": os.getcwd()},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert "have not started within 2 seconds. Start the same command on all of them" in done.stderr
-    assert "tpu_scripts/run.sh" in done.stderr
+    one = launch(fill(tmp_path, SMALL), 0, environment(4, 1), "-c", program)
+    assert finish([one], 60) == [2]
+    assert "have not started within 2 seconds. Start the same command on all of them" in said(tmp_path)
+    assert "tpu_scripts/run.sh" in said(tmp_path)
 
 
 def test_sigterm_saves_the_step_and_a_resumed_run_is_the_whole_one(alone, tmp_path):
@@ -258,8 +368,25 @@ def test_one_host_agrees_with_itself():
     assert hosts.gather("here") == ["here"] and hosts.decide(lambda: "yes") == "yes" and hosts.is_first()
     hosts.agree({"config": "any"})
     hosts.share(Path("/"))
-    with pytest.raises(ValueError, match=r"is not on .*Set run.root"):
-        hosts.share(Path("/there/is/no/such/place"))
+    with pytest.raises(RuntimeError, match="alone"), hosts.together():
+        raise RuntimeError("alone")
+
+
+def test_held_out_prompts_that_do_not_fill_the_devices_are_all_asked_and_count_once(tmp_path):
+    """Five prompts for eight devices; the answer's own value as reward tells which were asked."""
+    (tmp_path / "config.yaml").write_text(CONFIG.replace('rewards: [{use: "my_rewards:evens"}]', ""))
+    session = assemble(read(tmp_path / "config.yaml", ["train.evaluate_prompts=5", "rollout.at_once=null"]))
+    asked = []
+
+    def value(example, response):
+        asked.append(example)
+        return float(example.answer)
+
+    held_out = arithmetic(operations="+", largest=9, train=64, held_out=16).held_out[:5]
+    session = replace(session, algorithm=replace(session.algorithm, reward=Mix(((value, 1.0),))))
+    means = evaluate(session, load_state(session).params, Progress(1, 0, speaks=False), 0)
+    assert means["eval/reward"] == pytest.approx(np.mean([float(example.answer) for example in held_out]))
+    assert len(asked) == 8 and all(example in asked for example in held_out)
 
 
 def test_what_hosts_hold_makes_up_the_whole():

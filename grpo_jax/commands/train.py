@@ -4,6 +4,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ from grpo_jax.runtime.sharding import (
 from grpo_jax.runtime.sizes import bucket
 from grpo_jax.structs import Params, Policy, Prompts, TrainState
 from grpo_jax.tasks import Example, Task
+
+PLAIN = (ConfigError, FileNotFoundError)  # errors of which the command line shows the sentence alone
 
 
 @dataclass(frozen=True)
@@ -93,51 +96,50 @@ class Session:
     exam: Questions | None  # held-out prompts
 
 
+@hosts.together(*PLAIN)
 def run(arguments: argparse.Namespace) -> int:
     """Trains as the config says; the exit code. On several hosts, all of them run this at once."""
-    config: Config = arguments.config
-    runs = config.run.build()
     try:
-        hosts.join()
-        stop = hosts.Stop()
-        keep_programs()
-        path = Path(hosts.decide(lambda: str(runs.latest()))) if arguments.resume else None
-        session = assemble(config)
-        hosts.agree(facts(config, session))
-        state = load_state(session)
-        path = path or Path(hosts.decide(lambda: str(runs.create())))
-        hosts.share(path)
-        checkpoints = Checkpoints(path / "checkpoints", session.settings.keep)
-        if checkpoints.latest is not None:
-            state = checkpoints.restore(state)
-    except ValueError as error:
+        session, state, checkpoints, record, stop = prepare(arguments.config, arguments.resume)
+    except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
-    record = Record(path, int(state.step), hosts.is_first())
-    if hosts.is_first():
-        (path / "config.yaml").write_text(render(config))
-    try:
-        done = learn(session, state, checkpoints, record, stop)
-    except KeyboardInterrupt:
-        saved = checkpoints.latest
-        advice = "nothing is saved yet" if saved is None else f"step {saved} is saved: go on from it with --resume"
-        print(f"\nstopped; {advice}", file=sys.stderr)
-        return 130
-    except Exception:
-        hosts.leave()
-        raise
-    finally:
-        checkpoints.close()
-        record.close()
+    with closing(record), closing(checkpoints):
+        try:
+            done = learn(session, state, checkpoints, record, stop)
+        except KeyboardInterrupt:
+            saved = checkpoints.latest
+            advice = "nothing is saved yet" if saved is None else f"step {saved} is saved: go on from it with --resume"
+            print(f"\nstopped; {advice}", file=sys.stderr)
+            return 130
     return 0 if done else hosts.RESUMABLE
 
 
-def facts(config: Config, session: Session) -> dict[str, str]:
-    """What has to be the same on every host."""
+def prepare(config: Config, resume: bool) -> tuple[Session, TrainState, Checkpoints, Record, hosts.Stop]:
+    """What the steps need. The hosts agree that they run the same before anything large is on a device."""
+    runs = config.run.build()
+    hosts.join()
+    stop = hosts.Stop()
+    hosts.agree({"config": render(config), "version of the code": hosts.code_version()})
+    keep_programs()
+    path = Path(hosts.decide(lambda: str(runs.latest()))) if resume else None
+    session = assemble(config)
+    hosts.agree(data(session))
+    state = load_state(session)
+    path = path or Path(hosts.decide(lambda: str(runs.create())))
+    hosts.share(path)
+    checkpoints = Checkpoints(path / "checkpoints", session.settings.keep)
+    if checkpoints.latest is not None:
+        state = checkpoints.restore(state)
+    record = Record(path, int(state.step), hosts.is_first())
+    if hosts.is_first():
+        (path / "config.yaml").write_text(render(config))
+    return session, state, checkpoints, record, stop
+
+
+def data(session: Session) -> dict[str, str]:
+    """The examples, which have to be the same on every host."""
     held_out = session.exam.examples if session.exam else []
     return {
-        "number of processes": str(jax.process_count()),
-        "config": render(config),
-        "version of the code": hosts.code_version(),
         "training data": "\n".join(map(repr, session.questions.examples)),
         "held-out data": "\n".join(map(repr, held_out)),
     }
@@ -167,8 +169,7 @@ def assemble(config: Config) -> Session:
     check_sampler(algorithm, jax.tree.map(lambda a: a[: settings.prompts], questions.prompts))
     score(algorithm.reward, task.train[:1], [[""]])  # a reward that does not fit the data fails now, not in an hour
     count = min(settings.evaluate_prompts, len(task.held_out)) if settings.evaluate_every else 0
-    asked = task.held_out[: count - count % prompt_parts(mesh)]
-    exam = Questions(asked, model, settings.max_prompt_tokens) if asked else None
+    exam = Questions(task.held_out[:count], model, settings.max_prompt_tokens) if count else None
     return Session(settings, model, mesh, algorithm, questions, exam)
 
 
@@ -221,30 +222,19 @@ def load_state(session: Session) -> TrainState:
     return jax.tree.map(place, state, weight_shardings(state, session.mesh))
 
 
+@hosts.together(*PLAIN)  # an error ends this host before it closes the checkpoints, which would wait for the others
 def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record: Record, stop: hosts.Stop) -> bool:
     """Steps until all are done, with evaluations and checkpoints between them; whether they are, or it had to stop."""
-    settings, algorithm, done = session.settings, session.algorithm, int(state.step)
+    settings, done, retired = session.settings, int(state.step), set(record.retired)
     progress = Progress(settings.steps, done, hosts.is_first())
     progress.say(introduction(session, state, record.path))
     if session.exam is not None and not record.history:
         record.metrics(0, evaluate(session, state.params, progress, 0))
-    retired = set(record.retired)
+    stop.heed_interrupts()
     for index in range(done, settings.steps):
         if used_up(session, retired):
             break
-        answers, _, means = ask(session, state, index, retired, progress)
-        key = jax.random.fold_in(jax.random.key(settings.seed), index)
-        state, measured = grpo.learn(algorithm, state, answers, key, progress)
-        metrics = {name: float(value) for name, value in measured.items()}
-        metrics |= {"learning_rate": learning_rate(state), "sampling/programs": programs()}
-        if settings.retire is not None:
-            solved = [place for place, mean in means.items() if mean >= settings.retire]
-            retired |= set(solved)
-            record.retire(index + 1, solved)
-            metrics["retired_prompts"] = len(retired)
-        rows = list(answer_rows(algorithm.reward, *progress.answered))
-        record.completions(index + 1, rows, jax.process_index() if jax.process_count() > 1 else None)
-        metrics |= progress.finish_step(metrics)
+        state, metrics = take_step(session, state, index, retired, record, progress)
         last = index + 1 == settings.steps or used_up(session, retired)
         stopped = stop.after(index + 1) and not last
         if last or (settings.evaluate_every and (index + 1) % settings.evaluate_every == 0):
@@ -263,6 +253,28 @@ def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record:
     return True
 
 
+def take_step(
+    session: Session, state: TrainState, index: int, retired: set[int], record: Record, progress: Progress
+) -> tuple[TrainState, dict[str, float]]:
+    """The state after asking and learning, and what was measured. Its answers are written down, and the prompts that
+    are solved join the `retired`.
+    """
+    settings, algorithm = session.settings, session.algorithm
+    answers, _, means = ask(session, state, index, retired, progress)
+    key = jax.random.fold_in(jax.random.key(settings.seed), index)
+    state, measured = grpo.learn(algorithm, state, answers, key, progress)
+    metrics = {name: float(value) for name, value in measured.items()}
+    metrics |= {"learning_rate": learning_rate(state), "sampling/programs": programs()}
+    if settings.retire is not None:
+        solved = [place for place, mean in means.items() if mean >= settings.retire]
+        retired |= set(solved)
+        record.retire(index + 1, solved)
+        metrics["retired_prompts"] = len(retired)
+    rows = list(answer_rows(algorithm.reward, *progress.answered))
+    record.completions(index + 1, rows, jax.process_index() if jax.process_count() > 1 else None)
+    return state, metrics | progress.finish_step(metrics)
+
+
 def used_up(session: Session, retired: set[int]) -> bool:
     """Whether so many prompts have been retired that the others do not fill a step."""
     return bool(retired) and len(session.questions.examples) - len(retired) < session.settings.prompts
@@ -272,10 +284,12 @@ def evaluate(session: Session, params: Params, progress: Progress, done: int) ->
     """The mean rewards of greedy answers to held-out prompts; nothing where there are none."""
     if session.exam is None:
         return {}
-    prompts, examples = session.exam.choose(range(len(session.exam.examples)))
+    count, parts = len(session.exam.examples), prompt_parts(session.mesh)
+    filled = math.ceil(count / parts) * parts  # the devices share prompts evenly: the first are asked again
+    prompts, examples = session.exam.choose([place % count for place in range(filled)])
     sample = session.algorithm.sample
     if isinstance(sample, Sampler):  # another engine answers as it does in training
-        sample = greedy(sample).with_room(session.model.policy, prompts, prompt_parts(session.mesh))
+        sample = greedy(sample).with_room(session.model.policy, prompts, parts)
     with progress.phase("evaluating"):
         prompts = place_prompts(prompts, session.mesh)
         rollouts = jax.block_until_ready(sample(session.model.policy, params, prompts, jax.random.key(0)))
@@ -283,10 +297,10 @@ def evaluate(session: Session, params: Params, progress: Progress, done: int) ->
     responses = [[session.model.tokenizer.decode(ids) for ids in group] for group in tokens]
     own = [examples[place] for place in host_places(session.mesh, len(examples))]
     rewards_pGR = score(mix, own, responses, tokens, done)
-    described = describe_rewards(everywhere(from_hosts(rewards_pGR, session.mesh)), mix)
+    described = describe_rewards(everywhere(from_hosts(rewards_pGR, session.mesh))[:count], mix)
     means = {name: value for name, value in described.items() if name == "reward" or name.endswith("/mean")}
     listed = ", ".join(f"{name} {means[f'rewards/{name}/mean']:.3f}" for name in mix.names)
-    progress.finish("evaluating", f"{len(examples)} held-out prompts: reward {means['reward']:.3f} ({listed})")
+    progress.finish("evaluating", f"{count} held-out prompts: reward {means['reward']:.3f} ({listed})")
     return {f"eval/{name}": value for name, value in means.items()}
 
 

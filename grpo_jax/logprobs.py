@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
@@ -23,7 +24,7 @@ from grpo_jax.runtime.sharding import ROWS, prompt_parts
 from grpo_jax.structs import Params, Policy, Rollouts
 
 CHUNK_TOKENS = 1024  # logits alive at once on a device, or a position of each row; 0.6 GB for V = 150k
-PARTS = 48  # of a vocabulary, added up side by side on a CPU
+PARTS = 48  # of a vocabulary, added to one another on a CPU before their sum is taken
 
 
 class _Rows(NamedTuple):
@@ -73,8 +74,8 @@ def token_logprobs(
 def _head(policy: Policy, params: Params, hidden: Array) -> tuple[Callable[..., Array], list[Array]]:
     """`policy.unembed` as a function of the parameters that it uses, and those."""
     leaves, tree = jax.tree.flatten(params)
-    _, found = jax.closure_convert(partial(policy.unembed, params), hidden)
-    used = [any(leaf is weight for weight in found) for leaf in leaves]
+    jaxpr = jax.make_jaxpr(policy.unembed)(params, hidden).jaxpr
+    used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1][: len(leaves)]
 
     def unembed(weights: list[Array], hidden: Array) -> Array:
         given = iter(weights)
@@ -155,7 +156,7 @@ def score_tokens(
     """Each token's log-prob, and the entropy of the distribution it comes from, both in nats."""
     top = jnp.max(logits, axis=-1)
     below = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0] - top
-    total, moment = jax.lax.platform_dependent(logits, top, cpu=_sums_in_lanes, default=_sums)
+    total, moment = jax.lax.platform_dependent(logits, top, cpu=_sums_in_parts, default=_sums)
     return below - jnp.log(total), jnp.log(total) - moment / total
 
 
@@ -166,7 +167,7 @@ def _sums(logits: Array, top: Array) -> tuple[Array, Array]:
     return jax.lax.reduce((odds, odds * log_odds), (nothing, nothing), _add_pairs, (logits.ndim - 1,))
 
 
-def _sums_in_lanes(logits: Array, top: Array) -> tuple[Array, Array]:
+def _sums_in_parts(logits: Array, top: Array) -> tuple[Array, Array]:
     """The same for a CPU, which adds numbers in their order: many sums at once are faster, and round less."""
     whole = [(0, 0)] * (logits.ndim - 1)
     logits = jnp.pad(logits, (*whole, (0, -logits.shape[-1] % PARTS)), constant_values=EXCLUDED)

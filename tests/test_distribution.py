@@ -12,7 +12,7 @@ from grpo_jax.distribution import EXCLUDED, Distribution, draw, greedy
 from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models import tiny
 from grpo_jax.rollout import Sampler
-from grpo_jax.runtime.sharding import Layout
+from grpo_jax.runtime.sharding import Layout, on, place_prompts, weight_shardings
 
 V = 300
 ENDS = (7, 8)
@@ -148,3 +148,25 @@ def test_the_trainer_scores_under_the_distribution_that_was_sampled(settings):
     assert np.abs(plain_PGT - rollouts.logprobs_PGT).max() > 0.05
     length_PG = np.asarray(rollouts.action_PGT).sum(axis=2)
     assert length_PG.min() > settings.get("min_tokens", 0)
+
+
+@pytest.mark.parametrize("prompts", [8, 6])  # 6 are not divided over the four parts of prompts
+def test_scores_under_a_penalty_and_their_gradients_do_not_depend_on_the_mesh(prompts):
+    model, mesh = tiny(), Layout(data=2, fsdp=2, tensor=2).mesh()
+    one = model.params(Layout().mesh(jax.devices()[:1]))
+    asked = model.tokenizer.encode_all([f"Say {'so ' * n}" for n in range(prompts)], max_tokens=64)
+    sampler = Sampler((10, 32, 101, 256), responses=4, max_tokens=24, repetition_penalty=1.5, top_k=40)
+    rollouts = jax.tree.map(np.asarray, sampler(model.policy, one, asked, jax.random.key(0)))
+    some_PGT = np.random.default_rng(0).normal(size=rollouts.tokens_PGT.shape).astype(np.float32)
+
+    def total(params, rollouts, some_PGT):
+        logprobs_PGT, entropy_PGT = token_logprobs(model.policy, params, rollouts)
+        return jnp.sum(some_PGT * (logprobs_PGT + 0.1 * entropy_PGT)), logprobs_PGT
+
+    grad = jax.jit(jax.grad(total, has_aux=True))
+    expected = grad(one, rollouts, some_PGT)
+    many = jax.tree.map(jax.device_put, jax.tree.map(np.asarray, one), weight_shardings(one, mesh))
+    with on(mesh):
+        found = grad(many, *place_prompts((rollouts, some_PGT), mesh))
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=2e-4)

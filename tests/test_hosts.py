@@ -24,6 +24,7 @@ from grpo_jax.models import tiny
 from grpo_jax.rewards import Mix
 from grpo_jax.runtime import hosts
 from grpo_jax.runtime.sharding import Layout, check_hosts, from_hosts, host_places, host_rows
+from grpo_jax.runtime.topology import QUIET
 from grpo_jax.structs import Prompts
 from grpo_jax.tasks import arithmetic
 
@@ -249,7 +250,8 @@ def test_multi_process_death_of_one_ends_the_other_by_its_name(tmp_path, lost):
     if lost:
         assert f"error: host 1 ({socket.gethostname()}) has ended" in said(tmp_path, 0)
     else:  # JAX may be the first to notice
-        assert f"host 0, which JAX calls the leader, is {socket.gethostname()}" in said(tmp_path, 1)
+        first, _, rest = said(tmp_path, 1).partition(f"host 0, which JAX calls the leader, is {socket.gethostname()}")
+        assert "error" not in first and re.search(r"error: host 0 \(|leader", rest)
 
 
 def test_multi_process_error_on_one_host_ends_all(tmp_path):
@@ -277,7 +279,7 @@ def test_multi_process_data_that_one_host_lacks_or_has_otherwise_ends_all(tmp_pa
         if text:
             (folder / "data.jsonl").write_text(8 * text)
     both = [launch(folder, index, variables, *TRAIN) for index, folder in enumerate(folders)]
-    assert finish(both, 60) == [2, 2]
+    assert finish(both) == [2, 2]
     assert re.search(rf"[hH]ost 1 \({socket.gethostname()}\) {words}", said(folders[0], 0))
     assert not (folders[0] / "runs").exists()
 
@@ -295,7 +297,7 @@ def test_multi_process_hosts_with_different_configs_are_refused(tmp_path):
 def test_multi_process_hosts_tell_each_other_what_differs_and_why_one_has_ended(tmp_path):
     variables, name = environment(2, 1), socket.gethostname()
     both = [launch(tmp_path, index, variables, "-c", TALK) for index in range(2)]
-    assert finish(both, 60) == [130, 130]
+    assert finish(both) == [130, 130]
     for index in range(2):
         lines = said(tmp_path, index)
         assert "20000 ['0', '1'] chosen by 0\n" in lines
@@ -310,7 +312,7 @@ def test_multi_process_hosts_that_expect_different_numbers_of_hosts_are_refused(
     fill(tmp_path, SMALL)
     variables, name = environment(2, 1), socket.gethostname()
     both = [launch(tmp_path, index, variables | {"JAX_NUM_PROCESSES": f"{2 + index}"}, *TRAIN) for index in range(2)]
-    assert finish(both, 60) == [2, 2]
+    assert finish(both) == [2, 2]
     for index in range(2):
         assert (
             f"error: Host 1 ({name}) has been told of 3 processes, host 0 ({name}) of 2. Set JAX_NUM_PROCESSES"
@@ -329,6 +331,7 @@ def test_a_number_of_processes_other_than_the_hosts_of_the_slice_is_refused(slic
     else:
         hosts.check_number(said_by_slice)
     hosts.check_number({"JAX_NUM_PROCESSES": told})
+    hosts.check_number(QUIET | {"JAX_NUM_PROCESSES": told})  # a machine without a TPU
 
 
 def test_a_second_sigterm_ends_a_run_on_one_host_also_where_it_looked_for_others(tmp_path):
@@ -338,7 +341,7 @@ def test_a_second_sigterm_ends_a_run_on_one_host_also_where_it_looked_for_others
         " signal.raise_signal(signal.SIGTERM); print('still here')"
     )
     one = launch(tmp_path, 0, environment(1, 1), "-c", program)
-    assert finish([one], 60) == [-signal.SIGTERM]
+    assert finish([one]) == [-signal.SIGTERM]
     assert said(tmp_path).endswith("True\n")
 
 
@@ -348,7 +351,7 @@ def test_one_host_of_several_is_told_how_to_start_them_all(tmp_path):
         " sys.exit(main(['train', 'config.yaml']))"
     )
     one = launch(fill(tmp_path, SMALL), 0, environment(4, 1), "-c", program)
-    assert finish([one], 60) == [2]
+    assert finish([one]) == [2]
     assert "have not started within 2 seconds. Start the same command on all of them" in said(tmp_path)
     assert "tpu_scripts/run.sh" in said(tmp_path)
 

@@ -28,6 +28,8 @@ class Chip:
     platform: str = "tpu"
 
     def memory_stats(self) -> dict[str, int]:
+        if self.process_index != jax.process_index():
+            raise jax.errors.JaxRuntimeError("MemoryStats is only supported for addressable devices")
         return {"bytes_limit": 16}
 
 
@@ -81,6 +83,7 @@ def test_several_slices_have_a_copy_of_the_weights_each():
         (Layout(data=-1), 6, (8, 1, 2)),
         (Layout(data=-1, fsdp=4), 6, (2, 4, 2)),
         (Layout(tensor=4), 0, (1, 4, 4)),
+        (Layout(data=16), 6, (16, 1, 1)),
     ],
 )
 def test_what_a_layout_leaves_open_covers_the_devices(layout, copy, sizes):

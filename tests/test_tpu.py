@@ -296,5 +296,10 @@ ENTRY %main (a: f32[2,4]) -> f32[8,4] {
 }
 """
     assert collective_bytes(program) == 5 * 8 * 4 * 4 + 16 * 2
+    pieces = program.replace("dimensions={0}", "channel_id=7, dimensions={0}").replace(
+        "to_apply=%add",
+        "to_apply=%add\n  %ag = f32[8,4]{1,0} all-gather(f32[2,4]{1,0} %x), channel_id=7, dimensions={0}",
+    )
+    assert collective_bytes(pieces) == 8 * 4 * 4 + 16 * 2  # one gather, which goes on beside the loop
     endless = program.replace(', backend_config={"known_trip_count":{"n":"5"}}', "")
     assert collective_bytes(endless, turns=3) == 3 * 8 * 4 * 4 + 16 * 2

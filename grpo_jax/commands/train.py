@@ -119,7 +119,8 @@ def prepare(config: Config, resume: bool) -> tuple[Session, TrainState, Checkpoi
     runs = config.run.build()
     hosts.join()
     stop = hosts.Stop()
-    hosts.agree({"config": render(config), "version of the code": hosts.code_version()})
+    same = {"config": render(config), "version of the code": hosts.code_version(), "choice of --resume": str(resume)}
+    hosts.agree(same)
     keep_programs()
     path = Path(hosts.decide(lambda: str(runs.latest()))) if resume else None
     session = assemble(config)

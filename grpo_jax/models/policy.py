@@ -28,7 +28,7 @@ REMAT: dict[str, Callable | None] = {
     "full": _KEEP.save_only_these_names(INPUT),  # its input: least memory, a third more arithmetic
     "products": _KEEP.save_only_these_names(
         INPUT, PRODUCT
-    ),  # matrix products and attention too; norms and activations again
+    ),  # what products and attention give too; scores, norms, activations again
     "offload": _KEEP.save_and_offload_only_these_names(  # its input, in the host's memory until it is needed
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[INPUT],

@@ -20,13 +20,13 @@ def collective_bytes(program: str, turns: int = 1) -> int:
 
 
 def _moved(name: str, bodies: dict[str, str], turns: int, known: dict) -> tuple[dict[str, int], int]:
-    """What a computation moves by channel, since a collective that runs beside others is written in pieces; and what
-    its loops move.
+    """What a computation moves by channel, since a collective that runs beside others is written in pieces, of which
+    some may stand in loops; and what its loops move.
     """
     if name in known:
         return known[name]
     straight: dict[str, int] = {}
-    looped = 0
+    looped, loops = 0, []
     for line in bodies.get(name, "").splitlines()[1:]:
         if re.search(rf" (?:{COLLECTIVES})(?:-start)?\(", line):
             channel = re.search(r"channel_id=\d+", line)
@@ -34,12 +34,14 @@ def _moved(name: str, bodies: dict[str, str], turns: int, known: dict) -> tuple[
             straight[key] = max(straight.get(key, 0), _result_bytes(line))
         elif " while(" in line:
             inside, deeper = _moved(re.search(r"body=%?([\w.\-]+)", line)[1], bodies, turns, known)
-            looped += _count(line, bodies, turns) * (sum(inside.values()) + deeper)
+            loops.append((_count(line, bodies, turns), inside, deeper))
         else:
             for called in re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", line):
                 inside, deeper = _moved(called, bodies, turns, known)
                 straight |= {key: max(straight.get(key, 0), size) for key, size in inside.items()}
                 looped += deeper
+    for count, inside, deeper in loops:
+        looped += count * (sum(size for key, size in inside.items() if key not in straight) + deeper)
     known[name] = straight, looped
     return known[name]
 

@@ -66,7 +66,8 @@ def check_number(environment: Mapping[str, str]) -> None:
     """Refuses a number of processes that is not what the list of a slice's hosts says, where there is such a list."""
     told = environment.get("JAX_NUM_PROCESSES")
     listed = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
-    if told is None or listed is None or environment.get("JAX_PLATFORMS") == "cpu":
+    stand_in = "TPU_SKIP_MDS_QUERY" in environment  # the list is then what keeps a library quiet without a TPU
+    if told is None or listed is None or stand_in or environment.get("JAX_PLATFORMS") == "cpu":
         return
     number = len(listed.split(",")) * int(environment.get("MEGASCALE_NUM_SLICES", "1"))
     if told != str(number):
@@ -226,7 +227,7 @@ def _leave(error: BaseException, plain: tuple[type[Exception], ...]) -> None:
         code, text = 1, f"{type(error).__name__}: {error}"
         traceback.print_exception(error)
     if isinstance(error, jax.errors.JaxRuntimeError):  # as where another host has gone, whom the watch then names
-        time.sleep(LOST_SECONDS + 2 * BEAT_SECONDS)
+        time.sleep(2 * LOST_SECONDS)
     _over.set()
     with suppress(jax.errors.JaxRuntimeError, AttributeError):  # where there is no store, or none any more
         _put(f"{BOARD}ended/", f"{code} {' '.join(text.split())[:TEXT_LENGTH]}")
@@ -241,7 +242,8 @@ def _exit(code: int) -> None:
 
 
 class Stop:
-    """Whether somebody wants the run to stop: SIGTERM, sent to any of its hosts. A second one ends one host at once.
+    """Whether somebody wants the run to stop: SIGTERM, sent to any of its hosts. Where there is one host, a second
+    one ends it at once.
 
     On several hosts Ctrl-C is the same, once `heed_interrupts` is called; a second one ends all of them at once.
     """
@@ -250,18 +252,20 @@ class Stop:
         self.wanted = False
         self.several = distributed.global_state.num_processes > 1
         if not self.several:
-            self.before = signal.signal(signal.SIGTERM, self._hear)
+            signal.signal(signal.SIGTERM, self._hear)
 
     def heed_interrupts(self) -> None:
         """To be called when steps begin: before them there is nothing to save."""
         if self.several:
-            self.before = signal.signal(signal.SIGINT, self._hear)
+            signal.signal(signal.SIGINT, self._hear)
 
     def _hear(self, number: int, frame: object) -> None:
         self.wanted = True
-        signal.signal(number, self.before)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         if self.several:
-            print("all hosts stop after this step; Ctrl-C again ends them at once", file=sys.stderr, flush=True)
+            print(
+                "all hosts stop after the same step, soon; Ctrl-C again ends them at once", file=sys.stderr, flush=True
+            )
             signal.raise_signal(signal.SIGTERM)  # JAX listens for it, and tells the other hosts
 
     def after(self, step: int) -> bool:
@@ -296,7 +300,7 @@ def _watch(names: list[str]) -> None:
             except (jax.errors.JaxRuntimeError, AttributeError):  # the store does not answer, or JAX has put it away
                 if _over.is_set():
                     return
-                ended, beats = {0: f"{RESUMABLE} it does not answer. Start all hosts again with --resume."}, {}
+                ended, beats = {}, {}  # nothing is heard of anybody, nor of the first, where the store is
             for index, text in (ended | _silent(heard, beats)).items():
                 _follow(f"host {index} ({names[index]})", *text.split(" ", 1))
 

@@ -56,7 +56,8 @@ class Layout:
         data = len({_address(device)[0] for device in devices}) if self.data is None else self.data
         tensor = self.tensor
         if tensor is None and (self.fsdp is None or -1 in (data, self.fsdp)):
-            tensor = _tensor(devices, copy_bytes, memory or _device_bytes(devices[0]))
+            known = max(data, 1) * max(self.fsdp or 1, 1)
+            tensor = _tensor(devices, known, copy_bytes, _device_bytes(devices) if memory is None else memory)
         elif tensor is None:
             tensor = -1
         rest = -1 not in (data, tensor)
@@ -75,16 +76,22 @@ def _address(device: Device) -> tuple:
     return getattr(device, "slice_index", 0), device.process_index, place, device.id
 
 
-def _tensor(devices: list[Device], copy_bytes: int, memory: int | float | None) -> int:
-    """The fewest devices of a host that hold the copy for sampling in a third of their memory."""
+def _tensor(devices: list[Device], known: int, copy_bytes: int, memory: int | float | None) -> int:
+    """The fewest devices of a host that hold the copy for sampling in a third of their memory; `known` are the ways in
+    which the devices are divided otherwise.
+    """
     tensor, here = 1, len([device for device in devices if device.process_index == devices[0].process_index])
     while memory is not None and copy_bytes / tensor > memory / 3 and here % (2 * tensor) == 0:
+        if len(devices) % (2 * tensor * known):
+            break
         tensor *= 2
     return tensor
 
 
-def _device_bytes(device: Device) -> int | None:
-    stats = device.memory_stats() if device.platform != "cpu" else None
+def _device_bytes(devices: list[Device]) -> int | None:
+    """What a device of this process can hold, as only they say."""
+    own = [device for device in devices if device.process_index == jax.process_index() and device.platform != "cpu"]
+    stats = own[0].memory_stats() if own else None
     return stats and stats.get("bytes_limit")
 
 

@@ -3,8 +3,9 @@
 The only next-token shift of the package is here: hidden states at position t score token t+1, so the response is
 scored by the last state of the prompt followed by all states of the response but its last.
 
-The backward pass computes the logits of a chunk again. Their gradient has a short form: with p the probabilities, H
-the entropy and y the token, d logprob / d logit_i = [i = y] - p_i and d H / d logit_i = -p_i (log p_i + H).
+The backward pass begins with the last chunk, whose logits are still there, and computes those of the others again.
+Their gradient has a short form: with p the probabilities, H the entropy and y the token,
+d logprob / d logit_i = [i = y] - p_i and d H / d logit_i = -p_i (log p_i + H).
 """
 
 from collections.abc import Callable
@@ -196,32 +197,50 @@ def _score(logits: Callable[..., Array], weights: list[Array], hidden_nPRsD: Arr
 def _score_forward(
     logits: Callable[..., Array], weights: list[Array], hidden_nPRsD: Array, rows: _Rows, first_PGV: Any
 ) -> Any:
-    def score(chunk: tuple[Array, _Rows]) -> tuple[Array, Array]:
-        return score_tokens(logits(weights, *chunk, first_PGV), chunk[1].tokens_PRS)
+    def score(chunk: tuple[Array, _Rows]) -> tuple[tuple[Array, Array], Array]:
+        logits_PRsV = logits(weights, *chunk, first_PGV)
+        return score_tokens(logits_PRsV, chunk[1].tokens_PRS), logits_PRsV
 
-    scores = jax.lax.map(score, (hidden_nPRsD, rows))
-    return scores, (weights, hidden_nPRsD, rows, first_PGV, *scores)
+    earlier, last = _apart((hidden_nPRsD, rows))
+    scores = jax.lax.map(lambda chunk: score(chunk)[0], earlier)
+    last_scores, last_PRsV = score(last)
+    scores = _together(scores, last_scores)
+    return scores, (weights, hidden_nPRsD, rows, first_PGV, last_PRsV, *scores)
 
 
 def _score_backward(logits: Callable[..., Array], saved: tuple, slopes: tuple[Array, Array]) -> tuple:
-    weights, hidden_nPRsD, rows, first_PGV, *scores = saved
+    weights, hidden_nPRsD, rows, first_PGV, last_PRsV, *scores = saved
 
-    def pull(total: list[Array], chunk: tuple) -> tuple[list[Array], Array]:
+    def pull(chunk: tuple, known_PRsV: Array | None = None) -> tuple[list[Array], Array]:
         hidden_PRsD, rows, logprob_PRs, entropy_PRs, slope_PRs, entropy_slope_PRs = chunk
         logits_PRsV, back = jax.vjp(lambda *inputs: logits(*inputs, rows, first_PGV), weights, hidden_PRsD)
+        logits_PRsV = logits_PRsV if known_PRsV is None else known_PRsV
         token_PRs1 = rows.tokens_PRS[..., None]
         chosen_PRs1 = jnp.take_along_axis(logits_PRsV, token_PRs1, axis=-1)
         logprobs_PRsV = logits_PRsV - (chosen_PRs1 - logprob_PRs[..., None])
         surprise_PRsV = entropy_slope_PRs[..., None] * (logprobs_PRsV + entropy_PRs[..., None])
         slope_PRsV = -jnp.exp(logprobs_PRsV) * (slope_PRs[..., None] + surprise_PRsV)
         is_chosen = token_PRs1 == jnp.arange(logits_PRsV.shape[-1])[None, None, None]
-        more, slope_PRsD = back(jnp.where(is_chosen, slope_PRsV + slope_PRs[..., None], slope_PRsV))
+        return back(jnp.where(is_chosen, slope_PRsV + slope_PRs[..., None], slope_PRsV))
+
+    def add(total: list[Array], chunk: tuple) -> tuple[list[Array], Array]:
+        more, slope_PRsD = pull(chunk)
         return jax.tree.map(jnp.add, total, more), slope_PRsD
 
-    nothing = jax.tree.map(jnp.zeros_like, weights)
-    total, slope_nPRsD = jax.lax.scan(pull, nothing, (hidden_nPRsD, rows, *scores, *slopes))
+    earlier, last = _apart((hidden_nPRsD, rows, *scores, *slopes))
+    total, last_slope_PRsD = pull(last, last_PRsV)
+    total, earlier_slopes = jax.lax.scan(add, total, earlier)
     none = jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), (rows, first_PGV))
-    return total, slope_nPRsD, *none
+    return total, _together(earlier_slopes, last_slope_PRsD), *none
+
+
+def _apart(chunks: Any) -> tuple[Any, Any]:
+    """All chunks but the last, and the last."""
+    return jax.tree.map(lambda a: a[:-1], chunks), jax.tree.map(lambda a: a[-1], chunks)
+
+
+def _together(earlier: Any, last: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), earlier, last)
 
 
 _score.defvjp(_score_forward, _score_backward)

@@ -22,7 +22,7 @@ from grpo_jax.commands.train import assemble, evaluate, load_state
 from grpo_jax.config import read
 from grpo_jax.models import tiny
 from grpo_jax.rewards import Mix
-from grpo_jax.runtime import hosts
+from grpo_jax.runtime import board, ending, hosts
 from grpo_jax.runtime.sharding import Layout, check_hosts, from_hosts, host_places, host_rows
 from grpo_jax.runtime.topology import QUIET
 from grpo_jax.structs import Prompts
@@ -76,7 +76,7 @@ TALK = """
 import os
 import signal
 from pathlib import Path
-from grpo_jax.runtime import hosts
+from grpo_jax.runtime import board, ending, hosts
 
 def check(refuse, *arguments):
     try:
@@ -87,19 +87,19 @@ def check(refuse, *arguments):
 
 hosts.join()
 own = os.environ["JAX_PROCESS_ID"]
-print(len(hosts.gather("long" * 5000)[1]), hosts.gather(own), hosts.decide(lambda: f"chosen by {own}"))
+print(len(board.gather("long" * 5000)[1]), board.gather(own), board.decide(lambda: f"chosen by {own}"))
 check(hosts.agree, {"config": "same", "version of the code": own})
 Path(own).mkdir()
 check(hosts.share, Path(own).absolute())
 check(hosts.share, Path(".").absolute())
-stop = hosts.Stop()
+stop = ending.Stop()
 stop.heed_interrupts()
-with hosts.together():
+with ending.together():
     if own == "0":
         signal.raise_signal(signal.SIGINT)
         print("goes on", flush=True)
         signal.raise_signal(signal.SIGINT)
-    hosts.gather("the first never says anything")
+    board.gather("the first never says anything")
 """
 
 
@@ -232,7 +232,7 @@ def test_multi_process_a_signal_to_one_saves_the_same_step_on_both(tmp_path, sen
     both = start(tmp_path, 2, 4, config=SMALL)
     wait_for(tmp_path, "grad")
     both[1].send_signal(sent)
-    assert finish(both) == [hosts.RESUMABLE] * 2
+    assert finish(both) == [ending.RESUMABLE] * 2
     saved = re.search(r"saved step (\d+)\b.*\ntold to stop: go on with --resume", said(tmp_path))
     assert saved and [path.name for path in (tmp_path / "runs" / "t" / "checkpoints").iterdir()] == [saved[1]]
     assert ("Ctrl-C again ends them at once" in said(tmp_path, 1)) == (sent == signal.SIGINT)
@@ -336,7 +336,7 @@ def test_a_number_of_processes_other_than_the_hosts_of_the_slice_is_refused(slic
 
 def test_a_second_sigterm_ends_a_run_on_one_host_also_where_it_looked_for_others(tmp_path):
     program = (
-        "import signal; from grpo_jax.runtime import hosts; hosts.join(); stop = hosts.Stop();"
+        "import signal; from grpo_jax.runtime import ending, hosts; hosts.join(); stop = ending.Stop();"
         " signal.raise_signal(signal.SIGTERM); print(stop.after(1), flush=True);"
         " signal.raise_signal(signal.SIGTERM); print('still here')"
     )
@@ -351,7 +351,7 @@ def test_one_host_of_several_is_told_how_to_start_them_all(tmp_path):
         " sys.exit(main(['train', 'config.yaml']))"
     )
     one = launch(fill(tmp_path, SMALL), 0, environment(4, 1), "-c", program)
-    assert finish([one]) == [2]
+    assert finish([one]) == [ending.RESUMABLE]
     assert "have not started within 2 seconds. Start the same command on all of them" in said(tmp_path)
     assert "tpu_scripts/run.sh" in said(tmp_path)
 
@@ -360,7 +360,7 @@ def test_sigterm_saves_the_step_and_a_resumed_run_is_the_whole_one(alone, tmp_pa
     (one,) = start(tmp_path, 1, 8, "train.save_every=50")
     wait_for(tmp_path, "step 1/4")
     one.send_signal(signal.SIGTERM)
-    assert finish([one]) == [hosts.RESUMABLE]
+    assert finish([one]) == [ending.RESUMABLE]
     assert "told to stop: go on with --resume" in said(tmp_path)
     train(tmp_path, 1, 8, "--resume")
     for a, b in zip(weights(alone, 4), weights(tmp_path / "runs" / "t", 4), strict=True):
@@ -368,10 +368,10 @@ def test_sigterm_saves_the_step_and_a_resumed_run_is_the_whole_one(alone, tmp_pa
 
 
 def test_one_host_agrees_with_itself():
-    assert hosts.gather("here") == ["here"] and hosts.decide(lambda: "yes") == "yes" and hosts.is_first()
+    assert board.gather("here") == ["here"] and board.decide(lambda: "yes") == "yes" and board.is_first()
     hosts.agree({"config": "any"})
     hosts.share(Path("/"))
-    with pytest.raises(RuntimeError, match="alone"), hosts.together():
+    with pytest.raises(RuntimeError, match="alone"), ending.together():
         raise RuntimeError("alone")
 
 

@@ -23,7 +23,7 @@ from grpo_jax.grpo import Algorithm, begin, check_split, chosen_tokens
 from grpo_jax.models import Model
 from grpo_jax.rewards import Mix, score
 from grpo_jax.rollout import Sampler, programs
-from grpo_jax.runtime import hosts
+from grpo_jax.runtime import board, ending, hosts
 from grpo_jax.runtime.cache import keep_programs
 from grpo_jax.runtime.checkpoint import Checkpoints
 from grpo_jax.runtime.metrics import describe_rewards
@@ -96,7 +96,7 @@ class Session:
     exam: Questions | None  # held-out prompts
 
 
-@hosts.together(*PLAIN)
+@ending.together(*PLAIN)
 def run(arguments: argparse.Namespace) -> int:
     """Trains as the config says; the exit code. On several hosts, all of them run this at once."""
     try:
@@ -111,28 +111,28 @@ def run(arguments: argparse.Namespace) -> int:
             advice = "nothing is saved yet" if saved is None else f"step {saved} is saved: go on from it with --resume"
             print(f"\nstopped; {advice}", file=sys.stderr)
             return 130
-    return 0 if done else hosts.RESUMABLE
+    return 0 if done else ending.RESUMABLE
 
 
-def prepare(config: Config, resume: bool) -> tuple[Session, TrainState, Checkpoints, Record, hosts.Stop]:
+def prepare(config: Config, resume: bool) -> tuple[Session, TrainState, Checkpoints, Record, ending.Stop]:
     """What the steps need. The hosts agree that they run the same before anything large is on a device."""
     runs = config.run.build()
     hosts.join()
-    stop = hosts.Stop()
+    stop = ending.Stop()
     same = {"config": render(config), "version of the code": hosts.code_version(), "choice of --resume": str(resume)}
     hosts.agree(same)
     keep_programs()
-    path = Path(hosts.decide(lambda: str(runs.latest()))) if resume else None
+    path = Path(board.decide(lambda: str(runs.latest()))) if resume else None
     session = assemble(config)
     hosts.agree(data(session))
     state = load_state(session)
-    path = path or Path(hosts.decide(lambda: str(runs.create())))
+    path = path or Path(board.decide(lambda: str(runs.create())))
     hosts.share(path)
     checkpoints = Checkpoints(path / "checkpoints", session.settings.keep)
     if checkpoints.latest is not None:
         state = checkpoints.restore(state)
-    record = Record(path, int(state.step), hosts.is_first())
-    if hosts.is_first():
+    record = Record(path, int(state.step), board.is_first())
+    if board.is_first():
         (path / "config.yaml").write_text(render(config))
     return session, state, checkpoints, record, stop
 
@@ -223,11 +223,11 @@ def load_state(session: Session) -> TrainState:
     return jax.tree.map(place, state, weight_shardings(state, session.mesh))
 
 
-@hosts.together(*PLAIN)  # an error ends this host before it closes the checkpoints, which would wait for the others
-def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record: Record, stop: hosts.Stop) -> bool:
+@ending.together(*PLAIN)  # an error ends this host before it closes the checkpoints, which would wait for the others
+def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record: Record, stop: ending.Stop) -> bool:
     """Steps until all are done, with evaluations and checkpoints between them; whether they are, or it had to stop."""
     settings, done, retired = session.settings, int(state.step), set(record.retired)
-    progress = Progress(settings.steps, done, hosts.is_first())
+    progress = Progress(settings.steps, done, board.is_first())
     progress.say(introduction(session, state, record.path))
     if session.exam is not None and not record.history:
         record.metrics(0, evaluate(session, state.params, progress, 0))

@@ -284,6 +284,15 @@ def test_multi_process_data_that_one_host_lacks_or_has_otherwise_ends_all(tmp_pa
     assert not (folders[0] / "runs").exists()
 
 
+def test_multi_process_rewards_that_differ_are_refused(tmp_path):
+    folders = [fill(tmp_path / str(index), SMALL) for index in range(2)]
+    (folders[1] / "my_rewards.py").write_text(REWARDS.replace("/ 10", "/ 11"))
+    variables = environment(2, 1)
+    both = [launch(folder, index, variables, *TRAIN) for index, folder in enumerate(folders)]
+    assert finish(both) == [2, 2]
+    assert f"Host 1 ({socket.gethostname()}) has another code in its current folder than host 0" in said(folders[0], 0)
+
+
 def test_multi_process_hosts_with_different_configs_are_refused(tmp_path):
     fill(tmp_path, SMALL)
     variables = environment(2, 4)
@@ -306,6 +315,29 @@ def test_multi_process_hosts_tell_each_other_what_differs_and_why_one_has_ended(
         assert lines.count("accepted") == 1 and not list(tmp_path.rglob(".seen*"))
     assert re.search("Ctrl-C again ends them at once\ngoes on\n(.*\n)*stopped, and all other", said(tmp_path, 0))
     assert f"error: host 0 ({name}) has ended, and this one with it: it was interrupted\n" in said(tmp_path, 1)
+
+
+def test_multi_process_a_signal_before_the_first_step_is_not_forgotten(tmp_path):
+    program = """
+import os, signal, time
+from grpo_jax.runtime import board, ending, hosts
+
+hosts.join()
+stop = ending.Stop()
+if os.environ["JAX_PROCESS_ID"] == "1":
+    signal.raise_signal(signal.SIGTERM)
+board.gather("sent")
+steps = 1
+while not stop.after_step() and steps < 100:
+    steps += 1
+    time.sleep(0.1)
+print("steps", steps)
+"""
+    variables = environment(2, 1)
+    both = [launch(tmp_path, index, variables, "-c", program) for index in range(2)]
+    assert finish(both) == [0, 0]
+    steps = [re.search(r"steps (\d+)", said(tmp_path, index))[1] for index in range(2)]
+    assert steps[0] == steps[1] and int(steps[0]) < 100
 
 
 def test_multi_process_hosts_that_expect_different_numbers_of_hosts_are_refused(tmp_path):
@@ -337,7 +369,7 @@ def test_a_number_of_processes_other_than_the_hosts_of_the_slice_is_refused(slic
 def test_a_second_sigterm_ends_a_run_on_one_host_also_where_it_looked_for_others(tmp_path):
     program = (
         "import signal; from grpo_jax.runtime import ending, hosts; hosts.join(); stop = ending.Stop();"
-        " signal.raise_signal(signal.SIGTERM); print(stop.after(1), flush=True);"
+        " signal.raise_signal(signal.SIGTERM); print(stop.after_step(), flush=True);"
         " signal.raise_signal(signal.SIGTERM); print('still here')"
     )
     one = launch(tmp_path, 0, environment(1, 1), "-c", program)
@@ -351,7 +383,7 @@ def test_one_host_of_several_is_told_how_to_start_them_all(tmp_path):
         " sys.exit(main(['train', 'config.yaml']))"
     )
     one = launch(fill(tmp_path, SMALL), 0, environment(4, 1), "-c", program)
-    assert finish([one]) == [ending.RESUMABLE]
+    assert finish([one]) == [ending.LOST]
     assert "have not started within 2 seconds. Start the same command on all of them" in said(tmp_path)
     assert "tpu_scripts/run.sh" in said(tmp_path)
 

@@ -78,7 +78,9 @@ def test_several_slices_have_a_copy_of_the_weights_each():
         (Layout(), 11, (1, 4, 4)),
         (Layout(), 99, (1, 4, 4)),  # no more than a host has
         (Layout(data=1, fsdp=16), 99, (1, 16, 1)),
-        (Layout(fsdp=8), 0, (1, 8, 2)),
+        (Layout(fsdp=8), 0, (2, 8, 1)),
+        (Layout(fsdp=8), 6, (1, 8, 2)),
+        (Layout(fsdp=8, tensor=1), 6, (2, 8, 1)),
         (Layout(fsdp=-1), 6, (1, 8, 2)),
         (Layout(data=-1), 6, (8, 1, 2)),
         (Layout(data=-1, fsdp=4), 6, (2, 4, 2)),

@@ -90,7 +90,7 @@ class Cloud:
 
 def deed(call: list[str]) -> str:
     line = call[call.index("--command") + 1]
-    return next(word for word in ("incoming", "devices", "launch", "bucket", "stop", "status", "log") if word in line)
+    return next(word for word in ("incoming", "devices", "launch", "undo", "bucket", "stop", "status", "log") if word in line)
 
 
 @pytest.fixture(scope="module")
@@ -352,6 +352,7 @@ def test_a_launch_that_gcloud_repeats_starts_nothing_twice_and_another_one_is_re
     assert "is training, and what it runs would change" in cloud.call("setup", *WHERE, *TYPE).stderr
     other = cloud.call("run", *WHERE, *TRAINING, "train.steps=3")
     assert other.returncode == 1 and "is running another training" in other.stderr
+    assert cloud.call("status", *WHERE).stdout.count(" running ") == 2  # the first goes on
 
 
 def test_a_launch_that_fails_on_one_worker_is_undone_on_the_others(cloud):
@@ -361,8 +362,9 @@ def test_a_launch_that_fails_on_one_worker_is_undone_on_the_others(cloud):
     job.write_text("exit 1")
     result = cloud.call("run", *WHERE, *TRAINING)
     assert result.returncode == 1
-    assert "worker 3 failed" in result.stderr and "so those where it did are stopped" in result.stderr
-    assert cloud.deeds[-2:] == ["launch", "stop"]
+    assert "worker 3 failed" in result.stderr and "so it is stopped where it did" in result.stderr
+    assert cloud.deeds[-2:] == ["launch", "undo"]
+    assert result.stdout.count("is told to stop") == 3
 
 
 def test_another_bucket_is_not_mounted_over_the_first(cloud):
@@ -571,9 +573,9 @@ def test_a_training_that_was_cut_off_before_there_was_a_run_is_started_anew(clou
 @pytest.mark.parametrize(
     ("lines", "verdict"),
     [
-        (["a exited 137", "b exited 2 error: the other hosts have not started"], "cut"),
-        (["a lost", "b exited 2 error: the other hosts have not started"], "cut"),
-        (["a ready", "b exited 2 error: the other hosts have not started"], "cut"),
+        (["a exited 137", "b exited 76 error: the other hosts have not started"], "cut"),
+        (["a lost", "b exited 76 error: the other hosts have not started"], "cut"),
+        (["a ready", "b exited 76 error: the other hosts have not started"], "cut"),
         (["a exited 75", "b exited 2 error: There is no run"], "fresh"),  # the first host has looked for it, for all
         (["a exited 1", "b exited 2 error: an unknown key"], "ended 2"),
         (["a exited 0", "b exited 0 There is no run of numbers"], "ended 0"),

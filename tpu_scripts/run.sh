@@ -25,8 +25,8 @@ if [[ -n $bucket ]]; then
   words+=(run.root=../bucket/runs)
 fi
 if ! on_workers all "bash $here/job.sh launch $(quoted "${words[@]}")"; then
-  on_workers all "bash $here/job.sh stop" || true
-  die "It did not start on every worker (gcloud names it above), so those where it did are stopped." 1
+  on_workers all "bash $here/job.sh undo $(quoted "${words[@]}")" || true
+  die "It did not start on every worker (gcloud names it above), so it is stopped where it did." 1
 fi
 if is_given dry-run; then exit; fi
 say "" "It runs on every worker. How it is doing:" "  tpu_scripts/status.sh $name $where" \

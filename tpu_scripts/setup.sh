@@ -11,6 +11,7 @@ parse "type zone project dry-run!" "$@"
 check nothing
 facts=$(slice_facts "$type")
 read -r _ _ chips _ <<<"$facts"
+[[ -e .git ]] || die "This is no clone, and what is copied is the last commit: start from git clone."
 changed=$(git status --porcelain | wc -l)
 ((changed == 0)) || say "note: only what is committed is copied; $((changed)) file(s) here differ from the last commit"
 

@@ -124,7 +124,7 @@ def prepare(config: Config, resume: bool) -> tuple[Session, TrainState, Checkpoi
     keep_programs()
     path = Path(board.decide(lambda: str(runs.latest()))) if resume else None
     session = assemble(config)
-    hosts.agree(data(session))
+    hosts.agree(data(session) | {"mesh": str(session.mesh.shape), "code in its current folder": hosts.own_code()})
     state = load_state(session)
     path = path or Path(board.decide(lambda: str(runs.create())))
     hosts.share(path)
@@ -132,6 +132,7 @@ def prepare(config: Config, resume: bool) -> tuple[Session, TrainState, Checkpoi
     if checkpoints.latest is not None:
         state = checkpoints.restore(state)
     record = Record(path, int(state.step), board.is_first())
+    hosts.agree({"history of the run": repr((record.history, record.retired))})
     if board.is_first():
         (path / "config.yaml").write_text(render(config))
     return session, state, checkpoints, record, stop
@@ -237,7 +238,7 @@ def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record:
             break
         state, metrics = take_step(session, state, index, retired, record, progress)
         last = index + 1 == settings.steps or used_up(session, retired)
-        stopped = stop.after(index + 1) and not last
+        stopped = stop.after_step() and not last
         if last or (settings.evaluate_every and (index + 1) % settings.evaluate_every == 0):
             metrics |= evaluate(session, state.params, progress, index + 1)
         record.metrics(index + 1, metrics)
@@ -272,7 +273,7 @@ def take_step(
         record.retire(index + 1, solved)
         metrics["retired_prompts"] = len(retired)
     rows = list(answer_rows(algorithm.reward, *progress.answered))
-    record.completions(index + 1, rows, jax.process_index() if jax.process_count() > 1 else None)
+    record.completions(index + 1, rows, board.own() if board.number() > 1 else None)
     return state, metrics | progress.finish_step(metrics)
 
 

@@ -16,10 +16,9 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from grpo_jax.models.attention import Memory
+from grpo_jax.models.attention import PRODUCT, Memory
 
 FEW_ROWS = 256  # up to here a CPU multiplies faster with the weight on the left
-PRODUCT = "product"  # the name of what products give and attention reads and gives: a choice of what to keep for later
 
 
 Store = Callable[[Memory], Memory]
@@ -188,7 +187,7 @@ class Attention(nnx.Module):
         query_PGHTC, key_PGKTC, value_PGKTC = (jnp.swapaxes(a, 2, 3) for a in (query_PGTHC, key_PGTKC, value_PGTKC))
         query_PGHTC, key_PGKTC = (checkpoint_name(rotate(a, *turns), PRODUCT) for a in (query_PGHTC, key_PGKTC))
         own = store(Memory(key_PGKTC, value_PGKTC))
-        mixed_PGTHC = checkpoint_name(jnp.swapaxes(mix(query_PGHTC, own), 2, 3), PRODUCT)
+        mixed_PGTHC = jnp.swapaxes(mix(query_PGHTC, own), 2, 3)
         return project(mixed_PGTHC, self.out_DHC[...].astype(kind), 2, self.platform), own
 
 

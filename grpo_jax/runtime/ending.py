@@ -19,9 +19,10 @@ from jax.experimental import multihost_utils
 
 from grpo_jax.runtime import board
 
-RESUMABLE = 75  # exit status of a run that ended early and can go on with --resume (EX_TEMPFAIL)
+RESUMABLE = 75  # exit status of a run that was told to stop, and has saved: --resume goes on (EX_TEMPFAIL)
+LOST = 76  # exit status where another host is missing: --resume goes on from the last checkpoint, if there is one
 BEAT_SECONDS = 1
-LOST_SECONDS = 20  # without a sign of life
+LOST_SECONDS = 30  # without a sign of life
 TEXT_LENGTH = 2000  # of what others are told of an error
 
 _over = threading.Event()  # this process is about to end, and knows why
@@ -77,6 +78,7 @@ class Stop:
     def __init__(self) -> None:
         self.wanted = False
         self.several = board.number() > 1
+        self.asked = 0
         if not self.several:
             signal.signal(signal.SIGTERM, self._hear)
 
@@ -94,9 +96,10 @@ class Stop:
             )
             signal.raise_signal(signal.SIGTERM)  # JAX listens for it, and tells the other hosts
 
-    def after(self, step: int) -> bool:
+    def after_step(self) -> bool:
         """Whether this step is the last. All hosts get the same answer, so all have to ask, after every step."""
-        return multihost_utils.reached_preemption_sync_point(step) if self.several else self.wanted
+        self.asked += 1  # JAX counts the calls from 1, whatever step a run is resumed from
+        return multihost_utils.reached_preemption_sync_point(self.asked) if self.several else self.wanted
 
 
 def watch(names: list[str]) -> None:
@@ -124,7 +127,10 @@ def _silent(heard: dict[int, tuple[str, float]], beats: Mapping[int, str]) -> di
     """Of whom nothing has been heard for too long; `heard` is the last beat of each host, and when it changed."""
     now = time.monotonic()
     heard |= {index: (beat, now) for index, beat in beats.items() if beat != heard[index][0]}
-    text = f"{RESUMABLE} it has not been heard of for {LOST_SECONDS} seconds. Start all hosts again with --resume."
+    text = (
+        f"{LOST} it has not been heard of for {LOST_SECONDS} seconds: it is gone, or its Python was held up,"
+        " such as by a regular expression in a reward. Start all hosts again with --resume."
+    )
     return {index: text for index, (_, since) in heard.items() if now - since > LOST_SECONDS}
 
 

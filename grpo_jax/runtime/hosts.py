@@ -18,10 +18,13 @@ import jax
 
 from grpo_jax.runtime import board
 from grpo_jax.runtime.board import decide, gather
-from grpo_jax.runtime.ending import LOST_SECONDS, RESUMABLE, watch
+from grpo_jax.runtime.ending import LOST, LOST_SECONDS, watch
 
 MEET_SECONDS = 300  # how long a host waits for the others to start
-LAUNCH = "Start the same command on all of them at once; on Cloud TPU: tpu_scripts/run.sh NAME --zone ZONE CONFIG"
+LAUNCH = (
+    "Start the same command on all of them at once; on Cloud TPU, from your own machine:"
+    " tpu_scripts/run.sh NAME --zone ZONE --bucket gs://BUCKET CONFIG"
+)
 
 
 def join() -> None:
@@ -32,7 +35,8 @@ def join() -> None:
     """
     if jax.distributed.is_initialized() or not _may_have_company():
         return
-    check_number(os.environ)
+    if _chips():
+        check_number(os.environ)
     _initialize()
     if not jax.distributed.is_initialized():
         return
@@ -53,8 +57,7 @@ def check_number(environment: Mapping[str, str]) -> None:
     """Refuses a number of processes that is not what the list of a slice's hosts says, where there is such a list."""
     told = environment.get("JAX_NUM_PROCESSES")
     listed = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
-    stand_in = "TPU_SKIP_MDS_QUERY" in environment  # the list is then what keeps a library quiet without a TPU
-    if told is None or listed is None or stand_in or environment.get("JAX_PLATFORMS") == "cpu":
+    if told is None or listed is None or environment.get("JAX_PLATFORMS") == "cpu":
         return
     number = len(listed.split(",")) * int(environment.get("MEGASCALE_NUM_SLICES", "1"))
     if told != str(number):
@@ -88,8 +91,12 @@ def _initialize() -> None:
 
 
 def _may_have_company() -> bool:
-    chips = glob("/dev/accel*") + glob("/dev/vfio/[0-9]*")
-    return "JAX_COORDINATOR_ADDRESS" in os.environ or (bool(chips) and "COLAB_RELEASE_TAG" not in os.environ)
+    return "JAX_COORDINATOR_ADDRESS" in os.environ or (bool(_chips()) and "COLAB_RELEASE_TAG" not in os.environ)
+
+
+def _chips() -> list[str]:
+    """The TPU chips of this machine, as files."""
+    return glob("/dev/accel*") + glob("/dev/vfio/[0-9]*")
 
 
 def _wait_on() -> None:
@@ -100,7 +107,7 @@ def _give_up() -> None:
     print(
         f"error: the other hosts have not started within {MEET_SECONDS} seconds. {LAUNCH}", file=sys.stderr, flush=True
     )
-    os._exit(RESUMABLE)  # the thread that waits cannot be interrupted
+    os._exit(LOST)  # the thread that waits cannot be interrupted
 
 
 def _meet() -> list[str]:
@@ -133,8 +140,8 @@ def agree(facts: Mapping[str, str]) -> None:
         others = [f"{index} ({names[index]})" for index, digest in enumerate(digests) if digest != digests[0]]
         if others:
             raise ValueError(
-                f"Host {', '.join(others)} has another {fact} than host 0 ({names[0]}). Hosts of a run start from the"
-                " same files: copy them again to all hosts, and start again."
+                f"Host {', '.join(others)} has another {fact} than host 0 ({names[0]}). Hosts of a run start with the"
+                " same command from the same files: copy the files to all hosts again, and start all with one command."
             )
 
 
@@ -165,3 +172,11 @@ def code_version() -> str:
     package = Path(__file__).parent.parent
     texts = [file.read_bytes() for file in sorted(package.rglob("*.py"))]
     return f"{jax.__version__} {hashlib.sha256(b''.join(texts)).hexdigest()}"
+
+
+def own_code() -> str:
+    """The text of what was imported from the current folder, such as rewards of one's own."""
+    named = [(name, getattr(module, "__file__", None)) for name, module in sorted(sys.modules.items())]
+    files = [Path(file) for name, file in named if file and name.partition(".")[0] != "grpo_jax"]
+    own = [file for file in files if file.is_relative_to(Path.cwd()) and "site-packages" not in file.parts]
+    return "\n".join(file.read_text() for file in own if file.suffix == ".py")

@@ -41,7 +41,7 @@ class Layout:
     together again, and `tensor` how many devices compute a layer together, inside a host.
     """
 
-    data: int | None = None  # null: one for each slice
+    data: int | None = None  # null: one for each slice, or the rest where fsdp is given
     fsdp: int | None = None  # null: the rest
     tensor: int | None = None  # null: so many that the copy for sampling takes a third of a device at most, or the rest
 
@@ -53,8 +53,10 @@ class Layout:
         so `tensor` stays inside a host, and `data` goes over slices, whatever the shape of the slice.
         """
         devices = sorted(jax.devices() if devices is None else devices, key=_address)
-        data = len({_address(device)[0] for device in devices}) if self.data is None else self.data
-        tensor = self.tensor
+        data, tensor = self.data, self.tensor
+        if data is None:
+            given = self.fsdp not in (None, -1) and tensor != -1
+            data = -1 if given else len({_address(device)[0] for device in devices})
         if tensor is None and (self.fsdp is None or -1 in (data, self.fsdp)):
             known = max(data, 1) * max(self.fsdp or 1, 1)
             tensor = _tensor(devices, known, copy_bytes, _device_bytes(devices) if memory is None else memory)
@@ -180,7 +182,7 @@ def prompt_parts(mesh: Mesh | AbstractMesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def shares_of(prompts: int, responses: int, mesh: Mesh | AbstractMesh | None) -> int:
+def shares_of(prompts: int, responses: int, mesh: Mesh | None) -> int:
     """Into how many shares each group is divided, so that every device has as many as the others: 1 where prompts are
     enough. Refuses what cannot be shared out evenly.
     """
@@ -308,7 +310,7 @@ def check_hosts(mesh: Mesh) -> None:
     divisors = ", ".join(str(n) for n in range(1, here + 1) if here % n == 0)
     raise ValueError(
         f"Each host samples and scores its own responses, so mesh.tensor must divide the {here} devices of a host;"
-        f" got {mesh.shape['tensor']}. Choose one of {divisors}."
+        f" got {mesh.shape['tensor']}. Choose one of {divisors} for mesh.tensor, and -1 for mesh.fsdp, the rest."
     )
 
 

@@ -20,7 +20,8 @@ start_over() {
   spend "the slice was taken away"
   tpu_scripts/delete.sh "${slice[@]}" --yes || person "what is left of it cannot be deleted"
   asked=false gone="ABSENT|DELETING"
-  $created || again=true # it may have trained before this babysitter came
+  $created || $again || tell "$name was there before this babysitter: if it has trained, that is resumed"
+  $created || again=true
 }
 
 hurry() { # some workers have ended: the others get a while, then are stopped

@@ -4,12 +4,12 @@
 type="" slice=() terms=() place=()
 
 prepare() { # the arguments of the other scripts, which refuse bad ones before anything is rented
-  local word kept=()
+  local said word kept=()
   slice=("$name" --zone="$zone" ${project:+--project="$project"})
   terms=("${slice[@]}" --type="$type" ${valid_until:+--valid-until="$valid_until"})
   if is_given spot; then terms+=(--spot); fi
   place=("${slice[@]}" ${bucket:+--bucket="$bucket"})
-  rehearse >/dev/null 2>&1 || { rehearse 2>&1 >/dev/null | grep '^error: ' >&2; }
+  said=$(rehearse 2>&1 >/dev/null) || { grep '^error: ' <<<"$said" >&2 || say "$said" >&2; exit 2; }
   if is_given dry-run; then rehearse && exit; fi
   for word in "${words[@]}"; do if [[ $word == --resume ]]; then again=true; else kept+=("$word"); fi; done
   words=("${kept[@]}") # a launch adds --resume as long as there may be something to resume

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Usage, on all workers at once: devices.sh CHIPS
-# Fails unless the workers together see so many chips. One worker alone waits for the others, but not for ever.
+# Fails unless the workers together see so many chips. One worker alone waits for the others, but not for ever. Leaves a
+# file that says that this worker is ready.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
@@ -14,3 +15,4 @@ kind = f"{jax.default_backend()}, {jax.devices()[0].device_kind}"
 print(f"worker {jax.process_index()}: {found} of {wanted} chips, {jax.local_device_count()} of them here ({kind})")
 sys.exit(found != wanted or jax.default_backend() != "tpu")
 P
+touch ready

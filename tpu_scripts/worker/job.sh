@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage, on a worker: job.sh launch TRAIN-ARGUMENT... | status | log | follow | stop
+# Usage, on a worker: job.sh launch TRAIN-ARGUMENT... | undo TRAIN-ARGUMENT... | status | log | follow | stop
 # One training at a time: it holds run.lock for as long as it lives. setsid and nohup take it out of the ssh session;
 # systemd-run --user would need a lingering session, and so root, for no more than that.
 set -euo pipefail
@@ -25,15 +25,15 @@ status() {
   if is_running; then state=running
   elif [[ -f run.exit ]]; then state="exited $(<run.exit)"
   elif [[ -f run.command ]]; then state=lost # it was killed without a word, as by a reboot
-  elif [[ -x venv/bin/grpo-jax ]]; then state=ready; fi
+  elif [[ -f ready ]]; then state=ready; fi
   echo "$host $state $(tail -n 40 run.log 2>/dev/null | tr '\r' '\n' | awk -f source/tpu_scripts/worker/said.awk)"
 }
 
 stop() { is_running && pkill -TERM -P "$(<run.pid)" && echo "$host is told to stop" || echo "$host runs nothing"; }
 
 case $1 in
-  launch) launch "${@:2}" ;;
-  status | stop) "$1" ;;
+  launch | status | stop) "$1" "${@:2}" ;;
+  undo) if [[ $(printf '%q ' "${@:2}") == "$(<run.command)" && $(find run.command -mmin -10) ]]; then stop; fi ;;
   log) tail -n 50 run.log | sed "s/^/$host: /" ;;
   follow) tail -n 50 -f run.log | sed -u "s/^/$host: /" ;;
 esac

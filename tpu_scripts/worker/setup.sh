@@ -9,7 +9,7 @@ if ! flock --shared --nonblock run.lock true; then
   echo "error: $(hostname) is training, and what it runs would change under it: tpu_scripts/stop.sh first" >&2
   exit 1
 fi
-rm -rf source
+rm -rf source ready
 mv incoming source
 [[ -x uv/bin/uv ]] || python3 -m pip install --quiet --target=uv uv
 [[ -x venv/bin/python ]] || uv/bin/uv venv --quiet --python 3.12 venv

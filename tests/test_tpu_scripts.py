@@ -90,7 +90,9 @@ class Cloud:
 
 def deed(call: list[str]) -> str:
     line = call[call.index("--command") + 1]
-    return next(word for word in ("incoming", "devices", "launch", "undo", "bucket", "stop", "status", "log") if word in line)
+    return next(
+        word for word in ("incoming", "devices", "launch", "undo", "bucket", "stop", "status", "log") if word in line
+    )
 
 
 @pytest.fixture(scope="module")

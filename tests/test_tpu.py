@@ -63,11 +63,11 @@ def config_of(tmp_path, *overrides: str) -> Config:
 
 @pytest.fixture
 def case_of(tmp_path, monkeypatch):
-    """Plans for SHAPE, with so many layers."""
+    """Plans for SHAPE, with other sizes where they are given."""
     pytest.importorskip("libtpu", reason="libtpu is large, and only these tests need it where there is no TPU")
 
-    def assemble(topology: str, *overrides: str, layers: int = SHAPE.layers) -> Case:
-        monkeypatch.setattr(plan_programs, "find_shape", lambda name: replace(SHAPE, layers=layers))
+    def assemble(topology: str, *overrides: str, **sizes: int) -> Case:
+        monkeypatch.setattr(plan_programs, "find_shape", lambda name: replace(SHAPE, **sizes))
         return plan_programs.assemble(config_of(tmp_path, *overrides), find_slice(topology))
 
     return assemble
@@ -120,6 +120,14 @@ def test_decoding_on_one_chip_copies_no_cache(case_of, chip, int8):
 def test_decoding_on_eight_chips_gathers_no_weight(case_of):
     compiled = plan_programs.compile_decoding(case_of("v5e-8", *LONG, *EIGHT))
     assert largest_gathered(compiled.as_text()) < SHAPE.width * SHAPE.width / 2
+
+
+@pytest.mark.slow
+def test_decoding_on_eight_chips_gathers_logits_and_not_the_head(case_of):
+    case = case_of("v5e-8", *EIGHT, layers=1, vocabulary=151936)
+    shapes = gathered(plan_programs.compile_decoding(case).as_text())
+    assert any(151936 in shape for shape in shapes)
+    assert not any({151936, SHAPE.width} <= set(shape) for shape in shapes)
 
 
 @pytest.mark.slow

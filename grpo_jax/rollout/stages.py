@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from grpo_jax.distribution import Distribution, draw, greedy
-from grpo_jax.runtime.sharding import CACHE, PROMPTS, fit, prefix_sharding
+from grpo_jax.runtime.sharding import CACHE, LOGITS, PROMPTS, divided, fit, prefix_sharding
 from grpo_jax.structs import Params, Policy, Prompts, Rows
 
 
@@ -115,6 +115,7 @@ def decode(
 
 def _choose(distribution: Distribution, rows: Rows, logits_PGV: Array, max_tokens: Array) -> Rows:
     """The rows with one more token, where they live."""
+    logits_PGV = divided(logits_PGV, LOGITS)  # or the head would be put together for every token
     logits_PGV = distribution(logits_PGV, rows.length_PG, rows.seen_PGV)
     if distribution.temperature == 0:
         token_PG, logprob_PG, entropy_PG = greedy(logits_PGV)

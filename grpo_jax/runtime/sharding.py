@@ -31,6 +31,7 @@ ROWS = RULES["P"]
 PROMPTS = spec("P")
 PREFIX = spec("PKL")  # keys and values of prompts
 CACHE = spec("PGKS")  # keys and values of responses
+LOGITS = spec("PGV")
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,15 @@ def serving_shardings(tree: Any, mesh: Mesh) -> Any:
     return _by_letters(tree, mesh, SERVING)
 
 
-def fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
     """A sharding of an array by `spec`, without the axes that it does not have or that do not divide."""
     return NamedSharding(mesh, _trimmed(list(spec)[: len(shape)], shape, mesh))
+
+
+def divided(array: Array, spec: PartitionSpec) -> Array:
+    """An array inside a program, divided over the mesh that the program runs on."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return array if mesh.empty else jax.lax.with_sharding_constraint(array, fit(spec, array.shape, mesh))
 
 
 def prefix_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
@@ -154,14 +161,14 @@ def _spec(path: tuple, shape: tuple[int, ...], mesh: Mesh, rules: dict[str, Any]
     return _trimmed([None] * (len(shape) - len(found[1])) + [rules.get(letter) for letter in found[1]], shape, mesh)
 
 
-def _trimmed(axes: list, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def _trimmed(axes: list, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     cuts = [axis if axis and _divides(mesh, axis, size) else None for axis, size in zip(axes, shape, strict=False)]
     while cuts and cuts[-1] is None:  # the one way of writing a layout: jit compiles again for any other
         cuts.pop()
     return PartitionSpec(*cuts)
 
 
-def _divides(mesh: Mesh, axis: str | tuple[str, ...], size: int) -> bool:
+def _divides(mesh: Mesh | AbstractMesh, axis: str | tuple[str, ...], size: int) -> bool:
     parts = math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
     return parts > 1 and size % parts == 0
 

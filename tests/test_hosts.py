@@ -24,7 +24,6 @@ from grpo_jax.models import tiny
 from grpo_jax.rewards import Mix
 from grpo_jax.runtime import board, ending, hosts
 from grpo_jax.runtime.sharding import Layout, check_hosts, from_hosts, host_places, host_rows
-from grpo_jax.runtime.topology import QUIET
 from grpo_jax.structs import Prompts
 from grpo_jax.tasks import arithmetic
 
@@ -219,12 +218,11 @@ def test_multi_process_of_two_is_the_run_of_one(alone, tmp_path):
     assert "reward" in said(tmp_path, 0) and "reward" not in said(tmp_path, 1)  # one of them talks
 
 
-def test_multi_process_of_four_and_then_of_two_is_the_run_of_one(tmp_path):
-    """Two steps on four hosts, from whose checkpoint two others go on."""
-    one = train(tmp_path / "one", 1, 16, *SIXTEEN)
+def test_multi_process_of_four_and_then_of_two_is_the_run_of_one(alone, tmp_path):
+    """Two steps on four hosts and sixteen devices, from whose checkpoint two others go on."""
     train(tmp_path, 4, 4, *SIXTEEN, "train.steps=2")
     train(tmp_path, 2, 8, *SIXTEEN, "--resume")
-    assert_same_run(one, tmp_path / "runs" / "t")
+    assert_same_run(alone, tmp_path / "runs" / "t")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
@@ -363,7 +361,6 @@ def test_a_number_of_processes_other_than_the_hosts_of_the_slice_is_refused(slic
     else:
         hosts.check_number(said_by_slice)
     hosts.check_number({"JAX_NUM_PROCESSES": told})
-    hosts.check_number(QUIET | {"JAX_NUM_PROCESSES": told})  # a machine without a TPU
 
 
 def test_a_second_sigterm_ends_a_run_on_one_host_also_where_it_looked_for_others(tmp_path):

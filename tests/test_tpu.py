@@ -1,4 +1,4 @@
-"""The programs of a step compile for a TPU slice, on any machine with libtpu: pip install "grpo-jax[tpu]"."""
+"""The programs of a step compile for a TPU slice, on any machine with libtpu: pip install -e ".[tpu]"."""
 
 import json
 import math
@@ -271,6 +271,12 @@ def test_advice_names_what_saves_most_and_nothing_that_is_set(tmp_path, override
 def test_slices_go_by_the_names_people_know(name, chips, grid):
     found = find_slice(name)
     assert (found.chips, found.grid) == (chips, grid)
+
+
+@pytest.mark.parametrize("name", ["v4-8", "v5p-8", "v5e-8"])
+def test_a_device_to_compile_for_is_a_chip(name):
+    pytest.importorskip("libtpu", reason="libtpu is large, and only these tests need it where there is no TPU")
+    assert len(find_slice(name).devices()) == find_slice(name).chips
 
 
 @pytest.mark.parametrize(

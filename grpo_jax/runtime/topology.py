@@ -25,12 +25,13 @@ class Chip:
     bandwidth: float
     links: float
     platform: str  # what the compiler calls it
+    options: tuple[tuple[str, str], ...] = ()  # what else it is told
     cores: int = 1  # a slice's name counts cores on the older kinds
     axes: int = 2
 
 
 CHIPS = {
-    "v4": Chip(30.75 * GIB, 275e12, 1228e9, 300e9, "v4", cores=2, axes=3),
+    "v4": Chip(30.75 * GIB, 275e12, 1228e9, 300e9, "v4", (("chip_config_name", "megacore"),), cores=2, axes=3),
     "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9, "v5e"),
     "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 600e9, "v5p", cores=2, axes=3),
     "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 400e9, "v6e"),
@@ -71,16 +72,14 @@ class Slice:
     def devices(self) -> list[jax.Device]:
         """Devices to compile for. They cannot run anything."""
         if find_spec("libtpu") is None:
-            raise ValueError('Planning needs the TPU compiler: pip install "grpo-jax[tpu]".')
+            raise ValueError('Planning needs the TPU compiler: pip install -e ".[tpu]".')
         from jax.experimental import topologies
 
         quieten()
         sides = [int(side) for side in self.grid.split("x")]
         one = {"chips_per_host_bounds": (*sides, *[1] * (3 - len(sides)))} if self.hosts == 1 else {}
-        described = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{self.chip.platform}:{self.grid}", **one
-        )
-        return list(described.devices)
+        name, more = f"{self.chip.platform}:{self.grid}", one | dict(self.chip.options)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices)
 
 
 def quieten() -> None:

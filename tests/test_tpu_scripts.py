@@ -213,6 +213,8 @@ def test_whatever_leaves_a_slice_that_is_paid_for_says_how_to_delete_it(cloud):
     ]:
         result = cloud.call(script, *WHERE, *project, *more)
         assert result.returncode == 0 and delete in result.stderr, (script, result.stderr)
+        if script == "run":  # or what follows would stop a training that has not ended
+            wait_for(lambda: len(list(cloud.folder.glob("worker-*/grpo-jax/run.exit"))) == 2)
     cloud.follow(failures={"queued-resources create": ["ERROR: ALREADY_EXISTS: Resource already exists"]})
     assert delete in cloud.call("create", *WHERE, *project, *TYPE).stderr
 

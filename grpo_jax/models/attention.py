@@ -1,8 +1,8 @@
 """Attention, and which kernel computes it: splash attention on a TPU, cuDNN's on a GPU, plain XLA elsewhere.
 
 A response attends to the prompt of its group and to itself, as one softmax. `attend` is that formula written out, over
-one copy of the prompt. It decodes everywhere, is what a CPU runs, and is what the kernels are tested against. They
-take the prompt's keys and values once for each row, and never hold the scores of all pairs of tokens.
+one copy of the prompt: it decodes everywhere, and the others are tested against it. `plain_rows` learns on a CPU. The
+kernels take the prompt's keys and values once for each row, and never hold the scores of all pairs of tokens.
 """
 
 from collections.abc import Callable

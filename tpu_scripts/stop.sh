@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Usage: tpu_scripts/stop.sh NAME --zone us-west4-a [--project ID] [--dry-run]
-# Asks the training on every worker to end (SIGTERM). The slice stays, and is paid for.
+# Asks the training on every worker to save and end (SIGTERM); a babysitter that still runs resumes it. The slice
+# stays, and is paid for.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tpu_scripts/lib/gcloud.sh

@@ -4,9 +4,10 @@ import logging
 import os
 from pathlib import Path
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+PLATFORM = os.environ.setdefault("JAX_PLATFORMS", "cpu")
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # 0 compiles twice as fast
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " " + FLAGS
+if PLATFORM == "cpu":
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " " + FLAGS
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from jaxtyping import install_import_hook

@@ -1,5 +1,7 @@
 """Every way of dividing eight devices gives the step of one device: tokens, figures, and the weights after it."""
 
+import re
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -8,9 +10,9 @@ import optax
 import pytest
 
 from grpo_jax.grpo import Algorithm, Watch, begin, step
-from grpo_jax.models import tiny
+from grpo_jax.models import decoder_policy, tiny
 from grpo_jax.objectives import grpo
-from grpo_jax.rollout import Sampler
+from grpo_jax.rollout import Sampler, stages
 from grpo_jax.runtime.sharding import Layout, place, place_prompts, shares_of, weight_shardings
 from grpo_jax.tasks import Example
 
@@ -71,6 +73,24 @@ def test_a_step_does_not_depend_on_the_mesh(layout):
 def test_where_prompts_are_too_few_for_the_devices_the_responses_to_them_are_shared_out(prompts):
     """1, 2 and 6 prompts with 8 responses each become 8, 8 and 24 rows of 1, 4 and 2 responses on 8 devices."""
     assert_same(one_step(None, prompts), one_step((1, 8, 1), prompts))
+
+
+def test_sampling_keeps_logits_divided_by_vocabulary(monkeypatch):
+    """Or a compiler may put the whole head together for every token."""
+    programs, decode = [], stages.decode
+
+    def written_down(*inputs):
+        programs.append(decode.lower(*inputs).as_text())
+        return decode(*inputs)
+
+    monkeypatch.setattr(stages, "decode", written_down)
+    mesh, policy = Layout(1, 4, 2).mesh(), decoder_policy(replace(MODEL.shape, vocabulary=1000))
+    params = policy.init(jax.random.key(0))
+    params = jax.tree.map(place, params, weight_shardings(params, mesh))
+    prompts = place_prompts(MODEL.tokenizer.encode_all(["one", "two", "three", "four"], 32), mesh)
+    Sampler(ends=(0,), responses=3, max_tokens=4)(policy, params, prompts, jax.random.key(0))
+    constraint = r'sharding_constraint .*"tensor".* : tensor<4x3x1000xf32>'
+    assert programs and all(re.search(constraint, program) for program in programs)
 
 
 def test_shared_groups_may_be_learned_from_one_at_a_time_and_in_minibatches():

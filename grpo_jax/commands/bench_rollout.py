@@ -60,7 +60,7 @@ def build_sampler(arguments: argparse.Namespace, shape: Shape) -> Sampler:
 
 def time_rollouts(arguments: argparse.Namespace, sampler: Sampler, policy: Policy, params: Params, prompts: Prompts):
     """Medians over `--repeat` rollouts, each of which has run before, so that nothing is compiled meanwhile."""
-    begun = time.perf_counter()
+    begun, mesh = time.perf_counter(), mesh_of(prompts)
     tokens = []
 
     def rollout(key: int) -> None:
@@ -71,10 +71,10 @@ def time_rollouts(arguments: argparse.Namespace, sampler: Sampler, policy: Polic
         P, L = prompts.tokens_PL.shape
         key_PG = jax.random.split(jax.random.key(key), (P, sampler.responses))
         shape = (prefix_length(L), sampler.responses, 1)
-        with on(mesh_of(prompts)):
-            last_PD, *_ = stages.read(policy, params, prompts, shape, sampler.int8_cache, None)
+        with on(mesh):
+            last_PD, *_ = stages.read(policy, params, prompts, shape, sampler.int8_cache, mesh)
         served = policy.serve(params)
-        rows = stages.begin(policy, sampler.distribution, served, None, last_PD, key_PG, 1, 1, None)
+        rows = stages.begin(policy, sampler.distribution, served, None, last_PD, key_PG, 1, 1, mesh)
         jax.block_until_ready(rows)
 
     rollout(1)
@@ -110,19 +110,19 @@ def logprob_gap(policy: Policy, params: Params, rollouts: Rollouts) -> dict[str,
 
 def to_the_cap(sampler: Sampler, policy: Policy, params: Params, prompts: Prompts, repeat: int) -> float:
     """Seconds of decoding without stages: one cache of `max_tokens`, every row until then."""
-    P, L = prompts.tokens_PL.shape
+    (P, L), mesh = prompts.tokens_PL.shape, mesh_of(prompts)
     T, distribution = sampler.max_tokens, replace(sampler.distribution, min_tokens=sampler.max_tokens)
     served, key_PG = policy.serve(params), jax.random.split(jax.random.key(0), (P, sampler.responses))
     shape = (prefix_length(L), sampler.responses, T)
 
     def decode(turns: int) -> float:
-        with on(mesh_of(prompts)):
-            last_PD, shared, own = stages.read(policy, params, prompts, shape, sampler.int8_cache, None)
-        rows = stages.begin(policy, distribution, served, None, last_PD, key_PG, T, T, None)
+        with on(mesh):
+            last_PD, shared, own = stages.read(policy, params, prompts, shape, sampler.int8_cache, mesh)
+        rows = stages.begin(policy, distribution, served, None, last_PD, key_PG, T, T, mesh)
         jax.block_until_ready((own, rows))
         begun = time.perf_counter()
         until = stages.Until(cursor=turns, pieces=-1, width=1, free=P + 1)
-        jax.block_until_ready(stages.decode(policy, distribution, served, shared, own, rows, T, until, 1))
+        jax.block_until_ready(stages.decode(policy, distribution, served, shared, own, rows, T, until, mesh))
         return time.perf_counter() - begun
 
     decode(2)  # compiles

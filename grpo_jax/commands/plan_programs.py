@@ -235,18 +235,17 @@ def compile_decoding(case: Case) -> jax.stages.Compiled:
     served, shared, own, rows = decoding_inputs(case)
     sampler, mesh = case.algorithm.sample, case.host_mesh
     until = stages.Until(2**30, -1, 1, case.rows[0] + 1)
-    with on(mesh if mesh.size > 1 else None):
-        return stages.decode.lower(
-            case.algorithm.policy,
-            sampler.distribution,
-            served,
-            shared,
-            own,
-            rows,
-            sampler.max_tokens,
-            until,
-            prompt_parts(mesh),
-        ).compile()
+    return stages.decode.lower(
+        case.algorithm.policy,
+        sampler.distribution,
+        served,
+        shared,
+        own,
+        rows,
+        sampler.max_tokens,
+        until,
+        mesh if mesh.size > 1 else None,
+    ).compile()
 
 
 def decoding_inputs(case: Case) -> tuple[Any, Any, Any, Any]:

@@ -216,7 +216,7 @@ class _Sampling:
             self.rows,
             self.sampler.max_tokens,
             until,
-            self.parts,
+            self.mesh,
         )
         return self._write_down()
 

@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from grpo_jax.distribution import Distribution, draw, greedy
-from grpo_jax.runtime.sharding import CACHE, LOGITS, PROMPTS, divided, fit, prefix_sharding
+from grpo_jax.runtime.sharding import CACHE, LOGITS, PROMPTS, fit, prefix_sharding, prompt_parts
 from grpo_jax.structs import Params, Policy, Prompts, Rows
 
 
@@ -79,10 +79,10 @@ def begin(
         entropy_PGS=empty_PGS,
         seen_PGV=seen_PGV,
     )
-    return _pin(_choose(distribution, rows, logits_PGV, max_tokens), mesh, PROMPTS)
+    return _pin(_choose(distribution, rows, logits_PGV, max_tokens, mesh), mesh, PROMPTS)
 
 
-@partial(jax.jit, static_argnames=("policy", "distribution", "parts"), donate_argnames=("own", "rows"))
+@partial(jax.jit, static_argnames=("policy", "distribution", "mesh"), donate_argnames=("own", "rows"))
 def decode(
     policy: Policy,
     distribution: Distribution,
@@ -92,10 +92,10 @@ def decode(
     rows: Rows,
     max_tokens: Array,
     until: Until,
-    parts: int,
+    mesh: Mesh | None,
 ) -> tuple[Any, Rows]:
     """The cache and the rows after one stage. Donates both."""
-    S = rows.tokens_PGS.shape[2]
+    S, parts = rows.tokens_PGS.shape[2], 1 if mesh is None else prompt_parts(mesh)
 
     def goes_on(carry: tuple[Any, Rows]) -> Array:
         rows = carry[1]
@@ -108,14 +108,14 @@ def decode(
     def turn(carry: tuple[Any, Rows]) -> tuple[Any, Rows]:
         own, rows = carry
         hidden_PGD, own = policy.extend(params, shared, own, rows.last_PG, rows.cursor - 1, rows.start_PG)
-        return own, _choose(distribution, rows, policy.unembed(params, hidden_PGD), max_tokens)
+        return own, _choose(distribution, rows, policy.unembed(params, hidden_PGD), max_tokens, mesh)
 
     return jax.lax.while_loop(goes_on, turn, (own, rows))
 
 
-def _choose(distribution: Distribution, rows: Rows, logits_PGV: Array, max_tokens: Array) -> Rows:
+def _choose(distribution: Distribution, rows: Rows, logits_PGV: Array, max_tokens: Array, mesh: Mesh | None) -> Rows:
     """The rows with one more token, where they live."""
-    logits_PGV = divided(logits_PGV, LOGITS)  # or the head would be put together for every token
+    logits_PGV = _pin(logits_PGV, mesh, LOGITS)  # or the head would be put together for every token
     logits_PGV = distribution(logits_PGV, rows.length_PG, rows.seen_PGV)
     if distribution.temperature == 0:
         token_PG, logprob_PG, entropy_PG = greedy(logits_PGV)

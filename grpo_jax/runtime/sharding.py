@@ -136,12 +136,6 @@ def fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) 
     return NamedSharding(mesh, _trimmed(list(spec)[: len(shape)], shape, mesh))
 
 
-def divided(array: Array, spec: PartitionSpec) -> Array:
-    """An array inside a program, divided over the mesh that the program runs on."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return array if mesh.empty else jax.lax.with_sharding_constraint(array, fit(spec, array.shape, mesh))
-
-
 def prefix_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """The sharding of what decoding knows of prompts: keys and values by head, masks and lengths by prompt alone."""
     return fit(PREFIX if len(shape) > 2 else PROMPTS, shape, mesh)

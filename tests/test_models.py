@@ -13,6 +13,7 @@ from grpo_jax.distribution import Distribution
 from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models import attention
 from grpo_jax.models import policy as policy_module
+from grpo_jax.models.decoder import project
 from grpo_jax.models.families import read_shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.smollm2 import fetch
@@ -216,6 +217,29 @@ def test_log_probs_are_those_of_an_installed_transformers(name):
         logprobs = torch.log_softmax(model(torch.tensor(row)[None]).logits[0, 2:-1], dim=-1)
     theirs_T = logprobs[torch.arange(24), torch.tensor(row[3:])].numpy()
     np.testing.assert_allclose(score(policy, params, rollouts)[0][0, 1], theirs_T, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "kind", "platform", "wide", "error"),
+    [
+        (32, 96, "float32", "cpu", None, 1e-6),
+        (300, 96, "float32", "cpu", None, 1e-6),
+        (300, 32, "float32", "cpu", None, 1e-6),
+        (32, 96, "bfloat16", "cpu", "float32", 5e-3),
+        (300, 96, "bfloat16", "tpu", "float32", 5e-3),
+        (300, 96, "float32", "gpu", "float32", 1e-6),
+    ],
+)
+def test_products_and_their_gradients_are_those_of_float64(rows, outputs, kind, platform, wide, error):
+    draw = np.random.default_rng(0)
+    x, weight, slope = (draw.normal(size=size) for size in ((3, rows, 64), (outputs, 64), (3, rows, outputs)))
+    x, weight = jnp.asarray(x, kind), jnp.asarray(weight, kind)
+    y, pull = jax.vjp(partial(project, platform=platform, wide=wide), x, weight)
+    assert y.dtype == (wide or kind)
+    exact = [np.asarray(a, np.float64) for a in (x, weight)]
+    expected = [exact[0] @ exact[1].T, slope @ exact[1], np.einsum("brv,brd->vd", slope, exact[0])]
+    for found, right in zip((y, *pull(jnp.asarray(slope, y.dtype))), expected, strict=True):
+        assert np.linalg.norm(np.asarray(found, np.float64) - right) < error * np.linalg.norm(right)
 
 
 def test_policies_of_the_same_shape_share_their_compiled_programs():

@@ -8,6 +8,7 @@ A weight's output axes come first, as in Hugging Face files; it is cast to the t
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -108,8 +109,10 @@ def project(x: Array, weight: Array, inputs: int = 1, platform: str = "", wide: 
         y = jax.lax.optimization_barrier(jnp.matmul(matrix, columns, preferred_element_type=wide)).T
     elif platform == "cpu" and x.dtype == jnp.float32:
         y = _product(flat, matrix)
+    elif wide is not None:
+        y = _wide_product(flat, matrix, wide)
     else:
-        y = jnp.matmul(flat, matrix.T, preferred_element_type=wide)
+        y = flat @ matrix.T
     return checkpoint_name(y, PRODUCT).reshape(*rows, *outputs)
 
 
@@ -134,6 +137,29 @@ def _product_backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, 
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _wide_product(x: Array, weight: Array, wide: DTypeLike) -> Array:
+    """x times the transposed weight, in more digits than both have.
+
+    Going back, slopes are rounded to what they are multiplied with: a TPU does so in any case, and a GPU has no product
+    of two types, and would widen the weights.
+    """
+    return jnp.matmul(x, weight.T, preferred_element_type=wide)
+
+
+def _wide_forward(x: Array, weight: Array, wide: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
+    return _wide_product(x, weight, wide), (x, weight)
+
+
+def _wide_backward(wide: DTypeLike, saved: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    x, weight = saved
+    slope = slope.astype(x.dtype)
+    return slope @ weight, slope.T @ x
+
+
+_wide_product.defvjp(_wide_forward, _wide_backward)
 
 
 def quantize(memory: Memory) -> Memory:

@@ -15,8 +15,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from grpo_jax.models.attention import Memory, Sight, attend, kernel
-from grpo_jax.models.decoder import PRODUCT, Layer, Shape, matrix, project, quantize, rms_norm, rotations
+from grpo_jax.models.attention import PRODUCT, Memory, Sight, attend, kernel
+from grpo_jax.models.decoder import Layer, Shape, matrix, project, quantize, rms_norm, rotations
 from grpo_jax.structs import Params, Policy, Prompts
 
 Remat = Literal["full", "products", "offload", "none"]

@@ -21,7 +21,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")  # two processes would read what the other is just writing
+jax.config.update("jax_compilation_cache_dir", str(PACKAGE.parent / ".pytest_cache" / "xla" / WORKER))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 

@@ -1,4 +1,4 @@
-"""Several processes on this machine, with four devices each, stand in for the hosts of a slice."""
+"""Several processes on this machine, with one to eight devices each, stand in for the hosts of a slice."""
 
 import json
 import os
@@ -289,6 +289,34 @@ def test_multi_process_rewards_that_differ_are_refused(tmp_path):
     both = [launch(folder, index, variables, *TRAIN) for index, folder in enumerate(folders)]
     assert finish(both) == [2, 2]
     assert f"Host 1 ({socket.gethostname()}) has another code in its current folder than host 0" in said(folders[0], 0)
+
+
+NO_ROOM = "runtime.sharding._device_bytes = lambda devices: 1"
+ANOTHER_STEP = """
+known = runtime.run.Record.__init__
+runtime.run.Record.__init__ = lambda self, *inputs: known(self, *inputs) or self.history.append({})
+"""
+
+
+@pytest.mark.parametrize(
+    ("patch", "words"),
+    [
+        (NO_ROOM, "another mesh than host 0 .* Set mesh.data, mesh.fsdp and mesh.tensor"),
+        (ANOTHER_STEP, "another history of the run than host 0 .* They do not see the same runs/t yet"),
+    ],
+    ids=["memory", "metrics"],
+)
+def test_multi_process_hosts_that_see_different_devices_or_runs_are_refused(tmp_path, patch, words):
+    """On the second host something of this package is otherwise."""
+    fill(tmp_path, SMALL)
+    program = (
+        "import os, sys; from grpo_jax import runtime; import grpo_jax.runtime.run, grpo_jax.runtime.sharding;"
+        f" exec({patch!r} if os.environ['JAX_PROCESS_ID'] == '1' else '');"
+        " from grpo_jax.cli import main; sys.exit(main(['train', 'config.yaml']))"
+    )
+    variables = environment(2, 2)
+    assert finish([launch(tmp_path, index, variables, "-c", program) for index in range(2)]) == [2, 2]
+    assert re.search(rf"Host 1 \({socket.gethostname()}\) has {words}", said(tmp_path, 0))
 
 
 def test_multi_process_hosts_with_different_configs_are_refused(tmp_path):

@@ -24,8 +24,9 @@ if [[ -n $bucket ]]; then
   on_workers all "bash $here/bucket.sh ${bucket#gs://}" || die "$bucket could not be mounted on every worker." 1
   words+=(run.root=../bucket/runs)
 fi
-if ! on_workers all "bash $here/job.sh launch $(quoted "${words[@]}")"; then
-  on_workers all "bash $here/job.sh undo $(quoted "${words[@]}")" || true
+number=$(date +%s)$$
+if ! on_workers all "bash $here/job.sh launch $number $(quoted "${words[@]}")"; then
+  on_workers all "bash $here/job.sh undo $number" || true
   die "It did not start on every worker (gcloud names it above), so it is stopped where it did." 1
 fi
 if is_given dry-run; then exit; fi

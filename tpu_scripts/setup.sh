@@ -11,7 +11,8 @@ parse "type zone project dry-run!" "$@"
 check nothing
 facts=$(slice_facts "$type")
 read -r _ _ chips _ <<<"$facts"
-[[ -e .git ]] || die "This is no clone, and what is copied is the last commit: start from git clone."
+[[ -e .git ]] ||
+  die "This is no clone, and what is copied is the last commit: run setup.sh in a git clone of the repository."
 changed=$(git status --porcelain | wc -l)
 ((changed == 0)) || say "note: only what is committed is copied; $((changed)) file(s) here differ from the last commit"
 

@@ -124,7 +124,8 @@ def prepare(config: Config, resume: bool) -> tuple[Session, TrainState, Checkpoi
     keep_programs()
     path = Path(board.decide(lambda: str(runs.latest()))) if resume else None
     session = assemble(config)
-    hosts.agree(data(session) | {"mesh": str(session.mesh.shape), "code in its current folder": hosts.own_code()})
+    hosts.agree(data(session) | {"code in its current folder": hosts.own_code()})
+    hosts.agree({"mesh": str(session.mesh.shape)}, "Set mesh.data, mesh.fsdp and mesh.tensor.")
     state = load_state(session)
     path = path or Path(board.decide(lambda: str(runs.create())))
     hosts.share(path)
@@ -132,7 +133,8 @@ def prepare(config: Config, resume: bool) -> tuple[Session, TrainState, Checkpoi
     if checkpoints.latest is not None:
         state = checkpoints.restore(state)
     record = Record(path, int(state.step), board.is_first())
-    hosts.agree({"history of the run": repr((record.history, record.retired))})
+    way_out = f"They do not see the same {path} yet, or not any more: start all of them again, with --resume."
+    hosts.agree({"history of the run": repr((record.history, record.retired))}, way_out)
     if board.is_first():
         (path / "config.yaml").write_text(render(config))
     return session, state, checkpoints, record, stop

@@ -53,8 +53,8 @@ def _leave(error: BaseException, plain: tuple[type[Exception], ...]) -> None:
     else:
         code, text = 1, f"{type(error).__name__}: {error}"
         traceback.print_exception(error)
-    if isinstance(error, jax.errors.JaxRuntimeError):  # as where another host has gone, whom the watch then names
-        time.sleep(2 * LOST_SECONDS)
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
+        time.sleep(LOST_SECONDS + 4 * BEAT_SECONDS)  # another host may have gone, whom the watch then names
     _over.set()
     with suppress(jax.errors.JaxRuntimeError, AttributeError):  # where there is no store, or none any more
         board.put("ended", f"{code} {' '.join(text.split())[:TEXT_LENGTH]}")
@@ -72,7 +72,8 @@ class Stop:
     """Whether somebody wants the run to stop: SIGTERM, sent to any of its hosts. Where there is one host, a second
     one ends it at once.
 
-    On several hosts Ctrl-C is the same, once `heed_interrupts` is called; a second one ends all of them at once.
+    On several hosts JAX hears SIGTERM, and tells the others at the end of the step; nobody says a word before. Ctrl-C
+    is the same there, once `heed_interrupts` is called; a second one ends all of them at once.
     """
 
     def __init__(self) -> None:

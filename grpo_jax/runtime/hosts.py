@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Mapping
@@ -17,7 +18,6 @@ from pathlib import Path
 import jax
 
 from grpo_jax.runtime import board
-from grpo_jax.runtime.board import decide, gather
 from grpo_jax.runtime.ending import LOST, LOST_SECONDS, watch
 
 MEET_SECONDS = 300  # how long a host waits for the others to start
@@ -132,25 +132,28 @@ def check_numbers(told: Mapping[int, tuple[int, str]]) -> None:
             )
 
 
-def agree(facts: Mapping[str, str]) -> None:
+SAME_FILES = (
+    "Hosts of a run start with the same command from the same files: copy the files to all hosts again, and start all"
+    " with one command."
+)
+
+
+def agree(facts: Mapping[str, str], way_out: str = SAME_FILES) -> None:
     """Refuses hosts that differ: `facts` are names of things and what they are here, of any length."""
-    names = gather(socket.gethostname())
-    told = gather(" ".join(hashlib.sha256(fact.encode()).hexdigest() for fact in facts.values()))
+    names = board.gather(socket.gethostname())
+    told = board.gather(" ".join(hashlib.sha256(fact.encode()).hexdigest() for fact in facts.values()))
     for fact, digests in zip(facts, zip(*map(str.split, told), strict=True), strict=True):
         others = [f"{index} ({names[index]})" for index, digest in enumerate(digests) if digest != digests[0]]
         if others:
-            raise ValueError(
-                f"Host {', '.join(others)} has another {fact} than host 0 ({names[0]}). Hosts of a run start with the"
-                " same command from the same files: copy the files to all hosts again, and start all with one command."
-            )
+            raise ValueError(f"Host {', '.join(others)} has another {fact} than host 0 ({names[0]}). {way_out}")
 
 
 def share(path: Path) -> None:
     """Refuses a directory that some host does not see. One of the same name on a disk of its own is not the same."""
     if board.number() == 1:
         return
-    mark = path / decide(lambda: _mark(path))
-    names, seen = gather(socket.gethostname()), gather(str(mark.exists()))
+    mark = path / board.decide(lambda: _mark(path))
+    names, seen = board.gather(socket.gethostname()), board.gather(str(mark.exists()))
     if board.is_first():
         mark.unlink()
     missing = [f"host {index} ({name})" for index, name in enumerate(names) if seen[index] != "True"]
@@ -169,14 +172,16 @@ def _mark(path: Path) -> str:
 
 def code_version() -> str:
     """What tells this package's code, and JAX's, from others."""
-    package = Path(__file__).parent.parent
-    texts = [file.read_bytes() for file in sorted(package.rglob("*.py"))]
-    return f"{jax.__version__} {hashlib.sha256(b''.join(texts)).hexdigest()}"
+    return f"{jax.__version__} {_digest(sorted(Path(__file__).parent.parent.rglob('*.py')))}"
 
 
 def own_code() -> str:
-    """The text of what was imported from the current folder, such as rewards of one's own."""
-    named = [(name, getattr(module, "__file__", None)) for name, module in sorted(sys.modules.items())]
-    files = [Path(file) for name, file in named if file and name.partition(".")[0] != "grpo_jax"]
-    own = [file for file in files if file.is_relative_to(Path.cwd()) and "site-packages" not in file.parts]
-    return "\n".join(file.read_text() for file in own if file.suffix == ".py")
+    """What tells the code that was imported from the current folder, such as rewards of one's own, from others."""
+    files = {Path(module.__file__) for module in list(sys.modules.values()) if getattr(module, "__file__", None)}
+    installed = [Path(path) for path in sysconfig.get_paths().values()] + [Path(__file__).parent.parent]
+    here = [file for file in files if file.suffix == ".py" and file.is_relative_to(Path.cwd())]
+    return _digest(sorted(file for file in here if not any(map(file.is_relative_to, installed))))
+
+
+def _digest(files: list[Path]) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

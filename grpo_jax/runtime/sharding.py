@@ -174,7 +174,7 @@ def mesh_of(tree: Any) -> Mesh | None:
 
 
 def on(mesh: Mesh | None) -> AbstractContextManager:
-    """Where kernels that divide their work by hand find the mesh."""
+    """Where what divides its work by hand, kernels and log-probs, finds the mesh."""
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 

@@ -15,5 +15,8 @@ fi
 options=(--force --quiet) # --force: the slice as well; --quiet: gcloud does not ask again
 if is_given async; then options+=(--async); fi
 ask queued-resources delete "$name" "${options[@]}" || exit 1
-if is_given dry-run; then exit; fi
+if is_given dry-run; then
+  is_given yes || say "Without --dry-run it asks first; with --yes it does not."
+  exit
+fi
 say "$name is deleted, or about to be. What else is paid for: gcloud compute tpus queued-resources list $where"

@@ -247,7 +247,10 @@ def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record:
         if last or stopped or (index + 1) % settings.save_every == 0:
             with progress.phase("saving"):
                 checkpoints.save(index + 1, state)
-            progress.finish("saving", f"saved step {index + 1}")
+                if last or stopped:
+                    checkpoints.wait()
+            how = "saved" if last or stopped else "in the background, saving"
+            progress.finish("saving", f"{how} step {index + 1}")
         if stopped:
             progress.say("told to stop: go on with --resume")
             return False

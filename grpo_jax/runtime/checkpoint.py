@@ -25,6 +25,10 @@ class Checkpoints:
         """Starts saving; the state may be donated as soon as this returns."""
         self.manager.save(step, args=ocp.args.StandardSave(state))
 
+    def wait(self) -> None:
+        """Until what is being saved is on disk."""
+        self.manager.wait_until_finished()
+
     def restore(self, like: TrainState) -> TrainState:
         """The newest state, laid out as `like` (arrays, or shapes with shardings)."""
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)

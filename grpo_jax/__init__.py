@@ -29,7 +29,8 @@ _HOMES = {
     "Mix": "rewards",
     "score": "rewards",
     "adamw": "runtime.optimizer",
-    "Layout": "runtime.sharding",
+    "Layout": "runtime.mesh",
+    "keep_pages": "runtime.pages",
     "keep_programs": "runtime.cache",
 }
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from grpo_jax import __version__
+from grpo_jax.runtime.pages import keep_pages
 
 REMAT = "what learning keeps of a layer; default: %(default)s"
 OVERRIDES = "section.key=value: replaces what the config says, e.g. train.steps=20"
@@ -15,6 +16,7 @@ OVERRIDES = "section.key=value: replaces what the config says, e.g. train.steps=
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a config that cannot be used, or a file that is not there, is one line and exit status 2."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
+    keep_pages()
     sys.path.append(os.getcwd())  # so that `use: my_module:my_reward` finds the user's code
     from grpo_jax.config import ConfigError, read
 

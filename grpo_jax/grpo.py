@@ -30,19 +30,9 @@ from grpo_jax.microbatches import arrange, choose, joined, put, shared_out
 from grpo_jax.objectives import Objective, scored_of
 from grpo_jax.packing import Part
 from grpo_jax.rewards import Mix, as_mix, judge, place_steps
+from grpo_jax.runtime.mesh import mesh_of, on
 from grpo_jax.runtime.metrics import describe, describe_mismatch
-from grpo_jax.runtime.sharding import (
-    PROMPTS,
-    everywhere,
-    fit,
-    from_hosts,
-    host_places,
-    host_rows,
-    mesh_of,
-    on,
-    place,
-    settle,
-)
+from grpo_jax.runtime.sharding import PROMPTS, everywhere, fit, from_hosts, host_places, host_rows, place, settle
 from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, Scored, TrainState
 
 Metrics = dict[str, Array | float]

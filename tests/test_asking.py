@@ -18,9 +18,9 @@ from grpo_jax.grpo import NOBODY, Algorithm, Answers
 from grpo_jax.models import tiny
 from grpo_jax.objectives import dapo
 from grpo_jax.rewards import Mix
+from grpo_jax.runtime.mesh import Layout
 from grpo_jax.runtime.order import pick
 from grpo_jax.runtime.run import Record
-from grpo_jax.runtime.sharding import Layout
 from grpo_jax.structs import Rollouts, TrainState
 from grpo_jax.tasks import Example
 

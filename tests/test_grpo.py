@@ -15,8 +15,9 @@ from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models import tiny
 from grpo_jax.objectives import dapo, dr_grpo, grpo, gspo, rloo
 from grpo_jax.rollout import Sampler
+from grpo_jax.runtime.mesh import Layout
 from grpo_jax.runtime.optimizer import adafactor, adamw
-from grpo_jax.runtime.sharding import Layout, place_prompts, weight_shardings
+from grpo_jax.runtime.sharding import place_prompts, weight_shardings
 from grpo_jax.structs import Prompts, Rollouts
 from grpo_jax.tasks import Example
 

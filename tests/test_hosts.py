@@ -23,7 +23,8 @@ from grpo_jax.config import read
 from grpo_jax.models import tiny
 from grpo_jax.rewards import Mix
 from grpo_jax.runtime import board, ending, hosts
-from grpo_jax.runtime.sharding import Layout, check_hosts, from_hosts, host_places, host_rows
+from grpo_jax.runtime.mesh import Layout, check_hosts
+from grpo_jax.runtime.sharding import from_hosts, host_places, host_rows
 from grpo_jax.structs import Prompts
 from grpo_jax.tasks import arithmetic
 
@@ -291,7 +292,7 @@ def test_multi_process_rewards_that_differ_are_refused(tmp_path):
     assert f"Host 1 ({socket.gethostname()}) has another code in its current folder than host 0" in said(folders[0], 0)
 
 
-NO_ROOM = "runtime.sharding._device_bytes = lambda devices: 1"
+NO_ROOM = "runtime.mesh._device_bytes = lambda devices: 1"
 ANOTHER_STEP = """
 known = runtime.run.Record.__init__
 runtime.run.Record.__init__ = lambda self, *inputs: known(self, *inputs) or self.history.append({})
@@ -310,7 +311,7 @@ def test_multi_process_hosts_that_see_different_devices_or_runs_are_refused(tmp_
     """On the second host something of this package is otherwise."""
     fill(tmp_path, SMALL)
     program = (
-        "import os, sys; from grpo_jax import runtime; import grpo_jax.runtime.run, grpo_jax.runtime.sharding;"
+        "import os, sys; from grpo_jax import runtime; import grpo_jax.runtime.mesh, grpo_jax.runtime.run;"
         f" exec({patch!r} if os.environ['JAX_PROCESS_ID'] == '1' else '');"
         " from grpo_jax.cli import main; sys.exit(main(['train', 'config.yaml']))"
     )

@@ -12,7 +12,8 @@ from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models import Shape, decoder_policy
 from grpo_jax.models.decoder import Rope
 from grpo_jax.runtime.hlo import collective_bytes
-from grpo_jax.runtime.sharding import Layout, on, place_prompts, weight_shardings
+from grpo_jax.runtime.mesh import Layout, on
+from grpo_jax.runtime.sharding import place_prompts, weight_shardings
 from grpo_jax.structs import Prompts, Rollouts
 
 V = 32768

@@ -18,7 +18,8 @@ from grpo_jax.models.families import read_shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.smollm2 import fetch
 from grpo_jax.models.weights import load_weights
-from grpo_jax.runtime.sharding import Layout, weight_shardings
+from grpo_jax.runtime.mesh import Layout
+from grpo_jax.runtime.sharding import weight_shardings
 from grpo_jax.structs import Policy, Prompts, Rollouts
 
 GOLDEN = Path(__file__).parent / "golden"

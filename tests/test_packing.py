@@ -9,7 +9,7 @@ from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models import tiny
 from grpo_jax.packing import divide, pack, sizes
 from grpo_jax.rollout import Sampler
-from grpo_jax.runtime.sharding import Layout
+from grpo_jax.runtime.mesh import Layout
 
 MODEL = tiny(remat="none")
 PARAMS = MODEL.params(Layout().mesh(jax.devices()[:1]))

@@ -11,7 +11,8 @@ from grpo_jax.distribution import Distribution
 from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models import tiny
 from grpo_jax.rollout import Sampler, native, plan, stages
-from grpo_jax.runtime.sharding import Layout, place_prompts
+from grpo_jax.runtime.mesh import Layout
+from grpo_jax.runtime.sharding import place_prompts
 from grpo_jax.structs import Prompts, Rollouts
 
 ONE = Layout().mesh(jax.devices()[:1])

@@ -11,7 +11,8 @@ import pytest
 from grpo_jax.commands.layout import copy_bytes
 from grpo_jax.commands.plan_programs import find_policy
 from grpo_jax.config import read
-from grpo_jax.runtime.sharding import Layout, check_hosts, host_places, hosts_of, shares_of
+from grpo_jax.runtime.mesh import Layout, check_hosts, hosts_of
+from grpo_jax.runtime.sharding import host_places, shares_of
 from grpo_jax.runtime.topology import find_slice
 
 CONFIGS = Path(__file__).parent.parent / "configs"

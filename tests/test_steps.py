@@ -23,8 +23,9 @@ from grpo_jax.objectives.weightings import token_mean
 from grpo_jax.rewards import Mix
 from grpo_jax.rollout import Sampler
 from grpo_jax.runtime.checkpoint import Checkpoints
+from grpo_jax.runtime.mesh import Layout
 from grpo_jax.runtime.optimizer import adamw
-from grpo_jax.runtime.sharding import Layout, place_prompts, weight_shardings
+from grpo_jax.runtime.sharding import place_prompts, weight_shardings
 from grpo_jax.structs import Prompts, Rollouts, Scored, Tokens, TrainState
 from grpo_jax.tasks import Example
 

@@ -33,7 +33,8 @@ from grpo_jax.objectives.penalties import KL, Stepwise, Term, entropy, k3
 from grpo_jax.objectives.ratios import BoundedProduct, sequence, sequence_product, token
 from grpo_jax.objectives.surrogates import ClippedRatio, ClippedWeight, GammaWeight, GeometricClip, SoftGate
 from grpo_jax.objectives.weightings import FixedLength, sequence_mean, sequence_sum, token_mean
-from grpo_jax.runtime.sharding import Layout, weight_shardings
+from grpo_jax.runtime.mesh import Layout
+from grpo_jax.runtime.sharding import weight_shardings
 from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, Tokens
 
 DATA = Path(__file__).parent / "data"

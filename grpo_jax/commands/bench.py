@@ -17,7 +17,8 @@ import numpy as np
 from grpo_jax.config import ConfigError
 from grpo_jax.models import SHAPES, Shape, decoder_policy, load
 from grpo_jax.runtime.cache import keep_programs
-from grpo_jax.runtime.sharding import Layout, place_prompts, weight_shardings
+from grpo_jax.runtime.mesh import Layout
+from grpo_jax.runtime.sharding import place_prompts, weight_shardings
 from grpo_jax.structs import Params, Policy, Prompts
 
 MEASURES = {"rollout": "bench_rollout", "train": "bench_train", "step": "bench_train"}

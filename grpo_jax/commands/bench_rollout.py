@@ -14,8 +14,8 @@ from grpo_jax.logprobs import token_logprobs
 from grpo_jax.models import Shape
 from grpo_jax.rollout import Sampler, programs, stages
 from grpo_jax.rollout.plan import prefix_length
+from grpo_jax.runtime.mesh import mesh_of, on
 from grpo_jax.runtime.roof import matmul_rate, memory_rate
-from grpo_jax.runtime.sharding import mesh_of, on
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts
 
 

@@ -16,9 +16,10 @@ from grpo_jax.grpo import Algorithm, begin, check_split, step, update
 from grpo_jax.models import Shape
 from grpo_jax.objectives import scored_of, verifiable
 from grpo_jax.rewards import Example
+from grpo_jax.runtime.mesh import mesh_of
 from grpo_jax.runtime.optimizer import adamw
 from grpo_jax.runtime.roof import matmul_rate
-from grpo_jax.runtime.sharding import mesh_of, place_prompts, weight_shardings
+from grpo_jax.runtime.sharding import place_prompts, weight_shardings
 from grpo_jax.structs import Rollouts, Scored, TrainState
 
 

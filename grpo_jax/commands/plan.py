@@ -23,7 +23,7 @@ from grpo_jax.commands.plan_programs import (
     plan_sampling,
 )
 from grpo_jax.config import Config, ConfigError
-from grpo_jax.runtime.sharding import prompt_parts
+from grpo_jax.runtime.mesh import prompt_parts
 from grpo_jax.runtime.topology import GIB, find_slice
 
 PATIENCE = 240.0  # seconds for a microbatch that only the search asks for

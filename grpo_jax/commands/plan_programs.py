@@ -17,15 +17,12 @@ from grpo_jax.models import Shape, decoder_policy, find_shape
 from grpo_jax.rollout import Sampler, stages
 from grpo_jax.rollout.plan import prefix_length, ring_lengths
 from grpo_jax.runtime.hlo import collective_bytes
+from grpo_jax.runtime.mesh import Layout, check_hosts, on, prompt_parts
 from grpo_jax.runtime.sharding import (
     CACHE,
     PROMPTS,
-    Layout,
-    check_hosts,
     fit,
-    on,
     prefix_sharding,
-    prompt_parts,
     serving_shardings,
     shares_of,
     weight_shardings,

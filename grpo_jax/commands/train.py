@@ -26,16 +26,15 @@ from grpo_jax.rollout import Sampler, programs
 from grpo_jax.runtime import board, ending, hosts
 from grpo_jax.runtime.cache import keep_programs
 from grpo_jax.runtime.checkpoint import Checkpoints
+from grpo_jax.runtime.mesh import check_hosts, prompt_parts
 from grpo_jax.runtime.metrics import describe_rewards
 from grpo_jax.runtime.run import Record
 from grpo_jax.runtime.sharding import (
-    check_hosts,
     everywhere,
     from_hosts,
     host_places,
     place,
     place_prompts,
-    prompt_parts,
     shares_of,
     weight_shardings,
 )

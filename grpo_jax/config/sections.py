@@ -41,7 +41,7 @@ SECTIONS = {
     ),
     "optimizer": Section("grpo_jax.runtime.optimizer", "adamw"),
     "train": Section("grpo_jax.commands.train", "Train"),
-    "mesh": Section("grpo_jax.runtime.sharding", "Layout"),
+    "mesh": Section("grpo_jax.runtime.mesh", "Layout"),
     "teacher": Section("grpo_jax.models", "load", optional=True),
 }
 

@@ -21,16 +21,14 @@ from grpo_jax.distribution import Distribution
 from grpo_jax.rollout import stages
 from grpo_jax.rollout.ledger import Ledger
 from grpo_jax.rollout.plan import next_ring, next_shape, prefix_length, ring_lengths, row_shapes, seat
+from grpo_jax.runtime.mesh import mesh_of, on, prompt_parts
 from grpo_jax.runtime.sharding import (
     PROMPTS,
     fit,
     free_bytes,
     from_hosts,
     host_places,
-    mesh_of,
-    on,
     on_host,
-    prompt_parts,
     serving_shardings,
     shares_of,
 )

@@ -75,17 +75,23 @@ def parser_of_all_commands() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="measure this machine", allow_abbrev=False)
     bench.add_argument("what", choices=["rollout", "train", "step"], help="sampling, learning, or both")
-    bench.add_argument("--model", default="random:smollm2-135m", help="a directory, a name, or random:SHAPE")
-    bench.add_argument("--prompts", type=count, default=4)
-    bench.add_argument("--responses", type=count, default=8, help="to each prompt")
-    bench.add_argument("--prompt-tokens", type=count, default=48)
-    bench.add_argument("--response-tokens", type=count, default=64, help="of every response, or at most")
+    bench.add_argument(
+        "--model", default="random:smollm2-135m", help="a directory, a name, or random:SHAPE; default: %(default)s"
+    )
+    bench.add_argument("--prompts", type=count, default=4, help="default: %(default)s")
+    bench.add_argument("--responses", type=count, default=8, help="to each prompt; default: %(default)s")
+    bench.add_argument("--prompt-tokens", type=count, default=48, help="default: %(default)s")
+    bench.add_argument(
+        "--response-tokens", type=count, default=64, help="of every response, or at most; default: %(default)s"
+    )
     bench.add_argument("--mean-tokens", type=count, help="responses end at random, after so many tokens on average")
-    bench.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of activations")
+    bench.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of activations; default: %(default)s"
+    )
     bench.add_argument("--int8-cache", action="store_true", help="keys and values in 8 bits; what it does to log-probs")
     bench.add_argument("--remat", choices=["full", "products", "offload", "none"], default="products", help=REMAT)
     bench.add_argument("--microbatch", type=count, help="prompts learned from at once; default: all")
-    bench.add_argument("--repeat", type=count, default=3, help="runs, of which the median counts")
+    bench.add_argument("--repeat", type=count, default=3, help="runs, of which the median counts; default: %(default)s")
     bench.add_argument("--json", metavar="FILE", help="also write the figures there")
     return parser
 

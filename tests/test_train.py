@@ -92,7 +92,7 @@ def test_a_run_directory_holds_what_was_asked_and_what_happened(config, tmp_path
         (["rollout.temperature=0.0"], "use one above 0"),
         (["rollout.max_tokens=1000"], "the model has 1024"),
         (["train.steps=0"], "train.steps must be at least 1; got 0"),
-        (["mesh.data=3"], "does not cover 8 devices"),
+        (["mesh.data=3"], "does not cover 8 device"),
         (["run.name=../elsewhere"], "A run is named by letters"),
         (["task.use=jsonl", "task.path=none.jsonl"], "none.jsonl"),
         (["optimizer.learning_rate=0.0"], "learning_rate and clip_norm must be above 0"),

@@ -83,9 +83,10 @@ def _fill(sizes: tuple[int, ...], devices: int) -> tuple[int, ...]:
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise ValueError(f"A mesh is made of positive sizes and at most one -1 for the rest; got {sizes}.")
     if devices % known or (-1 not in sizes and known != devices):
+        rest = "" if -1 in sizes else ", or leave one of them -1"
         raise ValueError(
-            f"A mesh of data, fsdp, tensor = {sizes} does not cover {devices} devices: make the product {devices}, as"
-            f" {_nearest(sizes, devices)} does, or leave one of them -1."
+            f"A mesh of data, fsdp, tensor = {sizes} does not cover {devices} device(s): make the product {devices}, as"
+            f" {_nearest(sizes, devices)} does{rest}."
         )
     return tuple(devices // known if size == -1 else size for size in sizes)
 

@@ -344,6 +344,20 @@ def test_multi_process_hosts_tell_each_other_what_differs_and_why_one_has_ended(
     assert f"error: host 0 ({name}) has ended, and this one with it: it was interrupted\n" in said(tmp_path, 1)
 
 
+def test_multi_process_hosts_that_are_done_end_well_whatever_their_signs_of_life_are_doing(tmp_path):
+    """A thread that Python ends inside of JAX aborts the process; here it is nearly always there."""
+    program = """
+from grpo_jax.runtime import board, ending, hosts
+
+ending.BEAT_SECONDS = 0.0005
+hosts.join()
+board.gather("done")
+"""
+    for _ in range(4):
+        variables = environment(2, 1)
+        assert finish([launch(tmp_path, index, variables, "-c", program) for index in range(2)], 60) == [0, 0]
+
+
 def test_multi_process_a_signal_before_the_first_step_is_not_forgotten(tmp_path):
     program = """
 import os, signal, time

@@ -120,8 +120,20 @@ def watch(names: list[str]) -> None:
             for index, text in (ended | _silent(heard, beats)).items():
                 _follow(f"host {index} ({names[index]})", *text.split(" ", 1))
 
-    threading.Thread(target=beat, daemon=True, name="signs of life").start()
-    atexit.register(_over.set)  # it comes before JAX's own; signs of life go on, as others may still be writing
+    thread = threading.Thread(target=beat, daemon=True, name="signs of life")
+    thread.start()
+    atexit.register(_part, thread)
+
+
+def _part(thread: threading.Thread) -> None:
+    """Leaves the other hosts at the end of a run. Signs of life go on while it waits for those that are still writing,
+    and end before Python does, which would end the thread inside of JAX, and so abort.
+    """
+    _over.set()
+    try:
+        jax.distributed.shutdown()
+    finally:
+        thread.join()
 
 
 def _silent(heard: dict[int, tuple[str, float]], beats: Mapping[int, str]) -> dict[int, str]:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from grpo_jax import objectives
 from grpo_jax.cli import parse
-from grpo_jax.commands.bench import load_model
-from grpo_jax.commands.bench_train import build_algorithm, random_answers, time_updates
+from grpo_jax.commands.bench.command import load_model
+from grpo_jax.commands.bench.train import build_algorithm, random_answers, time_updates
 from grpo_jax.commands.objectives import PRESETS
 from grpo_jax.grpo import begin
 

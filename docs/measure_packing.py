@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from grpo_jax.packing import divide, sizes
+from grpo_jax.learner.packing import divide, sizes
 
 P, G, T, AT_ONCE, BATCHES = 64, 8, 1024, 4, 5
 LENGTHS = {

@@ -6,7 +6,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Algorithm": "grpo",
+    "Algorithm": "algorithm",
     "Answers": "grpo",
     "Watch": "grpo",
     "begin": "grpo",
@@ -20,7 +20,7 @@ _HOMES = {
     "Rollouts": "structs",
     "TrainState": "structs",
     "Objective": "objectives",
-    "token_logprobs": "logprobs",
+    "token_logprobs": "learner.logprobs",
     "Sampler": "rollout",
     "load": "models",
     "tiny": "models",
@@ -28,10 +28,10 @@ _HOMES = {
     "Task": "tasks",
     "Mix": "rewards",
     "score": "rewards",
-    "adamw": "runtime.optimizer",
-    "Layout": "runtime.mesh",
-    "keep_pages": "runtime.pages",
-    "keep_programs": "runtime.cache",
+    "adamw": "optimizers",
+    "Layout": "devices.mesh",
+    "keep_pages": "devices.pages",
+    "keep_programs": "devices.cache",
 }
 
 __all__ = sorted(_HOMES)

@@ -10,7 +10,7 @@ whole global batch before the gradient, so microbatches, minibatches and devices
 of its group's mean and gets no advantage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,51 +25,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, Sharding
 from jaxtyping import Float
 
-from grpo_jax.logprobs import token_logprobs
-from grpo_jax.microbatches import arrange, choose, joined, put, shared_out
-from grpo_jax.objectives import Objective, scored_of
-from grpo_jax.packing import Part
-from grpo_jax.rewards import Mix, as_mix, judge, place_steps
-from grpo_jax.runtime.mesh import mesh_of, on
-from grpo_jax.runtime.metrics import describe, describe_mismatch
-from grpo_jax.runtime.sharding import PROMPTS, everywhere, fit, from_hosts, host_places, host_rows, place, settle
-from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, Scored, TrainState
-
-Metrics = dict[str, Array | float]
-
-
-@dataclass(frozen=True, eq=False)
-class Algorithm:
-    """Everything GRPO is made of, and nothing that changes while it runs."""
-
-    policy: Policy
-    sample: Callable[[Policy, Params, Prompts, Array], Rollouts]
-    decode: Callable[[Sequence[int]], str]
-    reward: Mix | Callable[..., Any]
-    objective: Objective
-    optimizer: optax.GradientTransformation
-    minibatches: int = 1  # optimiser steps for each batch of rollouts
-    microbatch: int | None = None  # prompts whose gradient is computed at once; null: all of a minibatch
-    group_parts: int = 1  # into how many parts the responses of a prompt are divided, when one group is too large
-    sample_greedy: Callable[[Policy, Params, Prompts, Array], Rollouts] | None = None  # one answer, as a baseline
-    teacher: tuple[Policy, Params] | None = None  # whose log-probs an objective with distillation follows
-
-    def __post_init__(self) -> None:
-        if self.objective.greedy_baseline and self.sample_greedy is None:
-            raise ValueError(
-                "This objective compares with greedy answers: give the algorithm sample_greedy (a config does, if the"
-                " sampler is the native one)."
-            )
-        if self.objective.distillation and self.teacher is None:
-            raise ValueError(
-                "This objective follows a teacher: give the algorithm its policy and params (in a config, a section"
-                " teacher: {name: ...})."
-            )
-        if self.group_parts > 1 and getattr(self.objective.surrogate, "sees_groups", False):
-            raise ValueError("This objective compares responses of a group in its loss: use group_parts 1.")
-        for name in ("minibatches", "microbatch", "group_parts"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+from grpo_jax.algorithm import Algorithm
+from grpo_jax.devices.mesh import mesh_of, on
+from grpo_jax.devices.sharding import PROMPTS, everywhere, fit, from_hosts, host_places, host_rows, place, settle
+from grpo_jax.learner.logprobs import token_logprobs
+from grpo_jax.learner.microbatches import arrange, choose, joined, put, shared_out
+from grpo_jax.learner.packing import Part
+from grpo_jax.metrics import describe, describe_mismatch
+from grpo_jax.objectives import scored_of
+from grpo_jax.rewards import as_mix, judge, place_steps
+from grpo_jax.structs import Batch, Metrics, Params, Policy, Prompts, Rollouts, Scored, TrainState
 
 
 class Watch:

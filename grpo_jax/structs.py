@@ -24,6 +24,7 @@ from jax import Array
 from grpo_jax.distribution import Distribution
 
 Params = dict[str, Any]
+Metrics = dict[str, Array | float]
 
 
 @jax.tree_util.register_dataclass
@@ -184,3 +185,11 @@ class Policy:
     unembed: Callable[..., Array]
     serve: Callable[[Params], Params]
     max_positions: int
+
+
+def bucket(length: int) -> int:
+    """The next length that gets compiled, as each one costs time: multiples of 16 up to 128, then four lengths
+    for each doubling.
+    """
+    step = max(16, (1 << (length - 1).bit_length()) // 8)
+    return -(-length // step) * step

@@ -10,19 +10,20 @@ import numpy as np
 import optax
 import pytest
 
+from grpo_jax.algorithm import Algorithm
 from grpo_jax.cli import main
-from grpo_jax.commands.asking import ask
 from grpo_jax.commands.train import Questions, Train
+from grpo_jax.devices.mesh import Layout
 from grpo_jax.distribution import Distribution
-from grpo_jax.grpo import NOBODY, Algorithm, Answers
+from grpo_jax.grpo import NOBODY, Answers
 from grpo_jax.models import tiny
 from grpo_jax.objectives import dapo
 from grpo_jax.rewards import Mix
-from grpo_jax.runtime.mesh import Layout
-from grpo_jax.runtime.order import pick
-from grpo_jax.runtime.run import Record
 from grpo_jax.structs import Rollouts, TrainState
 from grpo_jax.tasks import Example
+from grpo_jax.training.asking import ask
+from grpo_jax.training.order import pick
+from grpo_jax.training.record import Record
 
 ONE = Layout().mesh(jax.devices()[:1])
 MODEL = tiny()

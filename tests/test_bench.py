@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from grpo_jax.cli import main, parse
-from grpo_jax.commands.bench import load_model
-from grpo_jax.commands.bench_rollout import build_sampler, find_roof
-from grpo_jax.commands.bench_train import build_algorithm, random_answers, useful_flop
+from grpo_jax.commands.bench.command import load_model
+from grpo_jax.commands.bench.rollout import build_sampler, find_roof
+from grpo_jax.commands.bench.train import build_algorithm, random_answers, useful_flop
 from grpo_jax.models import SHAPES, decoder_policy
 
 FEW = ["--model", "tiny", "--prompts", "8", "--responses", "2", "--prompt-tokens", "8", "--repeat", "1"]

@@ -50,7 +50,7 @@ def test_config_shows_every_default(config):
     assert result.returncode == 0
     assert "  steps: 3  # command line\n" in result.stdout
     assert "  use: arithmetic  # " in result.stdout
-    assert "mesh:  # grpo_jax.runtime.mesh:Layout\n" in result.stdout
+    assert "mesh:  # grpo_jax.devices.mesh:Layout\n" in result.stdout
 
 
 def test_a_module_in_the_current_folder_can_be_used(config, tmp_path):

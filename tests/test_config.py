@@ -190,7 +190,7 @@ def test_a_written_text_is_read_as_itself(text):
 
 def test_what_a_config_leaves_out_is_what_its_owner_says(config_file):
     config = read(config_file(MINIMAL))
-    defaults = parameters("grpo_jax.runtime.optimizer:adamw")
+    defaults = parameters("grpo_jax.optimizers:adamw")
     assert config.optimizer.arguments == {name: parameter.default for name, parameter in defaults.items()}
     assert config.train.arguments["steps"] == 10
     assert config.rewards == ()

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
+from grpo_jax.devices.mesh import Layout, on
+from grpo_jax.devices.sharding import place_prompts, weight_shardings
 from grpo_jax.distribution import EXCLUDED, Distribution, draw, greedy
-from grpo_jax.logprobs import token_logprobs
+from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import tiny
 from grpo_jax.rollout import Sampler
-from grpo_jax.runtime.mesh import Layout, on
-from grpo_jax.runtime.sharding import place_prompts, weight_shardings
 
 V = 300
 ENDS = (7, 8)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.logprobs import token_logprobs
+from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import SHAPES, decoder_policy
 from grpo_jax.models.attention import Memory, Sight, attend, cudnn_rows, masks
 from grpo_jax.rollout import Sampler

@@ -9,15 +9,16 @@ import optax
 import pytest
 
 import grpo_jax.grpo as grpo_module
+from grpo_jax.algorithm import Algorithm
+from grpo_jax.devices.mesh import Layout
+from grpo_jax.devices.sharding import place_prompts, weight_shardings
 from grpo_jax.distribution import Distribution
-from grpo_jax.grpo import Algorithm, Answers, begin, check_split, chosen_tokens, prepare, step, update
-from grpo_jax.logprobs import token_logprobs
+from grpo_jax.grpo import Answers, begin, check_split, chosen_tokens, prepare, step, update
+from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import tiny
 from grpo_jax.objectives import dapo, dr_grpo, grpo, gspo, rloo
+from grpo_jax.optimizers import adafactor, adamw
 from grpo_jax.rollout import Sampler
-from grpo_jax.runtime.mesh import Layout
-from grpo_jax.runtime.optimizer import adafactor, adamw
-from grpo_jax.runtime.sharding import place_prompts, weight_shardings
 from grpo_jax.structs import Prompts, Rollouts
 from grpo_jax.tasks import Example
 

@@ -17,16 +17,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from grpo_jax.commands.progress import Progress
 from grpo_jax.commands.train import assemble, evaluate, load_state
 from grpo_jax.config import read
+from grpo_jax.devices.mesh import Layout, check_hosts
+from grpo_jax.devices.sharding import from_hosts, host_places, host_rows
+from grpo_jax.hosts import ending, meeting, store
 from grpo_jax.models import tiny
 from grpo_jax.rewards import Mix
-from grpo_jax.runtime import board, ending, hosts
-from grpo_jax.runtime.mesh import Layout, check_hosts
-from grpo_jax.runtime.sharding import from_hosts, host_places, host_rows
 from grpo_jax.structs import Prompts
 from grpo_jax.tasks import arithmetic
+from grpo_jax.training.progress import Progress
 
 REWARDS = """
 import time
@@ -76,7 +76,7 @@ TALK = """
 import os
 import signal
 from pathlib import Path
-from grpo_jax.runtime import board, ending, hosts
+from grpo_jax.hosts import ending, meeting, store
 
 def check(refuse, *arguments):
     try:
@@ -85,13 +85,13 @@ def check(refuse, *arguments):
     except ValueError as error:
         print(error, flush=True)
 
-hosts.join()
+meeting.join()
 own = os.environ["JAX_PROCESS_ID"]
-print(len(board.gather("long" * 5000)[1]), board.gather(own), board.decide(lambda: f"chosen by {own}"))
-check(hosts.agree, {"config": "same", "version of the code": own})
+print(len(store.gather("long" * 5000)[1]), store.gather(own), store.decide(lambda: f"chosen by {own}"))
+check(meeting.agree, {"config": "same", "version of the code": own})
 Path(own).mkdir()
-check(hosts.share, Path(own).absolute())
-check(hosts.share, Path(".").absolute())
+check(meeting.share, Path(own).absolute())
+check(meeting.share, Path(".").absolute())
 stop = ending.Stop()
 stop.heed_interrupts()
 with ending.together():
@@ -99,7 +99,7 @@ with ending.together():
         signal.raise_signal(signal.SIGINT)
         print("goes on", flush=True)
         signal.raise_signal(signal.SIGINT)
-    board.gather("the first never says anything")
+    store.gather("the first never says anything")
 """
 
 
@@ -292,10 +292,10 @@ def test_multi_process_rewards_that_differ_are_refused(tmp_path):
     assert f"Host 1 ({socket.gethostname()}) has another code in its current folder than host 0" in said(folders[0], 0)
 
 
-NO_ROOM = "runtime.mesh._device_bytes = lambda devices: 1"
+NO_ROOM = "grpo_jax.devices.mesh._device_bytes = lambda devices: 1"
 ANOTHER_STEP = """
-known = runtime.run.Record.__init__
-runtime.run.Record.__init__ = lambda self, *inputs: known(self, *inputs) or self.history.append({})
+known = grpo_jax.training.record.Record.__init__
+grpo_jax.training.record.Record.__init__ = lambda self, *inputs: known(self, *inputs) or self.history.append({})
 """
 
 
@@ -311,7 +311,7 @@ def test_multi_process_hosts_that_see_different_devices_or_runs_are_refused(tmp_
     """On the second host something of this package is otherwise."""
     fill(tmp_path, SMALL)
     program = (
-        "import os, sys; from grpo_jax import runtime; import grpo_jax.runtime.mesh, grpo_jax.runtime.run;"
+        "import os, sys; import grpo_jax.devices.mesh, grpo_jax.training.record;"
         f" exec({patch!r} if os.environ['JAX_PROCESS_ID'] == '1' else '');"
         " from grpo_jax.cli import main; sys.exit(main(['train', 'config.yaml']))"
     )
@@ -347,11 +347,11 @@ def test_multi_process_hosts_tell_each_other_what_differs_and_why_one_has_ended(
 def test_multi_process_hosts_that_are_done_end_well_whatever_their_signs_of_life_are_doing(tmp_path):
     """A thread that Python ends inside of JAX aborts the process; here it is nearly always there."""
     program = """
-from grpo_jax.runtime import board, ending, hosts
+from grpo_jax.hosts import ending, meeting, store
 
 ending.BEAT_SECONDS = 0.0005
-hosts.join()
-board.gather("done")
+meeting.join()
+store.gather("done")
 """
     for _ in range(4):
         variables = environment(2, 1)
@@ -361,13 +361,13 @@ board.gather("done")
 def test_multi_process_a_signal_before_the_first_step_is_not_forgotten(tmp_path):
     program = """
 import os, signal, time
-from grpo_jax.runtime import board, ending, hosts
+from grpo_jax.hosts import ending, meeting, store
 
-hosts.join()
+meeting.join()
 stop = ending.Stop()
 if os.environ["JAX_PROCESS_ID"] == "1":
     signal.raise_signal(signal.SIGTERM)
-board.gather("sent")
+store.gather("sent")
 steps = 1
 while not stop.after_step() and steps < 100:
     steps += 1
@@ -400,15 +400,15 @@ def test_a_number_of_processes_other_than_the_hosts_of_the_slice_is_refused(slic
     said_by_slice = {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "JAX_NUM_PROCESSES": told} | slices
     if refused:
         with pytest.raises(ValueError, match=r"JAX_NUM_PROCESSES is 2, and this TPU has 4 host\(s\). Unset"):
-            hosts.check_number(said_by_slice)
+            meeting.check_number(said_by_slice)
     else:
-        hosts.check_number(said_by_slice)
-    hosts.check_number({"JAX_NUM_PROCESSES": told})
+        meeting.check_number(said_by_slice)
+    meeting.check_number({"JAX_NUM_PROCESSES": told})
 
 
 def test_a_second_sigterm_ends_a_run_on_one_host_also_where_it_looked_for_others(tmp_path):
     program = (
-        "import signal; from grpo_jax.runtime import ending, hosts; hosts.join(); stop = ending.Stop();"
+        "import signal; from grpo_jax.hosts import ending, meeting; meeting.join(); stop = ending.Stop();"
         " signal.raise_signal(signal.SIGTERM); print(stop.after_step(), flush=True);"
         " signal.raise_signal(signal.SIGTERM); print('still here')"
     )
@@ -419,7 +419,7 @@ def test_a_second_sigterm_ends_a_run_on_one_host_also_where_it_looked_for_others
 
 def test_one_host_of_several_is_told_how_to_start_them_all(tmp_path):
     program = (
-        "import sys; from grpo_jax.runtime import hosts; hosts.MEET_SECONDS = 2; from grpo_jax.cli import main;"
+        "import sys; from grpo_jax.hosts import meeting; meeting.MEET_SECONDS = 2; from grpo_jax.cli import main;"
         " sys.exit(main(['train', 'config.yaml']))"
     )
     one = launch(fill(tmp_path, SMALL), 0, environment(4, 1), "-c", program)
@@ -440,9 +440,9 @@ def test_sigterm_saves_the_step_and_a_resumed_run_is_the_whole_one(alone, tmp_pa
 
 
 def test_one_host_agrees_with_itself():
-    assert board.gather("here") == ["here"] and board.decide(lambda: "yes") == "yes" and board.is_first()
-    hosts.agree({"config": "any"})
-    hosts.share(Path("/"))
+    assert store.gather("here") == ["here"] and store.decide(lambda: "yes") == "yes" and store.is_first()
+    meeting.agree({"config": "any"})
+    meeting.share(Path("/"))
     with pytest.raises(RuntimeError, match="alone"), ending.together():
         raise RuntimeError("alone")
 

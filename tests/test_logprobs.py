@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax import logprobs
+from grpo_jax.commands.plan.hlo import collective_bytes
+from grpo_jax.devices.mesh import Layout, on
+from grpo_jax.devices.sharding import place_prompts, weight_shardings
 from grpo_jax.distribution import Distribution
-from grpo_jax.logprobs import token_logprobs
+from grpo_jax.learner import logprobs
+from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import Shape, decoder_policy
 from grpo_jax.models.decoder import Rope
-from grpo_jax.runtime.hlo import collective_bytes
-from grpo_jax.runtime.mesh import Layout, on
-from grpo_jax.runtime.sharding import place_prompts, weight_shardings
 from grpo_jax.structs import Prompts, Rollouts
 
 V = 32768

@@ -9,12 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from grpo_jax.grpo import Algorithm, Watch, begin, step
+from grpo_jax.algorithm import Algorithm
+from grpo_jax.devices.mesh import Layout
+from grpo_jax.devices.sharding import place, place_prompts, shares_of, weight_shardings
+from grpo_jax.grpo import Watch, begin, step
 from grpo_jax.models import decoder_policy, tiny
 from grpo_jax.objectives import grpo
 from grpo_jax.rollout import Sampler, stages
-from grpo_jax.runtime.mesh import Layout
-from grpo_jax.runtime.sharding import place, place_prompts, shares_of, weight_shardings
 from grpo_jax.tasks import Example
 
 MODEL = tiny()

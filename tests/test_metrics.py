@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from grpo_jax.distribution import Distribution
+from grpo_jax.metrics import describe as describe_step
+from grpo_jax.metrics import describe_mismatch
 from grpo_jax.rewards import as_mix, last_number
-from grpo_jax.runtime.metrics import describe as describe_step
-from grpo_jax.runtime.metrics import describe_mismatch
 from grpo_jax.structs import Prompts, Rollouts
 
 DIFFERENCE, RATIO = "sampling/sampling_logp_difference", "sampling/importance_sampling_ratio"

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grpo_jax.devices.mesh import Layout
+from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.distribution import Distribution
-from grpo_jax.logprobs import token_logprobs
+from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import attention
 from grpo_jax.models import policy as policy_module
 from grpo_jax.models.decoder import project
@@ -18,8 +20,6 @@ from grpo_jax.models.families import read_shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.smollm2 import fetch
 from grpo_jax.models.weights import load_weights
-from grpo_jax.runtime.mesh import Layout
-from grpo_jax.runtime.sharding import weight_shardings
 from grpo_jax.structs import Policy, Prompts, Rollouts
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -155,7 +155,7 @@ def test_weights_read_in_parts_are_the_weights_read_whole(layout):
 def test_the_vectors_of_a_chunk_do_not_depend_on_the_chunk(monkeypatch):
     policy, params = load_golden("llama")
     rollouts, expected = read_expected("llama")
-    monkeypatch.setattr("grpo_jax.logprobs.CHUNK_TOKENS", 30)  # 5 positions of 6 rows; 24 do not divide
+    monkeypatch.setattr("grpo_jax.learner.logprobs.CHUNK_TOKENS", 30)  # 5 positions of 6 rows; 24 do not divide
     logprobs_PGT, entropy_PGT = token_logprobs(policy, params, rollouts)
     np.testing.assert_allclose(logprobs_PGT, expected["logprobs_PGT"], atol=1e-4)
     np.testing.assert_allclose(entropy_PGT, expected["entropy_PGT"], atol=1e-4)

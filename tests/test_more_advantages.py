@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.advantages import (
+from grpo_jax.objectives.advantages import (
     Advantage,
     EachPart,
     GroupMean,

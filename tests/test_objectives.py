@@ -9,7 +9,6 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from grpo_jax import objectives
-from grpo_jax.advantages import group_mean
 from grpo_jax.objectives import (
     Objective,
     dapo,
@@ -24,9 +23,11 @@ from grpo_jax.objectives import (
     scored_of,
     verifiable,
 )
+from grpo_jax.objectives.advantages import group_mean
 from grpo_jax.objectives.corrections import TokenTruncation
 from grpo_jax.objectives.penalties import KL, Proportional, Reference, k1, k2, k3, k3_with_slope_of_k2
 from grpo_jax.objectives.ratios import sequence_product, token
+from grpo_jax.objectives.shaping import SoftOverlong
 from grpo_jax.objectives.surrogates import (
     ClippedRatio,
     ClippedWeight,
@@ -41,7 +42,6 @@ from grpo_jax.objectives.surrogates import (
     tapered,
 )
 from grpo_jax.objectives.weightings import FixedLength, prompt_mean, sequence_mean, sequence_sum, token_mean, token_sum
-from grpo_jax.shaping import SoftOverlong
 from grpo_jax.structs import Batch, Prompts, Rollouts, Tokens
 
 VARIANTS = {

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.logprobs import token_logprobs
+from grpo_jax.devices.mesh import Layout
+from grpo_jax.learner.logprobs import token_logprobs
+from grpo_jax.learner.packing import divide, pack, sizes
 from grpo_jax.models import tiny
-from grpo_jax.packing import divide, pack, sizes
 from grpo_jax.rollout import Sampler
-from grpo_jax.runtime.mesh import Layout
 
 MODEL = tiny(remat="none")
 PARAMS = MODEL.params(Layout().mesh(jax.devices()[:1]))

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from grpo_jax.devices.mesh import Layout
+from grpo_jax.devices.sharding import place_prompts
 from grpo_jax.distribution import Distribution
-from grpo_jax.logprobs import token_logprobs
+from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import tiny
-from grpo_jax.rollout import Sampler, native, plan, stages
-from grpo_jax.runtime.mesh import Layout
-from grpo_jax.runtime.sharding import place_prompts
+from grpo_jax.rollout import Sampler, native, sizes, stages
 from grpo_jax.structs import Prompts, Rollouts
 
 ONE = Layout().mesh(jax.devices()[:1])
@@ -147,19 +147,19 @@ def test_a_thousand_steps_of_random_lengths_need_a_handful_of_programs():
     random = np.random.default_rng(0)
     programs = {"decode": set(), "grow": set(), "move": set()}
     P, G, T = 8, 8, 512
-    rings, shapes = plan.ring_lengths(T), plan.row_shapes(P, G, 1)
+    rings, shapes = sizes.ring_lengths(T), sizes.row_shapes(P, G, 1)
     for _ in range(1000):
-        L = plan.prefix_length(int(random.integers(100, 250)))
+        L = sizes.prefix_length(int(random.integers(100, 250)))
         length_PG = np.minimum(random.geometric(1 / random.integers(20, 200), (P, G)), T)
         shape, S = (P, G), rings[0]
         for t in range(1, T):
             live_PG = length_PG > t
             programs["decode"].add((L, *shape, S))
-            while live_PG.any() and (smaller := plan.next_shape(shapes, shape, live_PG, 1)) != shape:
+            while live_PG.any() and (smaller := sizes.next_shape(shapes, shape, live_PG, 1)) != shape:
                 programs["move"].add((L, *shape, S))
                 length_PG = np.sort(length_PG.reshape(-1))[::-1][: math.prod(smaller)].reshape(smaller)
                 shape, live_PG = smaller, length_PG > t
-            if live_PG.any() and (ring := plan.next_ring(rings, S, t)) != S:
+            if live_PG.any() and (ring := sizes.next_ring(rings, S, t)) != S:
                 programs["grow"].add((L, *shape, S))
                 S = ring
     assert {kind: len(sizes) for kind, sizes in programs.items()} == {"decode": 2 * 12, "grow": 2 * 9, "move": 2 * 8}
@@ -176,10 +176,10 @@ def test_seating_keeps_every_living_row_with_its_prompt_and_shard():
     random = np.random.default_rng(0)
     for _ in range(200):
         live_PG = random.random((8, 4)) < random.random()
-        for P, width in plan.row_shapes(8, 4, 2):
-            if plan.pieces(live_PG, width, 2) > P // 2:
+        for P, width in sizes.row_shapes(8, 4, 2):
+            if sizes.pieces(live_PG, width, 2) > P // 2:
                 continue
-            seating = plan.seat(live_PG, (P, width), 2)
+            seating = sizes.seat(live_PG, (P, width), 2)
             shard_p = np.repeat([0, 1], P // 2) * 4
             seated = [
                 (int(shard_p[p] + seating.place_p[p]), int(seating.row_pg[p, g]))

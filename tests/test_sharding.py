@@ -8,12 +8,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from grpo_jax.commands.layout import copy_bytes
-from grpo_jax.commands.plan_programs import find_policy
+from grpo_jax.commands.plan.programs import find_policy
+from grpo_jax.commands.plan.topology import find_slice
 from grpo_jax.config import read
-from grpo_jax.runtime.mesh import Layout, check_hosts, hosts_of
-from grpo_jax.runtime.sharding import host_places, shares_of
-from grpo_jax.runtime.topology import find_slice
+from grpo_jax.devices.mesh import Layout, check_hosts, hosts_of
+from grpo_jax.devices.sharding import host_places, shares_of
+from grpo_jax.training.overview import copy_bytes
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

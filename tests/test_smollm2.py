@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from grpo_jax.devices.cache import cache_folder
 from grpo_jax.models import hub, smollm2
-from grpo_jax.runtime.cache import cache_folder
 
 WIDTH, HEADS, KV_HEADS, CHANNELS = 16, 4, 2, 4
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a", "1", "2", "Ġ", "ĠĠ", "Ċ", "ĊĊ", "12", "Ġ1"]

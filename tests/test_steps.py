@@ -12,22 +12,23 @@ from jax import Array
 
 import grpo_jax.grpo as grpo_module
 from grpo_jax import objectives
+from grpo_jax.algorithm import Algorithm
 from grpo_jax.config import ConfigError, read, render
-from grpo_jax.grpo import Algorithm, Answers, answer, begin, learn, prepare, step, update
-from grpo_jax.logprobs import token_logprobs
+from grpo_jax.devices.mesh import Layout
+from grpo_jax.devices.sharding import place_prompts, weight_shardings
+from grpo_jax.grpo import Answers, answer, begin, learn, prepare, step, update
+from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import tiny
 from grpo_jax.objectives import Objective
 from grpo_jax.objectives.corrections import TopEntropy
 from grpo_jax.objectives.penalties import KL, Proportional, Reference, Stepwise, Term, entropy, k2
 from grpo_jax.objectives.weightings import token_mean
+from grpo_jax.optimizers import adamw
 from grpo_jax.rewards import Mix
 from grpo_jax.rollout import Sampler
-from grpo_jax.runtime.checkpoint import Checkpoints
-from grpo_jax.runtime.mesh import Layout
-from grpo_jax.runtime.optimizer import adamw
-from grpo_jax.runtime.sharding import place_prompts, weight_shardings
 from grpo_jax.structs import Prompts, Rollouts, Scored, Tokens, TrainState
 from grpo_jax.tasks import Example
+from grpo_jax.training.checkpoint import Checkpoints
 
 ONE = Layout().mesh(jax.devices()[:1])
 MODEL = tiny(remat="none")

@@ -11,9 +11,9 @@ from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from grpo_jax.runtime import text
-from grpo_jax.runtime.sizes import bucket
-from grpo_jax.runtime.text import byte_tokenizer, check_vocabulary, load_tokenizer
+from grpo_jax.models import tokenizer as text
+from grpo_jax.models.tokenizer import byte_tokenizer, check_vocabulary, load_tokenizer
+from grpo_jax.structs import bucket
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim"

@@ -10,13 +10,14 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from grpo_jax.cli import main
-from grpo_jax.commands import plan, plan_programs
-from grpo_jax.commands.plan_programs import Case, Phase
+from grpo_jax.commands.plan import command as plan
+from grpo_jax.commands.plan import programs as plan_programs
+from grpo_jax.commands.plan.hlo import collective_bytes
+from grpo_jax.commands.plan.programs import Case, Phase
+from grpo_jax.commands.plan.topology import Slice, find_slice
 from grpo_jax.config import Config, read
 from grpo_jax.models.decoder import Rope, Shape
 from grpo_jax.models.policy import decoder_policy
-from grpo_jax.runtime.hlo import collective_bytes
-from grpo_jax.runtime.topology import Slice, find_slice
 
 SHAPE = Shape(
     vocabulary=32768,

@@ -22,10 +22,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from grpo_jax.commands.plan.topology import find_slice
 from grpo_jax.config import read
-from grpo_jax.runtime import ending
-from grpo_jax.runtime.run import Run
-from grpo_jax.runtime.topology import find_slice
+from grpo_jax.hosts import ending
+from grpo_jax.training.record import Run
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "tpu_scripts"

@@ -9,7 +9,7 @@ from grpo_jax.cli import main
 from grpo_jax.commands.train import assemble
 from grpo_jax.config import read
 from grpo_jax.rollout import native
-from grpo_jax.runtime.order import pick
+from grpo_jax.training.order import pick
 
 CONFIG = """
 run: {name: short, root: ROOT}

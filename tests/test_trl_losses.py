@@ -14,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.advantages import Advantage, GroupStd, group_mean
+from grpo_jax.devices.mesh import Layout
+from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.distribution import Distribution
-from grpo_jax.logprobs import token_logprobs
+from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models.families import NAMES, read_shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.weights import load_weights
 from grpo_jax.objectives import Objective, scored_of
+from grpo_jax.objectives.advantages import Advantage, GroupStd, group_mean
 from grpo_jax.objectives.corrections import (
     OffPolicyMask,
     SequenceMask,
@@ -33,8 +35,6 @@ from grpo_jax.objectives.penalties import KL, Stepwise, Term, entropy, k3
 from grpo_jax.objectives.ratios import BoundedProduct, sequence, sequence_product, token
 from grpo_jax.objectives.surrogates import ClippedRatio, ClippedWeight, GammaWeight, GeometricClip, SoftGate
 from grpo_jax.objectives.weightings import FixedLength, sequence_mean, sequence_sum, token_mean
-from grpo_jax.runtime.mesh import Layout
-from grpo_jax.runtime.sharding import weight_shardings
 from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, Tokens
 
 DATA = Path(__file__).parent / "data"

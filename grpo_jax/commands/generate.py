@@ -6,11 +6,11 @@ import sys
 import jax
 
 from grpo_jax.config import ConfigError
+from grpo_jax.devices.cache import keep_programs
+from grpo_jax.devices.mesh import Layout
 from grpo_jax.grpo import chosen_tokens
 from grpo_jax.models import load
 from grpo_jax.rollout import Sampler
-from grpo_jax.runtime.cache import keep_programs
-from grpo_jax.runtime.mesh import Layout
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,10 +7,10 @@ import re
 from typing import Any
 
 from grpo_jax import objectives
-from grpo_jax.advantages import Advantage, unscaled
 from grpo_jax.config import ConfigError, parameters
 from grpo_jax.config.names import suggestion
 from grpo_jax.objectives import Objective
+from grpo_jax.objectives.advantages import Advantage, unscaled
 
 RECIPES = ("verifiable", "rubric")
 PRESETS = [*RECIPES, *(name for name in objectives.__all__ if name not in ("Objective", "scored_of", *RECIPES))]

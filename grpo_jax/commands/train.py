@@ -14,22 +14,11 @@ import numpy as np
 import optax
 
 from grpo_jax import grpo
-from grpo_jax.commands.asking import ask
-from grpo_jax.commands.layout import copy_bytes
-from grpo_jax.commands.layout import table as layout_table
-from grpo_jax.commands.progress import Progress
+from grpo_jax.algorithm import Algorithm
 from grpo_jax.config import Config, ConfigError, render
-from grpo_jax.grpo import Algorithm, begin, check_split, chosen_tokens
-from grpo_jax.models import Model
-from grpo_jax.rewards import Mix, score
-from grpo_jax.rollout import Sampler, programs
-from grpo_jax.runtime import board, ending, hosts
-from grpo_jax.runtime.cache import keep_programs
-from grpo_jax.runtime.checkpoint import Checkpoints
-from grpo_jax.runtime.mesh import check_hosts, prompt_parts
-from grpo_jax.runtime.metrics import describe_rewards
-from grpo_jax.runtime.run import Record
-from grpo_jax.runtime.sharding import (
+from grpo_jax.devices.cache import keep_programs
+from grpo_jax.devices.mesh import check_hosts, prompt_parts
+from grpo_jax.devices.sharding import (
     everywhere,
     from_hosts,
     host_places,
@@ -38,9 +27,20 @@ from grpo_jax.runtime.sharding import (
     shares_of,
     weight_shardings,
 )
-from grpo_jax.runtime.sizes import bucket
-from grpo_jax.structs import Params, Policy, Prompts, TrainState
+from grpo_jax.grpo import begin, check_split, chosen_tokens
+from grpo_jax.hosts import ending, meeting, store
+from grpo_jax.metrics import describe_rewards
+from grpo_jax.models import Model
+from grpo_jax.rewards import Mix, score
+from grpo_jax.rollout import Sampler, programs
+from grpo_jax.structs import Params, Policy, Prompts, TrainState, bucket
 from grpo_jax.tasks import Example, Task
+from grpo_jax.training.asking import ask
+from grpo_jax.training.checkpoint import Checkpoints
+from grpo_jax.training.overview import copy_bytes
+from grpo_jax.training.overview import table as layout_table
+from grpo_jax.training.progress import Progress
+from grpo_jax.training.record import Record
 
 PLAIN = (ConfigError, FileNotFoundError)  # errors of which the command line shows the sentence alone
 
@@ -116,25 +116,25 @@ def run(arguments: argparse.Namespace) -> int:
 def prepare(config: Config, resume: bool) -> tuple[Session, TrainState, Checkpoints, Record, ending.Stop]:
     """What the steps need. The hosts agree that they run the same before anything large is on a device."""
     runs = config.run.build()
-    hosts.join()
+    meeting.join()
     stop = ending.Stop()
-    same = {"config": render(config), "version of the code": hosts.code_version(), "choice of --resume": str(resume)}
-    hosts.agree(same)
+    same = {"config": render(config), "version of the code": meeting.code_version(), "choice of --resume": str(resume)}
+    meeting.agree(same)
     keep_programs()
-    path = Path(board.decide(lambda: str(runs.latest()))) if resume else None
+    path = Path(store.decide(lambda: str(runs.latest()))) if resume else None
     session = assemble(config)
-    hosts.agree(data(session) | {"code in its current folder": hosts.own_code()})
-    hosts.agree({"mesh": str(session.mesh.shape)}, "Set mesh.data, mesh.fsdp and mesh.tensor.")
+    meeting.agree(data(session) | {"code in its current folder": meeting.own_code()})
+    meeting.agree({"mesh": str(session.mesh.shape)}, "Set mesh.data, mesh.fsdp and mesh.tensor.")
     state = load_state(session)
-    path = path or Path(board.decide(lambda: str(runs.create())))
-    hosts.share(path)
+    path = path or Path(store.decide(lambda: str(runs.create())))
+    meeting.share(path)
     checkpoints = Checkpoints(path / "checkpoints", session.settings.keep)
     if checkpoints.latest is not None:
         state = checkpoints.restore(state)
-    record = Record(path, int(state.step), board.is_first())
+    record = Record(path, int(state.step), store.is_first())
     way_out = f"They do not see the same {path} yet, or not any more: start all of them again, with --resume."
-    hosts.agree({"history of the run": repr((record.history, record.retired))}, way_out)
-    if board.is_first():
+    meeting.agree({"history of the run": repr((record.history, record.retired))}, way_out)
+    if store.is_first():
         (path / "config.yaml").write_text(render(config))
     return session, state, checkpoints, record, stop
 
@@ -229,7 +229,7 @@ def load_state(session: Session) -> TrainState:
 def learn(session: Session, state: TrainState, checkpoints: Checkpoints, record: Record, stop: ending.Stop) -> bool:
     """Steps until all are done, with evaluations and checkpoints between them; whether they are, or it had to stop."""
     settings, done, retired = session.settings, int(state.step), set(record.retired)
-    progress = Progress(settings.steps, done, board.is_first())
+    progress = Progress(settings.steps, done, store.is_first())
     progress.say(introduction(session, state, record.path))
     if session.exam is not None and not record.history:
         record.metrics(0, evaluate(session, state.params, progress, 0))
@@ -277,7 +277,7 @@ def take_step(
         record.retire(index + 1, solved)
         metrics["retired_prompts"] = len(retired)
     rows = list(answer_rows(algorithm.reward, *progress.answered))
-    record.completions(index + 1, rows, board.own() if board.number() > 1 else None)
+    record.completions(index + 1, rows, store.own() if store.number() > 1 else None)
     return state, metrics | progress.finish_step(metrics)
 
 

@@ -49,8 +49,18 @@ def load(target: str) -> Any:
     return getattr(owner, name)
 
 
+# Modules that have moved since a config may have been written; run directories hold such configs.
+MOVED = {
+    "grpo_jax.advantages": "grpo_jax.objectives.advantages",
+    "grpo_jax.shaping": "grpo_jax.objectives.shaping",
+    "grpo_jax.runtime.optimizer": "grpo_jax.optimizers",
+}
+
+
 def split(target: str) -> tuple[str, str]:
+    """Module and name of `package.module:name`, where they are today."""
     module, _, name = target.partition(":")
+    module = MOVED.get(module, module)
     if not all(part.isidentifier() for part in [*module.split("."), name]):
         raise ValueError(f"expected a public name or package.module:name, got {target!r}")
     return module, name

@@ -28,33 +28,33 @@ class Section:
 
 
 SECTIONS = {
-    "run": Section("grpo_jax.runtime.run", "Run"),
+    "run": Section("grpo_jax.training.record", "Run"),
     "model": Section("grpo_jax.models", "load"),
     "task": Section("grpo_jax.tasks"),
     "rewards": Section("grpo_jax.rewards", supplied=("example", "response", "prompts", "completions")),
     "rollout": Section("grpo_jax.rollout", "Sampler", supplied=("ends", "decode")),
     "objective": Section("grpo_jax.objectives", "verifiable"),
     "algorithm": Section(
-        "grpo_jax.grpo",
+        "grpo_jax.algorithm",
         "Algorithm",
         supplied=("policy", "sample", "decode", "reward", "objective", "optimizer", "sample_greedy", "teacher"),
     ),
-    "optimizer": Section("grpo_jax.runtime.optimizer", "adamw"),
+    "optimizer": Section("grpo_jax.optimizers", "adamw"),
     "train": Section("grpo_jax.commands.train", "Train"),
-    "mesh": Section("grpo_jax.runtime.mesh", "Layout"),
+    "mesh": Section("grpo_jax.devices.mesh", "Layout"),
     "teacher": Section("grpo_jax.models", "load", optional=True),
 }
 
 # Choices that an objective is made of: where their names are looked up, and what a mapping without `use` is.
 PARTS = {
-    "advantage": Section("grpo_jax.advantages", "Advantage"),
-    "center": Section("grpo_jax.advantages"),
-    "scale": Section("grpo_jax.advantages"),
-    "rewards": Section("grpo_jax.advantages"),
-    "shaping": Section("grpo_jax.shaping"),
-    "select": Section("grpo_jax.shaping"),
-    "prune": Section("grpo_jax.shaping"),
-    "metric": Section("grpo_jax.shaping"),
+    "advantage": Section("grpo_jax.objectives.advantages", "Advantage"),
+    "center": Section("grpo_jax.objectives.advantages"),
+    "scale": Section("grpo_jax.objectives.advantages"),
+    "rewards": Section("grpo_jax.objectives.advantages"),
+    "shaping": Section("grpo_jax.objectives.shaping"),
+    "select": Section("grpo_jax.objectives.shaping"),
+    "prune": Section("grpo_jax.objectives.shaping"),
+    "metric": Section("grpo_jax.objectives.shaping"),
     "surrogate": Section("grpo_jax.objectives.surrogates"),
     "ratio": Section("grpo_jax.objectives.ratios"),
     "weighting": Section("grpo_jax.objectives.weightings"),

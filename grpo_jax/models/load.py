@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.models.decoder import Shape
 from grpo_jax.models.families import read_shape
 from grpo_jax.models.hub import check, locate
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.shapes import SHAPES
+from grpo_jax.models.tokenizer import Tokenizer, byte_tokenizer, check_vocabulary, load_tokenizer
 from grpo_jax.models.weights import load_weights
-from grpo_jax.runtime.sharding import weight_shardings
-from grpo_jax.runtime.text import Tokenizer, byte_tokenizer, check_vocabulary, load_tokenizer
 from grpo_jax.structs import Params, Policy
 
 

@@ -31,7 +31,7 @@ from jax import Array
 from jax.lax import stop_gradient
 from jaxtyping import Float
 
-from grpo_jax.advantages import weighted_total
+from grpo_jax.objectives.advantages import weighted_total
 from grpo_jax.objectives.penalties import KL, Coefficient, Term
 from grpo_jax.objectives.ratios import token
 from grpo_jax.structs import Batch, Rollouts, Scored, Tokens

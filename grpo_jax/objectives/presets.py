@@ -8,7 +8,7 @@ stops the gradient. Where a paper leaves a number open, or the number is not fro
 
 from typing import Literal
 
-from grpo_jax.advantages import (
+from grpo_jax.objectives.advantages import (
     Advantage,
     BatchStd,
     EachPart,
@@ -31,9 +31,9 @@ from grpo_jax.advantages import (
 from grpo_jax.objectives.corrections import TokenMask, TokenTruncation
 from grpo_jax.objectives.objective import Objective
 from grpo_jax.objectives.penalties import ESTIMATORS, KL, Reference, k1, k2, k3
+from grpo_jax.objectives.shaping import SoftOverlong, lively, lively_in_parts, nothing_for_truncated
 from grpo_jax.objectives.surrogates import ClippedRatio, reinforce
 from grpo_jax.objectives.weightings import FixedLength, sequence_mean, sequence_sum, token_mean
-from grpo_jax.shaping import SoftOverlong, lively, lively_in_parts, nothing_for_truncated
 
 CENTERED, STANDARD = Advantage(group_mean, unscaled), Advantage(group_mean, GroupStd())
 BY_BATCH = Advantage(group_mean, BatchStd())

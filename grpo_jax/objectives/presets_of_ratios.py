@@ -3,7 +3,7 @@
 Docstrings read as in `presets.py`.
 """
 
-from grpo_jax.advantages import Signed, no_advantage
+from grpo_jax.objectives.advantages import Signed, no_advantage
 from grpo_jax.objectives.corrections import CovarianceClip, OffPolicyMask, TokenMask, TopCovariance, TopEntropy
 from grpo_jax.objectives.objective import Objective
 from grpo_jax.objectives.penalties import (
@@ -15,6 +15,7 @@ from grpo_jax.objectives.penalties import (
 )
 from grpo_jax.objectives.presets import BY_BATCH, CENTERED, STANDARD, penalty
 from grpo_jax.objectives.ratios import BoundedProduct, sequence, sequence_product, sequence_token, token
+from grpo_jax.objectives.shaping import lively
 from grpo_jax.objectives.surrogates import (
     ClippedRatio,
     ClippedWeight,
@@ -30,7 +31,6 @@ from grpo_jax.objectives.surrogates import (
     tapered,
 )
 from grpo_jax.objectives.weightings import FixedLength, prompt_mean, sequence_mean, sequence_sum, token_mean
-from grpo_jax.shaping import lively
 
 
 def gspo(clip_low: float = 3e-4, clip_high: float = 4e-4) -> Objective:

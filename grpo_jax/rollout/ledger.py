@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from grpo_jax.rollout.plan import Seating
+from grpo_jax.rollout.sizes import Seating
 from grpo_jax.structs import Rows
 
 

@@ -17,12 +17,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from grpo_jax.distribution import Distribution
-from grpo_jax.rollout import stages
-from grpo_jax.rollout.ledger import Ledger
-from grpo_jax.rollout.plan import next_ring, next_shape, prefix_length, ring_lengths, row_shapes, seat
-from grpo_jax.runtime.mesh import mesh_of, on, prompt_parts
-from grpo_jax.runtime.sharding import (
+from grpo_jax.devices.mesh import mesh_of, on, prompt_parts
+from grpo_jax.devices.sharding import (
     PROMPTS,
     fit,
     free_bytes,
@@ -32,8 +28,11 @@ from grpo_jax.runtime.sharding import (
     serving_shardings,
     shares_of,
 )
-from grpo_jax.runtime.sizes import bucket
-from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows
+from grpo_jax.distribution import Distribution
+from grpo_jax.rollout import stages
+from grpo_jax.rollout.ledger import Ledger
+from grpo_jax.rollout.sizes import next_ring, next_shape, prefix_length, ring_lengths, row_shapes, seat
+from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows, bucket
 
 STOP_TOKENS = 16  # between two looks at the text for a stop string
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
+from grpo_jax.devices.mesh import prompt_parts
+from grpo_jax.devices.sharding import CACHE, LOGITS, PROMPTS, fit, prefix_sharding
 from grpo_jax.distribution import Distribution, draw, greedy
-from grpo_jax.runtime.mesh import prompt_parts
-from grpo_jax.runtime.sharding import CACHE, LOGITS, PROMPTS, fit, prefix_sharding
 from grpo_jax.structs import Params, Policy, Prompts, Rows
 
 

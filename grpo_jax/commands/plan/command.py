@@ -12,9 +12,7 @@ from typing import Any
 
 import jax
 
-from grpo_jax.commands.layout import device_bytes
-from grpo_jax.commands.layout import table as layout_table
-from grpo_jax.commands.plan_programs import (
+from grpo_jax.commands.plan.programs import (
     Case,
     Phase,
     assemble,
@@ -22,9 +20,11 @@ from grpo_jax.commands.plan_programs import (
     plan_learning,
     plan_sampling,
 )
+from grpo_jax.commands.plan.topology import GIB, find_slice
 from grpo_jax.config import Config, ConfigError
-from grpo_jax.runtime.mesh import prompt_parts
-from grpo_jax.runtime.topology import GIB, find_slice
+from grpo_jax.devices.mesh import prompt_parts
+from grpo_jax.training.overview import device_bytes
+from grpo_jax.training.overview import table as layout_table
 
 PATIENCE = 240.0  # seconds for a microbatch that only the search asks for
 FAR_TOO_MUCH = 2  # times the memory; not all temporaries grow with the prompts

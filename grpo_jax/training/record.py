@@ -5,7 +5,7 @@ metrics.jsonl               one line a step, written when the step ends
 completions/step_000012.jsonl   every answer of a step with its rewards and advantage (of several hosts, each writes
                             those it gave: step_000012.host_1.jsonl)
 events/                     the same metrics for TensorBoard
-checkpoints/                the train state (runtime/checkpoint.py)
+checkpoints/                the train state (training/checkpoint.py)
 """
 
 import json

@@ -13,9 +13,9 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax.packing import Part, divide
-from grpo_jax.runtime.mesh import prompt_parts
-from grpo_jax.runtime.sharding import PROMPTS, fit
+from grpo_jax.devices.mesh import prompt_parts
+from grpo_jax.devices.sharding import PROMPTS, fit
+from grpo_jax.learner.packing import Part, divide
 from grpo_jax.structs import Batch, Prompts, Rollouts
 
 EVERYWHERE = PartitionSpec()

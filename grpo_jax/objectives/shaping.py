@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from grpo_jax.advantages import beyond_parts, differs, group_mean
+from grpo_jax.objectives.advantages import beyond_parts, differs, group_mean
 from grpo_jax.structs import Scored
 
 Metric = Callable[[Scored], Array]

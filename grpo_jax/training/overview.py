@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from grpo_jax.runtime.mesh import prompt_parts
-from grpo_jax.runtime.sharding import serving_shardings, shares_of
+from grpo_jax.devices.mesh import prompt_parts
+from grpo_jax.devices.sharding import serving_shardings, shares_of
 from grpo_jax.structs import Policy, TrainState
 
 

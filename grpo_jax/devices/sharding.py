@@ -11,7 +11,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax.runtime.mesh import hosts_of, mesh_over, prompt_parts
+from grpo_jax.devices.mesh import hosts_of, mesh_over, prompt_parts
 
 # What divides the axes of arrays, by their letters; tensor, what attention and feed-forward split naturally.
 RULES = {"P": ("data", "fsdp"), "D": "fsdp", "H": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}

@@ -9,13 +9,13 @@ from functools import partial
 import jax
 import numpy as np
 
-from grpo_jax.commands.bench import Subject, attention_cost, matrix_sizes, median_seconds, random_prompts
-from grpo_jax.logprobs import token_logprobs
+from grpo_jax.commands.bench.command import Subject, attention_cost, matrix_sizes, median_seconds, random_prompts
+from grpo_jax.commands.bench.roof import matmul_rate, memory_rate
+from grpo_jax.devices.mesh import mesh_of, on
+from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import Shape
 from grpo_jax.rollout import Sampler, programs, stages
-from grpo_jax.rollout.plan import prefix_length
-from grpo_jax.runtime.mesh import mesh_of, on
-from grpo_jax.runtime.roof import matmul_rate, memory_rate
+from grpo_jax.rollout.sizes import prefix_length
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts
 
 

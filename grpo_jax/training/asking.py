@@ -11,16 +11,17 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from grpo_jax.grpo import Algorithm, Answers, Watch, answer
-from grpo_jax.microbatches import joined
+from grpo_jax.algorithm import Algorithm
+from grpo_jax.devices.mesh import mesh_of
+from grpo_jax.devices.sharding import PROMPTS, everywhere, fit, place_prompts
+from grpo_jax.grpo import Answers, Watch, answer
+from grpo_jax.learner.microbatches import joined
 from grpo_jax.objectives import scored_of
+from grpo_jax.objectives.shaping import lively as lively_in_total
+from grpo_jax.objectives.shaping import lively_in_parts
 from grpo_jax.rewards import as_mix
-from grpo_jax.runtime.mesh import mesh_of
-from grpo_jax.runtime.order import pick
-from grpo_jax.runtime.sharding import PROMPTS, everywhere, fit, place_prompts
-from grpo_jax.shaping import lively as lively_in_total
-from grpo_jax.shaping import lively_in_parts
 from grpo_jax.structs import Prompts, Scored, TrainState
+from grpo_jax.training.order import pick
 
 
 def ask(

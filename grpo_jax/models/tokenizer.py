@@ -20,8 +20,7 @@ import tokenizers
 from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from grpo_jax.runtime.sizes import bucket
-from grpo_jax.structs import Prompts
+from grpo_jax.structs import Prompts, bucket
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # or it would advise to install torch
 

@@ -20,9 +20,9 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
+from grpo_jax.devices.mesh import prompt_parts
+from grpo_jax.devices.sharding import ROWS
 from grpo_jax.distribution import EXCLUDED
-from grpo_jax.runtime.mesh import prompt_parts
-from grpo_jax.runtime.sharding import ROWS
 from grpo_jax.structs import Params, Policy, Rollouts
 
 CHUNK_TOKENS = 1024  # logits alive at once on a device, or a position of each row; 0.6 GB for V = 150k

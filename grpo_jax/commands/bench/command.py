@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax.config import ConfigError
+from grpo_jax.devices.cache import keep_programs
+from grpo_jax.devices.mesh import Layout
+from grpo_jax.devices.sharding import place_prompts, weight_shardings
 from grpo_jax.models import SHAPES, Shape, decoder_policy, load
-from grpo_jax.runtime.cache import keep_programs
-from grpo_jax.runtime.mesh import Layout
-from grpo_jax.runtime.sharding import place_prompts, weight_shardings
 from grpo_jax.structs import Params, Policy, Prompts
 
-MEASURES = {"rollout": "bench_rollout", "train": "bench_train", "step": "bench_train"}
+MEASURES = {"rollout": "rollout", "train": "train", "step": "train"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Subject:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the figures, and writes them to a file if asked; the exit code."""
     keep_programs()
-    bench = importlib.import_module(f"grpo_jax.commands.{MEASURES[arguments.what]}")
+    bench = importlib.import_module(f"grpo_jax.commands.bench.{MEASURES[arguments.what]}")
     try:
         subject = load_model(arguments)
         bench.check(arguments, subject)

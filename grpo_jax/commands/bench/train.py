@@ -10,16 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax.commands.bench import Subject, attention_cost, matrix_sizes, median_seconds, random_prompts
-from grpo_jax.commands.bench_rollout import build_sampler
-from grpo_jax.grpo import Algorithm, begin, check_split, step, update
+from grpo_jax.algorithm import Algorithm
+from grpo_jax.commands.bench.command import Subject, attention_cost, matrix_sizes, median_seconds, random_prompts
+from grpo_jax.commands.bench.rollout import build_sampler
+from grpo_jax.commands.bench.roof import matmul_rate
+from grpo_jax.devices.mesh import mesh_of
+from grpo_jax.devices.sharding import place_prompts, weight_shardings
+from grpo_jax.grpo import begin, check_split, step, update
 from grpo_jax.models import Shape
 from grpo_jax.objectives import scored_of, verifiable
+from grpo_jax.optimizers import adamw
 from grpo_jax.rewards import Example
-from grpo_jax.runtime.mesh import mesh_of
-from grpo_jax.runtime.optimizer import adamw
-from grpo_jax.runtime.roof import matmul_rate
-from grpo_jax.runtime.sharding import place_prompts, weight_shardings
 from grpo_jax.structs import Rollouts, Scored, TrainState
 
 

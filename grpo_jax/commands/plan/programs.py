@@ -9,16 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax.commands.layout import copy_bytes, device_bytes
+from grpo_jax.algorithm import Algorithm
+from grpo_jax.commands.plan.hlo import collective_bytes
+from grpo_jax.commands.plan.topology import Slice
 from grpo_jax.commands.train import Train, check_shares, greedy
 from grpo_jax.config import Config
-from grpo_jax.grpo import Algorithm, add_gradient, begin, check_split, descend, layout_of
-from grpo_jax.models import Shape, decoder_policy, find_shape
-from grpo_jax.rollout import Sampler, stages
-from grpo_jax.rollout.plan import prefix_length, ring_lengths
-from grpo_jax.runtime.hlo import collective_bytes
-from grpo_jax.runtime.mesh import Layout, check_hosts, on, prompt_parts
-from grpo_jax.runtime.sharding import (
+from grpo_jax.devices.mesh import Layout, check_hosts, on, prompt_parts
+from grpo_jax.devices.sharding import (
     CACHE,
     PROMPTS,
     fit,
@@ -27,9 +24,12 @@ from grpo_jax.runtime.sharding import (
     shares_of,
     weight_shardings,
 )
-from grpo_jax.runtime.sizes import bucket
-from grpo_jax.runtime.topology import Slice
-from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, TrainState
+from grpo_jax.grpo import add_gradient, begin, check_split, descend, layout_of
+from grpo_jax.models import Shape, decoder_policy, find_shape
+from grpo_jax.rollout import Sampler, stages
+from grpo_jax.rollout.sizes import prefix_length, ring_lengths
+from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, TrainState, bucket
+from grpo_jax.training.overview import copy_bytes, device_bytes
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import jax
 
-from grpo_jax.runtime import board
-from grpo_jax.runtime.ending import LOST, LOST_SECONDS, watch
+from grpo_jax.hosts import store
+from grpo_jax.hosts.ending import LOST, LOST_SECONDS, watch
 
 MEET_SECONDS = 300  # how long a host waits for the others to start
 LAUNCH = (
@@ -42,7 +42,7 @@ def join() -> None:
         return
     names = _meet()
     if len(names) > 1:
-        own = board.own()
+        own = store.own()
         leader = f"host 0, which JAX calls the leader, is {names[0]}"  # JAX's words may be the last where it is lost
         print(f"host {own} of {len(names)} is {names[own]}; {leader}", file=sys.stderr, flush=True)
         watch(names)
@@ -112,10 +112,10 @@ def _give_up() -> None:
 
 def _meet() -> list[str]:
     """The names of all hosts, in their order."""
-    number = board.number()
-    board.put("names", f"{number} {socket.gethostname()}")
+    number = store.number()
+    store.put("names", f"{number} {socket.gethostname()}")
     while True:
-        told = {index: (int(text.split()[0]), text.split()[1]) for index, text in board.read("names").items()}
+        told = {index: (int(text.split()[0]), text.split()[1]) for index, text in store.read("names").items()}
         check_numbers(told)
         if len(told) == number:
             return [told[index][1] for index in range(number)]
@@ -140,8 +140,8 @@ SAME_FILES = (
 
 def agree(facts: Mapping[str, str], way_out: str = SAME_FILES) -> None:
     """Refuses hosts that differ: `facts` are names of things and what they are here, of any length."""
-    names = board.gather(socket.gethostname())
-    told = board.gather(" ".join(hashlib.sha256(fact.encode()).hexdigest() for fact in facts.values()))
+    names = store.gather(socket.gethostname())
+    told = store.gather(" ".join(hashlib.sha256(fact.encode()).hexdigest() for fact in facts.values()))
     for fact, digests in zip(facts, zip(*map(str.split, told), strict=True), strict=True):
         others = [f"{index} ({names[index]})" for index, digest in enumerate(digests) if digest != digests[0]]
         if others:
@@ -150,11 +150,11 @@ def agree(facts: Mapping[str, str], way_out: str = SAME_FILES) -> None:
 
 def share(path: Path) -> None:
     """Refuses a directory that some host does not see. One of the same name on a disk of its own is not the same."""
-    if board.number() == 1:
+    if store.number() == 1:
         return
-    mark = path / board.decide(lambda: _mark(path))
-    names, seen = board.gather(socket.gethostname()), board.gather(str(mark.exists()))
-    if board.is_first():
+    mark = path / store.decide(lambda: _mark(path))
+    names, seen = store.gather(socket.gethostname()), store.gather(str(mark.exists()))
+    if store.is_first():
         mark.unlink()
     missing = [f"host {index} ({name})" for index, name in enumerate(names) if seen[index] != "True"]
     if missing:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 import jax
 from jax.experimental import multihost_utils
 
-from grpo_jax.runtime import board
+from grpo_jax.hosts import store
 
 RESUMABLE = 75  # exit status of a run that was told to stop, and has saved: --resume goes on (EX_TEMPFAIL)
 LOST = 76  # exit status where another host is missing: --resume goes on from the last checkpoint, if there is one
@@ -37,7 +37,7 @@ def together(*plain: type[Exception]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if board.number() > 1:
+        if store.number() > 1:
             _leave(error, plain)
         raise
 
@@ -57,12 +57,12 @@ def _leave(error: BaseException, plain: tuple[type[Exception], ...]) -> None:
         time.sleep(LOST_SECONDS + 4 * BEAT_SECONDS)  # another host may have gone, whom the watch then names
     _over.set()
     with suppress(jax.errors.JaxRuntimeError, AttributeError):  # where there is no store, or none any more
-        board.put("ended", f"{code} {' '.join(text.split())[:TEXT_LENGTH]}")
+        store.put("ended", f"{code} {' '.join(text.split())[:TEXT_LENGTH]}")
     _exit(code)
 
 
 def _exit(code: int) -> None:
-    if board.is_first():
+    if store.is_first():
         time.sleep(4 * BEAT_SECONDS)  # the store ends with this process, and the others are to read it
     sys.stdout.flush()
     os._exit(code)
@@ -78,7 +78,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.wanted = False
-        self.several = board.number() > 1
+        self.several = store.number() > 1
         self.asked = 0
         if not self.several:
             signal.signal(signal.SIGTERM, self._hear)
@@ -111,8 +111,8 @@ def watch(names: list[str]) -> None:
         while True:
             time.sleep(BEAT_SECONDS)
             try:
-                board.put("alive", f"{time.monotonic()}")
-                ended, beats = board.read("ended"), board.read("alive")
+                store.put("alive", f"{time.monotonic()}")
+                ended, beats = store.read("ended"), store.read("alive")
             except (jax.errors.JaxRuntimeError, AttributeError):  # the store does not answer, or JAX has put it away
                 if _over.is_set():
                     return

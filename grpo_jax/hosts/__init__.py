@@ -1,0 +1,1 @@
+"""The hosts of a run: how they meet, what they tell each other, and how they end."""

@@ -1,0 +1,1 @@
+"""From a batch to the next state: log-probs, gradients of microbatches, optimiser steps."""

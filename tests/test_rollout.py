@@ -110,7 +110,7 @@ def test_sampling_stops_when_every_row_has_ended():
 
 @pytest.mark.parametrize("at_once", [None, 4])
 def test_eight_devices_sample_the_tokens_of_one(at_once, monkeypatch):
-    monkeypatch.setattr(plan, "SHORTEST_RING", 4)
+    monkeypatch.setattr(sizes, "SHORTEST_RING", 4)
     mesh = Layout(data=2, fsdp=2, tensor=2).mesh()
     prompts = MODEL.tokenizer.encode_all([f"number {n}" for n in range(8)], max_tokens=64)
     sampler = Sampler(tuple(range(0, 256, 10)), responses=4, max_tokens=60, repetition_penalty=1.2)
@@ -129,7 +129,7 @@ def test_row_counts_ring_lengths_and_waiting_change_no_token(monkeypatch):
         length_P = np.asarray(whole.action_PGT).sum(axis=2).max(axis=1)
         if length_P[0] < 15 < length_P.max():
             break
-    monkeypatch.setattr(plan, "SHORTEST_RING", 4)
+    monkeypatch.setattr(sizes, "SHORTEST_RING", 4)
     grown = []  # to how many positions, and whether the ring had been round
     monkeypatch.setattr(native.stages, "grow", lambda *a, grow=stages.grow: grown.append(a[1:3]) or grow(*a))
     for changes in ({}, {"at_once": 3}, {"at_once": 1}):

@@ -13,8 +13,10 @@ A group is an axis: a prompt is stored once and its G responses are rows of the 
 aligned with its own token, and masks are made by whoever knows: the sampler says which tokens it chose (`action`).
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -185,6 +187,17 @@ class Policy:
     unembed: Callable[..., Array]
     serve: Callable[[Params], Params]
     max_positions: int
+
+    @cached_property
+    def shapes(self) -> Params:
+        """The shapes and types of the parameters; nothing is computed."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+
+def axes_of(name: str) -> str:
+    """The axes that a name ends in: "HCD" for "layers/attention/query_HCD"; none for a name without any."""
+    found = re.search(r"_([A-Z]+)$", name)
+    return found[1] if found else ""
 
 
 def bucket(length: int) -> int:

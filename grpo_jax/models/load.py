@@ -49,7 +49,7 @@ def load(
     policy = decoder_policy(shape, kind, remat)
 
     def params(mesh: Mesh) -> Params:
-        shapes = jax.eval_shape(policy.init, jax.random.key(0))
+        shapes = policy.shapes
         return load_weights(directory, shapes, weight_shardings(shapes, mesh))
 
     return Model(policy, shape, tokenizer, params)

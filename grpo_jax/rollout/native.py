@@ -322,7 +322,7 @@ def _serve(policy: Policy, params: Params) -> Params:
 def _needed_bytes(policy: Policy, P: int, L: int, G: int, T: int, int8: bool) -> int:
     """Bytes of both caches at their largest, and of the weights that are read."""
     prompts = Prompts(jax.ShapeDtypeStruct((P, L), jnp.int32), jax.ShapeDtypeStruct((P, L), bool))
-    params = jax.eval_shape(policy.init, jax.random.key(0))
+    params = policy.shapes
     _, prefix = jax.eval_shape(policy.read, params, prompts)
     caches = jax.eval_shape(lambda prefix: policy.cache(prefix, prefix_length(L), G, T, int8), prefix)
     return _bytes((caches, jax.eval_shape(policy.serve, params)))

@@ -13,7 +13,7 @@ from grpo_jax.structs import Policy, TrainState
 
 def table(mesh: Mesh, hosts: int, policy: Policy, state: TrainState, prompts: int, responses: int) -> str:
     """A line for each kind of array: which axes of the mesh divide it, and how much of it a device has."""
-    copy = jax.eval_shape(policy.serve, jax.eval_shape(policy.init, jax.random.key(0)))
+    copy = jax.eval_shape(policy.serve, policy.shapes)
     copy = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), copy, serving_shardings(copy, mesh)
     )
@@ -46,5 +46,5 @@ def device_bytes(tree: Any) -> int:
 
 def copy_bytes(policy: Policy) -> int:
     """Bytes of the whole copy for sampling."""
-    copy = jax.eval_shape(policy.serve, jax.eval_shape(policy.init, jax.random.key(0)))
+    copy = jax.eval_shape(policy.serve, policy.shapes)
     return sum(a.dtype.itemsize * math.prod(a.shape) for a in jax.tree.leaves(copy))

@@ -61,7 +61,7 @@ def load_model(arguments: argparse.Namespace) -> Subject:
     if name not in SHAPES:
         raise ValueError(f"There is no shape {name!r} for random weights; there are {', '.join(SHAPES)}.")
     policy = decoder_policy(SHAPES[name], kind, arguments.remat)
-    layout = weight_shardings(jax.eval_shape(policy.init, jax.random.key(0)), mesh)
+    layout = weight_shardings(policy.shapes, mesh)
     return Subject(policy, SHAPES[name], jax.jit(policy.init, out_shardings=layout)(jax.random.key(0)), kind)
 
 

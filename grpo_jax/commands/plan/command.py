@@ -161,7 +161,7 @@ def estimate(case: Case, figures: dict[str, Any]) -> dict[str, int | float]:
     """
     sampler, chip = case.algorithm.sample, case.slice.chip
     P, G, T = case.settings.prompts, sampler.responses, sampler.max_tokens
-    size = sum(a.size for a in jax.tree.leaves(jax.eval_shape(case.algorithm.policy.init, jax.random.key(0))))
+    size = sum(a.size for a in jax.tree.leaves(case.algorithm.policy.shapes))
     learning = 8 * size * P * (case.length + G * T) / (case.slice.chips * chip.flops)
     read = figures["sampling_copy_bytes"] + figures["kv_cache_bytes"]
     decoding = -(-P // case.held) * T * read / chip.bandwidth

@@ -47,7 +47,7 @@ class Case:
     @property
     def state(self) -> TrainState:
         """The state's shapes, laid out."""
-        params = jax.eval_shape(self.algorithm.policy.init, jax.random.key(0))
+        params = self.algorithm.policy.shapes
         state = jax.eval_shape(partial(begin, self.algorithm), params)
         return placed(state, weight_shardings(state, self.mesh))
 
@@ -112,7 +112,7 @@ def assemble(config: Config, found: Slice) -> Case:
     teacher = None
     if config.teacher is not None:
         taught = find_policy(config.teacher.arguments)[1]
-        teacher = taught, jax.eval_shape(taught.init, jax.random.key(0))
+        teacher = taught, taught.shapes
     sampler = config.rollout.build(ends=(0,), decode=str)
     if not isinstance(sampler, Sampler):
         raise ValueError("A plan is made for the native sampler; leave out rollout.use.")
@@ -249,7 +249,7 @@ def decoding_inputs(case: Case) -> tuple[Any, Any, Any, Any]:
     """The sampling copy, both caches and the rows, in full size."""
     policy, sampler, mesh = case.algorithm.policy, case.algorithm.sample, case.host_mesh
     (P, G), L, T = case.rows, case.length, sampler.max_tokens
-    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    shapes = policy.shapes
     served = jax.eval_shape(policy.serve, shapes)
     prompts = prompt_shapes(P, L)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (P, G)))

@@ -215,3 +215,11 @@ def free_bytes() -> int:
     if all(stats) and all("bytes_limit" in stat for stat in stats):
         return sum(stat["bytes_limit"] - stat["bytes_in_use"] for stat in stats)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def device_memory() -> int:
+    """How many bytes one device can hold in all. CPU devices share the memory of the machine."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()

@@ -7,41 +7,49 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Algorithm": "algorithm",
-    "Answers": "grpo",
-    "Watch": "grpo",
-    "begin": "grpo",
-    "chosen_tokens": "grpo",
-    "prepare": "grpo",
-    "step": "grpo",
-    "update": "grpo",
     "Batch": "structs",
+    "Engine": "rollout",
+    "Example": "rewards",
+    "Layout": "devices.mesh",
+    "Mix": "rewards",
+    "Objective": "objectives",
     "Policy": "structs",
     "Prompts": "structs",
+    "Rewards": "scoring",
     "Rollouts": "structs",
-    "TrainState": "structs",
-    "Objective": "objectives",
-    "token_logprobs": "learner.logprobs",
+    "Run": "training",
+    "RunDirectory": "training",
     "Sampler": "rollout",
-    "load": "models",
-    "tiny": "models",
-    "Example": "rewards",
+    "Settings": "training",
     "Task": "tasks",
-    "Mix": "rewards",
-    "score": "rewards",
+    "TrainState": "structs",
+    "adafactor": "optimizers",
     "adamw": "optimizers",
-    "Layout": "devices.mesh",
-    "keep_pages": "devices.pages",
-    "keep_programs": "devices.cache",
+    "as_engine": "rollout",
+    "evaluate": "training",
+    "init": "grpo",
+    "load": "models",
+    "prepare": "grpo",
+    "sample": "grpo",
+    "score": "grpo",
+    "step": "grpo",
+    "tiny": "models",
+    "token_logprobs": "learner",
+    "train": "training",
+    "update": "grpo",
 }
+_ROOMS = ("objectives", "rewards", "tasks", "config")  # modules that are names of the package, too
 
-__all__ = sorted(_HOMES)
+__all__ = sorted([*_HOMES, *_ROOMS])
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"grpo_jax.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'grpo_jax' has no attribute {name!r}")
     return getattr(import_module(f"grpo_jax.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *__all__])

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import optax
-from jax import Array
 
 from grpo_jax.objectives import Objective
 from grpo_jax.rewards import Mix
-from grpo_jax.structs import Params, Policy, Prompts, Rollouts
+from grpo_jax.rollout import Engine, as_engine
+from grpo_jax.structs import Params, Policy, Rollouts, TrainState
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,30 +18,51 @@ class Algorithm:
     """Everything GRPO is made of, and nothing that changes while it runs."""
 
     policy: Policy
-    sample: Callable[[Policy, Params, Prompts, Array], Rollouts]
+    sample: Engine | Callable[..., Rollouts]  # a Sampler, or any function (policy, params, prompts, key) -> Rollouts
     decode: Callable[[Sequence[int]], str]
     reward: Mix | Callable[..., Any]
     objective: Objective
     optimizer: optax.GradientTransformation
     minibatches: int = 1  # optimiser steps for each batch of rollouts
-    microbatch: int | None = None  # prompts whose gradient is computed at once; null: all of a minibatch
-    group_parts: int = 1  # into how many parts the responses of a prompt are divided, when one group is too large
-    sample_greedy: Callable[[Policy, Params, Prompts, Array], Rollouts] | None = None  # one answer, as a baseline
+    responses_at_once: int | None = None  # that each device learns from at once; null: as many as its memory holds
     teacher: tuple[Policy, Params] | None = None  # whose log-probs an objective with distillation follows
 
     def __post_init__(self) -> None:
-        if self.objective.greedy_baseline and self.sample_greedy is None:
+        if self.objective.greedy_baseline and self.engine.greedy() is None:
             raise ValueError(
-                "This objective compares with greedy answers: give the algorithm sample_greedy (a config does, if the"
-                " sampler is the native one)."
+                "This objective compares with greedy answers, which this engine cannot give: use the native sampler,"
+                " or an engine with a method `greedy`."
             )
         if self.objective.distillation and self.teacher is None:
             raise ValueError(
                 "This objective follows a teacher: give the algorithm its policy and params (in a config, a section"
                 " teacher: {name: ...})."
             )
-        if self.group_parts > 1 and getattr(self.objective.surrogate, "sees_groups", False):
-            raise ValueError("This objective compares responses of a group in its loss: use group_parts 1.")
-        for name in ("minibatches", "microbatch", "group_parts"):
+        for name in ("minibatches", "responses_at_once"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What answers the prompts."""
+        return as_engine(self.sample)
+
+    @property
+    def compares_in_groups(self) -> bool:
+        """Whether the loss of a response depends on the others of its group, so that groups must not be divided."""
+        return getattr(self.objective.surrogate, "sees_groups", False)
+
+    def compared_with(self, state: TrainState) -> dict[str, tuple[Policy, Params]]:
+        """The policies whose log-probs have to be known before the gradient, by their names in a `Batch`.
+
+        The log-probs of the policy itself are computed only where they are not those of the gradient's own pass: for
+        several minibatches, or a KL term in the reward. Otherwise the ratio is one at the only update.
+        """
+        objective, compared = self.objective, {}
+        if objective.needs_old_logprobs or (self.minibatches > 1 and objective.compares_with_old):
+            compared["old_logprobs_PGT"] = self.policy, state.params
+        if objective.needs_reference:
+            compared["ref_logprobs_PGT"] = self.policy, state.reference
+        if objective.distillation:
+            compared["teacher_logprobs_PGT"] = self.teacher
+        return compared

@@ -90,7 +90,9 @@ def parser_of_all_commands() -> argparse.ArgumentParser:
     )
     bench.add_argument("--int8-cache", action="store_true", help="keys and values in 8 bits; what it does to log-probs")
     bench.add_argument("--remat", choices=["full", "products", "offload", "none"], default="products", help=REMAT)
-    bench.add_argument("--microbatch", type=count, help="prompts learned from at once; default: all")
+    bench.add_argument(
+        "--responses-at-once", type=count, help="responses a device learns from at once; default: found from memory"
+    )
     bench.add_argument("--repeat", type=count, default=3, help="runs, of which the median counts; default: %(default)s")
     bench.add_argument("--json", metavar="FILE", help="also write the figures there")
     return parser

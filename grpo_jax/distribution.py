@@ -18,17 +18,16 @@ ONE_BITS = 0x3F800000  # 1.0 as an integer; integers order non-negative floats a
 BLOCK = 128  # tokens; as many as a TPU has lanes, and close to the square root of a vocabulary
 
 
-@dataclass(frozen=True)
-class Distribution:
-    """How logits become probabilities. Temperature 0 is greedy."""
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """What is done to the logits before a token is drawn: the settings that a sampler and its distribution share."""
 
-    temperature: float = 1.0
+    temperature: float = 1.0  # 0 is greedy
     top_k: int = 0  # keeps so many of the likeliest tokens; 0: all
     top_p: float = 1.0  # keeps the fewest of the likeliest tokens that together have this probability
     min_p: float = 0.0  # keeps tokens whose probability is at least this fraction of the highest
     repetition_penalty: float = 1.0  # divides positive logits of tokens that occurred before, multiplies negative ones
-    min_tokens: int = 0  # excludes `ends` until a response has so many tokens
-    ends: tuple[int, ...] = ()
+    min_tokens: int = 0  # excludes end tokens until a response has so many tokens
 
     def __post_init__(self) -> None:
         rules = {
@@ -42,6 +41,13 @@ class Distribution:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise ValueError(f"{name} must be {rule}; got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class Distribution(SamplingSettings):
+    """How logits become probabilities. A response ends at any of `ends`."""
+
+    ends: tuple[int, ...] = ()
 
     @property
     def penalizes(self) -> bool:

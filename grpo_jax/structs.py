@@ -26,7 +26,7 @@ from jax import Array
 from grpo_jax.distribution import Distribution
 
 Params = dict[str, Any]
-Metrics = dict[str, Array | float]
+Metrics = dict[str, Any]  # numbers by their names in metrics.jsonl: arrays on the devices, or floats
 
 
 @jax.tree_util.register_dataclass
@@ -47,8 +47,7 @@ class Rollouts:
     and entropies are those of the very distribution that was sampled from; both are zero where there is no action.
     `distribution` is what was done to the logits, so that the trainer can score under the same one.
 
-    Where there are too few prompts for the devices, groups are shared out: row P of every array is then one of so many
-    `shares` of a group, G the responses in it, and the shares of a group stand one after the other.
+    `greedy` are the likeliest answers to the same prompts, one each, where an objective compares with them.
     """
 
     prompts: Prompts
@@ -59,7 +58,7 @@ class Rollouts:
     entropy_PGT: Array
     ended_PG: Array
     distribution: Distribution = field(metadata={"static": True})
-    shares: int = field(default=1, metadata={"static": True})
+    greedy: "Rollouts | None" = None
 
 
 @jax.tree_util.register_dataclass
@@ -129,7 +128,7 @@ class Batch:
     `weights_PGT` is how much each token counts in the loss, fixed for the whole global batch before any gradient;
     `keep_PGT` is what masks leave of its surrogate (None: all), and `term_weights_PGT` are the weights of the
     objective's further terms. `coefficients` are those that adapt. `old_logprobs_PGT` is None when the policy that
-    sampled is the one being updated: the ratio is then one.
+    sampled is the one being updated: the ratio is then one. `metrics` describe the rollouts and their rewards.
     """
 
     rollouts: Rollouts
@@ -141,6 +140,7 @@ class Batch:
     old_logprobs_PGT: Array | None = None
     ref_logprobs_PGT: Array | None = None
     teacher_logprobs_PGT: Array | None = None
+    metrics: Metrics = field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass

@@ -1,8 +1,8 @@
 """Which prompts a step learns from: groups that differ are looked for in other prompts, and solved ones stay out."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,17 @@ import pytest
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.cli import main
-from grpo_jax.commands.train import Questions, Train
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.distribution import Distribution
-from grpo_jax.grpo import NOBODY, Answers
 from grpo_jax.models import tiny
 from grpo_jax.objectives import dapo
 from grpo_jax.rewards import Mix
 from grpo_jax.structs import Rollouts, TrainState
 from grpo_jax.tasks import Example
-from grpo_jax.training.asking import ask
+from grpo_jax.training.asking import Answers, ask
 from grpo_jax.training.order import pick
 from grpo_jax.training.record import Record
+from grpo_jax.training.session import Questions, Session, Settings
 
 ONE = Layout().mesh(jax.devices()[:1])
 MODEL = tiny()
@@ -42,7 +41,16 @@ class Engine:
     responses: int = 2
     asked: list = field(default_factory=list)
 
-    def __call__(self, policy, params, prompts, key) -> Rollouts:
+    def greedy(self) -> "Engine":
+        return Engine(1)
+
+    def with_room(self, policy, prompts, multiple) -> "Engine":
+        return self
+
+    def check(self, policy, prompts) -> None:
+        """There is room for anything."""
+
+    def __call__(self, policy, params, prompts, key, examples=()) -> Rollouts:
         P, G = len(prompts.tokens_PL), self.responses
         self.asked.append(np.asarray(prompts.valid_PL).sum(axis=1).tolist())
         tokens_PGT = jnp.broadcast_to(jnp.arange(G, dtype=jnp.int32)[None, :, None] + ord("0"), (P, G, 3))
@@ -54,7 +62,7 @@ class Engine:
         )
 
 
-def session_of(groups: list[tuple[float, ...]], prompts: int = 2, resample: int = 1, lengthen=()) -> SimpleNamespace:
+def session_of(groups: list[tuple[float, ...]], prompts: int = 2, resample: int = 1, lengthen=()) -> Session:
     """A session whose n-th example has the n-th group of rewards, and a prompt of a length of its own.
 
     Some prompts are longer than all others.
@@ -74,17 +82,17 @@ def session_of(groups: list[tuple[float, ...]], prompts: int = 2, resample: int 
         objective=dapo(),
         optimizer=optax.sgd(1.0),
     )
-    settings = Train(steps=8, prompts=prompts, resample=resample)
+    settings = Settings(steps=8, prompts=prompts, resample=resample)
     questions = Questions(examples, MODEL, 128)
-    return SimpleNamespace(settings=settings, algorithm=algorithm, questions=questions, mesh=ONE)
+    return Session(settings, MODEL, ONE, algorithm, questions, held_out=None)
 
 
-def rounds_of(session: SimpleNamespace) -> int:
+def rounds_of(session: Session) -> int:
     return len(session.algorithm.sample.asked)
 
 
 def rewards_of(answers: Answers) -> list[tuple[float, ...]]:
-    return [tuple(rewards_G) for rewards_G in answers.rewards_PGR[:, :, 0].tolist()]
+    return [tuple(rewards_G) for rewards_G in answers.rewards.parts_PGR[:, :, 0].tolist()]
 
 
 def first_asked(examples: int, prompts: int, index: int = 0) -> list[int]:
@@ -101,16 +109,18 @@ def groups_where(chosen: list[int], there: tuple[float, ...], elsewhere: tuple[f
 
 def test_without_resampling_a_step_learns_from_those_whose_turn_it_is():
     session = session_of([AGREE] * 6)
-    answers, asked, _ = ask(session, STATE, 1, set(), NOBODY)
+    answers = ask(session, STATE, 1, set(), nullcontext)
+    asked = answers.indices
     assert asked == pick(0, 1, 2, 6)
-    assert [example.answer for example in answers.examples] == [str(place) for place in asked]
+    assert [example.answer for example in answers.rewards.examples] == [str(place) for place in asked]
     assert rounds_of(session) == 1
 
 
 def test_prompts_whose_groups_agree_make_room_for_others():
     first = first_asked(6, 2)
     session = session_of(groups_where(first, AGREE, DIFFER, 6), resample=10)
-    answers, asked, _ = ask(session, STATE, 0, set(), NOBODY)
+    answers = ask(session, STATE, 0, set(), nullcontext)
+    asked = answers.indices
     assert rewards_of(answers) == [DIFFER, DIFFER]
     assert not set(asked) & set(first)
     assert rounds_of(session) == 2
@@ -119,7 +129,8 @@ def test_prompts_whose_groups_agree_make_room_for_others():
 def test_a_group_that_differs_keeps_its_place_when_others_are_asked():
     first = first_asked(8, 4)
     session = session_of(groups_where(first[1:3], AGREE, DIFFER, 8), prompts=4, resample=10)
-    answers, asked, _ = ask(session, STATE, 0, set(), NOBODY)
+    answers = ask(session, STATE, 0, set(), nullcontext)
+    asked = answers.indices
     assert rewards_of(answers) == [DIFFER] * 4
     assert asked[:2] == [first[0], first[3]]
     assert not set(asked[2:]) & set(first)
@@ -127,23 +138,25 @@ def test_a_group_that_differs_keeps_its_place_when_others_are_asked():
 
 def test_a_full_batch_asks_no_further():
     session = session_of([DIFFER] * 6, resample=10)
-    ask(session, STATE, 0, set(), NOBODY)
+    ask(session, STATE, 0, set(), nullcontext)
     assert rounds_of(session) == 1
 
 
 @pytest.mark.parametrize("resample", [1, 2, 3])
 def test_rounds_are_at_most_as_many_as_the_setting_says(resample):
     session = session_of([AGREE] * 20, resample=resample)
-    answers, asked, _ = ask(session, STATE, 0, set(), NOBODY)
+    answers = ask(session, STATE, 0, set(), nullcontext)
+    asked = answers.indices
     assert rounds_of(session) == resample
-    assert len(asked) == len(answers.examples) == 2
+    assert len(asked) == len(answers.rewards.examples) == 2
 
 
 def test_rounds_end_when_no_other_prompts_are_left():
     session = session_of([AGREE] * 5, resample=10)
-    answers, asked, _ = ask(session, STATE, 0, set(), NOBODY)
+    answers = ask(session, STATE, 0, set(), nullcontext)
+    asked = answers.indices
     assert rounds_of(session) == 2
-    assert len(set(asked)) == len(answers.examples) == 2
+    assert len(set(asked)) == len(answers.rewards.examples) == 2
 
 
 def test_groups_that_agree_fill_what_is_left():
@@ -151,7 +164,8 @@ def test_groups_that_agree_fill_what_is_left():
     first = first_asked(6, 2)
     for lively in range(6):
         session = session_of(groups_where([lively], DIFFER, AGREE, 6), resample=3)
-        answers, asked, _ = ask(session, STATE, 0, set(), NOBODY)
+        answers = ask(session, STATE, 0, set(), nullcontext)
+        asked = answers.indices
         other = first[1] if lively == first[0] else first[0]
         assert set(asked) == {lively, other}
         assert sorted(rewards_of(answers)) == [DIFFER, AGREE]
@@ -162,7 +176,7 @@ def test_groups_are_judged_by_their_spread_and_not_by_their_mean():
     first = first_asked(4, 2)
     for there, rounds in ((HALF, 2), (DIFFER, 1), ((0.5, NAN), 2)):
         session = session_of(groups_where(first, there, DIFFER, 4), resample=2)
-        answers, _, _ = ask(session, STATE, 0, set(), NOBODY)
+        answers = ask(session, STATE, 0, set(), nullcontext)
         assert rounds_of(session) == rounds
         assert rewards_of(answers) == [DIFFER, DIFFER]
 
@@ -173,8 +187,8 @@ def test_groups_are_judged_by_what_the_objective_makes_of_their_rewards():
     def nothing(scored):
         return replace(scored, rewards_PG=jnp.zeros_like(scored.rewards_PG))
 
-    session.algorithm = replace(session.algorithm, objective=replace(dapo(), shaping=(nothing,)))
-    ask(session, STATE, 0, set(), NOBODY)
+    session = replace(session, algorithm=replace(session.algorithm, objective=replace(dapo(), shaping=(nothing,))))
+    ask(session, STATE, 0, set(), nullcontext)
     assert rounds_of(session) == 2
 
 
@@ -182,14 +196,14 @@ def test_groups_are_judged_by_the_weighted_total_of_their_rewards():
     """A part of weight zero only watches: that it differs does not make a group differ."""
     session = session_of([AGREE] * 6, resample=2)
     watched = Mix(((session.algorithm.reward, 1.0), (lambda example, response: float(response), 0.0)))
-    session.algorithm = replace(session.algorithm, reward=watched)
-    ask(session, STATE, 0, set(), NOBODY)
+    session = replace(session, algorithm=replace(session.algorithm, reward=watched))
+    ask(session, STATE, 0, set(), nullcontext)
     assert rounds_of(session) == 2
 
 
 def test_no_prompt_is_asked_twice_though_rounds_do_not_divide_the_prompts():
     session = session_of([AGREE] * 9, prompts=4, resample=2)
-    ask(session, STATE, 0, set(), NOBODY)
+    ask(session, STATE, 0, set(), nullcontext)
     lengths = [length for asked in session.algorithm.sample.asked for length in asked]
     assert len(lengths) == len(set(lengths)) == 8
 
@@ -197,7 +211,7 @@ def test_no_prompt_is_asked_twice_though_rounds_do_not_divide_the_prompts():
 @pytest.mark.parametrize("index", [0, 1, 8])
 def test_no_prompt_is_asked_twice_in_a_step(index):
     session = session_of([AGREE] * 24, prompts=4, resample=6)
-    ask(session, STATE, index, set(), NOBODY)
+    ask(session, STATE, index, set(), nullcontext)
     lengths = [length for asked in session.algorithm.sample.asked for length in asked]
     expected = session.questions.prompts.valid_PL.sum(axis=1)
     assert sorted(lengths) == sorted(expected.tolist())
@@ -213,9 +227,9 @@ def test_every_round_has_its_own_noise():
         keys.append(jax.random.key_data(key).tolist())
         return engine(policy, params, prompts, key)
 
-    session.algorithm = replace(session.algorithm, sample=listening)
-    ask(session, STATE, 0, set(), NOBODY)
-    ask(session, STATE, 1, set(), NOBODY)
+    session = replace(session, algorithm=replace(session.algorithm, sample=listening))
+    ask(session, STATE, 0, set(), nullcontext)
+    ask(session, STATE, 1, set(), nullcontext)
     assert len({tuple(key) for key in keys}) == 4
 
 
@@ -231,8 +245,9 @@ def test_merged_answers_equal_their_originals():
         rounds.append(engine(*inputs))
         return rounds[-1]
 
-    session.algorithm = replace(session.algorithm, sample=kept)
-    answers, asked, _ = ask(session, STATE, 0, set(), NOBODY)
+    session = replace(session, algorithm=replace(session.algorithm, sample=kept))
+    answers = ask(session, STATE, 0, set(), nullcontext)
+    asked = answers.indices
     widths = [rollouts.prompts.tokens_PL.shape[1] for rollouts in rounds]
     assert len(rounds) == 2 and widths[0] > widths[1]
     everything = session.questions.prompts
@@ -251,8 +266,8 @@ def test_merged_answers_equal_their_originals():
             row_L, own_L = getattr(merged.prompts, name)[place], getattr(original.prompts, name)[p]
             np.testing.assert_array_equal(row_L[-len(own_L) :], own_L)
             assert not row_L[: -len(own_L)].any()
-        assert answers.examples[place].answer == str(example)
-        assert answers.responses[place] == ["0", "1"]
+        assert answers.rewards.examples[place].answer == str(example)
+        assert answers.rewards.texts[place] == ["0", "1"]
         assert rewards_of(answers)[place] == groups[example]
     assert merged.distribution == rounds[0].distribution
 
@@ -262,11 +277,12 @@ def test_greedy_baselines_stay_with_their_prompts_when_rounds_are_merged():
     index = next(index for index in range(3) if 0 in first_asked(6, 2, index))
     session = session_of([DIFFER] * 6, resample=2)
     objective = replace(dapo(), greedy_baseline=True)
-    session.algorithm = replace(session.algorithm, objective=objective, sample_greedy=Engine(1))
-    session.algorithm = replace(session.algorithm, reward=own_number_first)
-    answers, asked, _ = ask(session, STATE, index, set(), NOBODY)
+    session = replace(session, algorithm=replace(session.algorithm, objective=objective))
+    session = replace(session, algorithm=replace(session.algorithm, reward=own_number_first))
+    answers = ask(session, STATE, index, set(), nullcontext)
+    asked = answers.indices
     assert rounds_of(session) == 2 and 0 not in asked
-    np.testing.assert_array_equal(answers.greedy_P1R[:, 0, 0], asked)
+    np.testing.assert_array_equal(answers.rewards.greedy_P1R[:, 0, 0], asked)
 
 
 def own_number_first(example: Example, response: str) -> float:
@@ -298,7 +314,7 @@ def test_retired_prompts_are_asked_in_no_round():
     retired = {0, 3, 4}
     session = session_of([AGREE] * 9, resample=10)
     questions = session.questions.prompts.valid_PL.sum(axis=1)
-    ask(session, STATE, 0, retired, NOBODY)
+    ask(session, STATE, 0, retired, nullcontext)
     asked = {length for lengths in session.algorithm.sample.asked for length in lengths}
     assert rounds_of(session) == 3
     assert asked == set(questions.tolist()) - {questions[place] for place in retired}
@@ -308,8 +324,8 @@ def test_prompts_that_made_room_for_others_have_their_mean_reward_too():
     """They are solved, so they may be retired, though nothing is learned from them."""
     first = first_asked(6, 2)
     session = session_of(groups_where(first, AGREE, DIFFER, 6), resample=10)
-    _, asked, means = ask(session, STATE, 0, set(), NOBODY)
-    assert means == dict.fromkeys(first, 1.0) | dict.fromkeys(asked, 0.5)
+    answers = ask(session, STATE, 0, set(), nullcontext)
+    assert answers.means == dict.fromkeys(first, 1.0) | dict.fromkeys(answers.indices, 0.5)
 
 
 def test_a_record_knows_who_was_retired_up_to_its_step(tmp_path):

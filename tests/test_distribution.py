@@ -18,11 +18,13 @@ from grpo_jax.rollout import Sampler
 V = 300
 ENDS = (7, 8)
 DISTRIBUTIONS = {
-    "temperature": Distribution(0.7),
+    "temperature": Distribution(temperature=0.7),
     "top-k": Distribution(top_k=12),
     "top-p": Distribution(top_p=0.8),
     "min-p": Distribution(min_p=0.1),
-    "all": Distribution(1.3, top_k=50, top_p=0.9, min_p=0.02, repetition_penalty=1.4, min_tokens=3, ends=ENDS),
+    "all": Distribution(
+        temperature=1.3, top_k=50, top_p=0.9, min_p=0.02, repetition_penalty=1.4, min_tokens=3, ends=ENDS
+    ),
     "penalty": Distribution(repetition_penalty=2.0),
     "minimum": Distribution(min_tokens=3, ends=ENDS),
 }

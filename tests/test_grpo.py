@@ -8,17 +8,20 @@ import numpy as np
 import optax
 import pytest
 
-import grpo_jax.grpo as grpo_module
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.sharding import place_prompts, weight_shardings
 from grpo_jax.distribution import Distribution
-from grpo_jax.grpo import Answers, begin, check_split, chosen_tokens, prepare, step, update
+from grpo_jax.grpo import init, prepare, step, update
+from grpo_jax.learner import microbatches as cutting
+from grpo_jax.learner import update as learning
 from grpo_jax.learner.logprobs import token_logprobs
+from grpo_jax.learner.update import check_split
 from grpo_jax.models import tiny
 from grpo_jax.objectives import dapo, dr_grpo, grpo, gspo, rloo
 from grpo_jax.optimizers import adafactor, adamw
 from grpo_jax.rollout import Sampler
+from grpo_jax.scoring import Rewards, chosen_tokens
 from grpo_jax.structs import Prompts, Rollouts
 from grpo_jax.tasks import Example
 
@@ -50,7 +53,7 @@ def build(**changes) -> Algorithm:
 
 
 def fresh(algorithm: Algorithm, params=PARAMS):
-    return begin(algorithm, jax.tree.map(jnp.copy, params))
+    return init(algorithm, jax.tree.map(jnp.copy, params))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ REWARDS_PGR = np.random.default_rng(0).uniform(size=(4, 4, 1)).astype(np.float32
 
 
 def batch_of(algorithm: Algorithm, state, rollouts: Rollouts, rewards_PGR=REWARDS_PGR):
-    return prepare(algorithm, state, Answers(rollouts, EXAMPLES, [], rewards_PGR), jax.random.key(0))
+    return prepare(algorithm, state, rollouts, Rewards(rewards_PGR), jax.random.key(0))
 
 
 def change_of(algorithm: Algorithm, rollouts: Rollouts, params=PARAMS):
@@ -86,9 +89,9 @@ OBJECTIVES = [grpo(), grpo(kl_place="reward", kl_estimator="k1"), dr_grpo(length
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=["grpo", "reward_kl", "dr_grpo", "dapo", "gspo", "rloo"])
 def test_the_gradient_does_not_depend_on_microbatches(objective, rollouts):
     whole, measured = change_of(build(objective=objective), rollouts)
-    parts, also = change_of(build(objective=objective, microbatch=2), rollouts)
+    parts, also = change_of(build(objective=objective, responses_at_once=8), rollouts)
     assert_close(whole, parts)
-    assert_close(whole, change_of(build(objective=objective, microbatch=1, group_parts=2), rollouts)[0])
+    assert_close(whole, change_of(build(objective=objective, responses_at_once=2), rollouts)[0])
     del measured["padding_frac"], also["padding_frac"]
     assert {name: float(value) for name, value in measured.items()} == pytest.approx(
         {name: float(value) for name, value in also.items()}, rel=1e-3, abs=1e-6
@@ -178,7 +181,7 @@ def test_several_minibatches_are_several_optimiser_steps(rollouts):
 def test_two_minibatches_of_plain_descent_are_two_updates_of_half_the_prompts_each(rollouts):
     algorithm = build(minibatches=2, objective=dr_grpo(length=12))
     both, _ = change_of(algorithm, rollouts)
-    batch = batch_of(algorithm, fresh(algorithm), rollouts)
+    batch = replace(batch_of(algorithm, fresh(algorithm), rollouts), metrics={})
     alone, state = build(objective=dr_grpo(length=12)), fresh(algorithm)
     for first in (0, 1):
         half = jax.tree.map(lambda a, first=first: a[first::2], batch)
@@ -243,24 +246,22 @@ def test_rewards_see_the_text_of_the_chosen_tokens():
     ("changes", "words"),
     [
         ({"minibatches": 3}, "4 prompts do not divide into 3 minibatches; choose 1, 2 or 4"),
-        ({"minibatches": 2, "microbatch": 3}, "2 prompts of a minibatch .* microbatches of 3; choose 1 or 2"),
-        ({"group_parts": 3}, "4 responses do not divide into group_parts of 3; choose 1, 2 or 4"),
     ],
 )
 def test_a_split_that_leaves_prompts_over_is_refused_with_the_choices(changes, words):
     with pytest.raises(ValueError, match=words):
-        check_split(build(**changes), 4, 4)
+        check_split(build(**changes), 4, 4, None)
 
 
 @pytest.mark.parametrize("layout", [None, Layout(2, 2, 2)])
 def test_the_second_step_compiles_nothing(layout):
     mesh = ONE if layout is None else layout.mesh()
     algorithm = build(optimizer=adamw(1e-3))
-    state = begin(algorithm, MODEL.params(mesh))
+    state = init(algorithm, MODEL.params(mesh))
     state = jax.device_put(state, weight_shardings(state, mesh))
     prompts = place_prompts(PROMPTS, mesh)
     state, _ = step(algorithm, state, prompts, EXAMPLES, jax.random.key(0))
-    programs = (grpo_module.choose, grpo_module.add_gradient, grpo_module.descend, grpo_module.part_logprobs)
+    programs = (cutting.choose, learning.add_gradient, learning.descend, learning.microbatch_logprobs)
     known = [program._cache_size() for program in programs]
     state, _ = step(algorithm, state, prompts, EXAMPLES, jax.random.key(1))
     assert [program._cache_size() for program in programs] == known
@@ -326,7 +327,7 @@ def test_an_engine_of_ten_lines_trains():
 )
 def test_smaller_moments_save_memory_and_move_every_weight(optimizer, rollouts):
     usual, small = (
-        sum(a.nbytes for a in jax.tree.leaves(begin(build(optimizer=each), PARAMS).opt_state))
+        sum(a.nbytes for a in jax.tree.leaves(init(build(optimizer=each), PARAMS).opt_state))
         for each in (adamw(), optimizer)
     )
     assert small < 0.8 * usual

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from grpo_jax.commands.train import assemble, evaluate, load_state
-from grpo_jax.config import read
+from grpo_jax.config import build, read
 from grpo_jax.devices.mesh import Layout, check_hosts
 from grpo_jax.devices.sharding import from_hosts, host_places, host_rows
 from grpo_jax.hosts import ending, meeting, store
@@ -26,7 +26,8 @@ from grpo_jax.models import tiny
 from grpo_jax.rewards import Mix
 from grpo_jax.structs import Prompts
 from grpo_jax.tasks import arithmetic
-from grpo_jax.training.progress import Progress
+from grpo_jax.training.evaluation import evaluate_questions
+from grpo_jax.training.session import assemble, first_state
 
 REWARDS = """
 import time
@@ -450,7 +451,8 @@ def test_one_host_agrees_with_itself():
 def test_held_out_prompts_that_do_not_fill_the_devices_are_all_asked_and_count_once(tmp_path):
     """Five prompts for eight devices; the answer's own value as reward tells which were asked."""
     (tmp_path / "config.yaml").write_text(CONFIG.replace('rewards: [{use: "my_rewards:evens"}]', ""))
-    session = assemble(read(tmp_path / "config.yaml", ["train.evaluate_prompts=5", "rollout.at_once=null"]))
+    parts = build(read(tmp_path / "config.yaml", ["train.evaluate_prompts=5", "rollout.at_once=null"]))
+    session = assemble(*(parts[name] for name in ("model", "task", "algorithm", "settings", "layout")))
     asked = []
 
     def value(example, response):
@@ -458,9 +460,9 @@ def test_held_out_prompts_that_do_not_fill_the_devices_are_all_asked_and_count_o
         return float(example.answer)
 
     held_out = arithmetic(operations="+", largest=9, train=64, held_out=16).held_out[:5]
-    session = replace(session, algorithm=replace(session.algorithm, reward=Mix(((value, 1.0),))))
-    means = evaluate(session, load_state(session).params, Progress(1, 0, speaks=False), 0)
-    assert means["eval/reward"] == pytest.approx(np.mean([float(example.answer) for example in held_out]))
+    algorithm = replace(session.algorithm, reward=Mix(((value, 1.0),)))
+    means = evaluate_questions(algorithm, session.held_out, first_state(session).params, 0, nullcontext)
+    assert means["reward"] == pytest.approx(np.mean([float(example.answer) for example in held_out]))
     assert len(asked) == 8 and all(example in asked for example in held_out)
 
 

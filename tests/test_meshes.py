@@ -11,8 +11,8 @@ import pytest
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import Layout
-from grpo_jax.devices.sharding import place, place_prompts, shares_of, weight_shardings
-from grpo_jax.grpo import Watch, begin, step
+from grpo_jax.devices.sharding import devices_per_group, place, place_prompts, weight_shardings
+from grpo_jax.grpo import init, prepare, sample, score, update
 from grpo_jax.models import decoder_policy, tiny
 from grpo_jax.objectives import grpo
 from grpo_jax.rollout import Sampler, stages
@@ -22,16 +22,14 @@ MODEL = tiny()
 MESHES = [(data, fsdp, 8 // data // fsdp) for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if data * fsdp <= 8]
 
 
-class Listener(Watch):
-    """Writes down what was answered, in the order of the prompts."""
-
-    def answers(self, examples, responses, rewards_PGR, advantages) -> None:
-        told = zip(examples, responses, np.asarray(rewards_PGR), np.asarray(advantages), strict=True)
-        self.rows = [
-            (example.prompt, response, rewards_R.tolist(), round(float(advantage), 3))
-            for example, group, rewards_GR, advantages_G in told
-            for response, rewards_R, advantage in zip(group, rewards_GR, advantages_G, strict=True)
-        ]
+def rows_of(rewards, advantages) -> list[tuple]:
+    """What was answered, in the order of the prompts."""
+    told = zip(rewards.examples, rewards.texts, rewards.parts_PGR, np.asarray(advantages), strict=True)
+    return [
+        (example.prompt, text, rewards_R.tolist(), round(float(advantage), 3))
+        for example, group, rewards_GR, advantages_G in told
+        for text, rewards_R, advantage in zip(group, rewards_GR, advantages_G, strict=True)
+    ]
 
 
 def evens(example: Example, response: str) -> float:
@@ -48,13 +46,16 @@ def one_step(layout: tuple[int, int, int] | None, prompts: int, **more):
     algorithm = Algorithm(MODEL.policy, sampler, MODEL.tokenizer.decode, evens, objective, optax.sgd(0.1), **more)
     params = MODEL.params(mesh)
     before = jax.tree.map(np.asarray, params)
-    state = begin(algorithm, params)
+    state = init(algorithm, params)
     state = jax.tree.map(place, state, weight_shardings(state, mesh))
     encoded = place_prompts(MODEL.tokenizer.encode_all([example.prompt for example in examples], 32), mesh)
-    listener = Listener()
-    state, metrics = step(algorithm, state, encoded, examples, jax.random.key(1), listener)
+    key = jax.random.key(1)
+    rollouts = sample(algorithm, state, encoded, examples, key)
+    rewards = score(algorithm, rollouts, examples)
+    batch = prepare(algorithm, state, rollouts, rewards, key)
+    state, metrics = update(algorithm, state, batch)
     change = jax.tree.map(lambda a, b: np.asarray(a) - b, state.params, before)
-    return listener.rows, {name: float(value) for name, value in metrics.items()}, change
+    return rows_of(rewards, batch.advantages), {name: float(value) for name, value in metrics.items()}, change
 
 
 def assert_same(one, other) -> None:
@@ -96,14 +97,14 @@ def test_sampling_keeps_logits_divided_by_vocabulary(monkeypatch):
 
 
 def test_shared_groups_may_be_learned_from_one_at_a_time_and_in_minibatches():
-    for more in ({"microbatch": 1}, {"minibatches": 2, "microbatch": 1}, {"group_parts": 2, "microbatch": 2}):
+    for more in ({"responses_at_once": 8}, {"minibatches": 2, "responses_at_once": 8}, {"responses_at_once": 2}):
         assert_same(one_step(None, 4, **more), one_step((1, 4, 2), 4, **more))
 
 
 def test_groups_are_shared_out_as_little_as_the_devices_need():
     mesh = Layout(data=1, fsdp=8).mesh()
-    assert [shares_of(prompts, 8, mesh) for prompts in (16, 8, 4, 6, 3)] == [1, 1, 2, 4, 8]
+    assert [devices_per_group(prompts, 8, mesh) for prompts in (16, 8, 4, 6, 3)] == [1, 1, 2, 4, 8]
     with pytest.raises(
         ValueError, match="multiple of 8, or the responses to each a multiple of 4; got 6 prompts and 6"
     ):
-        shares_of(6, 6, mesh)
+        devices_per_group(6, 6, mesh)

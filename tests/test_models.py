@@ -52,7 +52,14 @@ def rollouts_of(prompts: Prompts, tokens_PGT: np.ndarray, temperature: float = 1
     all_PGT = jnp.ones(tokens_PGT.shape, bool)
     nothing_PGT = jnp.zeros(tokens_PGT.shape)
     return Rollouts(
-        prompts, tokens_PGT, all_PGT, all_PGT, nothing_PGT, nothing_PGT, all_PGT[..., -1], Distribution(temperature)
+        prompts,
+        tokens_PGT,
+        all_PGT,
+        all_PGT,
+        nothing_PGT,
+        nothing_PGT,
+        all_PGT[..., -1],
+        Distribution(temperature=temperature),
     )
 
 

@@ -89,7 +89,7 @@ def test_greedy_takes_the_likeliest_token_and_is_certain_of_it():
     last_PD, _ = jax.jit(MODEL.policy.read)(PARAMS, PROMPTS)
     best_P = MODEL.policy.unembed(PARAMS, last_PD).argmax(axis=1)
     np.testing.assert_array_equal(rollouts.tokens_PGT[:, 0, 0], best_P)
-    scored_PGT, _ = score(MODEL.policy, PARAMS, replace(rollouts, distribution=Distribution(0.01)))
+    scored_PGT, _ = score(MODEL.policy, PARAMS, replace(rollouts, distribution=Distribution(temperature=0.01)))
     np.testing.assert_array_less(-0.7, scored_PGT)  # each one has at least half of a cold distribution
 
 

@@ -12,7 +12,7 @@ from grpo_jax.commands.plan.programs import find_policy
 from grpo_jax.commands.plan.topology import find_slice
 from grpo_jax.config import read
 from grpo_jax.devices.mesh import Layout, check_hosts, hosts_of
-from grpo_jax.devices.sharding import host_places, shares_of
+from grpo_jax.devices.sharding import devices_per_group, host_places
 from grpo_jax.training.overview import copy_bytes
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -105,11 +105,11 @@ def test_a_mesh_that_does_not_match_is_refused_with_the_nearest(sizes, nearest):
 def test_a_group_stays_on_one_host():
     mesh = Layout(data=1, fsdp=16).mesh(board())
     assert hosts_of(mesh) == 4
-    assert [shares_of(prompts, 8, mesh) for prompts in (16, 8, 4)] == [1, 2, 4]
+    assert [devices_per_group(prompts, 8, mesh) for prompts in (16, 8, 4)] == [1, 2, 4]
     with pytest.raises(ValueError, match=r"must be a multiple of the 4 hosts; got 6\. Choose 4 or 8 prompts"):
-        shares_of(6, 8, mesh)
+        devices_per_group(6, 8, mesh)
     with pytest.raises(ValueError, match=r"got 2\. Choose 4 prompts"):
-        shares_of(2, 16, mesh)
+        devices_per_group(2, 16, mesh)
 
 
 def test_a_process_that_controls_every_host_has_all_prompts():

@@ -10,13 +10,14 @@ import optax
 import pytest
 from jax import Array
 
-import grpo_jax.grpo as grpo_module
 from grpo_jax import objectives
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.config import ConfigError, read, render
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.sharding import place_prompts, weight_shardings
-from grpo_jax.grpo import Answers, answer, begin, learn, prepare, step, update
+from grpo_jax.grpo import init, prepare, sample, score, step, update
+from grpo_jax.learner import microbatches as cutting
+from grpo_jax.learner import update as learning
 from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import tiny
 from grpo_jax.objectives import Objective
@@ -26,6 +27,7 @@ from grpo_jax.objectives.weightings import token_mean
 from grpo_jax.optimizers import adamw
 from grpo_jax.rewards import Mix
 from grpo_jax.rollout import Sampler
+from grpo_jax.scoring import Rewards
 from grpo_jax.structs import Prompts, Rollouts, Scored, Tokens, TrainState
 from grpo_jax.tasks import Example
 from grpo_jax.training.checkpoint import Checkpoints
@@ -59,7 +61,7 @@ def build(**changes) -> Algorithm:
 
 
 def fresh(algorithm: Algorithm, params=PARAMS) -> TrainState:
-    return begin(algorithm, jax.tree.map(jnp.copy, params))
+    return init(algorithm, jax.tree.map(jnp.copy, params))
 
 
 def host(params):
@@ -85,7 +87,8 @@ REWARDS_PGR = np.random.default_rng(0).uniform(size=(4, 4, 1)).astype(np.float32
 
 def again(algorithm: Algorithm, state: TrainState, rollouts: Rollouts) -> tuple[TrainState, dict]:
     """One more update on the same answers."""
-    return learn(algorithm, state, Answers(rollouts, EXAMPLES, [], REWARDS_PGR), jax.random.key(0))
+    batch = prepare(algorithm, state, rollouts, Rewards(REWARDS_PGR), jax.random.key(0))
+    return update(algorithm, state, batch)
 
 
 @pytest.mark.parametrize("objective", [objectives.dapo(), objectives.rloo(kl=0.0)], ids=["recomputed", "current"])
@@ -211,15 +214,15 @@ def test_distillation_brings_the_policy_closer_to_its_teacher():
         optimizer=adamw(1e-2, warmup_steps=1),
         teacher=taught,
     )
-    score = jax.jit(token_logprobs, static_argnums=0)
+    logprobs = jax.jit(token_logprobs, static_argnums=0)
     state, divergences = fresh(algorithm), []
     for index in range(20):
         key = jax.random.fold_in(jax.random.key(0), index)
-        answers = answer(algorithm, state, PROMPTS, EXAMPLES, key)
-        rollouts = answers.rollouts
-        ahead_PGT = np.asarray(rollouts.logprobs_PGT - score(*taught, rollouts)[0])
+        rollouts = sample(algorithm, state, PROMPTS, EXAMPLES, key)
+        ahead_PGT = np.asarray(rollouts.logprobs_PGT - logprobs(*taught, rollouts)[0])
         divergences.append(ahead_PGT[np.asarray(rollouts.action_PGT)].mean())
-        state, metrics = learn(algorithm, state, answers, key)
+        batch = prepare(algorithm, state, rollouts, score(algorithm, rollouts, EXAMPLES), key)
+        state, metrics = update(algorithm, state, batch)
         np.testing.assert_allclose(metrics["teacher_kl"], divergences[-1], rtol=1e-2, atol=1e-3)
     assert np.mean(divergences[:2]) > 0.02
     assert np.mean(divergences[-4:]) < np.mean(divergences[:2]) / 2
@@ -231,9 +234,10 @@ def test_a_policy_that_is_its_teacher_does_not_move(rollouts):
     assert largest_change(host(state.params), host(PARAMS)) < 1e-6
 
 
-def test_a_loss_that_compares_the_responses_of_a_group_refuses_parts_of_it():
-    with pytest.raises(ValueError, match="use group_parts 1"):
-        build(objective=objectives.real(), group_parts=2)
+def test_a_loss_that_compares_the_responses_of_a_group_refuses_parts_of_it(rollouts):
+    algorithm = build(objective=objectives.real(), responses_at_once=2)
+    with pytest.raises(ValueError, match="responses_at_once must be at least the 4 responses of a group; got 2"):
+        again(algorithm, fresh(algorithm), rollouts)
 
 
 def test_distillation_without_a_teacher_is_refused():
@@ -269,21 +273,21 @@ def test_the_greedy_baseline_is_the_reward_of_the_likeliest_answer():
     algorithm = build(
         reward=checksum,
         objective=objectives.remax(),
-        sample_greedy=replace(SAMPLER, temperature=0.0, responses=1),
     )
     state = fresh(algorithm)
-    answers = answer(algorithm, state, PROMPTS, EXAMPLES, jax.random.key(0))
+    rollouts = sample(algorithm, state, PROMPTS, EXAMPLES, jax.random.key(0))
+    rewards = score(algorithm, rollouts, EXAMPLES)
     expected_P = [checksum(EXAMPLES[0], text) for text in greedy_answers(PROMPTS, T=12)]
     assert len(set(expected_P)) > 1
-    np.testing.assert_allclose(answers.greedy_P1R[:, 0, 0], expected_P, rtol=1e-6)
-    batch = prepare(algorithm, state, answers, jax.random.key(0))
-    expected_PG = answers.rewards_PGR[:, :, 0] - np.array(expected_P)[:, None]
+    np.testing.assert_allclose(rewards.greedy_P1R[:, 0, 0], expected_P, rtol=1e-6)
+    batch = prepare(algorithm, state, rollouts, rewards, jax.random.key(0))
+    expected_PG = rewards.parts_PGR[:, :, 0] - np.array(expected_P)[:, None]
     np.testing.assert_allclose(batch.advantages, expected_PG, rtol=1e-5, atol=1e-6)
 
 
 def test_a_greedy_baseline_without_a_greedy_sampler_is_refused():
-    with pytest.raises(ValueError, match="compares with greedy answers: give the algorithm sample_greedy"):
-        build(objective=objectives.remax())
+    with pytest.raises(ValueError, match="compares with greedy answers, which this engine cannot give"):
+        build(objective=objectives.remax(), sample=lambda *inputs: SAMPLER(*inputs))
 
 
 # Parts that users write.
@@ -495,12 +499,12 @@ def change_of(objective: Objective, whole: Whole, layout: Layout | None = None, 
     mesh = ONE if layout is None else layout.mesh()
     mix = Mix(((share_of_vowels, 1.0), (checksum, 0.5)))
     algorithm = build(objective=objective, reward=mix, minibatches=2, **cut)
-    state = begin(algorithm, MODEL.params(mesh))
+    state = init(algorithm, MODEL.params(mesh))
     if state.reference is not None:
         apart = jax.tree.map(lambda a: np.asarray(a) * 1.05, PARAMS)
         state = replace(state, reference=jax.device_put(apart, weight_shardings(apart, mesh)))
-    answers = Answers(place_prompts(whole.rollouts, mesh), EXAMPLES * 2, [], whole.rewards_PGR)
-    batch = prepare(algorithm, state, answers, jax.random.key(1))
+    rollouts = place_prompts(whole.rollouts, mesh)
+    batch = prepare(algorithm, state, rollouts, Rewards(whole.rewards_PGR), jax.random.key(1))
     batch = replace(batch, old_logprobs_PGT=batch.old_logprobs_PGT - place_prompts(whole.moved_PGT, mesh))
     state, _ = update(algorithm, state, batch)
     return jax.tree.map(np.subtract, host(state.params), host(PARAMS))
@@ -511,8 +515,8 @@ def test_microbatches_and_devices_change_nothing_but_rounding(name, whole):
     expected = change_of(CUT[name], whole)
     scale = largest_change(expected, jax.tree.map(np.zeros_like, expected))
     assert scale > 1e-3
-    for layout, microbatch in ((None, 1), (Layout(1, 2, 4), 2)):
-        found = change_of(CUT[name], whole, layout, microbatch=microbatch)
+    for layout in (None, Layout(1, 2, 4)):  # one prompt with its group on each device
+        found = change_of(CUT[name], whole, layout, responses_at_once=4)
         assert largest_change(found, expected) < 2e-5 * scale + 2e-7
 
 
@@ -531,10 +535,10 @@ def test_what_makes_an_objective_special_moves_the_parameters(name, whole):
 def test_what_moves_between_steps_compiles_nothing_new(objective, layout):
     mesh = ONE if layout is None else layout.mesh()
     algorithm = build(objective=objective, optimizer=adamw(1e-3))
-    state = begin(algorithm, MODEL.params(mesh))
+    state = init(algorithm, MODEL.params(mesh))
     state = jax.device_put(state, weight_shardings(state, mesh))
     prompts = place_prompts(PROMPTS, mesh)
-    programs = (grpo_module.choose, grpo_module.add_gradient, grpo_module.descend, grpo_module.part_logprobs)
+    programs = (cutting.choose, learning.add_gradient, learning.descend, learning.microbatch_logprobs)
     sizes = []
     for index in range(3):
         state, _ = step(algorithm, state, prompts, EXAMPLES, jax.random.key(index))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from grpo_jax.cli import main
-from grpo_jax.commands.train import assemble
-from grpo_jax.config import read
+from grpo_jax.config import build, read
 from grpo_jax.rollout import native
 from grpo_jax.training.order import pick
+from grpo_jax.training.session import Session, assemble
 
 CONFIG = """
 run: {name: short, root: ROOT}
@@ -20,12 +20,12 @@ rollout: {responses: 4, max_tokens: 6}
 objective: {use: grpo}
 optimizer: {learning_rate: 1e-3}
 mesh: {data: 1, fsdp: 2, tensor: 4}
-algorithm: {minibatches: 2, microbatch: 2}
+algorithm: {minibatches: 2, responses_at_once: 4}
 train: {steps: 3, prompts: 4, evaluate_every: 2, save_every: 1, max_prompt_tokens: 96}
 """
 
 
-ONE_BATCH = ("algorithm.minibatches=1", "algorithm.microbatch=null")
+ONE_BATCH = ("algorithm.minibatches=1", "algorithm.responses_at_once=null")
 
 
 @pytest.fixture
@@ -33,6 +33,11 @@ def config(tmp_path):
     path = tmp_path / "short.yaml"
     path.write_text(CONFIG.replace("ROOT", str(tmp_path / "runs")))
     return path
+
+
+def session_of(config) -> Session:
+    parts = build(config)
+    return assemble(*(parts[name] for name in ("model", "task", "algorithm", "settings", "layout")))
 
 
 def read_rows(path):
@@ -87,8 +92,8 @@ def test_a_run_directory_holds_what_was_asked_and_what_happened(config, tmp_path
         ),
         (["algorithm.minibatches=3"], "4 prompts do not divide into 3 minibatches; choose 1, 2 or 4"),
         (["train.max_prompt_tokens=20"], "train.max_prompt_tokens in a config"),
-        (["algorithm.microbatch=0"], "microbatch must be at least 1; got 0"),
-        (["algorithm.microbatch=1"], "multiple of 2 prompts; got 1. Choose 2"),
+        (["algorithm.responses_at_once=0"], "responses_at_once must be at least 1; got 0"),
+        (["algorithm.minibatches=4", "rollout.responses=3"], "got 1 prompts and 3 responses. Choose 2 prompts"),
         (["rollout.temperature=0.0"], "use one above 0"),
         (["rollout.max_tokens=1000"], "the model has 1024"),
         (["train.steps=0"], "train.steps must be at least 1; got 0"),
@@ -135,12 +140,12 @@ def test_the_order_is_a_function_of_seed_and_step():
 
 def test_memory_has_to_hold_the_prompts_of_a_step_and_not_of_the_data(config, monkeypatch):
     asked = ["task.train=160", "task.largest=99"]
-    session = assemble(read(config, asked))
+    session = session_of(read(config, asked))
     policy, sampler = session.model.policy, session.algorithm.sample
     L = session.questions.prompts.tokens_PL.shape[1]
     step, data = (native._needed_bytes(policy, P, L, sampler.responses, sampler.max_tokens, False) for P in (4, 160))
     monkeypatch.setattr(native, "free_bytes", lambda: (step + data) // 2)
-    assemble(read(config, asked))
+    session_of(read(config, asked))
     with pytest.raises(ValueError, match="4 prompts with 4 responses of 6 tokens"):
         monkeypatch.setattr(native, "free_bytes", lambda: step - 1)
-        assemble(read(config, asked))
+        session_of(read(config, asked))

@@ -125,7 +125,7 @@ def rollouts_of(action_PGT: jax.Array, prompts: Prompts, tokens_PGT: jax.Array, 
         nothing_PGT,
         nothing_PGT,
         action_PGT[..., -1],
-        Distribution(temperature),
+        Distribution(temperature=temperature),
     )
 
 

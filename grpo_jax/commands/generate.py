@@ -8,9 +8,9 @@ import jax
 from grpo_jax.config import ConfigError
 from grpo_jax.devices.cache import keep_programs
 from grpo_jax.devices.mesh import Layout
-from grpo_jax.grpo import chosen_tokens
 from grpo_jax.models import load
 from grpo_jax.rollout import Sampler
+from grpo_jax.scoring import chosen_tokens
 
 
 def run(arguments: argparse.Namespace) -> int:

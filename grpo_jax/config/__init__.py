@@ -1,5 +1,6 @@
 """YAML to calls, strictly: the only place that turns names into objects."""
 
+from grpo_jax.config.building import build
 from grpo_jax.config.reading import read
 from grpo_jax.config.rendering import render
 from grpo_jax.config.sections import SECTIONS, Call, Config, RewardPart, Section
@@ -15,6 +16,7 @@ __all__ = [
     "Parameter",
     "RewardPart",
     "Section",
+    "build",
     "parameters",
     "read",
     "render",

@@ -37,10 +37,10 @@ SECTIONS = {
     "algorithm": Section(
         "grpo_jax.algorithm",
         "Algorithm",
-        supplied=("policy", "sample", "decode", "reward", "objective", "optimizer", "sample_greedy", "teacher"),
+        supplied=("policy", "sample", "decode", "reward", "objective", "optimizer", "teacher"),
     ),
     "optimizer": Section("grpo_jax.optimizers", "adamw"),
-    "train": Section("grpo_jax.commands.train", "Train"),
+    "train": Section("grpo_jax.training.session", "Settings"),
     "mesh": Section("grpo_jax.devices.mesh", "Layout"),
     "teacher": Section("grpo_jax.models", "load", optional=True),
 }

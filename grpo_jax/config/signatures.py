@@ -62,13 +62,19 @@ def _class_parameters(definition: Definition) -> dict[str, Parameter]:
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
             return _function_parameters(statement, source, skip=1)
-    found = {}
+    found, by_keyword = {}, {}
     for base in node.bases:
         inherited = find(source.module, base.id) if isinstance(base, ast.Name) else None
         if inherited is not None and isinstance(inherited.node, ast.ClassDef):
-            found |= _class_parameters(inherited)
+            (by_keyword if _is_keyword_only(inherited.node) else found).update(_class_parameters(inherited))
     fields = (_field(statement, source) for statement in node.body if isinstance(statement, ast.AnnAssign))
-    return found | {field.name: field for field in fields if field is not None}
+    return found | {field.name: field for field in fields if field is not None} | by_keyword
+
+
+def _is_keyword_only(node: ast.ClassDef) -> bool:
+    """Whether a dataclass takes its fields by keyword alone, so that they come after all others."""
+    options = [keyword for call in node.decorator_list if isinstance(call, ast.Call) for keyword in call.keywords]
+    return any(option.arg == "kw_only" and literal(option.value) is True for option in options)
 
 
 def _field(statement: ast.AnnAssign, source: Source) -> Parameter | None:

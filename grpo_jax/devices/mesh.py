@@ -100,9 +100,12 @@ def _nearest(sizes: tuple[int, ...], devices: int) -> tuple[int, ...]:
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh that the first array of a tree is laid out on, if it is more than one device."""
-    sharding = getattr(jax.tree.leaves(tree)[0], "sharding", None)
-    return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
+    """The mesh of the first array in a tree that is laid out on more than one device; None without such an array."""
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) and sharding.mesh.size > 1:
+            return sharding.mesh
+    return None
 
 
 def on(mesh: Mesh | None) -> AbstractContextManager:

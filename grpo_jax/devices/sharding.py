@@ -80,23 +80,23 @@ def _divides(mesh: Mesh | AbstractMesh, axis: str | tuple[str, ...], size: int) 
     return parts > 1 and size % parts == 0
 
 
-def shares_of(prompts: int, responses: int, mesh: Mesh | None) -> int:
-    """Into how many shares each group is divided, so that every device has as many as the others: 1 where prompts are
-    enough. Refuses what cannot be shared out evenly.
+def devices_per_group(prompts: int, responses: int, mesh: Mesh | None) -> int:
+    """Over how many devices each group is spread, so that every device has as many responses as the others: 1 where
+    there are enough prompts. Refuses what cannot be spread evenly.
     """
-    parts = 1 if mesh is None else prompt_parts(mesh)
-    shares, hosts = parts // math.gcd(prompts, parts), hosts_of(mesh)
-    if shares > 1 and prompts % hosts:
+    shards = 1 if mesh is None else prompt_parts(mesh)
+    spread, hosts = shards // math.gcd(prompts, shards), hosts_of(mesh)
+    if spread > 1 and prompts % hosts:
         raise ValueError(
             f"A group stays on one host, so prompts must be a multiple of the {hosts} hosts; got {prompts}."
             f" Choose {' or '.join(str(n * hosts) for n in (prompts // hosts, prompts // hosts + 1) if n)} prompts."
         )
-    if responses % shares == 0:
-        return shares
-    nearest = sorted({max(prompts // parts, 1) * parts, (prompts // parts + 1) * parts})
+    if responses % spread == 0:
+        return spread
+    nearest = sorted({max(prompts // shards, 1) * shards, (prompts // shards + 1) * shards})
     raise ValueError(
-        f"The devices share prompts, or the responses to each, in {parts} equal parts: their number must be a multiple"
-        f" of {parts}, or the responses to each a multiple of {shares}; got {prompts} prompts and {responses}"
+        f"The devices share prompts, or the responses to each, in {shards} equal parts: their number must be a multiple"
+        f" of {shards}, or the responses to each a multiple of {spread}; got {prompts} prompts and {responses}"
         f" responses. Choose {' or '.join(map(str, nearest))} prompts."
     )
 
@@ -128,9 +128,13 @@ def _host_rows(mesh: Mesh) -> list[int]:
 
 
 def host_places(mesh: Mesh | None, P: int) -> np.ndarray:
-    """Which of P prompts are on this host."""
-    place_P = np.arange(P)
-    return place_P if mesh is None else place_P.reshape(prompt_parts(mesh), -1)[_host_rows(mesh)].reshape(-1)
+    """The indices, of P prompts, of those whose responses this host samples and scores."""
+    if mesh is None:
+        return np.arange(P)
+    shards = prompt_parts(mesh)
+    spread = shards // math.gcd(P, shards)
+    rows = np.arange(P * spread).reshape(shards, -1)[_host_rows(mesh)].reshape(-1)
+    return np.unique(rows // spread)
 
 
 def on_host(tree: Any) -> Any:
@@ -154,14 +158,16 @@ def on_host(tree: Any) -> Any:
 
 
 def from_hosts(own: np.ndarray, mesh: Mesh | None) -> Array:
-    """One array of all prompts, of what each host has for its own."""
+    """One array of all prompts, made of what each host has: divided by prompts where they divide, else replicated."""
     if mesh is None:
         return jax.numpy.asarray(own)
-    sharding = NamedSharding(mesh, PROMPTS)
+    P = own.shape[0] * prompt_parts(mesh) // len(_host_rows(mesh))
+    sharding = fit(PROMPTS, (P, *own.shape[1:]), mesh)
     if jax.process_count() == 1:
         return jax.device_put(own, sharding)
-    P = own.shape[0] // len(_host_rows(mesh)) * prompt_parts(mesh)
-    first = {place: row for row, place in enumerate(host_places(mesh, P).tolist())}
+    if sharding.is_fully_replicated:
+        return place(_gathered(own, mesh), sharding)
+    first = {index: row for row, index in enumerate(host_places(mesh, P).tolist())}
 
     def rows(index: tuple[slice, ...]) -> np.ndarray:
         start, stop, _ = index[0].indices(P)
@@ -170,10 +176,19 @@ def from_hosts(own: np.ndarray, mesh: Mesh | None) -> Array:
     return jax.make_array_from_callback((P, *own.shape[1:]), sharding, rows)
 
 
+def _gathered(own: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """What all hosts have, in the order of their prompts."""
+    gathered = multihost_utils.process_allgather(own)
+    order = dict.fromkeys(device.process_index for device in mesh.devices.flat)
+    return np.concatenate([gathered[process] for process in order])
+
+
 def host_rows(array: Array | np.ndarray) -> np.ndarray:
-    """What this host holds of an array that is divided by prompts, in their order."""
+    """What belongs to this host's prompts, in their order, of an array whose first axis is P."""
     if isinstance(array, np.ndarray) or array.is_fully_addressable:
         return np.asarray(array)
+    if array.is_fully_replicated:
+        return np.asarray(array)[host_places(array.sharding.mesh, array.shape[0])]
     rows = {shard.index[0].indices(array.shape[0])[0]: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
 
@@ -200,3 +215,11 @@ def free_bytes() -> int:
     if all(stats) and all("bytes_limit" in stat for stat in stats):
         return sum(stat["bytes_limit"] - stat["bytes_in_use"] for stat in stats)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def device_memory() -> int:
+    """How many bytes one device can hold in all. CPU devices share the memory of the machine."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()

@@ -1,9 +1,12 @@
-"""Cutting a batch into parts that are computed one after the other, and putting what they give together again.
+"""Cutting a batch into microbatches, and putting what they give together again.
 
-What is cut are tokens, masks and a number for each token: small arrays, wherever they live.
+A user says how many responses a device learns from at once, and everything else follows: each microbatch has the same
+number of prompts on every device. Where there are fewer prompts than devices, a group is spread over several devices,
+each of which reads the prompt; where one group is more than a device may learn from at once, it is split in turn.
+What is cut are tokens, masks and numbers for each token: small arrays, wherever they live.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,91 +17,100 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grpo_jax.devices.mesh import prompt_parts
-from grpo_jax.devices.sharding import PROMPTS, fit
-from grpo_jax.learner.packing import Part, divide
-from grpo_jax.structs import Batch, Prompts, Rollouts
+from grpo_jax.devices.sharding import PROMPTS, devices_per_group, fit
+from grpo_jax.learner.packing import Microbatch, divide
+from grpo_jax.structs import Prompts, Rollouts
 
-EVERYWHERE = PartitionSpec()
+REPLICATED = PartitionSpec()
 
 
-def arrange(
-    rollouts: Rollouts, minibatches: int, microbatch: int | None, group_parts: int, mesh: Mesh | None
-) -> list[list[Part]]:
-    """The parts of each minibatch. Minibatches are dealt like cards, so that each has prompts of every device."""
-    P, _, T = rollouts.tokens_PGT.shape
-    shares = rollouts.shares
+@dataclass(frozen=True)
+class Cut:
+    """How minibatches are cut.
+
+    A group is spread over `spread` devices, as so many rows with a part of its responses each. A microbatch has `rows`
+    such rows over all devices, and 1 / `splits` of the responses in each.
+    """
+
+    spread: int
+    rows: int
+    splits: int
+
+
+def cut(P: int, G: int, minibatches: int, responses_at_once: int | None, mesh: Mesh | None) -> Cut:
+    """The largest microbatches in which no device learns from more than so many responses; None sets no bound."""
+    shards = 1 if mesh is None else prompt_parts(mesh)
+    spread = devices_per_group(P // minibatches, G, mesh)
+    rows, each = P // minibatches * spread // shards, G // spread  # of each device
+    bound = rows * each if responses_at_once is None else max(responses_at_once, 1)
+    at_once = max([n for n in _divisors(rows) if n * each <= bound], default=1)
+    splits = min(n for n in _divisors(each) if each // n <= bound)
+    return Cut(spread, at_once * shards, splits)
+
+
+def check_cut(P: int, G: int | None, minibatches: int, mesh: Mesh | None) -> None:
+    """Refuses minibatches that do not divide the prompts, or that the devices could not share evenly."""
+    if P % minibatches:
+        *most, last = map(str, _divisors(P))
+        choices = f"{', '.join(most)} or {last}" if most else last
+        raise ValueError(f"{P} prompts do not divide into {minibatches} minibatches; choose {choices}.")
+    if G is not None:
+        devices_per_group(P // minibatches, G, mesh)
+
+
+def arrange(rollouts: Rollouts, minibatches: int, how: Cut, mesh: Mesh | None) -> list[list[Microbatch]]:
+    """The microbatches of each minibatch. A minibatch takes every n-th prompt, to have some on every device."""
+    P, G, T = rollouts.tokens_PGT.shape
     length_PG = np.asarray(lengths(rollouts.valid_PGT | rollouts.action_PGT, mesh))
+    length_rg = length_PG.reshape(P * how.spread, G // how.spread)
     shards = 1 if mesh is None else prompt_parts(mesh)
     arranged = []
     for minibatch in range(minibatches):
-        place_P = np.arange(P).reshape(-1, shares)[minibatch::minibatches].reshape(-1)
-        at_once = len(place_P) if microbatch is None else microbatch * shares
-        parts = divide(length_PG[place_P], T, at_once, group_parts, shards)
-        arranged.append([replace(part, place_p=place_P[part.place_p]) for part in parts])
+        row_r = np.arange(P * how.spread).reshape(P, how.spread)[minibatch::minibatches].reshape(-1)
+        found = divide(length_rg[row_r], T, how.rows, how.splits, shards)
+        arranged.append([_of_prompts(row_r[each.index_p], each, how.spread, G) for each in found])
     return arranged
+
+
+def _of_prompts(row_r: np.ndarray, found: Microbatch, spread: int, G: int) -> Microbatch:
+    """A microbatch of rows, each a part of a group, by the prompts and responses that the rows stand for."""
+    index_p, part_r = np.divmod(row_r, spread)
+    return Microbatch(index_p, found.index_pg + part_r[:, None] * (G // spread), found.slots_PBW)
 
 
 @partial(jax.jit, static_argnames="mesh")
 def lengths(used_PGT: Array, mesh: Mesh | None) -> Array:
     """Tokens of each response up to the last that is used, on every device."""
-    place_11T = jnp.arange(1, used_PGT.shape[2] + 1)[None, None]
-    length_PG = jnp.max(jnp.where(used_PGT, place_11T, 0), axis=2)
-    return length_PG if mesh is None else jax.lax.with_sharding_constraint(length_PG, NamedSharding(mesh, EVERYWHERE))
+    count_11T = jnp.arange(1, used_PGT.shape[2] + 1)[None, None]
+    length_PG = jnp.max(jnp.where(used_PGT, count_11T, 0), axis=2)
+    return length_PG if mesh is None else jax.lax.with_sharding_constraint(length_PG, NamedSharding(mesh, REPLICATED))
 
 
 @partial(jax.jit, static_argnames="mesh")
-def choose(tree: Any, place_p: Array, place_pg: Array, mesh: Mesh | None) -> Any:
-    """A batch or rollouts of some prompts and some responses of each, by their places. Coefficients are for all."""
+def choose(tree: Any, index_p: Array, index_pg: Array, mesh: Mesh | None) -> Any:
+    """Some prompts of a batch or of rollouts, and some responses of each. Scalars and coefficients stay as they are."""
 
-    def take(tree: Any) -> Any:
-        if isinstance(tree, Prompts):
-            return jax.tree.map(lambda a_PL: a_PL[place_p], tree)
-        return tree[place_p[:, None], place_pg] if tree.ndim > 1 else tree
+    def take(node: Any) -> Any:
+        if isinstance(node, Prompts):
+            return jax.tree.map(lambda a_PL: a_PL[index_p], node)
+        return node[index_p[:, None], index_pg] if node.ndim > 1 else node
 
     chosen = jax.tree.map(take, tree, is_leaf=lambda node: isinstance(node, Prompts))
     if mesh is None:
         return chosen
 
-    def pin(a: Array) -> Array:
+    def divide_by_prompts(a: Array) -> Array:
         return jax.lax.with_sharding_constraint(a, fit(PROMPTS, a.shape, mesh)) if a.ndim > 1 else a
 
-    return jax.tree.map(pin, chosen)
+    return jax.tree.map(divide_by_prompts, chosen)
 
 
-@partial(jax.jit, static_argnames="shares")
-def joined(tree: Any, shares: int) -> Any:
-    """Rollouts, or arrays that belong to them, with the shares of each group put together."""
-
-    def join(a: Array) -> Array:
-        return a.reshape(-1, shares * a.shape[1], *a.shape[2:])
-
-    def of_rollouts(node: Any) -> Any:
-        if not isinstance(node, Rollouts):
-            return join(node)
-        prompts = jax.tree.map(lambda a_PL: a_PL[::shares], node.prompts)
-        return replace(jax.tree.map(join, replace(node, prompts=None)), prompts=prompts, shares=1)
-
-    return jax.tree.map(of_rollouts, tree, is_leaf=lambda node: isinstance(node, Rollouts))
+@partial(jax.jit, static_argnames="mesh", donate_argnames="all_PGT")
+def put(all_PGT: Array, index_p: Array, index_pg: Array, some_pgT: Array, mesh: Mesh | None) -> Array:
+    """The values of a microbatch where they belong in the batch."""
+    all_PGT = all_PGT.at[index_p[:, None], index_pg].set(some_pgT)
+    return all_PGT if mesh is None else jax.lax.with_sharding_constraint(all_PGT, fit(PROMPTS, all_PGT.shape, mesh))
 
 
-@partial(jax.jit, static_argnames=("shares", "mesh"))
-def shared_out(batch: Batch, shares: int, mesh: Mesh | None) -> Batch:
-    """A batch with each group divided again into shares, which are rows of their own."""
-
-    def divide(node: Any) -> Any:
-        if isinstance(node, Prompts):
-            return jax.tree.map(lambda a_PL: jnp.repeat(a_PL, shares, axis=0), node)
-        return node.reshape(-1, node.shape[1] // shares, *node.shape[2:]) if node.ndim > 1 else node
-
-    def pin(a: Array) -> Array:
-        laid_out = mesh is not None and a.ndim > 1
-        return jax.lax.with_sharding_constraint(a, fit(PROMPTS, a.shape, mesh)) if laid_out else a
-
-    divided = jax.tree.map(divide, batch, is_leaf=lambda node: isinstance(node, Prompts))
-    return jax.tree.map(pin, replace(divided, rollouts=replace(divided.rollouts, shares=shares)))
-
-
-@partial(jax.jit, donate_argnames="all_PGT")
-def put(all_PGT: Array, place_p: Array, place_pg: Array, some_pgT: Array) -> Array:
-    """Values of a part where they belong."""
-    return all_PGT.at[place_p[:, None], place_pg].set(some_pgT)
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

@@ -1,5 +1,6 @@
-"""Engines: callables `sample(policy, params, prompts, key) -> Rollouts`."""
+"""Engines, which answer prompts: the protocol, and the package's own sampler."""
 
+from grpo_jax.rollout.engine import Engine, as_engine
 from grpo_jax.rollout.native import Sampler, programs
 
-__all__ = ["Sampler", "programs"]
+__all__ = ["Engine", "Sampler", "as_engine", "programs"]

@@ -7,7 +7,7 @@ written down and make room, so that neither they nor an empty cache are paid for
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -20,15 +20,15 @@ from jax.sharding import Mesh
 from grpo_jax.devices.mesh import mesh_of, on, prompt_parts
 from grpo_jax.devices.sharding import (
     PROMPTS,
+    devices_per_group,
     fit,
     free_bytes,
     from_hosts,
     host_places,
     on_host,
     serving_shardings,
-    shares_of,
 )
-from grpo_jax.distribution import Distribution
+from grpo_jax.distribution import Distribution, SamplingSettings
 from grpo_jax.rollout import stages
 from grpo_jax.rollout.ledger import Ledger
 from grpo_jax.rollout.sizes import next_ring, next_shape, prefix_length, ring_lengths, row_shapes, seat
@@ -38,24 +38,19 @@ STOP_TOKENS = 16  # between two looks at the text for a stop string
 
 
 @dataclass(frozen=True)
-class Sampler:
+class Sampler(SamplingSettings):
     """Answers each prompt `responses` times, until one of `ends`, a text in `stop`, or `max_tokens`."""
 
     ends: tuple[int, ...]
     responses: int = 8
     max_tokens: int = 256
-    temperature: float = 1.0  # 0 is greedy
-    top_k: int = 0  # so many likeliest tokens; 0: all
-    top_p: float = 1.0  # the fewest likeliest tokens with this much probability
-    min_p: float = 0.0  # tokens at least this likely, next to the likeliest
-    repetition_penalty: float = 1.0  # 1 is none
-    min_tokens: int = 0  # none of `ends` before so many tokens
     stop: tuple[str, ...] = ()  # texts that end a response, whatever its length
     at_once: int | None = None  # prompts held at once, others wait until rows end; null: all
     int8_cache: bool = False  # keys and values in half the memory of bfloat16; log-probs change a little
     decode: Callable[[Sequence[int]], str] | None = None  # the tokenizer's, to look for stop strings
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.ends:
             raise ValueError("No end token is known, so no response could end: name at least one in `ends`.")
         if self.responses < 1 or self.max_tokens < 1:
@@ -66,45 +61,51 @@ class Sampler:
             raise ValueError("Stop strings are looked for in text: give the sampler the tokenizer's `decode`.")
         if self.at_once is not None and self.at_once < 1:
             raise ValueError(f"at_once must be at least 1; got {self.at_once}.")
-        _ = self.distribution
 
     @cached_property
     def distribution(self) -> Distribution:
         """What the tokens are drawn from."""
-        return Distribution(
-            self.temperature,
-            self.top_k,
-            self.top_p,
-            self.min_p,
-            self.repetition_penalty,
-            self.min_tokens,
-            self.ends,
-        )
+        shared = {field.name: getattr(self, field.name) for field in fields(SamplingSettings)}
+        return Distribution(ends=self.ends, **shared)
 
-    def __call__(self, policy: Policy, params: Params, prompts: Prompts, key: Array) -> Rollouts:
+    def __call__(
+        self, policy: Policy, params: Params, prompts: Prompts, key: Array, examples: Sequence[Any] = ()
+    ) -> Rollouts:
+        """`responses` responses to each prompt. Where prompts are fewer than devices, groups are spread over them."""
         mesh, (P, G) = mesh_of(prompts), (len(prompts.tokens_PL), self.responses)
-        shares = shares_of(P, G, mesh)
-        key_PG = _row_keys(key, P, G).reshape(P * shares, -1)
-        prompts = prompts if shares == 1 else _repeated(prompts, shares, mesh)
-        sampler = replace(self, responses=G // shares, at_once=self.at_once and self.at_once * shares)
-        sampler.check_room(policy, prompts)
-        served, own = _serve(policy, params), prompts
+        spread = devices_per_group(P, G, mesh)
+        key_PG = _row_keys(key, P, G).reshape(P * spread, -1)
+        divided = prompts if spread == 1 else _repeated(prompts, spread, mesh)
+        sampler = replace(self, responses=G // spread, at_once=self.at_once and self.at_once * spread)
+        sampler.check_room(policy, divided)
+        served, own = _serve(policy, params), divided
         if mesh is not None and jax.process_count() > 1:  # each host answers its own prompts, and waits for no other
-            served, own = on_host((served, prompts))
-            key_PG, params = key_PG[host_places(mesh, P * shares)], served
+            served, own = on_host((served, divided))
+            index_p = host_places(mesh, P * spread)
+            key_PG, params = key_PG[index_p], served
             sampler = replace(sampler, at_once=sampler.at_once and -(-sampler.at_once // jax.process_count()))
         ledger = _Sampling(sampler, policy, params, served, own, key_PG).ledger_of_all()
         action_PGT = ledger.action_PGT
-        scores = (ledger.logprobs_PGT, ledger.entropy_PGT, ledger.ended_PG)
-        placed = [from_hosts(a, mesh) for a in (ledger.tokens_PGT, action_PGT, action_PGT, *scores)]
-        return Rollouts(prompts, *placed, distribution=self.distribution, shares=shares)
+        arrays = (ledger.tokens_PGT, action_PGT, action_PGT, ledger.logprobs_PGT, ledger.entropy_PGT, ledger.ended_PG)
+        placed = [from_hosts(a.reshape(-1, G, *a.shape[2:]), mesh) for a in arrays]
+        return Rollouts(prompts, *placed, distribution=self.distribution)
 
-    def with_room(self, policy: Policy, prompts: Prompts, parts: int) -> "Sampler":
-        """This sampler, holding as few prompts at once as the memory asks for; `parts` is how many share them."""
+    def greedy(self) -> "Sampler":
+        """The same sampler, giving the one likeliest answer."""
+        return replace(self, temperature=0.0, responses=1)
+
+    def check(self, policy: Policy, prompts: Prompts) -> None:
+        """Refuses prompts without room for responses, and greedy groups, whose responses would all be the same."""
+        self.check_room(policy, prompts)
+        if self.temperature == 0:
+            raise ValueError("rollout.temperature 0 gives every response of a group the same tokens: use one above 0.")
+
+    def with_room(self, policy: Policy, prompts: Prompts, multiple: int) -> "Sampler":
+        """This sampler, holding only as many prompts at once as memory allows, in a multiple of so many."""
         P = len(prompts.tokens_PL)
         at_once = P if self.at_once is None else min(P, self.at_once)
-        while at_once > parts and self._needed(policy, at_once, prompts) > free_bytes():
-            at_once = max(parts, at_once // 2)
+        while at_once > multiple and self._needed(policy, at_once, prompts) > free_bytes():
+            at_once = max(multiple, at_once // 2)
         return replace(self, at_once=None if at_once == P else at_once)
 
     def check_room(self, policy: Policy, prompts: Prompts) -> None:
@@ -294,12 +295,12 @@ def _program(kind: str, sizes: tuple[int, ...], *shared: Any) -> None:  # cached
         logging.getLogger("grpo_jax").info("compiling the sampler: %d x %d rows, %d positions", *sizes)
 
 
-@partial(jax.jit, static_argnames=("shares", "mesh"))
-def _repeated(prompts: Prompts, shares: int, mesh: Mesh) -> Prompts:
-    """Each prompt as often as its group has shares, divided over the devices."""
+@partial(jax.jit, static_argnames=("spread", "mesh"))
+def _repeated(prompts: Prompts, spread: int, mesh: Mesh) -> Prompts:
+    """Each prompt once for every device that its group is spread over."""
 
     def repeat(a_PL: Array) -> Array:
-        a_PL = jnp.repeat(a_PL, shares, axis=0)
+        a_PL = jnp.repeat(a_PL, spread, axis=0)
         return jax.lax.with_sharding_constraint(a_PL, fit(PROMPTS, a_PL.shape, mesh))
 
     return jax.tree.map(repeat, prompts)

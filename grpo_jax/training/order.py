@@ -1,24 +1,32 @@
-"""Which examples a step sees: a pure function of seed, step and what is left out, so no position has to be saved."""
+"""Which examples a step sees, and its randomness: functions of seed and step, so no position has to be saved."""
 
 from collections.abc import Collection
 
+import jax
 import numpy as np
+from jax import Array
 
 
-def pick(seed: int, step: int, prompts: int, examples: int, without: Collection[int] = (), turn: int = 0) -> list[int]:
+def step_key(seed: int, step: int, round: int = 0) -> Array:
+    """The random key of a step, and of each further round of sampling in it."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.random.fold_in(key, round) if round else key
+
+
+def pick(seed: int, step: int, prompts: int, examples: int, without: Collection[int] = (), round: int = 0) -> list[int]:
     """Indices of the examples of a step: each pass over the data is one permutation, and as long as `without` stays the
     same, no pass skips any.
 
-    `without` are examples that are not asked any more. Later turns of a step draw from what its earlier ones left.
+    `without` are examples that are not asked any more. Later rounds of a step draw from what its earlier ones left.
     """
     left = np.setdiff1d(np.arange(examples), np.fromiter(without, int, len(without)))
     if len(left) < prompts and len(without):
         raise ValueError(f"{prompts} prompts are asked in a step, and only {len(left)} of {examples} are left to ask.")
-    if turn:
-        return left[np.random.default_rng([seed, step, turn]).permutation(len(left))[:prompts]].tolist()
-    places = np.arange(step * prompts, (step + 1) * prompts)
-    epochs = {epoch: _shuffled(seed, epoch, len(left)) for epoch in set((places // len(left)).tolist())}
-    return [int(left[epochs[place // len(left)][place % len(left)]]) for place in places.tolist()]
+    if round:
+        return left[np.random.default_rng([seed, step, round]).permutation(len(left))[:prompts]].tolist()
+    positions = np.arange(step * prompts, (step + 1) * prompts)
+    epochs = {epoch: _shuffled(seed, epoch, len(left)) for epoch in set((positions // len(left)).tolist())}
+    return [int(left[epochs[index // len(left)][index % len(left)]]) for index in positions.tolist()]
 
 
 def _shuffled(seed: int, epoch: int, examples: int) -> np.ndarray:

@@ -7,26 +7,35 @@ import jax
 from jax.sharding import Mesh
 
 from grpo_jax.devices.mesh import prompt_parts
-from grpo_jax.devices.sharding import serving_shardings, shares_of
+from grpo_jax.devices.sharding import devices_per_group, serving_shardings
 from grpo_jax.structs import Policy, TrainState
 
 
-def table(mesh: Mesh, hosts: int, policy: Policy, state: TrainState, prompts: int, responses: int) -> str:
+def table(mesh: Mesh, hosts: int, policy: Policy, state: TrainState, prompts: int, responses: int | None) -> str:
     """A line for each kind of array: which axes of the mesh divide it, and how much of it a device has."""
     copy = jax.eval_shape(policy.serve, policy.shapes)
     copy = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), copy, serving_shardings(copy, mesh)
     )
-    shares, parts = shares_of(prompts, responses, mesh), prompt_parts(mesh)
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    each = f"{prompts // parts} prompt(s)" if shares == 1 else f"{prompts * shares // parts} share(s) of a group"
     lines = {
         "mesh": f"{shape}: {mesh.size} device(s) on {hosts} host(s)",
         "weights and optimiser": f"{_divided(mesh, 'fsdp', 'tensor')}, {gigabytes(state)} a device",
         "copy for sampling": f"{_divided(mesh, 'tensor')}, {gigabytes(copy)} a device",
-        "prompts of a step": f"{_divided(mesh, 'data', 'fsdp')}, {each} of {responses // shares} responses a device",
+        "prompts of a step": f"{_divided(mesh, 'data', 'fsdp')}, {_on_each(mesh, prompts, responses)} a device",
     }
     return "\n".join(f"{name:<23}{text}" for name, text in lines.items())
+
+
+def _on_each(mesh: Mesh, prompts: int, responses: int | None) -> str:
+    """What each device has of the prompts and their responses, where it is known how many there are."""
+    shards = prompt_parts(mesh)
+    if responses is None:
+        return f"{prompts / shards:g} prompt(s)"
+    spread = devices_per_group(prompts, responses, mesh)
+    if spread == 1:
+        return f"{prompts // shards} prompt(s) of {responses} responses"
+    return f"{prompts * spread // shards} part(s) of a group, of {responses // spread} responses"
 
 
 def _divided(mesh: Mesh, *axes: str) -> str:

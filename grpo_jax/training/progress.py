@@ -3,14 +3,11 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import jax
-
-from grpo_jax.grpo import Watch
-from grpo_jax.tasks import Example
 
 COMPILES = {"sampling", "learning", "evaluating"}
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -35,8 +32,8 @@ class Announcements(logging.Handler):
         self.say(record.getMessage())
 
 
-class Progress(Watch):
-    """Times the phases of every step. On a terminal the present phase is shown; a log gets finished lines only."""
+class Progress:
+    """Times the phases of every step. A terminal shows the current phase; a log gets finished lines only."""
 
     def __init__(self, steps: int, done: int, speaks: bool = True):
         self.steps, self.done, self.speaks = steps, done, speaks
@@ -44,7 +41,6 @@ class Progress(Watch):
         self.durations: list[float] = []
         self.seen: set[str] = set()
         self.compiled = 0.0
-        self.answered: tuple = ()
         self.begun = time.monotonic()
         self.live = speaks and sys.stdout.isatty()
         jax.monitoring.register_event_duration_secs_listener(self._heard)
@@ -56,7 +52,7 @@ class Progress(Watch):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times what happens inside, all of its turns in one step together, and says that it happens."""
+        """Times what happens inside, and says that it happens. A step's times of the same phase add up."""
         new = name not in self.seen
         self.seen.add(name)
         self._show(
@@ -72,10 +68,6 @@ class Progress(Watch):
         yield
         self.times[name] = self.times.get(name, 0.0) + time.monotonic() - begun
         self._show("")
-
-    def answers(self, examples: Sequence[Example], responses: Sequence[Sequence[str]], rewards_PGR, advantages) -> None:
-        """Keeps the answers of the step for whoever writes them down."""
-        self.answered = (examples, responses, rewards_PGR, advantages)
 
     def finish_step(self, metrics: dict[str, float]) -> dict[str, float]:
         """Prints the line of a step and gives its times in seconds; `time/compile` is part of the phases."""

@@ -18,6 +18,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+CONFIG, METRICS, RETIRED = "config.yaml", "metrics.jsonl", "retired.jsonl"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -55,6 +57,35 @@ class Run:
         return Path(self.root).expanduser() / (self.name if number == 1 else f"{self.name}-{number}")
 
 
+class RunDirectory:
+    """Reads what a run has left on disk."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The metrics of each step, in order; step 0 is the evaluation before the first one."""
+        return _read(self.path / METRICS)
+
+    def column(self, name: str) -> tuple[list[int], list[float]]:
+        """The steps in which a metric was measured, and its values."""
+        known = [(row["step"], row[name]) for row in self.metrics() if row.get(name) is not None]
+        return [step for step, _ in known], [value for _, value in known]
+
+    def answers(self, step: int) -> list[dict[str, Any]]:
+        """Every answer of a step with its rewards and advantage, from the files of all hosts."""
+        files = sorted((self.path / "completions").glob(f"step_{step:06d}*.jsonl"))
+        return [row for file in files for row in _read(file)]
+
+    def retired(self) -> list[dict[str, Any]]:
+        """The indices of the examples that a step found solved, one row for each such step."""
+        return _read(self.path / RETIRED)
+
+    def config(self) -> str:
+        """The text of config.yaml: every setting, and where it came from."""
+        return (self.path / CONFIG).read_text()
+
+
 class Record:
     """Writes what happens into a run directory, after `step` steps that are already there.
 
@@ -62,13 +93,11 @@ class Record:
     """
 
     def __init__(self, path: Path, step: int = 0, writes: bool = True):
+        found = RunDirectory(path)
         self.path, self.writes = path, writes
-        self.file = path / "metrics.jsonl"
-        rows = map(json.loads, self.file.read_text().splitlines()) if self.file.exists() else ()
-        self.history = [row for row in rows if row["step"] <= step]
-        self.solved = path / "retired.jsonl"
-        lines = map(json.loads, self.solved.read_text().splitlines()) if self.solved.exists() else ()
-        kept = [row for row in lines if row["step"] <= step]
+        self.file, self.solved = path / METRICS, path / RETIRED
+        self.history = [row for row in found.metrics() if row["step"] <= step]
+        kept = [row for row in found.retired() if row["step"] <= step]
         self.retired = [index for row in kept for index in row["examples"]]
         self.events = None
         if writes:
@@ -77,12 +106,17 @@ class Record:
                 _replace(self.solved, kept)
             self.events = SummaryWriter(str(path / "events"), purge_step=step + 1)
 
+    def write_config(self, text: str) -> None:
+        """Keeps the text of a config; a run that was started from Python may have none."""
+        if text:
+            (self.path / CONFIG).write_text(text)
+
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of numbers; a number that is not finite is written as null, which JSON has."""
         numbers = {name: float(value) for name, value in metrics.items()}
         finite = {"step": step} | {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self.history.append(finite)
-        if not self.writes:
+        if self.events is None:
             return
         with self.file.open("a") as file:
             file.write(json.dumps(finite) + "\n")
@@ -91,7 +125,7 @@ class Record:
         self.events.flush()
 
     def retire(self, step: int, examples: Sequence[int]) -> None:
-        """One line of the places of training examples that are not asked any more."""
+        """One line with the indices of training examples that are not asked any more."""
         if examples and self.writes:
             with self.solved.open("a") as file:
                 file.write(json.dumps({"step": step, "examples": list(examples)}) + "\n")
@@ -108,6 +142,10 @@ class Record:
         """Writes what is still waiting."""
         if self.events is not None:
             self.events.close()
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def _replace(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -16,7 +16,9 @@ from grpo_jax.commands.bench.rollout import build_sampler
 from grpo_jax.commands.bench.roof import matmul_rate
 from grpo_jax.devices.mesh import mesh_of
 from grpo_jax.devices.sharding import place_prompts, weight_shardings
-from grpo_jax.grpo import begin, check_split, step, update
+from grpo_jax.grpo import init, step
+from grpo_jax.learner import learn
+from grpo_jax.learner.update import check_split
 from grpo_jax.models import Shape
 from grpo_jax.objectives import scored_of, verifiable
 from grpo_jax.optimizers import adamw
@@ -26,7 +28,7 @@ from grpo_jax.structs import Rollouts, Scored, TrainState
 
 def check(arguments: argparse.Namespace, subject: Subject) -> None:
     """Refuses what the model has no positions for, and microbatches that do not divide."""
-    check_split(build_algorithm(arguments, subject), arguments.prompts, arguments.responses)
+    check_split(build_algorithm(arguments, subject), arguments.prompts, arguments.responses, mesh_of(subject.params))
     length = arguments.prompt_tokens + arguments.response_tokens
     if length > subject.policy.max_positions:
         raise ValueError(
@@ -40,7 +42,7 @@ def measure(arguments: argparse.Namespace, subject: Subject) -> tuple[dict[str, 
     before = matmul_rate(subject.kind)
     print(f"matrix product {before / 1e9:.0f} GFLOP/s; compiling and learning ...", flush=True)
     algorithm = build_algorithm(arguments, subject)
-    state = begin(algorithm, subject.params)
+    state = init(algorithm, subject.params)
     mesh = mesh_of(subject.params)
     if mesh is not None:
         state = jax.device_put(state, weight_shardings(state, mesh))
@@ -66,7 +68,9 @@ def build_algorithm(arguments: argparse.Namespace, subject: Subject) -> Algorith
     sampler = build_sampler(arguments, subject.shape)
     optimizer = adamw(learning_rate=1e-12, warmup_steps=0)  # every run learns the same, so none compiles a new size
     objective = replace(verifiable(), shaping=())
-    return Algorithm(subject.policy, sampler, str, reward, objective, optimizer, microbatch=arguments.microbatch)
+    return Algorithm(
+        subject.policy, sampler, str, reward, objective, optimizer, responses_at_once=arguments.responses_at_once
+    )
 
 
 def random_answers(arguments: argparse.Namespace, subject: Subject, algorithm: Algorithm) -> tuple[Rollouts, Scored]:
@@ -100,11 +104,11 @@ def time_updates(arguments: argparse.Namespace, algorithm: Algorithm, state: Tra
     states = [state]
     padding = []
 
-    def learn(_: int) -> None:
-        states[0], metrics = jax.block_until_ready(update(algorithm, states[0], batch))
+    def once(_: int) -> None:
+        states[0], metrics = jax.block_until_ready(learn(algorithm, states[0], batch))
         padding.append(float(metrics["padding_frac"]))
 
-    compile_s, train_step_s = first_and_median(learn, arguments.repeat)
+    compile_s, train_step_s = first_and_median(once, arguments.repeat)
     length_PG = np.asarray(batch.rollouts.valid_PGT).sum(axis=2)
     tokens = arguments.prompts * arguments.prompt_tokens + int(length_PG.sum())
     return {

@@ -12,24 +12,26 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.commands.plan.hlo import collective_bytes
 from grpo_jax.commands.plan.topology import Slice
-from grpo_jax.commands.train import Train, check_shares, greedy
 from grpo_jax.config import Config
 from grpo_jax.devices.mesh import Layout, check_hosts, on, prompt_parts
 from grpo_jax.devices.sharding import (
     CACHE,
     PROMPTS,
+    devices_per_group,
     fit,
     prefix_sharding,
     serving_shardings,
-    shares_of,
     weight_shardings,
 )
-from grpo_jax.grpo import add_gradient, begin, check_split, descend, layout_of
+from grpo_jax.grpo import init
+from grpo_jax.learner.microbatches import Cut, cut
+from grpo_jax.learner.update import add_gradient, check_split, descend, shardings_of
 from grpo_jax.models import Shape, decoder_policy, find_shape
 from grpo_jax.rollout import Sampler, stages
 from grpo_jax.rollout.sizes import prefix_length, ring_lengths
 from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, TrainState, bucket
 from grpo_jax.training.overview import copy_bytes, device_bytes
+from grpo_jax.training.session import Settings
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Case:
     config: Config
     algorithm: Algorithm
     shape: Shape
-    settings: Train
+    settings: Settings
     slice: Slice
     mesh: Mesh
     host_mesh: Mesh  # what one host samples with; all of the mesh, if there is one host
@@ -48,7 +50,7 @@ class Case:
     def state(self) -> TrainState:
         """The state's shapes, laid out."""
         params = self.algorithm.policy.shapes
-        state = jax.eval_shape(partial(begin, self.algorithm), params)
+        state = jax.eval_shape(partial(init, self.algorithm), params)
         return placed(state, weight_shardings(state, self.mesh))
 
     @property
@@ -59,7 +61,7 @@ class Case:
     @property
     def shares(self) -> int:
         """Rows that each prompt takes, with a part of its responses each."""
-        return shares_of(self.settings.prompts, self.algorithm.sample.responses, self.mesh)
+        return devices_per_group(self.settings.prompts, self.algorithm.sample.responses, self.mesh)
 
     @property
     def held(self) -> int:
@@ -74,11 +76,10 @@ class Case:
         hosts = self.mesh.size // self.host_mesh.size
         return self.held * self.shares // hosts, self.algorithm.sample.responses // self.shares
 
-    @property
-    def microbatch(self) -> int:
-        """Prompts that are learned from at once."""
-        each = self.settings.prompts // self.algorithm.minibatches
-        return each if self.algorithm.microbatch is None else self.algorithm.microbatch
+    def cut(self, responses_at_once: int | None) -> Cut:
+        """How minibatches are cut if each device learns from so many responses at once."""
+        responses, minibatches = self.algorithm.sample.responses, self.algorithm.minibatches
+        return cut(self.settings.prompts, responses, minibatches, responses_at_once, self.mesh)
 
     @property
     def reference_bytes(self) -> int:
@@ -107,7 +108,7 @@ class Phase:
 
 def assemble(config: Config, found: Slice) -> Case:
     """The objects of a config for a slice; no weight is read and no data."""
-    settings: Train = config.train.build()
+    settings: Settings = config.train.build()
     shape, policy = find_policy(config.model.arguments)
     teacher = None
     if config.teacher is not None:
@@ -123,13 +124,11 @@ def assemble(config: Config, found: Slice) -> Case:
         reward=len,
         objective=config.objective.build(),
         optimizer=config.optimizer.build(),
-        sample_greedy=greedy(sampler),
         teacher=teacher,
     )
     mesh = config.mesh.build().mesh(found.devices(), copy_bytes(policy), found.chip.memory)
-    check_split(algorithm, settings.prompts, sampler.responses)
     check_hosts(mesh)
-    check_shares(algorithm, settings.prompts, mesh)
+    check_split(algorithm, settings.prompts, sampler.responses, mesh)
     one = mesh if found.hosts == 1 else host_mesh(found.host.devices(), mesh)
     return Case(config, algorithm, shape, settings, found, mesh, one)
 
@@ -186,12 +185,13 @@ def plan_sampling(case: Case) -> Phase:
 
 
 @_or_no_room
-def plan_learning(case: Case, P: int) -> Phase:
-    """Gradient and optimiser, whichever needs more, and what all parts of a step move between devices."""
-    learn, step = compile_learning(case, P)
+def plan_learning(case: Case, responses_at_once: int | None) -> Phase:
+    """Gradient and optimiser, whichever needs more, and what all microbatches of a step move between devices."""
+    how = case.cut(responses_at_once)
+    learn, step = compile_learning(case, how)
     used, after = learn.memory_analysis(), step.memory_analysis()
-    parts = case.settings.prompts // P * case.algorithm.group_parts
-    moved = parts * collective_bytes(learn.as_text())
+    microbatches = case.settings.prompts * how.spread // how.rows * how.splits
+    moved = microbatches * collective_bytes(learn.as_text())
     moved += case.algorithm.minibatches * collective_bytes(step.as_text())
     waiting = device_bytes((case.state.opt_state, case.state.reference))
     return Phase(
@@ -266,25 +266,26 @@ def decoding_inputs(case: Case) -> tuple[Any, Any, Any, Any]:
     )
 
 
-def compile_learning(case: Case, P: int) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
-    """The gradient of a part of P prompts, added to that of others if there are any, and the optimiser's step."""
+def compile_learning(case: Case, how: Cut) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
+    """The gradient of a microbatch, added to that of others if there are any, and the optimiser's step."""
     algorithm, state, mesh = case.algorithm, case.state, case.mesh
-    part, slots = part_shapes(case, P)
-    layout = layout_of(state)
+    part, slots = microbatch_shapes(case, how)
+    layout = shardings_of(state)
     with on(mesh if mesh.size > 1 else None):
         total, _ = jax.eval_shape(partial(add_gradient, algorithm, layout), state.params, None, part, slots)
         whole = NamedSharding(mesh, PartitionSpec())
         shardings = (*jax.tree.map(lambda _: whole, total[:2]), weight_shardings(total[2], mesh))
         total = placed(total, shardings)
-        alone = P * algorithm.minibatches == case.settings.prompts and algorithm.group_parts == 1
+        rows = case.settings.prompts // algorithm.minibatches * how.spread
+        alone = how.rows == rows and how.splits == 1
         learn = add_gradient.lower(algorithm, layout, state.params, None if alone else total, part, slots).compile()
         return learn, descend.lower(algorithm, layout, state, total[2], 1).compile()
 
 
-def part_shapes(case: Case, P: int) -> tuple[Batch, Any]:
-    """A part of P prompts with the longest responses, and its slots."""
+def microbatch_shapes(case: Case, how: Cut) -> tuple[Batch, Any]:
+    """A microbatch with the longest responses, and its slots."""
     sampler, mesh = case.algorithm.sample, case.mesh
-    P, G = P * case.shares, sampler.responses // case.shares // case.algorithm.group_parts
+    P, G = how.rows, sampler.responses // how.spread // how.splits
     T = sampler.max_tokens
 
     def rows(shape: tuple[int, ...], kind: Any) -> jax.ShapeDtypeStruct:
@@ -302,8 +303,7 @@ def part_shapes(case: Case, P: int) -> tuple[Batch, Any]:
         rows((P, G), bool),
         distribution=sampler.distribution,
     )
-    objective, minibatches = case.algorithm.objective, case.algorithm.minibatches
-    kept = objective.needs_old_logprobs or (minibatches > 1 and objective.compares_with_old)
+    objective = case.algorithm.objective
     batch = Batch(
         rollouts,
         rows((P, G), jnp.float32),
@@ -311,9 +311,7 @@ def part_shapes(case: Case, P: int) -> tuple[Batch, Any]:
         numbers_PGT if objective.masks else None,
         (numbers_PGT,) * len(objective.terms),
         jax.eval_shape(objective.first_coefficients),
-        numbers_PGT if kept else None,
-        numbers_PGT if objective.needs_reference else None,
-        numbers_PGT if objective.distillation else None,
+        **dict.fromkeys(case.algorithm.compared_with(case.state), numbers_PGT),
     )
     return batch, rows((P, G, T), jnp.int32)
 

@@ -1,0 +1,236 @@
+"""Learning from a batch: gradients are added up over microbatches, then the optimiser takes a step for each minibatch.
+
+Sums are exact however a batch is cut, because the weights of its tokens already know all of it.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, Sharding
+from jaxtyping import Float
+
+from grpo_jax.algorithm import Algorithm
+from grpo_jax.devices.mesh import mesh_of, on
+from grpo_jax.devices.sharding import settle
+from grpo_jax.learner.logprobs import token_logprobs
+from grpo_jax.learner.microbatches import Cut, arrange, check_cut, choose, cut, put
+from grpo_jax.learner.packing import Microbatch
+from grpo_jax.learner.room import responses_at_once
+from grpo_jax.metrics import describe_mismatch
+from grpo_jax.structs import Batch, Metrics, Params, Policy, Rollouts, Scored, TrainState
+
+Shardings = tuple[Any, tuple[Sharding, ...]]  # of a state: its tree, and a sharding for each leaf
+
+
+def check_batch(algorithm: Algorithm, rollouts: Rollouts) -> None:
+    """Refuses rollouts to learn from that are greedy, or that minibatches or devices do not divide."""
+    if rollouts.distribution.temperature == 0:
+        raise ValueError("Greedy responses have no log-probs to learn from: sample at a temperature above 0.")
+    P, G, _ = rollouts.tokens_PGT.shape
+    check_split(algorithm, P, G, mesh_of(rollouts))
+
+
+def check_split(algorithm: Algorithm, P: int, G: int | None, mesh: Mesh | None) -> None:
+    """Refuses minibatches that do not divide P prompts, and dividing groups that the loss needs whole."""
+    check_cut(P, G, algorithm.minibatches, mesh)
+    if G is None or not algorithm.compares_in_groups:
+        return
+    how = cut(P, G, algorithm.minibatches, algorithm.responses_at_once, mesh)
+    if how.spread > 1:
+        raise ValueError(
+            f"This objective compares responses of a group in its loss, and each group is spread over {how.spread}"
+            " devices: ask more prompts in a step, or use mesh.tensor."
+        )
+    if how.splits > 1:
+        raise ValueError(
+            f"This objective compares responses of a group in its loss: responses_at_once must be at least the {G}"
+            f" responses of a group; got {algorithm.responses_at_once}."
+        )
+
+
+@partial(jax.jit, static_argnames="algorithm")
+def compare(
+    algorithm: Algorithm,
+    rollouts: Rollouts,
+    scored: Scored,
+    key: Array,
+    coefficients: dict[str, Array],
+    fixed: dict[str, Array],
+) -> Batch:
+    """The batch that the objective makes of rollouts and rewards; `fixed` are log-probs by their names in a `Batch`."""
+    return algorithm.objective.batch(rollouts, scored, key, coefficients=coefficients, **fixed)
+
+
+def microbatches(algorithm: Algorithm, params: Params, rollouts: Rollouts) -> tuple[Cut, list[list[Microbatch]]]:
+    """The microbatches of each minibatch of these rollouts, and how they are cut."""
+    (P, G, _), mesh = rollouts.tokens_PGT.shape, mesh_of(params)
+    at_once = responses_at_once(algorithm, params, rollouts)
+    how = cut(P, G, algorithm.minibatches, at_once, mesh)
+    return how, arrange(rollouts, algorithm.minibatches, how, mesh)
+
+
+@dataclass
+class _Record:
+    """What the minibatches of a batch came to."""
+
+    losses: list[Array] = field(default_factory=list)
+    norms: list[Array] = field(default_factory=list)
+    sums: list[Metrics] = field(default_factory=list)
+    computed: int = 0  # positions, padding included
+
+
+def learn(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """The state after an optimiser step for each minibatch of prompts, sharded as it was. Donates the old state."""
+    shardings, mesh, record = shardings_of(state), mesh_of(state.params), _Record()
+    first_PGT = jnp.full_like(batch.rollouts.logprobs_PGT, jnp.nan)  # log-probs under the policy before any step
+    how, cut_batch = microbatches(algorithm, state.params, batch.rollouts)
+    for index, minibatch in enumerate(cut_batch):
+        total = None
+        for each in minibatch:
+            chosen = settle(choose(_of_minibatch(batch, algorithm.minibatches), each.index_p, each.index_pg, mesh))
+            record.computed += each.slots_PBW.size + len(each.index_p) * batch.rollouts.prompts.tokens_PL.shape[1]
+            with on(mesh):
+                if total is None and len(minibatch) > 1:  # or adding to nothing would be a second program to compile
+                    total = zeros(algorithm, shardings, state.params, chosen, each.slots_PBW)
+                total, logprobs_pgT = add_gradient(algorithm, shardings, state.params, total, chosen, each.slots_PBW)
+            if index == 0:
+                first_PGT = put(first_PGT, each.index_p, each.index_pg, logprobs_pgT, mesh)
+            settle((total, first_PGT))
+        loss, sums, gradient = total
+        last = index + 1 == algorithm.minibatches
+        state, norm = settle(descend(algorithm, shardings, state, gradient, int(last)))
+        record.losses.append(loss)
+        record.norms.append(norm)
+        record.sums.append(sums)
+    old_PGT = first_PGT if batch.old_logprobs_PGT is None else batch.old_logprobs_PGT
+    reads = how.spread * how.splits  # how often each prompt is computed
+    return state, settle(
+        _summary(batch.rollouts, old_PGT, record.losses, record.norms, record.sums, record.computed, reads)
+    )
+
+
+@jax.jit
+def _summary(
+    rollouts: Rollouts,
+    old_PGT: Array,
+    losses: list[Array],
+    norms: list[Array],
+    sums: list[Metrics],
+    computed: Array,
+    reads: Array,
+) -> Metrics:
+    """The metrics of an update. `computed` positions include padding; each prompt was read so many times."""
+    tokens = jnp.maximum(jnp.sum(rollouts.action_PGT), 1)
+    used = jnp.sum(rollouts.valid_PGT) + reads * jnp.sum(rollouts.prompts.valid_PL)
+    metrics = {name: sum(each[name] for each in sums) / tokens for name in sums[0]}
+    metrics |= {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}
+    return metrics | describe_mismatch(old_PGT, rollouts) | {"padding_frac": 1 - used / computed}
+
+
+def _of_minibatch(batch: Batch, minibatches: int) -> Batch:
+    """The batch with the weights that its tokens have within their minibatch."""
+    weights = jax.tree.map(lambda a_PGT: a_PGT * minibatches, (batch.weights_PGT, batch.term_weights_PGT))
+    return replace(batch, weights_PGT=weights[0], term_weights_PGT=weights[1])
+
+
+def follow(algorithm: Algorithm, state: TrainState, batch: Batch, metrics: Metrics) -> tuple[TrainState, Metrics]:
+    """The state with its adaptive coefficients and its reference moved on, and the metrics with what was in effect.
+
+    Coefficients stay where they are if the batch had nothing to learn from.
+    """
+    objective = algorithm.objective
+    used = {f"coefficient/{name}": pair[1] for name, pair in state.coefficients.items()}
+    if state.coefficients:
+        learned = jnp.any(batch.rollouts.action_PGT)
+        moved = objective.next_coefficients(state.coefficients, metrics)
+        coefficients = jax.tree.map(lambda new, old: jnp.where(learned, new, old), moved, state.coefficients)
+        state = replace(state, coefficients=coefficients)
+    moves = objective.kl.reference if objective.needs_reference else None
+    if moves is not None and moves.every and int(state.step) % moves.every == 0:
+        state = replace(state, reference=closer(state.reference, state.params, moves.share))
+    return state, metrics | used
+
+
+@partial(jax.jit, donate_argnames="reference")
+def closer(reference: Params, params: Params, share: float | Array) -> Params:
+    """A reference policy moved by `share` of the way to the present one."""
+    return jax.tree.map(lambda old, new: old + share * (new - old), reference, params)
+
+
+def shardings_of(state: TrainState) -> Shardings:
+    """How a state is sharded, in a form that programs can be compiled for."""
+    leaves, tree = jax.tree.flatten(state)
+    return tree, tuple(array.sharding for array in leaves)
+
+
+@partial(jax.jit, static_argnames=("algorithm", "shardings"))
+def zeros(algorithm: Algorithm, shardings: Shardings, params: Params, part: Batch, slots_PBW: Array) -> Any:
+    """The loss, statistics and gradient that `add_gradient` adds the first microbatch to."""
+    shapes, _ = jax.eval_shape(partial(add_gradient, algorithm, shardings), params, None, part, slots_PBW)
+    loss, sums, gradient = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return loss, sums, _sharded(shardings, gradient)
+
+
+@partial(jax.jit, static_argnames=("algorithm", "shardings"), donate_argnames="total")
+def add_gradient(
+    algorithm: Algorithm, shardings: Shardings, params: Params, total: Any, part: Batch, slots_PBW: Array
+) -> tuple[Any, Array]:
+    """The loss, statistics and gradient of a microbatch, added to `total` unless that is None; and its log-probs.
+    Donates `total`.
+    """
+
+    def loss(params: Params) -> tuple[Array, tuple[Metrics, Array]]:
+        logprobs_PGT, entropy_PGT = token_logprobs(algorithm.policy, params, part.rollouts, slots_PBW)
+        loss, sums = algorithm.objective(logprobs_PGT, entropy_PGT, part)
+        return loss, (sums, logprobs_PGT)
+
+    (value, (sums, logprobs_PGT)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    found = value, sums, gradient
+    value, sums, gradient = found if total is None else jax.tree.map(jnp.add, total, found)
+    return (value, sums, _sharded(shardings, gradient)), logprobs_PGT
+
+
+@partial(jax.jit, static_argnames=("algorithm", "shardings"), donate_argnames="state")
+def descend(
+    algorithm: Algorithm, shardings: Shardings, state: TrainState, gradient: Params, steps: int | Array
+) -> tuple[TrainState, Array]:
+    """The state after one optimiser step, which counts as so many steps, and the norm of the gradient."""
+    updates, opt_state = algorithm.optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = replace(state, step=state.step + steps, params=params, opt_state=opt_state)
+    leaves, tree = jax.tree.flatten(state)
+    pinned = [_pinned(array, sharding) for array, sharding in zip(leaves, shardings[1], strict=True)]
+    return jax.tree.unflatten(tree, pinned), optax.tree.norm(gradient)
+
+
+def _sharded(shardings: Shardings, gradient: Params) -> Params:
+    """A gradient sharded like the parameters of the state: left alone, the compiler might choose otherwise."""
+    return jax.tree.map(_pinned, gradient, jax.tree.unflatten(*shardings).params)
+
+
+def _pinned(array: Array, sharding: Sharding) -> Array:
+    return jax.lax.with_sharding_constraint(array, sharding) if isinstance(sharding, NamedSharding) else array
+
+
+def fixed_logprobs(algorithm: Algorithm, policy: Policy, params: Params, rollouts: Rollouts) -> Float[Array, "P G T"]:
+    """Log-probs of the rollouts under a policy that no gradient flows through, a microbatch at a time."""
+    mesh = mesh_of(params)
+    found_PGT = jnp.zeros_like(rollouts.logprobs_PGT)
+    for minibatch in microbatches(algorithm, params, rollouts)[1]:
+        for each in minibatch:
+            chosen = settle(choose(rollouts, each.index_p, each.index_pg, mesh))
+            with on(mesh):
+                logprobs_pgT = microbatch_logprobs(policy, params, chosen, each.slots_PBW)
+            found_PGT = settle(put(found_PGT, each.index_p, each.index_pg, logprobs_pgT, mesh))
+    return found_PGT
+
+
+@partial(jax.jit, static_argnames="policy")
+def microbatch_logprobs(policy: Policy, params: Params, rollouts: Rollouts, slots_PBW: Array) -> Array:
+    """The log-probs of a microbatch."""
+    return token_logprobs(policy, params, rollouts, slots_PBW)[0]

@@ -1,0 +1,79 @@
+"""What training asks of a sampler: an engine answers every prompt G times and says what it can hold.
+
+`Sampler` is the engine of this package. `as_engine` makes one of any function.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+from jax import Array
+
+from grpo_jax.devices.mesh import mesh_of
+from grpo_jax.devices.sharding import place_prompts
+from grpo_jax.structs import Params, Policy, Prompts, Rollouts
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Answers prompts with the policy of the moment. `responses` is G, None where only the answers tell."""
+
+    @property
+    def responses(self) -> int | None:
+        """How many responses each prompt gets."""
+        ...
+
+    def __call__(
+        self, policy: Policy, params: Params, prompts: Prompts, key: Array, examples: Sequence[Any] = ()
+    ) -> Rollouts:
+        """G responses to each prompt, on the devices of the prompts. `examples` are the rows that prompts come from."""
+        ...
+
+    def greedy(self) -> "Engine | None":
+        """The engine that gives the one likeliest answer to each prompt; None if this one cannot."""
+        ...
+
+    def with_room(self, policy: Policy, prompts: Prompts, multiple: int) -> "Engine":
+        """This engine, holding as many prompts at once as memory allows, in a multiple of so many."""
+        ...
+
+    def check(self, policy: Policy, prompts: Prompts) -> None:
+        """Refuses prompts that leave no room for responses, and settings whose responses teach nothing."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionEngine:
+    """A function as an engine. It is not asked for greedy answers, and looks after its own memory."""
+
+    function: Callable[..., Rollouts]
+    responses: int | None = None
+
+    def __call__(
+        self, policy: Policy, params: Params, prompts: Prompts, key: Array, examples: Sequence[Any] = ()
+    ) -> Rollouts:
+        known = {"examples": examples} if "examples" in inspect.signature(self.function).parameters else {}
+        rollouts = self.function(policy, params, prompts, key, **known)
+        mesh = mesh_of(prompts)
+        return rollouts if mesh is None else place_prompts(replace(rollouts, prompts=prompts), mesh)
+
+    def greedy(self) -> None:
+        """None: a function is only known to sample."""
+
+    def with_room(self, policy: Policy, prompts: Prompts, multiple: int) -> "FunctionEngine":
+        """This engine as it is."""
+        return self
+
+    def check(self, policy: Policy, prompts: Prompts) -> None:
+        """Refuses nothing."""
+
+
+def as_engine(sample: Engine | Callable[..., Rollouts]) -> Engine:
+    """An engine as it is, or one made of `sample(policy, params, prompts, key) -> Rollouts`.
+
+    The function may take `examples` too, by that name, and may have an attribute `responses`.
+    """
+    if isinstance(sample, Engine):
+        return sample
+    return FunctionEngine(sample, getattr(sample, "responses", None))

@@ -1,0 +1,84 @@
+"""From rollouts to rewards: each host decodes and scores the responses to its own prompts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.experimental import multihost_utils
+from jaxtyping import Float
+
+from grpo_jax.algorithm import Algorithm
+from grpo_jax.devices.mesh import mesh_of
+from grpo_jax.devices.sharding import everywhere, from_hosts, host_places, host_rows, place_prompts
+from grpo_jax.objectives import scored_of
+from grpo_jax.rewards import as_mix, judge, place_steps
+from grpo_jax.structs import Rollouts, Scored
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """What the responses of a step earned: `parts_PGR` of all prompts, NaN where a reward could not judge.
+
+    `steps_PGT` are rewards of single tokens, None without any; `greedy_P1R` those of greedy answers, where the
+    objective compares with them. `examples` and `texts` are of the prompts `index_p` alone, which this host scored.
+    """
+
+    parts_PGR: Float[np.ndarray, "P G R"]
+    steps_PGT: Array | None = None
+    greedy_P1R: Float[np.ndarray, "P 1 R"] | None = None
+    examples: Sequence[Any] = ()
+    texts: Sequence[Sequence[str]] = ()
+    index_p: np.ndarray | slice = field(default_factory=lambda: slice(None))
+
+
+def score_rollouts(algorithm: Algorithm, rollouts: Rollouts, examples: Sequence[Any], step: int) -> Rewards:
+    """The rewards of all responses. `step` is for TRL's reward functions that ask for it."""
+    ids, mesh = chosen_tokens(rollouts), mesh_of(rollouts)
+    index_p = host_places(mesh, len(examples))
+    own = [examples[index] for index in index_p]
+    texts = decoded(algorithm.decode, ids)
+    parts_pGR, ends = judge(algorithm.reward, own, texts, ids, step)
+    unknown = bool(np.isnan(parts_pGR).all())  # whether there would have been rewards of steps, too
+    steps_PGT = None
+    if _any_host(bool(ends) or unknown):
+        steps_PGT = from_hosts(place_steps(ends, ids, algorithm.decode, host_rows(rollouts.action_PGT)), mesh)
+    parts_PGR, greedy_P1R = everywhere(from_hosts(parts_pGR, mesh)), None
+    if rollouts.greedy is not None:
+        greedy_P1R = score_rollouts(algorithm, rollouts.greedy, examples, step).parts_PGR
+    return Rewards(parts_PGR, steps_PGT, greedy_P1R, own, texts, index_p)
+
+
+def chosen_tokens(rollouts: Rollouts) -> list[list[list[int]]]:
+    """The ids that the policy chose in each response of this host's prompts, end tokens included."""
+    tokens_pGT, action_pGT = host_rows(rollouts.tokens_PGT), host_rows(rollouts.action_PGT)
+    pairs = zip(tokens_pGT, action_pGT, strict=True)
+    return [[ids[chosen].tolist() for ids, chosen in zip(*group, strict=True)] for group in pairs]
+
+
+def decoded(decode: Callable[[Sequence[int]], str], ids: Sequence[Sequence[Sequence[int]]]) -> list[list[str]]:
+    """The text of each response."""
+    return [[decode(response) for response in group] for group in ids]
+
+
+def _any_host(wanted: bool) -> bool:
+    """Whether any host wants something that all hosts have to do together."""
+    return wanted if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(wanted)).any())
+
+
+def scored(algorithm: Algorithm, rollouts: Rollouts, rewards: Rewards) -> Scored:
+    """The rewards with their weighted total, on the devices of the rollouts, as an objective sees them."""
+    weights_R, mesh = jnp.asarray(as_mix(algorithm.reward).weights_R), mesh_of(rollouts)
+
+    def on_devices(parts_PGR: np.ndarray) -> Array:
+        return jnp.asarray(parts_PGR) if mesh is None else place_prompts(parts_PGR, mesh)
+
+    greedy_P1 = None
+    if rewards.greedy_P1R is not None:
+        greedy_P1 = scored_of(on_devices(rewards.greedy_P1R), weights_R, rollouts).rewards_PG
+    return scored_of(
+        on_devices(rewards.parts_PGR), weights_R, rollouts, steps_PGT=rewards.steps_PGT, greedy_P1=greedy_P1
+    )

@@ -1,8 +1,8 @@
-"""The distribution a token is drawn from: what is done to the logits, and the draw.
+"""The distribution a token is drawn from: how logits become probabilities, and the draw.
 
-The sampler draws from it and the trainer scores under it, so both mean the same policy. The order is that of
-`transformers`: repetition penalty, minimum length, temperature, top-k, top-p, min-p. Truncations keep the tokens above
-a threshold found by bisection over the float's bits: no sort, exact, and as cheap on a TPU as on a CPU.
+The sampler draws from it and the trainer scores under it, so both use the same policy. The order is that of
+`transformers`: repetition penalty, minimum length, temperature, top-k, top-p, min-p. Top-k and top-p keep the tokens
+above a threshold, which is found by bisection over the bits of a float: exact, and without a sort.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-EXCLUDED = -1e30  # finite, so that a share of zero times its logit is zero and not NaN
+EXCLUDED = -1e30  # finite, so that zero probability times it is zero, and a softmax over nothing else is not NaN
 ONE_BITS = 0x3F800000  # 1.0 as an integer; integers order non-negative floats as the floats themselves
-BLOCK = 128  # tokens; one lane width, and close to the square root of a vocabulary
+BLOCK = 128  # tokens; as many as a TPU has lanes, and close to the square root of a vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +23,11 @@ class SamplingSettings:
     """What is done to the logits before a token is drawn: the settings that a sampler and its distribution share."""
 
     temperature: float = 1.0  # 0 is greedy
-    top_k: int = 0  # so many likeliest tokens; 0: all
-    top_p: float = 1.0  # the fewest likeliest tokens with this much probability
-    min_p: float = 0.0  # tokens at least this likely, next to the likeliest
-    repetition_penalty: float = 1.0  # divides the positive logits of earlier tokens, multiplies others; 1 is none
-    min_tokens: int = 0  # no end token before so many tokens
+    top_k: int = 0  # keeps so many of the likeliest tokens; 0: all
+    top_p: float = 1.0  # keeps the fewest of the likeliest tokens that together have this probability
+    min_p: float = 0.0  # keeps tokens whose probability is at least this fraction of the highest
+    repetition_penalty: float = 1.0  # divides positive logits of tokens that occurred before, multiplies negative ones
+    min_tokens: int = 0  # excludes end tokens until a response has so many tokens
 
     def __post_init__(self) -> None:
         rules = {
@@ -51,25 +51,28 @@ class Distribution(SamplingSettings):
 
     @property
     def penalizes(self) -> bool:
-        """Whether it has to know which tokens came before."""
+        """Whether it needs to know which tokens occurred before."""
         return self.repetition_penalty != 1
 
     def __call__(
         self,
         logits: Float[Array, "*rows V"],
-        place: Int[Array, "*rows"],
+        position: Int[Array, "*rows"],
         seen: Bool[Array, "*rows V"] | None = None,
         chosen: Int[Array, "*rows"] | None = None,
     ) -> Float[Array, "*rows V"]:
-        """The logits of this distribution. `place` counts the response's earlier tokens.
+        """The logits of this distribution, for a token that has `position` tokens of its response before it.
 
-        `chosen` stays possible however its logit has moved: the trainer's rounding is not the sampler's.
+        `seen` marks the tokens of the prompt and of the response so far. A token that the sampler chose is never
+        excluded: the trainer's logits are rounded differently, so it may fall just below a threshold.
         """
         if self.penalizes:
+            if seen is None:
+                raise ValueError("A repetition penalty needs `seen`, a mask of the tokens that occurred before.")
             logits = jnp.where(seen, logits * self.repetition_penalty ** -jnp.sign(logits), logits)
-        token_V = jnp.arange(logits.shape[-1]).reshape((1,) * place.ndim + (-1,))
+        token_V = jnp.arange(logits.shape[-1]).reshape((1,) * position.ndim + (-1,))
         if self.min_tokens:
-            early = place[..., None] < self.min_tokens
+            early = position[..., None] < self.min_tokens
             logits = jnp.where(early & jnp.isin(token_V, jnp.asarray(self.ends)), EXCLUDED, logits)
         if self.temperature == 0:
             return logits
@@ -83,29 +86,29 @@ class Distribution(SamplingSettings):
     def _kept(self, logits: Array) -> Array | None:
         if not self.top_k and self.top_p == 1 and not self.min_p:
             return None
-        odds = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-        kept = odds >= self.min_p
+        relative = jnp.exp(logits - logits.max(axis=-1, keepdims=True))  # probability over that of the likeliest token
+        kept = relative >= self.min_p
         if self.top_k:
-            kept_k = _likeliest(odds, lambda mask: mask.sum(axis=-1) >= self.top_k)
-            odds = jnp.where(kept_k, odds, 0.0)
+            kept_k = _likeliest(relative, lambda mask: mask.sum(axis=-1) >= self.top_k)
+            relative = jnp.where(kept_k, relative, 0.0)
             kept &= kept_k
         if self.top_p < 1:
-            mass = self.top_p * odds.sum(axis=-1)
-            kept &= _likeliest(odds, lambda mask: jnp.where(mask, odds, 0.0).sum(axis=-1) >= mass)
+            mass = self.top_p * relative.sum(axis=-1)
+            kept &= _likeliest(relative, lambda mask: jnp.where(mask, relative, 0.0).sum(axis=-1) >= mass)
         return kept
 
 
-def _likeliest(odds: Array, enough: Callable[[Array], Array]) -> Array:
-    """The smallest set of tokens of at least some odds that is enough; odds are in [0, 1]."""
-    bits = jax.lax.bitcast_convert_type(odds, jnp.int32)
+def _likeliest(relative: Array, enough: Callable[[Array], Array]) -> Array:
+    """A mask of the fewest likeliest tokens for which `enough` holds, given probabilities in [0, 1]."""
+    bits = jax.lax.bitcast_convert_type(relative, jnp.int32)
 
-    def halve(_: Array, span: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = span
+    def halve(_: Array, interval: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = interval
         middle = (low + high) // 2
         fits = enough(bits >= middle[..., None])
         return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
 
-    low = jnp.zeros(odds.shape[:-1], jnp.int32)
+    low = jnp.zeros(relative.shape[:-1], jnp.int32)
     low, _ = jax.lax.fori_loop(0, ONE_BITS.bit_length(), halve, (low, jnp.full_like(low, ONE_BITS + 1)))
     return bits >= low[..., None]
 
@@ -115,33 +118,33 @@ def draw(
 ) -> tuple[Int[Array, "P G"], Float[Array, "P G"], Float[Array, "P G"]]:
     """A token, its log-prob, and the entropy of the distribution, in nats.
 
-    A block of the vocabulary is drawn, then a token of that block, each by inverting its cumulative probability: two
-    uniform numbers a row, where a Gumbel draw needs one for every token. One alone could not tell apart the tokens of
-    a block as rare as its own resolution (2^-23).
+    A block of the vocabulary is drawn, then a token of that block, each by inverting its cumulative probability. This
+    takes two uniform numbers for each token drawn, where a Gumbel draw takes one for each token of the vocabulary. A
+    single number would be too coarse (2^-23) to draw from a block as rare as that.
     """
     P, G, V = logits_PGV.shape
     logits_PGV = jnp.pad(logits_PGV, ((0, 0), (0, 0), (0, -V % BLOCK)), constant_values=EXCLUDED)
     logits_PGnB = logits_PGV.reshape(P, G, -1, BLOCK)
     highest_PG = _in_steps(jnp.max, logits_PGnB)
     logits_PGnB -= highest_PG[:, :, None, None]
-    odds_PGnB = jnp.exp(logits_PGnB)
-    mass_PGn = odds_PGnB.sum(axis=3)
+    relative_PGnB = jnp.exp(logits_PGnB)
+    mass_PGn = relative_PGnB.sum(axis=3)
     total_PG = mass_PGn.sum(axis=2)
     block_PG = _find(mass_PGn, uniform_PG2[:, :, 0])
     logits_PGB = jnp.take_along_axis(logits_PGnB, block_PG[:, :, None, None], axis=2)[:, :, 0]
-    place_PG = _find(jnp.exp(logits_PGB), uniform_PG2[:, :, 1])
-    chosen_PG = jnp.take_along_axis(logits_PGB, place_PG[:, :, None], axis=2)[:, :, 0]
-    mean_PG = _in_steps(jnp.sum, odds_PGnB * logits_PGnB) / total_PG
-    return block_PG * BLOCK + place_PG, chosen_PG - jnp.log(total_PG), jnp.log(total_PG) - mean_PG
+    index_PG = _find(jnp.exp(logits_PGB), uniform_PG2[:, :, 1])
+    chosen_PG = jnp.take_along_axis(logits_PGB, index_PG[:, :, None], axis=2)[:, :, 0]
+    mean_PG = _in_steps(jnp.sum, relative_PGnB * logits_PGnB) / total_PG
+    return block_PG * BLOCK + index_PG, chosen_PG - jnp.log(total_PG), jnp.log(total_PG) - mean_PG
 
 
 def _in_steps(reduce: Callable[..., Array], a_PGnB: Array) -> Array:
-    """A reduction over blocks and then over their results, which the compiler would merge into a slower one."""
+    """A reduction within each block, then over the results; the compiler would merge the two into a slower one."""
     return reduce(jax.lax.optimization_barrier(reduce(a_PGnB, axis=3)), axis=2)
 
 
 def _find(mass_PGn: Array, uniform_PG: Array) -> Array:
-    """The first place where the share of the cumulative mass exceeds the uniform number; never one without mass."""
+    """The first index where the cumulative mass, over its total, exceeds the uniform number; it always has mass."""
     edges_PGn = jnp.cumsum(mass_PGn, axis=2)
     found_PG = jnp.sum(edges_PGn <= uniform_PG[:, :, None] * edges_PGn[:, :, -1:], axis=2)
     last_PG = mass_PGn.shape[2] - 1 - jnp.argmax(mass_PGn[:, :, ::-1] > 0, axis=2)
@@ -149,7 +152,7 @@ def _find(mass_PGn: Array, uniform_PG: Array) -> Array:
 
 
 def greedy(logits_PGV: Float[Array, "P G V"]) -> tuple[Int[Array, "P G"], Float[Array, "P G"], Float[Array, "P G"]]:
-    """The likeliest token, which is certain: log-prob and entropy are zero."""
+    """The likeliest token. It is certain, so its log-prob and the entropy are zero."""
     highest_PG1 = logits_PGV.max(axis=2, keepdims=True)
     token_11V = jnp.arange(logits_PGV.shape[2], dtype=jnp.int32)[None, None]
     token_PG = jnp.where(logits_PGV == highest_PG1, token_11V, logits_PGV.shape[2] - 1).min(axis=2)

@@ -181,7 +181,7 @@ class Policy:
 
     init: Callable[..., Params]
     read: Callable[..., tuple[Array, Any]]
-    respond: Callable[..., Array]
+    respond: Callable[..., tuple[Array, Array]]
     cache: Callable[..., tuple[Any, Any]]
     extend: Callable[..., tuple[Array, Any]]
     unembed: Callable[..., Array]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from grpo_jax.models import decoder_policy
-from grpo_jax.models.attention import Memory, Sight, attend, cudnn_rows, kernel, masks, plain_rows, splash_rows
-from grpo_jax.models.policy import REMAT
+from grpo_jax.models.attention import KeyValues, Scope, attend, cudnn_rows, kernel, masks, plain_rows, splash_rows
+from grpo_jax.models.remat import REMAT
 
 P, G, H, K, T, L, C = 2, 2, 4, 2, 150, 37, 32
 KERNELS = {
@@ -22,8 +22,8 @@ KERNELS = {
 def inputs():
     keys = jax.random.split(jax.random.key(0), 6)
     query_PGHTC = jax.random.normal(keys[0], (P, G, H, T, C))
-    own = Memory(*(jax.random.normal(key, (P, G, K, T, C)) for key in keys[1:3]))
-    prefix = Memory(*(jax.random.normal(key, (P, K, L, C)) for key in keys[3:5]))
+    own = KeyValues(*(jax.random.normal(key, (P, G, K, T, C)) for key in keys[1:3]))
+    prefix = KeyValues(*(jax.random.normal(key, (P, K, L, C)) for key in keys[3:5]))
     start_PGT = np.zeros((P, G, T), np.int32)
     start_PGT[:, 0, 40:], start_PGT[:, 0, 90:], start_PGT[0, 1, 77:] = 40, 90, 77
     valid_PGT = np.ones((P, G, T), bool)
@@ -32,30 +32,30 @@ def inputs():
     return query_PGHTC, own, prefix, start_PGT, valid_PGT, prompt_PL
 
 
-def by_hand(query_PGHTC, own, sight: Sight, prefix, window, softcap) -> np.ndarray:
+def by_hand(query_PGHTC, own, scope: Scope, prefix, window, softcap) -> np.ndarray:
     """One query at a time, in float64."""
-    query_PGHTC, own, sight, prefix = jax.tree.map(np.asarray, (query_PGHTC, own, sight, prefix))
-    mixed_PGHTC = np.zeros(query_PGHTC.shape)
+    query_PGHTC, own, scope, prefix = jax.tree.map(np.asarray, (query_PGHTC, own, scope, prefix))
+    output_PGHTC = np.zeros(query_PGHTC.shape)
     for p, g, h, t in np.ndindex(P, G, H, T):
-        start = int(sight.start_PGT[p, g, t])
-        seen = [(own, (p, g), s, t - s) for s in range(start, t + 1) if sight.valid_PGT[p, g, s]]
+        start = int(scope.start_PGT[p, g, t])
+        seen = [(own, (p, g), s, t - s) for s in range(start, t + 1) if scope.valid_PGT[p, g, s]]
         if prefix is not None:
-            seen += [(prefix, (p,), s, t - start + L - s) for s in range(L) if sight.prompt_PL[p, s]]
-        seen = [(memory, at, s) for memory, at, s, distance in seen if window is None or distance < window]
+            seen += [(prefix, (p,), s, t - start + L - s) for s in range(L) if scope.prompt_valid_PL[p, s]]
+        seen = [(source, at, s) for source, at, s, distance in seen if window is None or distance < window]
         if not seen:
             continue
-        key = np.stack([np.asarray(memory.key[at][h // (H // K), s], float) for memory, at, s in seen])
-        value = np.stack([np.asarray(memory.value[at][h // (H // K), s], float) for memory, at, s in seen])
+        key = np.stack([np.asarray(source.key[at][h // (H // K), s], float) for source, at, s in seen])
+        value = np.stack([np.asarray(source.value[at][h // (H // K), s], float) for source, at, s in seen])
         scores = key @ np.asarray(query_PGHTC[p, g, h, t], float) * C**-0.5
         scores = scores if softcap is None else np.tanh(scores / softcap) * softcap
-        shares = np.exp(scores - scores.max())
-        mixed_PGHTC[p, g, h, t] = shares @ value / shares.sum()
-    return mixed_PGHTC
+        weights = np.exp(scores - scores.max())
+        output_PGHTC[p, g, h, t] = weights @ value / weights.sum()
+    return output_PGHTC
 
 
-def formula(query_PGHTC, own, sight: Sight, prefix, window, softcap) -> jax.Array:
-    """What decoding computes, whose gradient JAX finds by itself."""
-    own_PGTS, prompt_PGTL = masks(sight, window)
+def formula(query_PGHTC, own, scope: Scope, prefix, window, softcap) -> jax.Array:
+    """What decoding computes; its gradient is JAX's own."""
+    own_PGTS, prompt_PGTL = masks(scope, window)
     return attend(query_PGHTC, own, own_PGTS, prefix, prompt_PGTL, softcap)
 
 
@@ -65,25 +65,25 @@ def arrays():
 
 
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (30, None), (64, 5.0)])
-def test_plain_attention_is_that_of_a_loop(arrays, window, softcap):
-    query_PGHTC, own, prefix, *sight = arrays
-    mixed_PGHTC = plain_rows(query_PGHTC, own, Sight(*sight), prefix, window, softcap)
-    valid_PG1T1 = sight[1][:, :, None, :, None]
-    expected_PGHTC = by_hand(query_PGHTC, own, Sight(*sight), prefix, window, softcap)
-    np.testing.assert_allclose(mixed_PGHTC * valid_PG1T1, expected_PGHTC * valid_PG1T1, atol=1e-5)
+def test_plain_attention_equals_a_float64_loop(arrays, window, softcap):
+    query_PGHTC, own, prefix, *scope = arrays
+    output_PGHTC = plain_rows(query_PGHTC, own, Scope(*scope), prefix, window, softcap)
+    valid_PG1T1 = scope[1][:, :, None, :, None]
+    expected_PGHTC = by_hand(query_PGHTC, own, Scope(*scope), prefix, window, softcap)
+    np.testing.assert_allclose(output_PGHTC * valid_PG1T1, expected_PGHTC * valid_PG1T1, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("with_prompt", [True, False])
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (64, 5.0)])
-def test_kernels_give_the_values_and_gradients_of_the_formula(arrays, name, with_prompt, window, softcap):
+def test_kernels_have_the_values_and_gradients_of_the_formula(arrays, name, with_prompt, window, softcap):
     query_PGHTC, own, prefix, start_PGT, valid_PGT, prompt_PL = arrays
-    sight = Sight(start_PGT, valid_PGT, prompt_PL if with_prompt else None)
+    scope = Scope(start_PGT, valid_PGT, prompt_PL if with_prompt else None)
     weights_PGHTC = np.cos(np.arange(query_PGHTC.size)).reshape(query_PGHTC.shape) * valid_PGT[:, :, None, :, None]
 
     def total(attention, query_PGHTC, own, prefix):
-        mixed_PGHTC = attention(query_PGHTC, own, sight, prefix if with_prompt else None, window, softcap)
-        return jnp.sum(weights_PGHTC * mixed_PGHTC), mixed_PGHTC * valid_PGT[:, :, None, :, None]
+        output_PGHTC = attention(query_PGHTC, own, scope, prefix if with_prompt else None, window, softcap)
+        return jnp.sum(weights_PGHTC * output_PGHTC), output_PGHTC * valid_PGT[:, :, None, :, None]
 
     def measure(attention):
         return jax.jit(jax.grad(partial(total, attention), (0, 1, 2), has_aux=True))(query_PGHTC, own, prefix)
@@ -92,7 +92,7 @@ def test_kernels_give_the_values_and_gradients_of_the_formula(arrays, name, with
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_each_platform_has_its_kernel():
+def test_each_platform_gets_its_kernel():
     assert kernel("tpu", jnp.bfloat16) is splash_rows
     assert kernel("gpu", jnp.bfloat16) is cudnn_rows
     assert kernel("gpu", jnp.float32) is plain_rows

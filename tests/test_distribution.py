@@ -31,13 +31,13 @@ DISTRIBUTIONS = {
 }
 
 
-def reference(distribution: Distribution, logits_V, place: int, seen_V):
+def reference(distribution: Distribution, logits_V, position: int, seen_V):
     """Probabilities by sorting, in float64, one rule after the other as transformers has them."""
     logits_V = np.array(logits_V, np.float64)
     penalty = distribution.repetition_penalty
     for v in np.flatnonzero(seen_V):
         logits_V[v] = logits_V[v] / penalty if logits_V[v] > 0 else logits_V[v] * penalty
-    if place < distribution.min_tokens:
+    if position < distribution.min_tokens:
         logits_V[list(distribution.ends)] = -np.inf
     logits_V /= distribution.temperature
     order = np.argsort(-logits_V)
@@ -56,14 +56,21 @@ def random_case(seed: int):
     return random.normal(size=V).astype(np.float32) * 2, random.random(V) < 0.3
 
 
-@pytest.mark.parametrize("place", [0, 5])
+@pytest.mark.parametrize("position", [0, 5])
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_probabilities_equal_those_of_sorting(name, place):
+def test_probabilities_equal_those_of_sorting(name, position):
     for seed in range(20):
         logits_V, seen_V = random_case(seed)
-        shaped_V = DISTRIBUTIONS[name](jnp.asarray(logits_V), jnp.int32(place), jnp.asarray(seen_V))
-        expected_V = reference(DISTRIBUTIONS[name], logits_V, place, seen_V if "pen" in name or name == "all" else [])
+        shaped_V = DISTRIBUTIONS[name](jnp.asarray(logits_V), jnp.int32(position), jnp.asarray(seen_V))
+        expected_V = reference(
+            DISTRIBUTIONS[name], logits_V, position, seen_V if "pen" in name or name == "all" else []
+        )
         np.testing.assert_allclose(jax.nn.softmax(shaped_V), expected_V, atol=2e-6)
+
+
+def test_a_penalty_without_a_mask_of_earlier_tokens_is_refused():
+    with pytest.raises(ValueError, match="needs `seen`"):
+        DISTRIBUTIONS["penalty"](jnp.zeros(V), jnp.int32(0))
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
@@ -86,7 +93,7 @@ def test_draws_pass_a_chi_square_test(name):
 
 
 @pytest.mark.parametrize("size", [5, 128, 300])
-def test_an_even_grid_of_numbers_gives_the_probabilities(size):
+def test_an_even_grid_of_uniform_numbers_gives_the_probabilities(size):
     logits_V = np.random.default_rng(size).normal(size=size) * 2
     probs_V = np.exp(logits_V - np.log(np.exp(logits_V).sum()))
     probs_V[size // 2] = 0
@@ -95,9 +102,9 @@ def test_an_even_grid_of_numbers_gives_the_probabilities(size):
     uniform_1n2 = jnp.stack(jnp.meshgrid(side, side), axis=-1).reshape(1, -1, 2)
     logits_V = jnp.asarray(np.where(probs_V > 0, logits_V, EXCLUDED), jnp.float32)
     token_1n, _, _ = draw(uniform_1n2, jnp.broadcast_to(logits_V[None, None], (1, 400 * 400, size)))
-    share_V = np.bincount(np.asarray(token_1n)[0], minlength=size) / (400 * 400)
-    np.testing.assert_allclose(share_V, probs_V, atol=4e-3)
-    assert share_V[size // 2] == 0
+    frequency_V = np.bincount(np.asarray(token_1n)[0], minlength=size) / (400 * 400)
+    np.testing.assert_allclose(frequency_V, probs_V, atol=4e-3)
+    assert frequency_V[size // 2] == 0
 
 
 def test_tokens_of_a_rare_block_are_drawn_in_proportion():
@@ -109,12 +116,12 @@ def test_tokens_of_a_rare_block_are_drawn_in_proportion():
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
-def test_no_draw_falls_on_a_token_without_probability(uniform):
+def test_a_token_with_probability_zero_is_never_drawn(uniform):
     logits_11V = jnp.full((1, 1, V), EXCLUDED).at[0, 0, jnp.array([7, 200])].set(jnp.log(0.5))
     assert int(draw(jnp.full((1, 1, 2), uniform), logits_11V)[0][0, 0]) == (7 if uniform == 0 else 200)
 
 
-def test_greedy_takes_the_first_of_the_likeliest():
+def test_greedy_takes_the_first_of_equally_likely_tokens():
     logits_11V = jnp.zeros((1, 1, V)).at[0, 0, jnp.array([9, 40])].set(3.0)
     assert int(greedy(logits_11V)[0][0, 0]) == 9
 
@@ -154,7 +161,7 @@ def test_the_trainer_scores_under_the_distribution_that_was_sampled(settings):
     assert length_PG.min() > settings.get("min_tokens", 0)
 
 
-@pytest.mark.parametrize("prompts", [8, 6])  # 6 are not divided over the four parts of prompts
+@pytest.mark.parametrize("prompts", [8, 6])  # 6 do not divide over the 4 devices of prompts
 def test_scores_under_a_penalty_and_their_gradients_do_not_depend_on_the_mesh(prompts):
     model, mesh = tiny(), Layout(data=2, fsdp=2, tensor=2).mesh()
     one = model.params(Layout().mesh(jax.devices()[:1]))

@@ -9,7 +9,7 @@ import pytest
 
 from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import SHAPES, decoder_policy
-from grpo_jax.models.attention import Memory, Sight, attend, cudnn_rows, masks
+from grpo_jax.models.attention import KeyValues, Scope, attend, cudnn_rows, masks
 from grpo_jax.rollout import Sampler
 from grpo_jax.structs import Prompts
 
@@ -31,36 +31,36 @@ def close(found, expected, error: float) -> None:
 def arrays():
     keys = jax.random.split(jax.random.key(0), 6)
     query_PGHTC = jax.random.normal(keys[0], (P, G, H, T, C), jnp.bfloat16)
-    own = Memory(*(jax.random.normal(key, (P, G, K, T, C), jnp.bfloat16) for key in keys[1:3]))
-    prefix = Memory(*(jax.random.normal(key, (P, K, L, C), jnp.bfloat16) for key in keys[3:5]))
-    slope_PGHTC = jax.random.normal(keys[5], (P, G, H, T, C), jnp.bfloat16)
-    return query_PGHTC, own, prefix, slope_PGHTC
+    own = KeyValues(*(jax.random.normal(key, (P, G, K, T, C), jnp.bfloat16) for key in keys[1:3]))
+    prefix = KeyValues(*(jax.random.normal(key, (P, K, L, C), jnp.bfloat16) for key in keys[3:5]))
+    grad_PGHTC = jax.random.normal(keys[5], (P, G, H, T, C), jnp.bfloat16)
+    return query_PGHTC, own, prefix, grad_PGHTC
 
 
-def sight_of(with_prompt: bool) -> Sight:
+def scope_of(with_prompt: bool) -> Scope:
     start_PGT, valid_PGT = np.zeros((P, G, T), np.int32), np.ones((P, G, T), bool)
     start_PGT[:, 0, 90:], start_PGT[0, 1, 77:] = 90, 77
     valid_PGT[1, 1, 120:] = False
     prompt_PL = np.arange(L)[None] >= np.array([[5], [11]])
-    return jax.tree.map(jnp.asarray, Sight(start_PGT, valid_PGT, prompt_PL if with_prompt else None))
+    return jax.tree.map(jnp.asarray, Scope(start_PGT, valid_PGT, prompt_PL if with_prompt else None))
 
 
 @pytest.mark.parametrize(("with_prompt", "window"), [(True, None), (False, None), (True, 64)])
 def test_cudnn_gives_the_values_and_gradients_of_the_formula(arrays, with_prompt, window):
-    query_PGHTC, own, prefix, slope_PGHTC = arrays
-    sight = sight_of(with_prompt)
-    slope_PGHTC = slope_PGHTC * sight.valid_PGT[:, :, None, :, None]
+    query_PGHTC, own, prefix, grad_PGHTC = arrays
+    scope = scope_of(with_prompt)
+    grad_PGHTC = grad_PGHTC * scope.valid_PGT[:, :, None, :, None]
 
     def by_kernel(query_PGHTC, own, prefix):
-        return cudnn_rows(query_PGHTC, own, sight, prefix if with_prompt else None, window, None)
+        return cudnn_rows(query_PGHTC, own, scope, prefix if with_prompt else None, window, None)
 
     def by_formula(query_PGHTC, own, prefix):
-        own_PGTS, prompt_PGTL = masks(sight, window)
+        own_PGTS, prompt_PGTL = masks(scope, window)
         return attend(query_PGHTC, own, own_PGTS, prefix if with_prompt else None, prompt_PGTL)
 
     def measure(attention, *inputs):
-        mixed_PGHTC, pull = jax.vjp(attention, *inputs)
-        return mixed_PGHTC * sight.valid_PGT[:, :, None, :, None], pull(slope_PGHTC.astype(mixed_PGHTC.dtype))[:2]
+        output_PGHTC, pull = jax.vjp(attention, *inputs)
+        return output_PGHTC * scope.valid_PGT[:, :, None, :, None], pull(grad_PGHTC.astype(output_PGHTC.dtype))[:2]
 
     found = jax.jit(partial(measure, by_kernel))
     assert "__cudnn$fmha" in found.lower(query_PGHTC, own, prefix).compile().as_text()

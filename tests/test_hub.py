@@ -20,7 +20,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def model(tmp_path):
-    """A directory that is in order."""
+    """A directory that passes the check."""
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     save_file({"weight": np.ones(3, np.float32)}, tmp_path / "model.safetensors")
     return tmp_path
@@ -34,7 +34,7 @@ def no_hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-def test_a_directory_is_its_own_location(model):
+def test_a_directory_is_located_by_its_path(model):
     assert hub.locate(str(model)) == model
 
 
@@ -50,17 +50,17 @@ def test_a_name_that_is_nearly_right_gets_a_suggestion(name):
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "~/nowhere/", "a/b/c", "nowhere", "../org/name"])
-def test_a_path_that_does_not_exist_never_goes_to_the_network(name):
+def test_a_path_that_does_not_exist_is_not_looked_up_on_the_network(name):
     with pytest.raises(FileNotFoundError, match=f"'{name}' is none of them"):
         hub.locate(name)
 
 
-def test_without_the_hub_the_error_names_what_works_without_it(no_hub):
+def test_without_the_hub_the_error_names_models_that_need_no_hub(no_hub):
     with pytest.raises(FileNotFoundError, match=r"org/name.*cannot be reached.*directory.*smollm2-135m-instruct"):
         hub.locate("org/name")
 
 
-def test_offline_mode_asks_nobody(monkeypatch, tmp_path):
+def test_offline_mode_sends_no_request(monkeypatch, tmp_path):
     with LocalHub({}) as asked:
         monkeypatch.setattr(constants, "ENDPOINT", asked.url)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -98,7 +98,7 @@ def test_a_repository_the_hub_does_not_know_is_named(tmp_path):
         locate_elsewhere(asked.url, tmp_path, name="org/other")
 
 
-def test_a_directory_in_order_passes(model):
+def test_a_complete_directory_passes_the_check(model):
     hub.check(model)
 
 
@@ -143,7 +143,7 @@ def test_a_broken_config_is_named(model):
 def test_weights_that_were_cut_short_are_refused(model, content):
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] if content is None else content)
-    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a complete safetensors file"):
         hub.check(model)
 
 
@@ -152,7 +152,7 @@ def test_a_file_that_differs_from_its_checksum_is_refused(model):
     (model / smollm2.CHECKSUMS).write_text(f"{smollm2.sha256(config_file)}  config.json\n")
     hub.check(model)
     config_file.write_text('{"model_type": "gemma"}')
-    with pytest.raises(ValueError, match="damaged, changed or gone"):
+    with pytest.raises(ValueError, match="damaged, changed or missing"):
         hub.check(model)
 
 

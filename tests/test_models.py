@@ -1,4 +1,4 @@
-"""The models compute what transformers computes, and their three ways of reading tokens agree."""
+"""The models compute what transformers computes, and reading, teacher forcing and decoding agree."""
 
 import json
 from functools import partial
@@ -36,7 +36,7 @@ def load_golden(name: str, mesh=ONE, **options):
 
 def load_from(directory: Path, mesh=ONE, **options):
     policy = decoder_policy(read_shape(directory), **options)
-    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    shapes = policy.shapes
     return policy, load_weights(directory, shapes, weight_shardings(shapes, mesh))
 
 
@@ -92,7 +92,7 @@ def test_the_real_smollm2_gives_the_log_probs_of_transformers():
     np.testing.assert_allclose(entropy_PGT, expected["entropy_PGT"], atol=1e-4)
 
 
-def test_the_golden_models_would_notice_a_wrong_rope_scaling(tmp_path):
+def test_a_wrong_rope_scaling_changes_the_log_probs_of_the_golden_model(tmp_path):
     config = json.loads((GOLDEN / "llama3" / "config.json").read_text())
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": 500000.0}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -119,7 +119,7 @@ def test_decoding_with_a_cache_gives_the_hidden_states_of_teacher_forcing(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_rows_may_begin_at_any_turn_of_a_ring(name):
+def test_rows_may_start_at_any_cursor_of_the_ring_buffer(name):
     policy, params = load_golden(name)
     rollouts, _ = read_expected(name)
     tokens_PGT = rollouts.tokens_PGT
@@ -130,12 +130,12 @@ def test_rows_may_begin_at_any_turn_of_a_ring(name):
     start_PG = np.random.default_rng(0).integers(0, T, (P, G)) + T // 2
     extend, served = jax.jit(policy.extend), policy.serve(params)
     for cursor in range(T // 2, 2 * T):
-        place_PG = np.clip(cursor - start_PG, 0, T - 1)
-        now_PG = np.take_along_axis(np.asarray(tokens_PGT), place_PG[:, :, None], axis=2)[:, :, 0]
+        index_PG = np.clip(cursor - start_PG, 0, T - 1)
+        now_PG = np.take_along_axis(np.asarray(tokens_PGT), index_PG[:, :, None], axis=2)[:, :, 0]
         hidden_PGD, own = extend(served, shared, own, now_PG, jnp.int32(cursor), jnp.asarray(start_PG))
-        lives_PG = (start_PG <= cursor) & (cursor < start_PG + T)
-        expected_PGD = np.take_along_axis(np.asarray(hidden_PGTD), place_PG[:, :, None, None], axis=2)[:, :, 0]
-        np.testing.assert_allclose(np.asarray(hidden_PGD)[lives_PG], expected_PGD[lives_PG], atol=2e-4)
+        active_PG = (start_PG <= cursor) & (cursor < start_PG + T)
+        expected_PGD = np.take_along_axis(np.asarray(hidden_PGTD), index_PG[:, :, None, None], axis=2)[:, :, 0]
+        np.testing.assert_allclose(np.asarray(hidden_PGD)[active_PG], expected_PGD[active_PG], atol=2e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -152,17 +152,17 @@ def test_no_token_moves_an_earlier_log_prob_or_another_row(name):
 
 
 @pytest.mark.parametrize("layout", [Layout(1, 8, 1), Layout(1, 2, 4), Layout(2, 2, 2)])
-def test_weights_read_in_parts_are_the_weights_read_whole(layout):
+def test_weights_read_shard_by_shard_equal_the_weights_read_whole(layout):
     _, whole = load_golden("qwen3")
-    _, parts = load_golden("qwen3", layout.mesh())
-    assert any(len({str(s.index) for s in a.addressable_shards}) > 1 for a in jax.tree.leaves(parts))
-    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    _, sharded = load_golden("qwen3", layout.mesh())
+    assert any(len({str(s.index) for s in a.addressable_shards}) > 1 for a in jax.tree.leaves(sharded))
+    jax.tree.map(np.testing.assert_array_equal, whole, sharded)
 
 
-def test_the_vectors_of_a_chunk_do_not_depend_on_the_chunk(monkeypatch):
+def test_log_probs_do_not_depend_on_the_size_of_a_chunk(monkeypatch):
     policy, params = load_golden("llama")
     rollouts, expected = read_expected("llama")
-    monkeypatch.setattr("grpo_jax.learner.logprobs.CHUNK_TOKENS", 30)  # 5 positions of 6 rows; 24 do not divide
+    monkeypatch.setattr("grpo_jax.learner.logprobs.CHUNK_TOKENS", 30)  # 5 positions of 6 rows, of 24
     logprobs_PGT, entropy_PGT = token_logprobs(policy, params, rollouts)
     np.testing.assert_allclose(logprobs_PGT, expected["logprobs_PGT"], atol=1e-4)
     np.testing.assert_allclose(entropy_PGT, expected["entropy_PGT"], atol=1e-4)
@@ -174,7 +174,7 @@ def write_config(directory: Path, **changes) -> Path:
     return directory
 
 
-def test_old_and_new_rope_fields_mean_the_same(tmp_path):
+def test_old_and_new_rope_fields_give_the_same_shape(tmp_path):
     new = read_shape(GOLDEN / "llama3")
     fields = json.loads((GOLDEN / "llama3" / "config.json").read_text())["rope_parameters"]
     theta = fields.pop("rope_theta")
@@ -199,16 +199,16 @@ def test_a_config_that_does_not_match_its_weights_is_refused(tmp_path):
     write_config(tmp_path, intermediate_size=81)
     (tmp_path / "model.safetensors").symlink_to(GOLDEN / "llama" / "model.safetensors")
     policy = decoder_policy(read_shape(tmp_path))
-    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    shapes = policy.shapes
     with pytest.raises(ValueError, match=r"down_proj.weight has shape \[32, 80\]; its config.json says \[32, 81\]"):
         load_weights(tmp_path, shapes, weight_shardings(shapes, ONE))
 
 
-def test_weights_without_a_place_are_refused():
+def test_weights_that_the_model_does_not_have_are_refused():
     shape = read_shape(GOLDEN / "llama")
     fewer = decoder_policy(shape.__class__(**{**shape.__dict__, "layers": 1}))
-    shapes = jax.eval_shape(fewer.init, jax.random.key(0))
-    with pytest.raises(ValueError, match="9 weights have no place"):
+    shapes = fewer.shapes
+    with pytest.raises(ValueError, match="no place for 9 of the weights"):
         load_weights(GOLDEN / "llama", shapes, weight_shardings(shapes, ONE))
 
 
@@ -228,7 +228,7 @@ def test_log_probs_are_those_of_an_installed_transformers(name):
 
 
 @pytest.mark.parametrize(
-    ("rows", "outputs", "kind", "platform", "wide", "error"),
+    ("vectors", "outputs", "dtype", "platform", "result_dtype", "error"),
     [
         (32, 96, "float32", "cpu", None, 1e-6),
         (300, 96, "float32", "cpu", None, 1e-6),
@@ -238,15 +238,15 @@ def test_log_probs_are_those_of_an_installed_transformers(name):
         (300, 96, "float32", "gpu", "float32", 1e-6),
     ],
 )
-def test_products_and_their_gradients_are_those_of_float64(rows, outputs, kind, platform, wide, error):
+def test_products_and_their_gradients_are_those_of_float64(vectors, outputs, dtype, platform, result_dtype, error):
     draw = np.random.default_rng(0)
-    x, weight, slope = (draw.normal(size=size) for size in ((3, rows, 64), (outputs, 64), (3, rows, outputs)))
-    x, weight = jnp.asarray(x, kind), jnp.asarray(weight, kind)
-    y, pull = jax.vjp(partial(project, platform=platform, wide=wide), x, weight)
-    assert y.dtype == (wide or kind)
+    x, weight, grad = (draw.normal(size=size) for size in ((3, vectors, 64), (outputs, 64), (3, vectors, outputs)))
+    x, weight = jnp.asarray(x, dtype), jnp.asarray(weight, dtype)
+    y, vjp = jax.vjp(partial(project, platform=platform, result_dtype=result_dtype), x, weight)
+    assert y.dtype == (result_dtype or dtype)
     exact = [np.asarray(a, np.float64) for a in (x, weight)]
-    expected = [exact[0] @ exact[1].T, slope @ exact[1], np.einsum("brv,brd->vd", slope, exact[0])]
-    for found, right in zip((y, *pull(jnp.asarray(slope, y.dtype))), expected, strict=True):
+    expected = [exact[0] @ exact[1].T, grad @ exact[1], np.einsum("brv,brd->vd", grad, exact[0])]
+    for found, right in zip((y, *vjp(jnp.asarray(grad, y.dtype))), expected, strict=True):
         assert np.linalg.norm(np.asarray(found, np.float64) - right) < error * np.linalg.norm(right)
 
 
@@ -257,8 +257,8 @@ def test_policies_of_the_same_shape_share_their_compiled_programs():
 
 
 @pytest.mark.parametrize("name", ["mistral", "qwen3"])
-def test_the_kernel_of_a_tpu_gives_whole_models_the_log_probs_of_transformers(name, monkeypatch):
-    """Rows of a prompt share one packed row; the kernel is interpreted."""
+def test_log_probs_by_the_tpu_kernel_are_those_of_transformers(name, monkeypatch):
+    """All responses to a prompt are in one packed row; the kernel runs in an interpreter."""
     shape = read_shape(GOLDEN / name)
     monkeypatch.setattr(policy_module, "kernel", lambda *_: partial(attention.splash_rows, interpret=True))
     policy = policy_module._policy.__wrapped__(shape, jnp.float32, "full", "cpu")

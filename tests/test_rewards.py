@@ -78,7 +78,7 @@ def test_exact_accepts_the_answer_in_another_form(answer, response):
         ("Paris", "Paris, France"),
     ],
 )
-def test_exact_refuses_anything_else(answer, response):
+def test_exact_rejects_anything_else(answer, response):
     assert exact(answered(answer), response) == 0.0
 
 
@@ -120,11 +120,11 @@ def test_last_number_finds_the_answer(answer, response):
         ("0", "1/0"),
     ],
 )
-def test_last_number_refuses_another_number(answer, response):
+def test_last_number_rejects_another_number(answer, response):
     assert last_number(answered(answer), response) == 0.0
 
 
-def test_an_example_that_cannot_be_read_is_named():
+def test_an_example_without_a_readable_answer_is_named():
     with pytest.raises(ValueError, match=r"the example 'How much\?' has none"):
         exact(answered(" "), "7")
     with pytest.raises(ValueError, match=r"the example 'How much\?' is 'Paris'"):
@@ -134,7 +134,7 @@ def test_an_example_that_cannot_be_read_is_named():
 @pytest.mark.parametrize(
     "piece", ["1", "1,000,", "-", "#### ", "#### 1", "\\boxed{", "{", "}", "1/", "1e9", "\\frac{1", "1."]
 )
-def test_a_hostile_response_is_just_wrong(piece):
+def test_a_hostile_response_scores_zero(piece):
     response = piece * (1_000_000 // len(piece))
     assert exact(answered("7"), response) == 0.0
     assert last_number(answered("7"), response) == 0.0
@@ -167,18 +167,18 @@ def test_a_run_of_digits_too_long_for_an_answer_is_no_number():
         ("", False),
     ],
 )
-def test_the_template_is_followed_to_the_letter(response, follows):
+def test_the_template_must_be_followed_exactly(response, follows):
     assert follows_template(SEVEN, response) == float(follows)
 
 
-def test_matches_wants_the_whole_response():
+def test_matches_compares_the_whole_response():
     number = Matches(r"\d+")
     assert [number(SEVEN, response) for response in (" 7\n", "7 apples", "")] == [1.0, 0.0, 0.0]
     assert Matches(".*")(SEVEN, "two\nlines") == 1.0
 
 
-def test_a_broken_pattern_is_refused_when_it_is_written():
-    with pytest.raises(ValueError, match=r"'\(' is none"):
+def test_an_invalid_pattern_is_refused_when_the_reward_is_made():
+    with pytest.raises(ValueError, match=r"'\(' is not one"):
         Matches("(")
 
 
@@ -199,12 +199,12 @@ def test_a_broken_pattern_is_refused_when_it_is_written():
         ("", False),
     ],
 )
-def test_countdown_wants_the_target_from_each_number_once(response, reached):
+def test_countdown_requires_the_target_and_each_number_once(response, reached):
     example = Example("Make 24.", columns={"target": 24, "numbers": [4, 4, 10]})
     assert reaches_target(example, response) == float(reached)
 
 
-def test_countdown_names_the_columns_that_it_misses():
+def test_countdown_names_the_columns_that_are_missing():
     with pytest.raises(ValueError, match="got target '24' and numbers None"):
         reaches_target(Example("Make 24.", columns={"target": "24"}), "24")
 
@@ -235,7 +235,7 @@ def test_arithmetic_is_exact(expression, value):
         "1+" * 100 + "1",
     ],
 )
-def test_what_is_no_arithmetic_has_no_value(expression):
+def test_text_that_is_not_arithmetic_has_no_value(expression):
     assert evaluate(expression) is None
 
 
@@ -247,7 +247,7 @@ def undecided(example, response):
     return None if response == "?" else 1
 
 
-def test_scores_are_laid_out_by_prompt_response_and_part():
+def test_scores_have_axes_for_prompt_response_and_reward():
     rewards_PGR = score(Mix(((exact, 1.0), (length, 0.5))), [SEVEN, CHAT], [["7", "17", "77"], ["9", "", "123"]])
     np.testing.assert_array_equal(rewards_PGR[..., 0], [[1, 0, 0], [1, 0, 0]])
     np.testing.assert_array_equal(rewards_PGR[..., 1], [[1, 2, 2], [1, 0, 3]])
@@ -258,15 +258,15 @@ def test_a_bare_function_is_a_mix_of_one():
     np.testing.assert_array_equal(score(exact, [SEVEN], [["7", "8"]]), [[[1], [0]]])
 
 
-def test_what_a_reward_cannot_judge_is_nan_and_not_zero():
+def test_a_response_that_cannot_be_scored_is_nan_and_not_zero():
     np.testing.assert_array_equal(score(undecided, [SEVEN], [["?", "!"]]), [[[math.nan], [1]]])
 
 
-def test_truth_values_are_numbers():
+def test_booleans_are_accepted_as_rewards():
     assert score(lambda example, response: np.bool_(response == "7"), [SEVEN], [["7"]]) == 1.0
 
 
-def test_parts_are_named_after_their_functions_and_numbered_when_alike():
+def test_rewards_are_named_after_their_functions_and_numbered_if_names_repeat():
     partial = functools.partial(length)
     mix = Mix(((exact, 1.0), (length, 0.5), (partial, 0.0), (Matches("a"), 1.0), (Matches("b"), 1.0)))
     assert mix.names == ("exact", "length", "length_2", "Matches", "Matches_2")
@@ -274,7 +274,7 @@ def test_parts_are_named_after_their_functions_and_numbered_when_alike():
 
 
 @pytest.mark.parametrize("parts", [(), ((exact, math.nan),), ((exact, 1.0), (length, math.inf))])
-def test_a_mix_without_sense_is_refused(parts):
+def test_an_empty_mix_and_weights_that_are_not_finite_are_refused(parts):
     with pytest.raises(
         ValueError, match=r"needs at least one|weight of exact must be .* nan|weight of length must be .* inf"
     ):
@@ -282,7 +282,7 @@ def test_a_mix_without_sense_is_refused(parts):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e39, "1", [1.0], np.ones(2), 1j])
-def test_a_reward_that_is_no_finite_number_is_named_with_its_place(value):
+def test_a_reward_that_is_not_a_finite_number_is_named_with_example_and_response(value):
     def odd(example, response):
         return value if response == "b" else 0.0
 
@@ -290,7 +290,7 @@ def test_a_reward_that_is_no_finite_number_is_named_with_its_place(value):
         score(odd, [SEVEN, SEVEN], [["a", "a"], ["a", "b"]])
 
 
-def test_a_reward_that_raises_is_named_with_its_place():
+def test_a_reward_that_raises_is_named_with_example_and_response():
     with pytest.raises(ValueError, match=r"Reward exact failed on example 1, response 0: ValueError: exact compares"):
         score(exact, [SEVEN, answered("")], [["7"], ["7"]])
 
@@ -304,20 +304,20 @@ def by_line(example, response):
     return Steps([2.0] + [1.0] * (len(ends) - 1), ends) if ends else Steps([], [])
 
 
-def test_a_reward_of_steps_is_their_sum_and_tells_where_they_end():
+def test_the_reward_of_steps_is_their_sum_and_their_ends_are_returned():
     mix = Mix(((by_line, 0.5), (exact, 1.0)))
     rewards_PGR, ends = judge(mix, [Example("", "a")], [["a\nbc\n", "none"]])
     np.testing.assert_array_equal(rewards_PGR[0, :, 0], [3.0, 0.0])
     assert ends == {(0, 0): [(2, 1.0), (5, 0.5)], (0, 1): []}
 
 
-def test_a_reward_of_steps_that_only_watches_has_none():
+def test_steps_of_a_reward_with_weight_zero_are_not_returned():
     rewards_PGR, ends = judge(Mix(((by_line, 0.0), (exact, 1.0))), [Example("", "a")], [["a\nbc\n", "a"]])
     assert rewards_PGR[0, 0, 0] == 3.0
     assert ends == {}
 
 
-def test_a_step_counts_at_the_token_that_completes_it():
+def test_the_reward_of_a_step_is_at_the_token_that_completes_it():
     # Of the first response the third token was not chosen, the last response is empty.
     action_PGT = np.array([[[True, True, False, True, True], [True] * 5, [False] * 5]])
     pieces = ["a\n", "b", "c\n", ""]
@@ -332,13 +332,13 @@ def test_a_step_counts_at_the_token_that_completes_it():
 
 
 @pytest.mark.parametrize(("rewards", "ends", "words"), [([1.0], [], "1 and 0"), ([np.nan], [3], "finite")])
-def test_steps_without_sense_are_refused(rewards, ends, words):
+def test_invalid_steps_are_refused(rewards, ends, words):
     with pytest.raises(ValueError, match=words):
         Steps(rewards, ends)
 
 
 @pytest.mark.parametrize("responses", [[], [["7"]], [["7"], ["7", "8"]], [[], []]])
-def test_groups_that_do_not_fit_the_examples_are_refused(responses):
+def test_groups_that_do_not_match_the_examples_are_refused(responses):
     with pytest.raises(ValueError, match="a group of responses for each, all of one size"):
         score(exact, [SEVEN, SEVEN], responses)
 
@@ -358,19 +358,19 @@ def test_a_trl_function_sees_all_responses_and_columns_in_order():
     np.testing.assert_array_equal(rewards_PGR[..., 0], [[1, math.nan], [5, 5]])
 
 
-def test_a_trl_function_may_be_async_and_stand_beside_others():
+def test_a_trl_function_may_be_async_and_be_mixed_with_others():
     rewards_PGR = score(Mix(((exact, 1.0), (trl_async, 1.0))), [SEVEN], [["7", "77"]])
     np.testing.assert_array_equal(rewards_PGR, [[[1, 10], [0, 11]]])
 
 
-def test_a_trl_function_may_be_async_where_a_loop_already_runs():
+def test_a_trl_function_may_be_async_where_an_event_loop_already_runs():
     async def notebook_cell():
         return score(trl_async, [SEVEN], [["7"]])
 
     assert asyncio.run(notebook_cell()) == 10.0
 
 
-def test_a_trl_function_gets_messages_where_the_prompt_is_a_chat():
+def test_a_trl_function_gets_messages_if_the_prompt_is_a_chat():
     def trl_chat(prompts, completions, **kwargs):
         assert prompts == [[{"role": "user", "content": "5 + 4 = ?"}]] * 2
         return [
@@ -380,7 +380,7 @@ def test_a_trl_function_gets_messages_where_the_prompt_is_a_chat():
     np.testing.assert_array_equal(score(trl_chat, [CHAT], [["9", "99"]]), [[[2], [3]]])
 
 
-def test_a_trl_function_gets_tokens_and_step_where_there_are_any():
+def test_a_trl_function_gets_tokens_and_step_if_they_are_given():
     seen = {}
 
     def trl_curious(completions, **kwargs):
@@ -395,7 +395,7 @@ def test_a_trl_function_gets_tokens_and_step_where_there_are_any():
     assert seen["scale"] == 2
 
 
-def test_a_trl_function_gets_none_for_a_cell_that_a_row_lacks():
+def test_a_trl_function_gets_none_for_a_column_that_an_example_lacks():
     def trl_hints(completions, hint):
         return [len(text) if text else 0.0 for text in hint]
 
@@ -403,15 +403,15 @@ def test_a_trl_function_gets_none_for_a_cell_that_a_row_lacks():
     np.testing.assert_array_equal(rewards_PGR[:, 0, 0], [0, 4])
 
 
-def test_a_column_that_a_trl_function_asks_for_in_vain_is_named():
+def test_a_missing_column_that_a_trl_function_needs_is_named():
     def trl_solution(completions, solution):
         return [1.0]
 
-    with pytest.raises(ValueError, match="Reward trl_solution asks for solution; available here are question, level"):
+    with pytest.raises(ValueError, match="Reward trl_solution needs solution; available are question, level"):
         score(trl_solution, [SEVEN], [["7"]])
 
 
-def test_a_trl_function_that_fails_or_forgets_a_response_is_named():
+def test_a_trl_function_that_fails_or_skips_a_response_is_named():
     def trl_short(completions):
         return [1.0]
 

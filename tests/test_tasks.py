@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from grpo_jax import network
 from grpo_jax.rewards import Mix, exact, score
 from grpo_jax.tasks import Task, arithmetic, countdown, gsm8k, jsonl
 
@@ -20,7 +21,7 @@ def questions(examples):
 
 
 def gold_rewards(task, column=None):
-    """Of every example: the rewards of its own answer, or of what a column says."""
+    """The rewards of each example's own answer, or of what a column has."""
     examples = [*task.train, *task.held_out]
     golds = [example.answer if column is None else example.columns[column] for example in examples]
     return score(task.reward, examples, [[gold] for gold in golds])
@@ -46,12 +47,12 @@ def test_a_generated_task_is_a_function_of_its_seed(make):
     assert make(train=20, held_out=5, seed=1) != make(train=20, held_out=5, seed=2)
 
 
-def test_every_question_that_exists_can_be_asked_for_once():
+def test_a_task_may_have_every_possible_question():
     task = arithmetic(train=200, held_out=0, largest=9)  # 10 * 10 operands, + and -
     assert len(set(questions(task.train))) == 200
 
 
-def test_no_held_out_sum_is_a_training_sum_the_other_way_round():
+def test_no_held_out_sum_is_a_reordered_training_sum():
     task = arithmetic(train=60, held_out=20, operations="+", largest=9)
     known, asked = (
         {tuple(sorted(re.findall(r"[0-9]+", q))) for q in questions(part)} for part in (task.train, task.held_out)
@@ -62,7 +63,7 @@ def test_no_held_out_sum_is_a_training_sum_the_other_way_round():
         arithmetic(train=50, held_out=50, operations="+", largest=9)
 
 
-def test_no_two_puzzles_are_alike():
+def test_no_two_puzzles_are_the_same():
     task = countdown(train=150, held_out=50)
     puzzles = {(*example.columns["numbers"], example.columns["target"]) for example in [*task.train, *task.held_out]}
     assert len(puzzles) == 200
@@ -71,11 +72,11 @@ def test_no_two_puzzles_are_alike():
 def test_more_questions_than_exist_are_refused():
     with pytest.raises(ValueError, match="ask for 201 different questions, and only 200 exist"):
         arithmetic(train=151, held_out=50, largest=9)
-    with pytest.raises(ValueError, match=r"ask for 30 different puzzles, and after [0-9]+ no more turned up"):
+    with pytest.raises(ValueError, match=r"ask for 30 different puzzles, and after [0-9]+ no more were found"):
         countdown(train=20, held_out=10, numbers=2, largest=2, largest_target=2)
 
 
-def test_answers_are_what_python_makes_of_the_question():
+def test_answers_are_what_python_computes_from_the_question():
     for example in arithmetic(train=50, held_out=0, operations="+-*", terms=3).train:
         a, first, b, second, c = example.columns["question"].removeprefix("What is ").removesuffix("?").split()
         tables = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
@@ -105,7 +106,7 @@ def test_an_answer_inside_a_sentence_earns_a_tenth():
         {"held_out": -1},
     ],
 )
-def test_arithmetic_without_sense_is_refused(wrong):
+def test_invalid_settings_of_arithmetic_are_refused(wrong):
     with pytest.raises(ValueError, match=r"got .*\d|got ''|got '/'|got '\+\+'"):
         arithmetic(**wrong)
 
@@ -113,7 +114,7 @@ def test_arithmetic_without_sense_is_refused(wrong):
 @pytest.mark.parametrize(
     "wrong", [{"numbers": 1}, {"numbers": 7}, {"largest": 0}, {"largest_target": 0}, {"train": -1}]
 )
-def test_countdown_without_sense_is_refused(wrong):
+def test_invalid_settings_of_countdown_are_refused(wrong):
     with pytest.raises(ValueError, match=r"; got -?\d"):
         countdown(**wrong)
 
@@ -153,7 +154,7 @@ def test_jsonl_reads_strings_messages_and_numbers(tmp_path):
     np.testing.assert_array_equal(gold_rewards(task), 1.0)
 
 
-def test_jsonl_asks_a_string_as_told(tmp_path):
+def test_jsonl_adds_instruction_and_system_message_to_a_string(tmp_path):
     path = written(tmp_path / "a.jsonl", {"prompt": "1 + 1"})
     assert jsonl(path, answer=None, instruction="Go.").train[0].prompt == "1 + 1 Go."
     assert jsonl(path, answer=None, system="Add.").train[0].prompt == [
@@ -162,7 +163,7 @@ def test_jsonl_asks_a_string_as_told(tmp_path):
     ]
 
 
-def test_jsonl_minds_neither_windows_nor_blank_lines(tmp_path):
+def test_jsonl_accepts_windows_line_ends_and_blank_lines(tmp_path):
     path = written(
         tmp_path / "a.jsonl",
         b'\xef\xbb\xbf{"prompt": "a\xe2\x80\xa8b", "answer": "1"}\r',
@@ -203,7 +204,7 @@ def test_jsonl_names_the_line_that_is_wrong(tmp_path, line, complaint):
 
 def test_jsonl_refuses_instructions_for_prompts_that_are_messages(tmp_path):
     path = written(tmp_path / "a.jsonl", {"prompt": [{"role": "user", "content": "1 + 1"}], "answer": "2"})
-    with pytest.raises(ValueError, match=r"a\.jsonl:1: instruction and system go with prompts that are strings"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: instruction and system are for prompts that are strings"):
         jsonl(path, instruction="Go.")
 
 
@@ -213,7 +214,7 @@ def test_jsonl_refuses_an_empty_file(tmp_path, content):
         jsonl(written(tmp_path / "a.jsonl", content))
 
 
-def test_jsonl_says_where_it_looked(tmp_path):
+def test_jsonl_names_the_folder_that_relative_paths_start_from(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl is not a file\. Relative paths start from"):
         jsonl(str(tmp_path / "none.jsonl"))
 
@@ -283,19 +284,19 @@ def test_gsm8k_is_the_same_from_every_source(source, copy, request):
     np.testing.assert_array_equal(gold_rewards(task, column="answer"), 1.0)
 
 
-def test_gsm8k_is_prepared_from_what_its_authors_publish(tmp_path, monkeypatch):
+def test_gsm8k_is_prepared_from_the_files_of_its_authors(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     files = {split: written(tmp_path / f"{split}.jsonl", *rows) for split, rows in GSM8K_ROWS.items()}
     monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda self, urls: files)
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "prepared"))
-    monkeypatch.setattr("requests.head", lambda url, timeout: None)
+    monkeypatch.setattr(network, "reachable", lambda url: True)
     task = gsm8k("tensorflow-datasets")
     assert [example.answer for example in (*task.train, *task.held_out)] == ["12", "1,200"]
     assert (tmp_path / "prepared" / "gsm8k").is_dir()
 
 
-def test_gsm8k_out_of_reach_names_the_way_out(monkeypatch):
+def test_gsm8k_without_a_network_names_the_way_out(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setenv("NO_PROXY", "*")
@@ -305,7 +306,7 @@ def test_gsm8k_out_of_reach_names_the_way_out(monkeypatch):
         gsm8k()
 
 
-def test_gsm8k_refuses_what_is_no_copy(tmp_path, gsm8k_folder):
+def test_gsm8k_refuses_a_folder_that_is_not_a_copy(tmp_path, gsm8k_folder):
     with pytest.raises(FileNotFoundError, match=r"task\.path must be a folder.*none at"):
         gsm8k(path=str(tmp_path / "none"))
     written(gsm8k_folder / "test.jsonl", {"question": "2 + 2", "answer": "4"})

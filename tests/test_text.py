@@ -1,4 +1,4 @@
-"""Between text and token ids."""
+"""The tokenizer: chat templates, control tokens, padding."""
 
 import json
 import logging
@@ -52,7 +52,7 @@ def user(content: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": content}]
 
 
-def test_the_byte_tokenizer_gives_every_byte_its_own_number():
+def test_the_byte_tokenizer_has_an_id_for_every_byte():
     tokenizer = byte_tokenizer()
     asked = "naïve 東京 🙂\t\x00!"
     assert tokenizer.encode(user(asked)) == list(f"user: {asked}\nassistant:".encode())
@@ -60,12 +60,12 @@ def test_the_byte_tokenizer_gives_every_byte_its_own_number():
     assert tokenizer.end_ids == (257,)
 
 
-def test_decoding_returns_the_text_and_leaves_out_control_tokens():
+def test_decoding_returns_the_text_without_control_tokens():
     said = " It 's 7 , \n\n東京 🙂 "
     assert byte_tokenizer().decode([*said.encode(), 257, 256]) == said
 
 
-def test_bytes_that_are_no_text_decode_to_a_replacement_instead_of_failing():
+def test_bytes_that_are_not_text_decode_to_a_replacement_character():
     assert byte_tokenizer().decode([0xFF, ord("a")]) == "\N{REPLACEMENT CHARACTER}a"
 
 
@@ -90,7 +90,7 @@ def test_control_tokens_in_text_for_a_base_model_are_plain_text(base):
     assert base.encode(TROUBLE) == list(TROUBLE.encode())
 
 
-def test_plain_text_for_a_chat_model_is_a_users_message_and_that_is_said_once(chat, caplog, monkeypatch):
+def test_plain_text_for_a_chat_model_becomes_a_users_message_with_one_warning(chat, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("grpo_jax"), "propagate", True)
     text._announce_wrapping.cache_clear()
     with caplog.at_level(logging.WARNING, logger="grpo_jax"):
@@ -104,7 +104,7 @@ def test_messages_for_a_base_model_are_refused(base):
         base.encode(user("Hi"))
 
 
-def test_a_response_ends_at_the_eos_token_the_end_of_turn_and_what_the_model_generates_with(tmp_path):
+def test_the_end_ids_are_those_of_tokenizer_chat_template_and_generation_config(tmp_path):
     save_tokenizer(tmp_path, CHATML, **EOS)
     assert load_tokenizer(tmp_path).end_ids == (END_OF_TEXT, END)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [END, 7]}))
@@ -113,7 +113,7 @@ def test_a_response_ends_at_the_eos_token_the_end_of_turn_and_what_the_model_gen
     assert load_tokenizer(tmp_path).end_ids == (9, END_OF_TEXT, END)
 
 
-def test_a_model_with_no_token_to_end_with_is_refused(tmp_path):
+def test_a_model_without_an_end_token_is_refused(tmp_path):
     with pytest.raises(ValueError, match="eos_token_id"):
         load_tokenizer(save_tokenizer(tmp_path, None))
 
@@ -138,12 +138,12 @@ def test_a_prompt_over_the_limit_is_named_with_the_ways_out(base):
 
 
 @pytest.mark.parametrize("nothing", ["", []])
-def test_an_empty_prompt_is_refused_with_its_place(chat, nothing):
+def test_an_empty_prompt_is_refused_with_its_index(chat, nothing):
     with pytest.raises(ValueError, match="prompt 2"):
         chat.encode_all([user("a"), user("b"), nothing], max_tokens=64)
 
 
-def test_few_lengths_are_ever_compiled():
+def test_lengths_are_rounded_up_to_one_of_a_few():
     lengths = [*range(16, 129, 16), 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024]
     expected = [next(length for length in lengths if length >= n) for n in range(1, 1025)]
     assert [bucket(n) for n in range(1, 1025)] == expected

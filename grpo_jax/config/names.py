@@ -109,6 +109,18 @@ def find(module: str, name: str) -> Definition | None:
     return None
 
 
+def constant(source: Source, name: str) -> tuple[ast.expr, Source] | None:
+    """What a name is assigned, and the module that does it: this one, or another of its package that it is from."""
+    if name in source.constants:
+        return source.constants[name], source
+    for statement in source.statements:
+        origin = _origin(statement, name, source)
+        if origin is not None and origin[0].split(".")[0] == source.module.split(".")[0] and origin[0] != source.module:
+            other = read_source(origin[0])
+            return None if other is None else constant(other, origin[1])
+    return None
+
+
 def _origin(statement: ast.stmt, name: str, source: Source) -> tuple[str, str] | None:
     match statement:
         case ast.ImportFrom(module=module, names=names, level=level):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from grpo_jax.config.names import Definition, Source, find, literal, load, split
+from grpo_jax.config.names import Definition, Source, constant, find, literal, load, split
 
 SCALARS = {"int": int, "float": float, "str": str, "bool": bool, "dict": dict, "Mapping": dict}
 LISTS = {"list": list, "tuple": tuple, "Sequence": tuple}
@@ -111,8 +111,8 @@ def _parameter(
 
 
 def _default(node: ast.expr, source: Source) -> Any:
-    if isinstance(node, ast.Name):
-        node = source.constants.get(node.id, node)
+    if isinstance(node, ast.Name) and (found := constant(source, node.id)):
+        node, source = found
     value = literal(node)
     return Default.COMPUTED if value is ... else value
 
@@ -130,8 +130,8 @@ def _kind(node: ast.expr | None, source: Source) -> Any:
             return types.NoneType
         case ast.Constant(value=str() as text):
             return _kind(ast.parse(text, mode="eval").body, source)
-        case ast.Name(id=name) if name in source.constants:
-            return _kind(source.constants[name], source)
+        case ast.Name(id=name) if found := constant(source, name):
+            return _kind(*found)
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return SCALARS.get(name, LISTS.get(name, Any))
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):

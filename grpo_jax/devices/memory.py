@@ -24,9 +24,19 @@ def memory_limit(devices: list[Any]) -> int | None:
     return stats and stats.get("bytes_limit")
 
 
+def device_memory() -> int:
+    """The bytes that one device of this process can hold. CPU devices share the memory of the machine."""
+    limit = memory_limit(jax.local_devices())
+    return _machine_bytes() // jax.local_device_count() if limit is None else limit
+
+
 def free_bytes() -> int:
     """The bytes that are free on all devices of this process together; on CPUs, the memory of the machine."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     if all(stats) and all("bytes_limit" in stat for stat in stats):
         return sum(stat["bytes_limit"] - stat["bytes_in_use"] for stat in stats)
+    return _machine_bytes()
+
+
+def _machine_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,9 +1,96 @@
-"""How many responses a device can learn from at once."""
+"""How many responses a device can learn from at once, estimated from its memory without compiling anything.
+
+What the backward pass keeps is read off the traced program (the residuals of its vector-Jacobian product); weights,
+optimiser state and gradients are counted as they are sharded. `grpo-jax plan` compiles the program and knows exactly.
+"""
+
+import math
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
 
 from grpo_jax.algorithm import Algorithm
-from grpo_jax.structs import Params, Rollouts
+from grpo_jax.devices.memory import device_memory
+from grpo_jax.devices.mesh import mesh_of, prompt_parts
+from grpo_jax.devices.sharding import devices_per_group, weight_shardings
+from grpo_jax.distribution import Distribution
+from grpo_jax.learner.logprobs import CHUNK_TOKENS, token_logprobs
+from grpo_jax.structs import Params, Policy, Prompts, Rollouts
+
+MARGIN = 1.2  # temporaries as the compiler makes them, over those that are counted here
+FRACTION = 0.98  # of the memory that may be filled
 
 
-def responses_at_once(algorithm: Algorithm, params: Params, rollouts: Rollouts) -> int | None:
-    """What the user set."""
-    return algorithm.responses_at_once
+def responses_at_once(algorithm: Algorithm, params: Params, rollouts: Rollouts) -> int:
+    """How many responses each device learns from at once: what the user set, or what fits its memory."""
+    if algorithm.responses_at_once is not None:
+        return algorithm.responses_at_once
+    (P, G, T), L = rollouts.tokens_PGT.shape, rollouts.prompts.tokens_PL.shape[1]
+    return responses_that_fit(algorithm, P, G, L, T, mesh_of(params), device_memory())
+
+
+@cache
+def responses_that_fit(algorithm: Algorithm, P: int, G: int, L: int, T: int, mesh: Mesh | None, memory: int) -> int:
+    """The most responses of T tokens, to P prompts of L tokens, that a device with so many bytes learns from at once.
+
+    It is at least one, so that a program too large for the device is the compiler's to refuse.
+    """
+    choices = choices_of(P // algorithm.minibatches, G, mesh)
+    fitting = (n for n in choices if needed_bytes(algorithm, n, choices[0], G, L, T, mesh) <= FRACTION * memory)
+    return next(fitting, choices[-1])
+
+
+def choices_of(P: int, G: int, mesh: Mesh | None) -> list[int]:
+    """The numbers of responses that a device can learn from at once, all of a minibatch of P prompts first."""
+    spread, shards = devices_per_group(P, G, mesh), 1 if mesh is None else prompt_parts(mesh)
+    rows, each = P * spread // shards, G // spread
+    whole = [n * each for n in range(rows, 0, -1) if rows % n == 0]
+    return whole + [each // n for n in range(2, each + 1) if each % n == 0]
+
+
+def needed_bytes(algorithm: Algorithm, n: int, most: int, G: int, L: int, T: int, mesh: Mesh | None) -> int:
+    """The estimated peak, on one device, of learning from n responses at once, of `most` in a minibatch."""
+    shapes = algorithm.policy.shapes
+    weights = _device_bytes(shapes, mesh)
+    held = weights + _device_bytes(jax.eval_shape(algorithm.optimizer.init, shapes), mesh)
+    held += weights if algorithm.objective.needs_reference else 0
+    held += _device_bytes(algorithm.teacher[1], mesh) if algorithm.teacher is not None else 0
+    gradients = weights * (1 if n == most else 2)  # the sum, and that of one microbatch
+    kept, D, V = _kept_bytes(algorithm.policy, max(n // G, 1), min(n, G), L, T)
+    tensor = 1 if mesh is None else mesh.shape["tensor"]
+    gathered = 2 * 4 * V * D // tensor if mesh is not None and mesh.shape["fsdp"] > 1 else 0  # the head, its gradient
+    logits = 2 * 4 * CHUNK_TOKENS * V // tensor
+    return held + gradients + int(MARGIN * (gathered + logits + kept))
+
+
+@cache
+def _kept_bytes(policy: Policy, P: int, G: int, L: int, T: int) -> tuple[int, int, int]:
+    """What the forward pass over P prompts with G responses each keeps for the backward pass, beside the weights; and
+    the width and the vocabulary of the model.
+    """
+    flags_PGT, numbers_PGT = (jax.ShapeDtypeStruct((P, G, T), dtype) for dtype in (bool, jnp.float32))
+    tokens_PGT, ended_PG = jax.ShapeDtypeStruct((P, G, T), jnp.int32), jax.ShapeDtypeStruct((P, G), bool)
+    prompts = Prompts(jax.ShapeDtypeStruct((P, L), jnp.int32), jax.ShapeDtypeStruct((P, L), bool))
+    rollouts = Rollouts(prompts, tokens_PGT, flags_PGT, flags_PGT, numbers_PGT, numbers_PGT, ended_PG, Distribution())
+
+    def kept(params: Params, rollouts: Rollouts, slots_PBW: Array) -> Any:
+        return jax.vjp(lambda params: token_logprobs(policy, params, rollouts, slots_PBW), params)[1]
+
+    residuals = jax.eval_shape(kept, policy.shapes, rollouts, tokens_PGT)
+    last_PD = jax.eval_shape(policy.read, policy.shapes, prompts)[0]
+    V = jax.eval_shape(policy.unembed, policy.shapes, last_PD).shape[-1]
+    return _device_bytes(residuals, None) - _device_bytes(policy.shapes, None), last_PD.shape[-1], V
+
+
+def _device_bytes(tree: Any, mesh: Mesh | None) -> int:
+    """The bytes of a tree on one device, sharded as weights are."""
+    leaves = jax.tree.leaves(tree)
+    shapes = [a.shape for a in leaves]
+    if mesh is not None:
+        shardings = jax.tree.leaves(weight_shardings(tree, mesh))
+        shapes = [sharding.shard_shape(a.shape) for a, sharding in zip(leaves, shardings, strict=True)]
+    return sum(a.dtype.itemsize * math.prod(shape) for a, shape in zip(leaves, shapes, strict=True))

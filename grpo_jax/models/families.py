@@ -1,25 +1,33 @@
 """Hugging Face model families: what a `config.json` says about the shape, and what the weights are called.
 
-A family is a row of `FAMILIES`: the switches in which it differs from the Llama layout.
+A family is a row of `FAMILIES`: what it changes in the Llama layout.
 """
 
 import json
-import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from grpo_jax.models.decoder import Rope, Shape
 
-FAMILIES: dict[str, dict[str, bool]] = {
-    "llama": {},
-    "qwen2": {"attention_bias": True},
-    "qwen3": {"head_norm": True},
-    "mistral": {},
+
+@dataclass(frozen=True)
+class Family:
+    """What a family of models changes in the Llama layout."""
+
+    attention_bias: bool = False
+    head_norm: bool = False
+    window: str | None = None  # the key of its config.json that says how many positions a token attends to
+
+
+FAMILIES = {  # by the `model_type` of their config.json
+    "llama": Family(),
+    "qwen2": Family(attention_bias=True),
+    "qwen3": Family(head_norm=True),
+    "mistral": Family(window="sliding_window"),
 }
 
-WINDOWS = {"mistral": "sliding_window"}  # the key that says how many positions a token of the family attends to
-
-# Our name -> theirs, and the axes of theirs: a merged pair stands in parentheses. {n} is the layer.
+# Our name of a weight -> its Hugging Face name, and the axes there: parentheses merge a pair. {n} is the layer.
 NAMES = {
     "embed_VD": ("model.embed_tokens.weight", "VD"),
     "norm_D": ("model.norm.weight", "D"),
@@ -42,12 +50,13 @@ NAMES = {
 
 
 def read_shape(directory: Path) -> Shape:
-    """The shape a directory's own `config.json` describes; refuses what this decoder would compute differently."""
+    """The shape that a directory's `config.json` describes; refuses what this decoder would compute differently."""
     file = directory / "config.json"
     config = json.loads(file.read_text())
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(f"{file}: model_type {family!r} is not supported; the families are {', '.join(FAMILIES)}.")
+    name = config.get("model_type")
+    if name not in FAMILIES:
+        raise ValueError(f"{file}: model_type {name!r} is not supported; the families are {', '.join(FAMILIES)}.")
+    family = FAMILIES[name]
     _refuse_variants(file, config)
     try:
         heads = config["num_attention_heads"]
@@ -63,11 +72,12 @@ def read_shape(directory: Path) -> Shape:
             norm_epsilon=config["rms_norm_eps"],
             max_positions=config["max_position_embeddings"],
             tied=config.get("tie_word_embeddings", False),
-            window=config.get(WINDOWS[family]) if family in WINDOWS else None,
-            **FAMILIES[family],
+            window=None if family.window is None else config.get(family.window),
+            attention_bias=family.attention_bias,
+            head_norm=family.head_norm,
         )
     except KeyError as missing:
-        raise ValueError(f"{file}: {missing} is missing; it belongs in the config of a {family} model.") from missing
+        raise ValueError(f"{file}: {missing} is missing; it belongs in the config of a {name} model.") from missing
 
 
 def _refuse_variants(file: Path, config: dict[str, Any]) -> None:
@@ -78,30 +88,22 @@ def _refuse_variants(file: Path, config: dict[str, Any]) -> None:
 
 
 def _read_rope(file: Path, config: dict[str, Any]) -> Rope:
-    """Rotary settings in either place: `rope_parameters` (transformers 5), or `rope_theta` with `rope_scaling`."""
+    """The rotary settings, from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling`."""
     fields = {"rope_theta": config.get("rope_theta", 10000.0)}
     fields |= config.get("rope_scaling") or {}
     fields |= config.get("rope_parameters") or {}
-    kind = fields.get("rope_type", fields.get("type", "default"))
-    if kind == "default":
+    scaling = fields.get("rope_type", fields.get("type", "default"))
+    if scaling == "default":
         return Rope(fields["rope_theta"])
-    if kind == "linear":
-        return Rope(fields["rope_theta"], kind, fields["factor"])
-    if kind == "llama3":
+    if scaling == "linear":
+        return Rope(fields["rope_theta"], scaling, fields["factor"])
+    if scaling == "llama3":
         return Rope(
             fields["rope_theta"],
-            kind,
+            scaling,
             fields["factor"],
             fields["low_freq_factor"],
             fields["high_freq_factor"],
             fields["original_max_position_embeddings"],
         )
-    raise ValueError(f"{file}: rope type {kind!r} is not supported; default, linear and llama3 are.")
-
-
-def letters(name: str) -> str:
-    """The axes a parameter's name ends in: "HCD" for "layers/attention/query_HCD"."""
-    found = re.search(r"_([A-Z]+)$", name)
-    if found is None:
-        raise ValueError(f"The parameter {name!r} does not end in its axes, such as `gate_FD`.")
-    return found[1]
+    raise ValueError(f"{file}: rope type {scaling!r} is not supported; default, linear and llama3 are.")

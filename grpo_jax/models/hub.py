@@ -1,33 +1,31 @@
 """Where a model is: a name the library knows, a directory, or a repository of the Hugging Face hub.
 
-`locate` finds the directory, and goes to the network only for a repository that is not in the local cache. `check`
-refuses a directory that could not be loaded or should not be: nothing that comes with a model is ever run, so weights
-are safetensors and never pickles, and classes are this library's.
+`locate` finds the directory. It uses the network only for a model that is not in a local cache. `check` refuses a
+directory that could not be loaded or should not be: no code that comes with a model is ever run, so weights are
+safetensors and never pickles, and classes are this library's.
 """
 
 import difflib
 import json
 import re
-import socket
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from grpo_jax import network
 from grpo_jax.models import smollm2
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
-UNWANTED = ["*/*", "consolidated*"]  # other formats in subfolders, and Mistral's second copy of the weights
+UNWANTED = ["*/*", "consolidated*"]  # subfolders hold other formats, and consolidated* is Mistral's second copy
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
 def locate(name: str) -> Path:
-    """The directory of the model called `name`, made or downloaded if need be."""
+    """The directory of the model called `name`, downloaded or converted first if need be."""
     if name == smollm2.NAME:
         return smollm2.fetch()
     directory = Path(name).expanduser()
@@ -53,7 +51,7 @@ def check(directory: Path) -> None:
     if "auto_map" in _json(config_file):
         raise ValueError(
             f"{config_file} asks for code of its own (auto_map), and code that comes with a model is never run. Use a"
-            f" model of a plain class, or delete auto_map if the weights have the layout of one."
+            f" model of a standard class, or delete auto_map if the weights are those of one."
         )
     _require_safetensors(directory)
     _require_all_shards(directory)
@@ -68,7 +66,7 @@ def _suggestion(name: str) -> str:
 def _cached_snapshot(repository: str) -> Path | None:
     try:
         cached = _download(repository, local_files_only=True)
-        check(cached)  # a download that was cut short is in the cache, too
+        check(cached)  # an interrupted download leaves files in the cache, too
     except FileNotFoundError:
         return None
     return cached
@@ -76,11 +74,11 @@ def _cached_snapshot(repository: str) -> Path | None:
 
 def _fresh_snapshot(repository: str) -> Path:
     unreachable = (
-        f"The model {repository} is no directory here and not whole in the local cache, and the Hugging Face hub"
-        f" ({constants.ENDPOINT}) cannot be reached. Name a directory that holds the model, or {smollm2.NAME!r}, which"
-        f" comes from the Python package index; or check the network and HF_HUB_OFFLINE."
+        f"The model {repository} is not a directory here, it is not complete in the local cache, and the Hugging Face"
+        f" hub ({constants.ENDPOINT}) cannot be reached. Name a directory that holds the model, or {smollm2.NAME!r},"
+        f" which comes from the Python package index; or check the network and HF_HUB_OFFLINE."
     )
-    if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
+    if constants.HF_HUB_OFFLINE or not network.reachable(constants.ENDPOINT):
         raise FileNotFoundError(unreachable)
     try:
         return _download(repository, local_files_only=False)
@@ -98,19 +96,6 @@ def _download(repository: str, local_files_only: bool) -> Path:
         repository, allow_patterns=WANTED, ignore_patterns=UNWANTED, local_files_only=local_files_only
     )
     return Path(folder)
-
-
-def _answers(endpoint: str) -> bool:
-    """False at once where the hub's own client would go on trying for many seconds."""
-    if getproxies():
-        return True  # only the client knows the way through a proxy
-    address = urlsplit(endpoint)
-    port = address.port if address.port is not None else {"http": 80, "https": 443}[address.scheme]
-    try:
-        socket.create_connection((address.hostname, port), timeout=0.8).close()
-    except OSError:
-        return False
-    return True
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -131,16 +116,16 @@ def _require_safetensors(directory: Path) -> None:
     if not weights:
         raise FileNotFoundError(f"{directory} has no *.safetensors, the only kind of weights that is loaded. Add them.")
     for path in weights:
-        _require_whole(path)
+        _require_complete(path)
 
 
-def _require_whole(path: Path) -> None:
+def _require_complete(path: Path) -> None:
     try:
         with safe_open(path, framework="np"):
             pass
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is not a whole safetensors file ({error}): it was cut short, or is a git-lfs pointer. Copy or"
+            f"{path} is not a complete safetensors file ({error}): it was cut short, or is a git-lfs pointer. Copy or"
             f" download it again."
         ) from error
 
@@ -156,12 +141,12 @@ def _require_all_shards(directory: Path) -> None:
 
 
 def _require_checksums(directory: Path) -> None:
-    """Compares the files with SHA256SUMS, where the directory has one."""
+    """Compares the files with SHA256SUMS, if the directory has one."""
     manifest = directory / smollm2.CHECKSUMS
     for line in manifest.read_text().splitlines() if manifest.is_file() else ():
         expected, name = line.split("  ", 1)
         if not (directory / name).is_file() or smollm2.sha256(directory / name) != expected:
             raise ValueError(
-                f"{directory / name} is not the file that {manifest} lists: it is damaged, changed or gone. Delete"
-                f" {directory} and get the model again, or delete {manifest.name} if the change is meant."
+                f"{directory / name} is not the file that {manifest} lists: it is damaged, changed or missing."
+                f" Delete {directory} and get the model again, or delete {manifest.name} if you changed it yourself."
             )

@@ -14,6 +14,7 @@ from grpo_jax.models.decoder import Shape
 from grpo_jax.models.families import read_shape
 from grpo_jax.models.hub import check, locate
 from grpo_jax.models.policy import decoder_policy
+from grpo_jax.models.remat import DEFAULT_REMAT, Remat
 from grpo_jax.models.shapes import SHAPES
 from grpo_jax.models.tokenizer import Tokenizer, byte_tokenizer, check_vocabulary, load_tokenizer
 from grpo_jax.models.weights import load_weights
@@ -33,24 +34,23 @@ class Model:
 def load(
     name: str = "smollm2-135m-instruct",  # a directory, org/name, smollm2-135m-instruct, or tiny (random, bytes)
     activations: Literal["auto", "float32", "bfloat16"] = "auto",  # auto: float32 on CPU, bfloat16 elsewhere
-    remat: Literal["full", "products", "offload", "none"] = "full",  # none computes nothing twice; see docs/training.md
+    remat: Remat = DEFAULT_REMAT,  # none computes nothing twice; see docs/training.md
 ) -> Model:
-    """The model, everything about it checked, before any weight is read."""
-    kind = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(activations)
-    if kind is None:
-        kind = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    """The model, with everything but its weights read and checked; `params` reads those later."""
+    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(activations)
+    if dtype is None:
+        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     if name == "tiny":
-        return tiny(activations=kind, remat=remat)
+        return tiny(activations=dtype, remat=remat)
     directory = locate(name)
     check(directory)
     shape = read_shape(directory)
     tokenizer = load_tokenizer(directory)
     check_vocabulary(tokenizer, shape.vocabulary, directory)
-    policy = decoder_policy(shape, kind, remat)
+    policy = decoder_policy(shape, dtype, remat)
 
     def params(mesh: Mesh) -> Params:
-        shapes = policy.shapes
-        return load_weights(directory, shapes, weight_shardings(shapes, mesh))
+        return load_weights(directory, policy.shapes, weight_shardings(policy.shapes, mesh))
 
     return Model(policy, shape, tokenizer, params)
 
@@ -64,14 +64,14 @@ def find_shape(name: str) -> Shape:
 
 
 def tiny(seed: int = 0, **options: Any) -> Model:
-    """A random two-layer model that reads bytes, for tests and for learning a small task from nothing; its options
-    are those of `decoder_policy`.
+    """A random two-layer model that reads bytes, for tests and for learning a small task from scratch.
+
+    Its options are those of `decoder_policy`.
     """
-    tokenizer = byte_tokenizer()
     policy = decoder_policy(SHAPES["tiny"], **options)
 
     def params(mesh: Mesh) -> Params:
-        shapes = jax.eval_shape(policy.init, jax.random.key(seed))
-        return jax.jit(policy.init, out_shardings=weight_shardings(shapes, mesh))(jax.random.key(seed))
+        shardings = weight_shardings(policy.shapes, mesh)
+        return jax.jit(policy.init, out_shardings=shardings)(jax.random.key(seed))
 
-    return Model(policy, SHAPES["tiny"], tokenizer, params)
+    return Model(policy, SHAPES["tiny"], byte_tokenizer(), params)

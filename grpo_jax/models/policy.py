@@ -1,12 +1,12 @@
 """A decoder as a `Policy`: NNX inside, pure functions over a plain nested dict outside.
 
 Layers are stacked on a first axis N. Teacher forcing scans over them, and `REMAT` says what it keeps for the backward
-pass; decoding unrolls them over separate arrays (`serve`), because a scan would hold every cache twice.
+pass. Decoding unrolls them over separate arrays (`serve`), because a scan would hold every cache twice.
 """
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,44 +15,23 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from grpo_jax.models.attention import PRODUCT, Memory, Sight, attend, kernel
-from grpo_jax.models.decoder import Layer, Shape, matrix, project, quantize, rms_norm, rotations
+from grpo_jax.models.attention import KeyValues, Scope, attend, kernel
+from grpo_jax.models.decoder import Attend, Layer, Shape, project, quantize, random_weight, rms_norm, rotations
+from grpo_jax.models.remat import DEFAULT_REMAT, INPUT, REMAT, check_remat
 from grpo_jax.structs import Params, Policy, Prompts
-
-Remat = Literal["full", "products", "offload", "none"]
-INPUT = "layer_input"
-_KEEP = jax.checkpoint_policies
-
-# What the backward pass finds of each layer, and what it has to compute again.
-REMAT: dict[str, Callable | None] = {
-    "full": _KEEP.save_only_these_names(INPUT),  # its input: least memory, a third more arithmetic
-    "products": _KEEP.save_only_these_names(
-        INPUT, PRODUCT
-    ),  # what products and attention give too; scores, norms, activations again
-    "offload": _KEEP.save_and_offload_only_these_names(  # its input, in the host's memory until it is needed
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[INPUT],
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
-    "none": None,  # everything
-}
 
 
 def decoder_policy(
-    shape: Shape, activations: DTypeLike = jnp.float32, remat: str = "full", platform: str | None = None
+    shape: Shape, activations: DTypeLike = jnp.float32, remat: str = DEFAULT_REMAT, platform: str | None = None
 ) -> Policy:
-    """The policy of a decoder of this shape, for a platform: "cpu", "gpu" or "tpu"; None is the one at hand."""
-    if remat not in REMAT:
-        raise ValueError(f"There is no remat policy {remat!r}; choose one of {', '.join(REMAT)}.")
+    """The policy of a decoder of this shape, for a platform: "cpu", "gpu" or "tpu"; None is JAX's default backend."""
     platform = jax.default_backend() if platform is None else platform
-    if remat == "offload" and platform == "cpu":
-        raise ValueError("remat offload moves activations from a device to its host; on a CPU choose full.")
+    check_remat(remat, platform)
     return _policy(shape, jnp.dtype(activations), remat, platform)
 
 
 @cache
-def _policy(shape: Shape, activations: DTypeLike, remat: Remat, platform: str) -> Policy:
+def _policy(shape: Shape, activations: DTypeLike, remat: str, platform: str) -> Policy:
     decoder = _Decoder(shape, activations, remat, platform)
     return Policy(
         init=decoder.init,
@@ -66,11 +45,11 @@ def _policy(shape: Shape, activations: DTypeLike, remat: Remat, platform: str) -
     )
 
 
-def _keep(memory: Memory) -> Memory:
-    return memory
+def _unchanged(own: KeyValues) -> KeyValues:
+    return own
 
 
-def _forget(memory: Memory) -> None:
+def _dropped(own: KeyValues) -> None:
     return None
 
 
@@ -78,21 +57,22 @@ def _positions(valid_PL: Array) -> Array:
     return jnp.maximum(jnp.cumsum(valid_PL, axis=1) - 1, 0)
 
 
-def _whole(valid_PL: Array) -> Sight:
-    """Rows of one text each, with nothing before it."""
-    return Sight(jnp.zeros(valid_PL.shape, jnp.int32)[:, None], valid_PL[:, None], None)
+def _one_text(valid_PL: Array) -> Scope:
+    """The scope of rows that hold one text each, with no prompt before it."""
+    return Scope(jnp.zeros(valid_PL.shape, jnp.int32)[:, None], valid_PL[:, None], None)
 
 
 class _Decoder:
-    """The pure functions of one shape; holds nothing that changes."""
+    """The pure functions of one shape. The object never changes."""
 
-    def __init__(self, shape: Shape, activations: DTypeLike, remat: Remat, platform: str):
+    def __init__(self, shape: Shape, activations: DTypeLike, remat: str, platform: str):
         self.shape, self.activations, self.remat, self.platform = shape, activations, remat, platform
         self.attend_rows = kernel(platform, activations)
         self.layer = jax.jit(self._layer)  # one program for every layer, not one that returns hundreds of arrays
         self.graph = nnx.split(nnx.eval_shape(lambda: Layer(shape, nnx.Rngs(0), platform)), nnx.Param)[0]
 
     def init(self, key: Array) -> Params:
+        """Random float32 parameters."""
         embed_key, layer_key, head_key = jax.random.split(key, 3)
         shape, V, D = self.shape, self.shape.vocabulary, self.shape.width
 
@@ -100,22 +80,25 @@ class _Decoder:
             return nnx.to_pure_dict(nnx.state(Layer(shape, nnx.Rngs(params=key), self.platform), nnx.Param))
 
         params = {
-            "embed_VD": matrix(nnx.Rngs(params=embed_key), (V, D), D)[...],
+            "embed_VD": random_weight(nnx.Rngs(params=embed_key), (V, D), D)[...],
             "layers": jax.vmap(layer)(jax.random.split(layer_key, shape.layers)),
             "norm_D": jnp.ones((D,)),
         }
-        return params if shape.tied else params | {"head_VD": matrix(nnx.Rngs(params=head_key), (V, D), D)[...]}
+        if shape.tied:
+            return params
+        return params | {"head_VD": random_weight(nnx.Rngs(params=head_key), (V, D), D)[...]}
 
     def read(self, params: Params, prompts: Prompts) -> tuple[Array, dict[str, Any]]:
-        valid_PL = prompts.valid_PL
-        sight, positions_P1L = _whole(valid_PL), _positions(valid_PL)[:, None]
+        """The hidden state at each prompt's last token, and the prefix: keys, values, masks and lengths."""
+        tokens_PL, valid_PL = jnp.asarray(prompts.tokens_PL), jnp.asarray(prompts.valid_PL)
+        scope, positions_P1L = _one_text(valid_PL), _positions(valid_PL)[:, None]
 
-        def mix(query_P1HLC: Array, own: Memory) -> Array:
-            return self._attend(query_P1HLC, own, sight, None)
+        def attend_prompt(query_P1HLC: Array, own: KeyValues) -> Array:
+            return self._attend(query_P1HLC, own, scope, None)
 
-        x_P1LD, memory = self._scan(params, prompts.tokens_PL[:, None], positions_P1L, mix, kept=_keep)
+        x_P1LD, own = self._layers(params, tokens_PL[:, None], positions_P1L, attend_prompt, keep=_unchanged)
         prefix = {
-            "memory": jax.tree.map(lambda a_NP1KLC: a_NP1KLC[:, :, 0], memory),
+            "key_values": jax.tree.map(lambda a_NP1KLC: a_NP1KLC[:, :, 0], own),
             "valid_PL": valid_PL,
             "length_P": jnp.sum(valid_PL, axis=1),
         }
@@ -129,31 +112,36 @@ class _Decoder:
         valid_PGT: Array,
         start_PGT: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Prompt and responses are one row of L + G T tokens wherever they do not attend: weights are read once."""
+        """The hidden states at each prompt's last token and at every token of the responses.
+
+        Except in attention, a prompt and its responses are one row of M = L + G T tokens: weights are read once.
+        """
+        prompt_tokens_PL, prompt_valid_PL = jnp.asarray(prompts.tokens_PL), jnp.asarray(prompts.valid_PL)
         start_PGT = jnp.zeros(tokens_PGT.shape, jnp.int32) if start_PGT is None else start_PGT
-        (P, G, T), L = tokens_PGT.shape, prompts.tokens_PL.shape[1]
-        length_P11 = jnp.sum(prompts.valid_PL, axis=1)[:, None, None]
+        (P, G, T), L = tokens_PGT.shape, prompt_tokens_PL.shape[1]
+        length_P11 = jnp.sum(prompt_valid_PL, axis=1)[:, None, None]
         positions_PGT = length_P11 + jnp.arange(T)[None, None] - start_PGT
-        first, sight = _whole(prompts.valid_PL), Sight(start_PGT, valid_PGT, prompts.valid_PL)
+        prompt_scope, scope = _one_text(prompt_valid_PL), Scope(start_PGT, valid_PGT, prompt_valid_PL)
 
-        def join(of_prompt_PL: Array, of_rows_PGT: Array) -> Array:
-            return jnp.concatenate([of_prompt_PL, of_rows_PGT.reshape(P, G * T)], axis=1)[:, None]
+        def join(prompt_PL: Array, responses_PGT: Array) -> Array:
+            return jnp.concatenate([prompt_PL, responses_PGT.reshape(P, G * T)], axis=1)[:, None]
 
-        def rows(a_P1HMC: Array) -> Array:
+        def responses_of(a_P1HMC: Array) -> Array:
             return jnp.swapaxes(a_P1HMC[:, 0, :, L:].reshape(P, -1, G, T, a_P1HMC.shape[4]), 1, 2)
 
-        def mix(query_P1HMC: Array, all_own: Memory) -> Array:
-            of_prompt = jax.tree.map(lambda a: a[:, :, :, :L], all_own)
-            before, own = jax.tree.map(lambda a: a[:, 0], of_prompt), jax.tree.map(rows, all_own)
-            mixed_P1HLC = self._attend(query_P1HMC[:, :, :, :L], of_prompt, first, None)
-            mixed_PHGTC = jnp.swapaxes(self._attend(rows(query_P1HMC), own, sight, before), 1, 2)
-            return jnp.concatenate([mixed_P1HLC, mixed_PHGTC.reshape(P, 1, -1, G * T, query_P1HMC.shape[4])], axis=3)
+        def attend_both(query_P1HMC: Array, joint: KeyValues) -> Array:
+            prompt = jax.tree.map(lambda a: a[:, :, :, :L], joint)
+            prefix, own = jax.tree.map(lambda a: a[:, 0], prompt), jax.tree.map(responses_of, joint)
+            prompt_P1HLC = self._attend(query_P1HMC[:, :, :, :L], prompt, prompt_scope, None)
+            own_PHGTC = jnp.swapaxes(self._attend(responses_of(query_P1HMC), own, scope, prefix), 1, 2)
+            return jnp.concatenate([prompt_P1HLC, own_PHGTC.reshape(P, 1, -1, G * T, query_P1HMC.shape[4])], axis=3)
 
-        positions_P1M = join(_positions(prompts.valid_PL), positions_PGT)
-        x_P1MD, _ = self._scan(params, join(prompts.tokens_PL, tokens_PGT), positions_P1M, mix)
+        positions_P1M = join(_positions(prompt_valid_PL), positions_PGT)
+        x_P1MD, _ = self._layers(params, join(prompt_tokens_PL, tokens_PGT), positions_P1M, attend_both)
         return x_P1MD[:, 0, L - 1], x_P1MD[:, 0, L:].reshape(P, G, T, -1)
 
     def serve(self, params: Params) -> Params:
+        """A copy of the parameters for sampling, in the dtype of the activations; its layers are a list."""
         layers = [self.layer(params["layers"], n) for n in range(self.shape.layers)]
         return jax.tree.map(self._cast, params | {"layers": layers})
 
@@ -161,85 +149,100 @@ class _Decoder:
         return jax.tree.map(lambda a: self._cast(a[n]), layers)
 
     def _cast(self, a: Array) -> Array:
-        return a.astype(self.activations) if a.ndim > 1 else a  # norms work in float32
+        return a.astype(self.activations) if a.ndim > 1 else a  # norms are computed in float32
 
-    def cache(self, prefix: dict[str, Any], L: int, G: int, S: int, int8: bool) -> tuple[Any, list[Memory]]:
-        keep = quantize if int8 else _keep
+    def cache(
+        self, prefix: dict[str, Any], L: int, G: int, S: int, int8: bool
+    ) -> tuple[dict[str, Any], list[KeyValues]]:
+        """The prefix padded to L positions, and an empty cache of S positions for G responses to each prompt."""
+        store = quantize if int8 else _unchanged
         P, K, C = prefix["length_P"].shape[0], self.shape.kv_heads, self.shape.channels
-        room = L - prefix["valid_PL"].shape[1]
+        padding = L - prefix["valid_PL"].shape[1]
 
-        def memory(n: int) -> Memory:
-            return keep(jax.tree.map(lambda a: jnp.pad(a[n], ((0, 0), (0, 0), (room, 0), (0, 0))), prefix["memory"]))
+        def layer(n: int) -> KeyValues:
+            pads = ((0, 0), (0, 0), (padding, 0), (0, 0))
+            return store(jax.tree.map(lambda a: jnp.pad(a[n], pads), prefix["key_values"]))
 
         shared = prefix | {
-            "memory": [memory(n) for n in range(self.shape.layers)],
-            "valid_PL": jnp.pad(prefix["valid_PL"], ((0, 0), (room, 0))),
+            "key_values": [layer(n) for n in range(self.shape.layers)],
+            "valid_PL": jnp.pad(prefix["valid_PL"], ((0, 0), (padding, 0))),
         }
         empty_PGKSC = jnp.zeros((P, G, K, S, C), self.activations)
-        return shared, [keep(Memory(empty_PGKSC, empty_PGKSC)) for _ in range(self.shape.layers)]
+        return shared, [store(KeyValues(empty_PGKSC, empty_PGKSC)) for _ in range(self.shape.layers)]
 
-    def extend(self, params: Params, prefix: dict, own: list[Memory], tokens_PG: Array, cursor: Array, start_PG: Array):
+    def extend(
+        self,
+        params: Params,
+        prefix: dict[str, Any],
+        own: list[KeyValues],
+        tokens_PG: Array,
+        cursor: Array,
+        start_PG: Array,
+    ) -> tuple[Array, list[KeyValues]]:
+        """The hidden states of one more token for every response, and the caches with its keys and values."""
         S, L = own[0].key.shape[3], prefix["valid_PL"].shape[1]
-        age_111S = ((cursor - jnp.arange(S)) % S)[None, None, None]
-        place_PG11 = (cursor - start_PG)[:, :, None, None]
-        mask_PG1S, prefix_mask = age_111S <= place_PG11, prefix["valid_PL"][:, None, None]
+        age_111S = ((cursor - jnp.arange(S)) % S)[None, None, None]  # how many tokens ago a position was written
+        index_PG11 = (cursor - start_PG)[:, :, None, None]  # of the token in its response
+        mask_PG1S, prefix_mask = age_111S <= index_PG11, prefix["valid_PL"][:, None, None]
         if self.shape.window is not None:
             mask_PG1S &= age_111S < self.shape.window
-            prefix_mask &= place_PG11 + L - jnp.arange(L)[None, None, None] < self.shape.window
+            prefix_mask &= index_PG11 + L - jnp.arange(L)[None, None, None] < self.shape.window
         positions_PG1 = (prefix["length_P"][:, None] + cursor - start_PG)[:, :, None]
         table = rotations(self.shape.rope, self.shape.channels, jnp.arange(L + S))
-        turns = jax.tree.map(lambda a: a[positions_PG1], table)  # looked up, or every layer would compute its own sines
+        cos_sin = jax.tree.map(lambda a: a[positions_PG1], table)  # looked up, or every layer would compute its own
         x_PG1D = self._embed(params, tokens_PG[:, :, None])
-        kept = []
-        for weights, shared, room in zip(params["layers"], prefix["memory"], own, strict=True):
+        caches = []
+        for weights, shared, cached in zip(params["layers"], prefix["key_values"], own, strict=True):
 
-            def store(new: Memory, room: Memory = room) -> Memory:
-                new = new if room.key_scale is None else quantize(new)
-                return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, cursor % S, 3), room, new)
+            def store(new: KeyValues, cached: KeyValues = cached) -> KeyValues:
+                new = new if cached.key_scale is None else quantize(new)
+                return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, cursor % S, 3), cached, new)
 
-            def mix(query: Array, own: Memory, shared: Memory = shared) -> Array:
+            def attend_cache(query: Array, own: KeyValues, shared: KeyValues = shared) -> Array:
                 return attend(query, own, mask_PG1S, shared, prefix_mask, self.shape.softcap)
 
-            x_PG1D, memory = nnx.merge(self.graph, weights)(x_PG1D, turns, mix, store)
-            kept.append(memory)
-        return self._finish(params, x_PG1D[:, :, 0]), kept
+            x_PG1D, cached = nnx.merge(self.graph, weights)(x_PG1D, cos_sin, attend_cache, store)
+            caches.append(cached)
+        return self._normalized(params, x_PG1D[:, :, 0]), caches
 
     def unembed(self, params: Params, hidden: Array) -> Array:
+        """The float32 logits of hidden states."""
         head_VD = params["embed_VD" if self.shape.tied else "head_VD"]
-        return project(hidden, head_VD.astype(hidden.dtype), platform=self.platform, wide=jnp.float32)
+        return project(hidden, head_VD.astype(hidden.dtype), platform=self.platform, result_dtype=jnp.float32)
 
     def _embed(self, params: Params, tokens: Array) -> Array:
         return params["embed_VD"][tokens].astype(self.activations)
 
-    def _finish(self, params: Params, x: Array) -> Array:
+    def _normalized(self, params: Params, x: Array) -> Array:
         return rms_norm(x, params["norm_D"], self.shape.norm_epsilon)
 
-    def _attend(self, query: Array, own: Memory, sight: Sight, prefix: Memory | None) -> Array:
-        return self.attend_rows(query, own, sight, prefix, self.shape.window, self.shape.softcap)
+    def _attend(self, query: Array, own: KeyValues, scope: Scope, prefix: KeyValues | None) -> Array:
+        return self.attend_rows(query, own, scope, prefix, self.shape.window, self.shape.softcap)
 
-    def _scan(
+    def _layers(
         self,
         params: Params,
         tokens_PGT: Array,
         positions_PGT: Array,
-        mix: Callable[[Array, Memory], Array],
-        kept: Callable[[Memory], Any] = _forget,
+        attend_rows: Attend,
+        keep: Callable[[KeyValues], Any] = _dropped,
     ) -> tuple[Array, Any]:
-        """All layers over rows, and what is `kept` of their keys and values."""
-        turns = rotations(self.shape.rope, self.shape.channels, positions_PGT)
+        """The rows after all layers and the last norm, and what `keep` returns of each layer's keys and values."""
+        cos_sin = rotations(self.shape.rope, self.shape.channels, positions_PGT)
 
         def layer(x_PGTD: Array, weights: Params) -> tuple[Array, Any]:
-            x_PGTD, own = nnx.merge(self.graph, weights)(checkpoint_name(x_PGTD, INPUT), turns, mix, _keep)
-            return x_PGTD, kept(own)
+            x_PGTD = checkpoint_name(x_PGTD, INPUT)
+            x_PGTD, own = nnx.merge(self.graph, weights)(x_PGTD, cos_sin, attend_rows, _unchanged)
+            return x_PGTD, keep(own)
 
         x_PGTD, layers = self._embed(params, tokens_PGT), params["layers"]
         if isinstance(layers, list):  # the copy for sampling
-            memories = []
+            kept = []
             for weights in layers:
                 x_PGTD, own = layer(x_PGTD, weights)
-                memories.append(own)
-            return self._finish(params, x_PGTD), jax.tree.map(lambda *arrays: jnp.stack(arrays), *memories)
-        keep = REMAT[self.remat]
-        layer = layer if keep is None else jax.checkpoint(layer, policy=keep, prevent_cse=False)
-        x_PGTD, memory = jax.lax.scan(layer, x_PGTD, layers)
-        return self._finish(params, x_PGTD), memory
+                kept.append(own)
+            return self._normalized(params, x_PGTD), jax.tree.map(lambda *arrays: jnp.stack(arrays), *kept)
+        saved = REMAT[self.remat]
+        body = layer if saved is None else jax.checkpoint(layer, policy=saved, prevent_cse=False)
+        x_PGTD, kept = jax.lax.scan(body, x_PGTD, layers)
+        return self._normalized(params, x_PGTD), kept

@@ -1,4 +1,4 @@
-"""Well-known shapes by name, for random weights of a real size: benchmarks, and what fits where."""
+"""The shapes of well-known models by name. Benchmarks and memory plans use them with random or with no weights."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ _QWEN = Shape(
     tied=True,
 )
 
-# From the `config.json` of the models' own repositories; `tiny` is ours: bytes and three control tokens.
+# From the `config.json` of the models' own repositories. `tiny` is our own; its tokens are the bytes and three more.
 SHAPES = {
     "tiny": Shape(
         vocabulary=259,

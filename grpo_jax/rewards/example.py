@@ -1,4 +1,4 @@
-"""What a reward is a function of."""
+"""The example that a reward scores a response to."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +11,6 @@ Message = dict[str, str]  # "role" and "content", as chat templates expect them
 class Example:
     """One question: what the model is shown, and what rewards may know about it."""
 
-    prompt: str | list[Message]  # a string is text to continue, messages are a chat
+    prompt: str | list[Message]  # a string is text to continue; messages are a chat
     answer: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)  # the whole row of the data set

@@ -1,23 +1,28 @@
-"""Arithmetic written out: evaluating it without `eval`, and the reward of the countdown game."""
+"""Arithmetic expressions: their value without `eval`, and the reward of the countdown game."""
 
 import ast
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from grpo_jax.rewards.example import Example
 
-MAX_EXPRESSION = 200  # characters: bounds the depth of the tree and the size of the numbers
+MAX_EXPRESSION = 200  # characters; limits the depth of the tree and the size of the numbers
 _ALLOWED = re.compile(r"[0-9+\-*/() ]+")
-_OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+_OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 
 
 def reaches_target(example: Example, response: str) -> float:
-    """1 if the expression equals the column `target` and uses each of the column `numbers` exactly once.
+    """1 if the expression equals the column `target` and uses each number of the column `numbers` exactly once.
 
-    The expression is what stands between the last `<answer>` and `</answer>`, or else the whole response. Every number
-    must be used, as in TinyZero's countdown; the television game lets some be left out.
+    The expression is the text between the last `<answer>` and `</answer>`, or else the whole response. Every number
+    must be used, as in TinyZero's countdown; the television game does not require all of them.
     """
     target, numbers = _puzzle(example)
     expression = _answered(response)
@@ -26,7 +31,7 @@ def reaches_target(example: Example, response: str) -> float:
 
 
 def evaluate(expression: str) -> Fraction | None:
-    """The exact value of whole numbers joined by + - * / and parentheses; None if it is anything else."""
+    """The exact value of an expression of whole numbers, + - * / and parentheses; None if it is anything else."""
     if len(expression) > MAX_EXPRESSION or not _ALLOWED.fullmatch(expression):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Rewards for the form of a response, whatever it says."""
+"""Rewards for the format of a response, whatever its content."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def follows_template(example: Example, response: str) -> float:
-    """1 for `<think>...</think> <answer>...</answer>`: each tag once, in order, nothing but space around the two."""
+    """1 for `<think>...</think> <answer>...</answer>`: each tag once, in this order, with only white space outside."""
     starts = [response.find(tag) for tag in TAGS]
     if any(response.count(tag) != 1 for tag in TAGS) or starts != sorted(starts):
         return 0.0
@@ -21,9 +21,9 @@ def follows_template(example: Example, response: str) -> float:
 
 @dataclass(frozen=True)
 class Matches:
-    """1 if the whole response, without space around it, matches the regular expression; `.` matches line ends too.
+    """1 if the whole response matches the regular expression. White space around it is removed; `.` matches newlines.
 
-    The pattern is trusted: one that backtracks without end will do so on every response.
+    The pattern is trusted: nothing limits how long it backtracks.
     """
 
     pattern: str
@@ -32,7 +32,8 @@ class Matches:
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise ValueError(f"Matches needs a regular expression; {self.pattern!r} is none: {error}.") from error
+            raise ValueError(f"Matches needs a regular expression; {self.pattern!r} is not one: {error}.") from error
 
     def __call__(self, example: Example, response: str) -> float:
+        """1 or 0."""
         return float(re.fullmatch(self.pattern, response.strip(), re.DOTALL) is not None)

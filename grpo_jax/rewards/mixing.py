@@ -1,8 +1,8 @@
-"""Several rewards at once, and scoring a step's responses with them on the host.
+"""A weighted mix of rewards, and scoring a step's responses with it on the host.
 
-A reward is a function of an example and a response that returns a number, `Steps` if it judges step by step, or None
-where it could not judge. Functions written for TRL are rewards too, unchanged (see `trl.py`). A reward that fails, or
-returns anything else, stops the run: an error scored as zero would teach the model that the answer was wrong.
+A reward is a function of an example and a response. It returns a number, `Steps` if it scores single steps, or None if
+it cannot score the response. Functions written for TRL are rewards too, unchanged (see `trl.py`). A reward that fails
+or returns anything else stops the run: an error scored as zero would teach the model that the answer was wrong.
 """
 
 import functools
@@ -19,13 +19,13 @@ from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.steps import Steps
 
 Reward = Callable[..., "float | Steps | None"]
-Ends = dict[tuple[int, int], list[tuple[int, float]]]  # by prompt and response: where steps end, and their rewards
+StepRewards = dict[tuple[int, int], list[tuple[int, float]]]  # by (prompt, response): (end, reward) of each step
 LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Rewards and the weight of each in the sum; a weight of zero only watches."""
+    """Rewards, each with its weight in the sum; one with weight zero is only recorded."""
 
     parts: tuple[tuple[Reward, float], ...]
 
@@ -38,7 +38,7 @@ class Mix:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the parts are called in metrics: names that occur twice are numbered."""
+        """The name of each reward in metrics; a name that occurs again gets a number."""
         names: list[str] = []
         for reward, _ in self.parts:
             names.append(_numbered(name(reward), names))
@@ -46,11 +46,12 @@ class Mix:
 
     @property
     def weights_R(self) -> Float32[np.ndarray, " R"]:
+        """The weight of each reward."""
         return np.array([weight for _, weight in self.parts], np.float32)
 
 
 def as_mix(reward: Mix | Reward) -> Mix:
-    """A single reward is a mix of one."""
+    """The mix itself, or a mix of a single reward with weight one."""
     return reward if isinstance(reward, Mix) else Mix(((reward, 1.0),))
 
 
@@ -61,9 +62,9 @@ def score(
     tokens: Sequence[Sequence[Sequence[int]]] | None = None,
     step: int | None = None,
 ) -> Float32[np.ndarray, "P G R"]:
-    """The rewards_PGR of G responses to each of P examples, NaN where a part returned None; weights are not applied.
+    """The R rewards of G responses to each of P examples, without weights; NaN where a reward returned None.
 
-    `tokens`, in the layout of `responses`, and `step` are for TRL functions that ask for them.
+    `tokens`, nested like `responses`, and `step` are passed to TRL functions that have a parameter for them.
     """
     return judge(reward, examples, responses, tokens, step)[0]
 
@@ -74,27 +75,27 @@ def judge(
     responses: Sequence[Sequence[str]],
     tokens: Sequence[Sequence[Sequence[int]]] | None = None,
     step: int | None = None,
-) -> tuple[Float32[np.ndarray, "P G R"], Ends]:
-    """As `score`, and the weighted rewards of steps of those responses that were judged step by step."""
+) -> tuple[Float32[np.ndarray, "P G R"], StepRewards]:
+    """What `score` returns, and the weighted rewards of single steps where a reward returned `Steps`."""
     mix = as_mix(reward)
-    _check_layout(examples, responses)
+    _check_groups(examples, responses)
     P, G = len(responses), len(responses[0])
     rewards_PGR = np.empty((P, G, len(mix.parts)), np.float32)
-    ends: Ends = {}
+    step_rewards: StepRewards = {}
     for r, ((part, weight), label) in enumerate(zip(mix.parts, mix.names, strict=True)):
         if trl.is_trl(part):
             values = trl.call(part, label, examples, responses, tokens, step)
         else:
             values = _call_each(part, label, examples, responses)
-        for row, value in enumerate(values):
-            p, g = divmod(row, G)
+        for n, value in enumerate(values):
+            p, g = divmod(n, G)
             if isinstance(value, Steps):
                 if weight:
-                    found = ends.setdefault((p, g), [])
-                    found += [(end, weight * number) for end, number in zip(value.ends, value.rewards, strict=True)]
+                    steps = zip(value.ends, value.rewards, strict=True)
+                    step_rewards.setdefault((p, g), []).extend((end, weight * number) for end, number in steps)
                 value = value.total
             rewards_PGR[p, g, r] = _number(value, label, p, g)
-    return rewards_PGR, ends
+    return rewards_PGR, step_rewards
 
 
 def name(reward: Reward) -> str:
@@ -114,7 +115,7 @@ def _call_each(
             except Exception as error:
                 raise ValueError(
                     f"Reward {label} failed on example {p}, response {g}: {type(error).__name__}: {error}"
-                    " A reward returns 0 for a response it cannot read, and None for one it cannot judge."
+                    " A reward returns 0 for a response that it cannot read, and None for one that it cannot score."
                 ) from error
 
 
@@ -124,12 +125,12 @@ def _number(value: object, label: str, p: int, g: int) -> float:
     if isinstance(value, numbers.Real | np.bool_) and abs(float(value)) <= LARGEST:  # NaN fails every comparison
         return float(value)
     raise ValueError(
-        f"Reward {label} must return a finite number, or None where it cannot judge;"
+        f"Reward {label} must return a finite number, or None for a response that it cannot score;"
         f" for example {p}, response {g} it returned {value!r}."
     )
 
 
-def _check_layout(examples: Sequence[Example], responses: Sequence[Sequence[str]]) -> None:
+def _check_groups(examples: Sequence[Example], responses: Sequence[Sequence[str]]) -> None:
     sizes = [len(group) for group in responses]
     if not examples or len(sizes) != len(examples) or len(set(sizes)) != 1 or sizes[0] == 0:
         raise ValueError(

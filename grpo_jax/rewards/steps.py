@@ -11,16 +11,14 @@ from jaxtyping import Float32
 
 @dataclass(frozen=True)
 class Steps:
-    """What a reward returns that judges step by step: a number for each step, and how many characters of the response
-    there are up to its end. The reward of the response is their sum.
-    """
+    """What a reward returns to score single steps. The reward of the response is the sum over its steps."""
 
     rewards: Sequence[float]
-    ends: Sequence[int]
+    ends: Sequence[int]  # how many characters of the response there are up to the end of each step
 
     def __post_init__(self) -> None:
         if len(self.rewards) != len(self.ends):
-            raise ValueError(f"Every step has a reward and an end; got {len(self.rewards)} and {len(self.ends)}.")
+            raise ValueError(f"Every step needs a reward and an end; got {len(self.rewards)} and {len(self.ends)}.")
         if not all(math.isfinite(reward) for reward in self.rewards):
             raise ValueError(f"The rewards of steps must be finite numbers; got {list(self.rewards)}.")
 
@@ -36,14 +34,15 @@ def place_steps(
     decode: Callable[[Sequence[int]], str],
     action_PGT: np.ndarray,
 ) -> Float32[np.ndarray, "P G T"]:
-    """The reward of each step at the token that completes its text, NaN where no step ends; `steps` has (end, reward)
-    by prompt and response. What ends at one token is added up.
+    """The rewards of steps, each at the token that completes its text, and NaN at tokens where no step ends.
+
+    `steps` has the (end, reward) of each step by (prompt, response). Rewards at the same token are added.
     """
     steps_PGT = np.full(action_PGT.shape, np.nan, np.float32)
     for (p, g), found in steps.items():
-        ids, places_N = tokens[p][g], np.flatnonzero(action_PGT[p, g])
+        ids, positions = tokens[p][g], np.flatnonzero(action_PGT[p, g])
         for end, reward in found if len(ids) else ():
-            number = bisect.bisect_left(range(len(ids) - 1), end, key=lambda n, ids=ids: len(decode(ids[: n + 1])))
-            place = (p, g, places_N[number])
-            steps_PGT[place] = np.nan_to_num(steps_PGT[place]) + reward
+            last = bisect.bisect_left(range(len(ids) - 1), end, key=lambda n, ids=ids: len(decode(ids[: n + 1])))
+            t = positions[last]
+            steps_PGT[p, g, t] = np.nan_to_num(steps_PGT[p, g, t]) + reward
     return steps_PGT

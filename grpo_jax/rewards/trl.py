@@ -2,8 +2,8 @@
 
 TRL scores a whole batch with one call by keyword: `prompts`, `completions`, `completion_ids`, every column of the data
 set, `trainer_state`, `log_extra` and `log_metric`; the function, which may be async, returns a list of numbers or None.
-Two things differ: (1) a function is passed only what it accepts, so it needs no **kwargs; (2) `trainer_state` knows
-only `global_step`, and there are no `log_extra` and `log_metric`, which TRL functions usually default to None.
+Two things differ: (1) a function gets only the parameters that it has, so it needs no **kwargs; (2) `trainer_state`
+has only `global_step`, and `log_extra` and `log_metric` are never passed; TRL functions usually default them to None.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any
 
 from grpo_jax.rewards.example import Example
 
-NOT_PASSED = {"prompt", "completion", "completion_ids"}  # columns that TRL keeps to itself
+NOT_PASSED = {"prompt", "completion", "completion_ids"}  # columns that TRL does not pass on
 
 
 def is_trl(reward: Callable[..., Any]) -> bool:
@@ -31,9 +31,9 @@ def call(
     tokens: Sequence[Sequence[Sequence[int]]] | None,
     step: int | None,
 ) -> list[object]:
-    """What the function returns for the responses in a row, group after group."""
-    rows = [example for example, group in zip(examples, responses, strict=True) for _ in group]
-    offered = _columns(rows) | _batch(rows, [response for group in responses for response in group])
+    """What the function returns for all responses, group after group."""
+    repeated = [example for example, group in zip(examples, responses, strict=True) for _ in group]
+    offered = _columns(repeated) | _batch(repeated, [response for group in responses for response in group])
     if tokens is not None:
         offered["completion_ids"] = [list(ids) for group in tokens for ids in group]
     if step is not None:
@@ -44,33 +44,34 @@ def call(
         values = list(_finished(values) if inspect.isawaitable(values) else values)
     except Exception as error:
         raise ValueError(
-            f"Reward {label} failed on a batch of {len(rows)} responses to {len(examples)} examples:"
+            f"Reward {label} failed on a batch of {len(repeated)} responses to {len(examples)} examples:"
             f" {type(error).__name__}: {error}"
         ) from error
-    if len(values) != len(rows):
-        raise ValueError(f"Reward {label} must return one value per completion: {len(rows)}; got {len(values)}.")
+    if len(values) != len(repeated):
+        raise ValueError(f"Reward {label} must return one value per completion: {len(repeated)}; got {len(values)}.")
     return values
 
 
-def _columns(rows: Sequence[Example]) -> dict[str, Any]:
-    names = dict.fromkeys(name for example in rows for name in example.columns)
-    return {name: [example.columns.get(name) for example in rows] for name in names if name not in NOT_PASSED}
+def _columns(examples: Sequence[Example]) -> dict[str, Any]:
+    names = dict.fromkeys(name for example in examples for name in example.columns)
+    return {name: [example.columns.get(name) for example in examples] for name in names if name not in NOT_PASSED}
 
 
-def _batch(rows: Sequence[Example], responses: Sequence[str]) -> dict[str, Any]:
+def _batch(examples: Sequence[Example], responses: Sequence[str]) -> dict[str, Any]:
     """Prompts and completions: strings where the prompt is a string, messages where it is a chat."""
     completions = [
         response if isinstance(example.prompt, str) else [{"role": "assistant", "content": response}]
-        for example, response in zip(rows, responses, strict=True)
+        for example, response in zip(examples, responses, strict=True)
     ]
     prompts = [
         example.prompt if isinstance(example.prompt, str) else [dict(message) for message in example.prompt]
-        for example in rows
+        for example in examples
     ]
     return {"prompts": prompts, "completions": completions}
 
 
 def _accepted(reward: Callable[..., Any], label: str, offered: dict[str, Any]) -> dict[str, Any]:
+    """What the function has parameters for; refuses one that needs more than is offered."""
     parameters = inspect.signature(reward).parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -80,14 +81,14 @@ def _accepted(reward: Callable[..., Any], label: str, offered: dict[str, Any]) -
     ]
     if missing:
         raise ValueError(
-            f"Reward {label} asks for {', '.join(missing)}; available here are {', '.join(offered)}."
+            f"Reward {label} needs {', '.join(missing)}; available are {', '.join(offered)}."
             " Add the column to the data set, or give the parameter a default."
         )
     return offered if takes_all else {name: value for name, value in offered.items() if name in named}
 
 
 def _finished(values: Awaitable[Any]) -> Any:
-    """The awaited result, by a loop in a thread of its own: in a notebook the main thread already runs one."""
+    """The awaited result. The event loop runs in a thread of its own, because in a notebook the main one has a loop."""
 
     async def result() -> Any:
         return await values

@@ -1,4 +1,4 @@
-"""Tasks: questions with answers, how to ask them, and the reward to use. Each function below makes one."""
+"""Tasks: questions with answers, their wording as prompts, and a reward. Each function below makes a task."""
 
 from grpo_jax.rewards.example import Example
 from grpo_jax.tasks.arithmetic import arithmetic

@@ -1,4 +1,4 @@
-"""Sums to work out: generated, so they need no download and can be as easy or as hard as a model needs."""
+"""Arithmetic questions. They are generated, so they need no download, and their difficulty can be set."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,8 +11,8 @@ from grpo_jax.rewards.expressions import evaluate
 from grpo_jax.rewards.mixing import Mix
 from grpo_jax.tasks.task import Task, check_sizes, messages
 
-DRAWS = 100  # for each question wanted, before giving up
-LARGEST = 10**12  # keeps answers readable, and operands in 64 bits
+DRAWS = 100  # attempts for each question wanted
+LARGEST = 10**12  # answers stay readable, and operands fit in 64 bits
 
 
 def arithmetic(
@@ -26,9 +26,9 @@ def arithmetic(
     system: str | None = None,
     seed: int = 0,
 ) -> Task:
-    """Questions such as `What is 12 + 34?`, all different; the usual precedence holds where * meets + or -.
+    """Questions such as `What is 12 + 34?`, all different; * is computed before + and -.
 
-    A response that is just the answer earns one, and the last number being right earns a tenth.
+    A response that is only the answer earns 1, and 0.1 is earned if its final number is the answer.
     """
     check_sizes(train, held_out)
     _check(operations, smallest, largest, terms)
@@ -47,7 +47,7 @@ def arithmetic(
 
 
 def _divide(draw: Callable[[], tuple[str, str]], train: int, held_out: int) -> tuple[list[str], list[str]]:
-    """Questions to train on, and questions of other families to be tested on."""
+    """Questions for training, and questions for evaluation whose families do not occur in training."""
     training: dict[str, None] = {}  # a dict keeps the order of drawing
     testing: dict[str, str] = {}
     for _ in range(DRAWS * (train + held_out)):
@@ -59,13 +59,13 @@ def _divide(draw: Callable[[], tuple[str, str]], train: int, held_out: int) -> t
         if len(training) == train:
             return list(training), list(testing.values())
     raise ValueError(
-        f"Only {len(training)} of {train} training questions were found beside {held_out} held-out ones, which may not"
-        " be the same with operands in another order. Ask for fewer, or widen smallest, largest, terms or operations."
+        f"Only {len(training)} of {train} training questions were found beside {held_out} held-out ones, which must"
+        " differ in more than the order of operands. Ask for fewer, or widen smallest, largest, terms or operations."
     )
 
 
 def _draw(random: np.random.Generator, operations: str, smallest: int, largest: int, terms: int) -> tuple[str, str]:
-    """A question, and its family: the question with everything in order."""
+    """A question, and its family: the question with its operands and its operations sorted."""
     operands = random.integers(smallest, largest, size=terms, endpoint=True)
     signs = random.choice(list(operations), size=terms - 1)
     return _written(operands, signs), _written(np.sort(operands), np.sort(signs))

@@ -1,4 +1,4 @@
-"""The countdown game: combine given numbers into a target. Easy to check, and there are many ways to search."""
+"""The countdown game: combine given numbers into a target. It is easy to check, and takes search to solve."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from grpo_jax.rewards.format import follows_template
 from grpo_jax.rewards.mixing import Mix
 from grpo_jax.tasks.task import Task, check_sizes, messages
 
-PATIENCE = 1000  # draws in a row without a new puzzle before giving up
+PATIENCE = 1000  # consecutive draws without a new puzzle before an error
 
 
 def countdown(
@@ -23,10 +23,10 @@ def countdown(
     system: str | None = None,
     seed: int = 0,
 ) -> Task:
-    """Puzzles that have a solution with + - * / and parentheses, each number being used exactly once.
+    """Puzzles that have a solution with + - * / and parentheses, in which each number is used exactly once.
 
-    The expression earns one, and the form that the instruction asks for a tenth. No two puzzles, in train or held out,
-    share both numbers and target.
+    The correct expression earns 1, and the format that the instruction asks for earns 0.1. No two puzzles, in train or
+    held out, have the same numbers and the same target.
     """
     check_sizes(train, held_out)
     _check(numbers, largest, largest_target)
@@ -40,32 +40,32 @@ def countdown(
 def _puzzles(wanted: int, count: int, largest: int, largest_target: int, seed: int) -> list[dict[str, Any]]:
     random = np.random.default_rng(seed)
     found: dict[tuple[int, ...], dict[str, Any]] = {}
-    draws_in_vain = 0
+    fruitless_draws = 0
     while len(found) < wanted:
         numbers = [int(number) for number in random.integers(1, largest, size=count, endpoint=True)]
         solution = _combined(numbers, random)
         target = evaluate(solution)
         key = (*sorted(numbers), int(target or 0))
-        draws_in_vain += 1
+        fruitless_draws += 1
         if target is not None and target.denominator == 1 and 1 <= target <= largest_target and key not in found:
             found[key] = {"numbers": sorted(numbers), "target": int(target), "solution": solution}
-            draws_in_vain = 0
-        if draws_in_vain == PATIENCE:
+            fruitless_draws = 0
+        if fruitless_draws == PATIENCE:
             raise ValueError(
-                f"train and held_out ask for {wanted} different puzzles, and after {len(found)} no more turned up."
+                f"train and held_out ask for {wanted} different puzzles, and after {len(found)} no more were found."
                 " Ask for fewer, or raise numbers, largest or largest_target."
             )
     return list(found.values())
 
 
 def _combined(numbers: list[int], random: np.random.Generator) -> str:
-    """An expression of all the numbers: any two parts are joined until one is left."""
-    parts = [str(number) for number in numbers]
-    while len(parts) > 1:
-        left = parts.pop(random.integers(len(parts)))
-        right = parts.pop(random.integers(len(parts)))
-        parts.append(f"({left} {random.choice(list('+-*/'))} {right})")
-    return parts[0].removeprefix("(").removesuffix(")")
+    """An expression of all the numbers: two random terms are joined until one is left."""
+    terms = [str(number) for number in numbers]
+    while len(terms) > 1:
+        left = terms.pop(random.integers(len(terms)))
+        right = terms.pop(random.integers(len(terms)))
+        terms.append(f"({left} {random.choice(list('+-*/'))} {right})")
+    return terms[0].removeprefix("(").removesuffix(")")
 
 
 def _question(row: dict[str, Any]) -> str:

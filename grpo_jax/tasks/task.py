@@ -1,7 +1,6 @@
-"""What a task consists of: examples, how a question is put to the model, and the reward it uses by default.
+"""What a task consists of, and how its questions become prompts.
 
-All tasks ask in the same way: the instruction follows the question after a space, and the two together are the
-message of the user.
+All tasks ask in the same way: the user's message is the question, a space, and the instruction.
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from grpo_jax.rewards.mixing import Mix
 
 @dataclass(frozen=True)
 class Task:
-    """Examples to learn from, examples to be tested on, and how responses are rewarded unless told otherwise."""
+    """Examples for training, examples for evaluation, and the reward unless another is given."""
 
     train: Sequence[Example]
     held_out: Sequence[Example]
@@ -25,7 +24,7 @@ class Task:
 
 
 def check_sizes(train: int, held_out: int) -> None:
-    """Refuses numbers of generated examples that make no task."""
+    """Refuses numbers of generated examples that are too small for a task."""
     if train < 1 or held_out < 0:
         raise ValueError(f"A task needs train >= 1 and held_out >= 0 examples; got {train} and {held_out}.")
 
@@ -36,6 +35,6 @@ def with_instruction(question: str, instruction: str) -> str:
 
 
 def messages(question: str, instruction: str, system: str | None) -> list[Message]:
-    """The chat that puts the question to a model."""
+    """The chat that asks a model the question."""
     head = [] if system is None else [{"role": "system", "content": system}]
     return [*head, {"role": "user", "content": with_instruction(question, instruction)}]

@@ -1,8 +1,9 @@
 """Attention, and which kernel computes it: splash attention on a TPU, cuDNN's on a GPU, plain XLA elsewhere.
 
-A response attends to the prompt of its group and to itself, as one softmax. `attend` is that formula written out, over
-one copy of the prompt: it decodes everywhere, and the others are tested against it. `plain_rows` learns on a CPU. The
-kernels take the prompt's keys and values once for each row, and never hold the scores of all pairs of tokens.
+A response attends to the prompt of its group and to itself, with one softmax. `attend` is that formula written out; it
+holds one copy of the prompt's keys and values for a group. Decoding uses it on every platform, and the kernels are
+tested against it. The kernels compute whole rows for learning and for reading prompts. Those for TPU and GPU copy the
+prompt's keys and values to each row, and never hold the scores of all pairs of tokens.
 """
 
 from collections.abc import Callable
@@ -11,13 +12,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from grpo_jax.models.attention.formula import PRODUCT, Memory, Sight, attend, masks
+from grpo_jax.models.attention.formula import KeyValues, Scope, attend, masks
 from grpo_jax.models.attention.fused import cudnn_rows, splash_rows
 from grpo_jax.models.attention.plain import plain_rows
 
-__all__ = ["PRODUCT", "Memory", "Sight", "attend", "cudnn_rows", "kernel", "masks", "plain_rows", "splash_rows"]
+__all__ = ["KeyValues", "Scope", "attend", "cudnn_rows", "kernel", "masks", "plain_rows", "splash_rows"]
 
-Kernel = Callable[[Array, Memory, Sight, Memory | None, int | None, float | None], Array]
+Kernel = Callable[[Array, KeyValues, Scope, KeyValues | None, int | None, float | None], Array]
 
 
 def kernel(platform: str, activations: DTypeLike) -> Kernel:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,60 +12,61 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.sharding import PartitionSpec
 
-from grpo_jax.models.attention.formula import PRODUCT, Memory, Sight, masks
+from grpo_jax.models.attention.formula import KeyValues, Scope, masks
 from grpo_jax.models.attention.plain import plain_rows
+from grpo_jax.models.remat import PRODUCT
 
-TILE = 128  # positions; what the TPU kernel's blocks are multiples of
-SLOT_BITS = 16
+TILE = 128  # positions; the TPU kernel's block sizes are multiples of it
+POSITION_BITS = 16
 
 
-def _joined(own: Memory, prefix: Memory | None) -> tuple[Array, Array]:
-    """Each response's keys and values behind those of its prompt: `[P, G, K, L + T, C]`."""
+def _joined(own: KeyValues, prefix: KeyValues | None) -> tuple[Array, Array]:
+    """Keys and values of each row, `[P, G, K, L + T, C]`: those of the prompt, then the row's own."""
     if prefix is None:
         return own.key, own.value
 
-    def join(shared_PKLC: Array, own_PGKTC: Array) -> Array:
+    def join(prefix_PKLC: Array, own_PGKTC: Array) -> Array:
         P, G, K, _, C = own_PGKTC.shape
-        copies = jnp.broadcast_to(shared_PKLC[:, None], (P, G, K, shared_PKLC.shape[2], C))
-        return jnp.concatenate([copies.astype(own_PGKTC.dtype), own_PGKTC], axis=3)
+        copies_PGKLC = jnp.broadcast_to(prefix_PKLC[:, None], (P, G, K, prefix_PKLC.shape[2], C))
+        return jnp.concatenate([copies_PGKLC.astype(own_PGKTC.dtype), own_PGKTC], axis=3)
 
     return join(prefix.key, own.key), join(prefix.value, own.value)
 
 
 def cudnn_rows(
     query_PGHTC: Array,
-    own: Memory,
-    sight: Sight,
-    prefix: Memory | None,
+    own: KeyValues,
+    scope: Scope,
+    prefix: KeyValues | None,
     window: int | None,
     softcap: float | None,
-    implementation: str = "cudnn",
+    implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Array:
     """Attention of whole rows by cuDNN's fused kernel; plain where it cannot (a soft cap, heads of unusual width)."""
     P, G, H, T, C = query_PGHTC.shape
     if softcap is not None or C % 8 or C > 128:
-        return plain_rows(query_PGHTC, own, sight, prefix, window, softcap)
-    own_PGTS, prompt_PGTL = masks(sight, window)
+        return plain_rows(query_PGHTC, own, scope, prefix, window, softcap)
+    mask_PGTS, prompt_PGTL = masks(scope, window)
     if prompt_PGTL is not None:
-        wide_PGTL = jnp.broadcast_to(prompt_PGTL, (P, G, T, prompt_PGTL.shape[3]))
-        own_PGTS = jnp.concatenate([wide_PGTL, own_PGTS], axis=3)
+        prompt_PGTL = jnp.broadcast_to(prompt_PGTL, (P, G, T, prompt_PGTL.shape[3]))
+        mask_PGTS = jnp.concatenate([prompt_PGTL, mask_PGTS], axis=3)
 
-    def heads_last(a: Array) -> Array:  # of an even length, as the kernel's backward pass wants it
-        a = _padded(a, 3, a.shape[3] + a.shape[3] % 2)
+    def heads_last(a: Array) -> Array:
+        a = _padded(a, 3, a.shape[3] + a.shape[3] % 2)  # the kernel's backward pass needs an even length
         return jnp.swapaxes(a.reshape(P * G, *a.shape[2:]), 1, 2)
 
     query, key, value = map(heads_last, (query_PGHTC, *_joined(own, prefix)))
-    mask_PGTS = _padded(_padded(own_PGTS, 2, query.shape[1]), 3, key.shape[1])
+    mask_PGTS = _padded(_padded(mask_PGTS, 2, query.shape[1]), 3, key.shape[1])
     mask = mask_PGTS.reshape(P * G, 1, *mask_PGTS.shape[2:])
-    mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
-    return jnp.swapaxes(mixed, 1, 2).reshape(P, G, H, -1, C)[:, :, :, :T]
+    output = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+    return jnp.swapaxes(output, 1, 2).reshape(P, G, H, -1, C)[:, :, :, :T]
 
 
-class _Reach(splash_mask.Mask):
-    """What the TPU kernel is told: which blocks to visit, and how to decide about each key in them.
+class _RowMask(splash_mask.Mask):
+    """The mask of packed rows behind their prompt: which blocks the TPU kernel visits, and which keys in them count.
 
-    The kernel hands `mask_function` a number for each query, which it takes from `q_sequence`, and the position of
-    each key. `splash_rows` puts the query's slot and the start of its response into that number.
+    The kernel calls `mask_function` with a number for each query, which it takes from `q_sequence`, and the position of
+    each key. `splash_rows` encodes in that number the query's position in its row and the start of its response.
     """
 
     def __init__(self, T: int, S: int, L: int, window: int | None):
@@ -75,75 +77,86 @@ class _Reach(splash_mask.Mask):
     def shape(self) -> tuple[int, ...]:
         return self.size
 
-    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
-        """Blocks that some response may see; never all of a block, so that the kernel asks about each key."""
-        slot_T, position_S = (np.arange(size)[part] for size, part in zip(self.size, index, strict=True))
-        return (position_S[None] <= self.L + slot_T[:, None]) & (position_S[None] % TILE != TILE - 1)
+    def __getitem__(self, idx: tuple[slice, slice]) -> np.ndarray:
+        """Which keys some response may attend to. No block is ever full, so the kernel always calls `mask_function`."""
+        query_T, key_S = (np.arange(size)[positions] for size, positions in zip(self.size, idx, strict=True))
+        return (key_S[None] <= self.L + query_T[:, None]) & (key_S[None] % TILE != TILE - 1)
 
-    def mask_function(self, coded: Array, position: Array) -> Array:
-        """Whether queries see keys, both as the kernel has them."""
-        slot, start = coded & (2**SLOT_BITS - 1), coded >> SLOT_BITS
-        own = (position >= self.L + start) & (position <= self.L + slot)
-        shared = position < self.L
+    def mask_function(self, encoded: Array, key: Array) -> Array:
+        """Whether each query attends to each key, given what encodes the queries and the positions of the keys."""
+        query, start = encoded & (2**POSITION_BITS - 1), encoded >> POSITION_BITS
+        own = (key >= self.L + start) & (key <= self.L + query)
+        prompt = key < self.L
         if self.window is not None:
-            own &= position > self.L + slot - self.window
-            shared &= position > self.L + slot - start - self.window
-        return own | shared
+            own &= key > self.L + query - self.window
+            prompt &= key > self.L + query - start - self.window
+        return own | prompt
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Reach) and self._key() == other._key()
+        return isinstance(other, _RowMask) and self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash(self._key())
+        return hash(self._identity())
 
-    def _key(self) -> tuple:
+    def _identity(self) -> tuple:
         return self.size, self.L, self.window
 
 
 def splash_rows(
     query_PGHTC: Array,
-    own: Memory,
-    sight: Sight,
-    prefix: Memory | None,
+    own: KeyValues,
+    scope: Scope,
+    prefix: KeyValues | None,
     window: int | None,
     softcap: float | None,
     interpret: bool = False,
 ) -> Array:
-    """Attention of whole rows by the TPU's splash kernel: prompt and responses in one call, heads shared natively."""
+    """Attention of whole rows by the TPU's splash kernel: prompt and response in one call, K/V heads shared."""
     P, G, _, T, C = query_PGHTC.shape
     key, value = _joined(own, prefix)
     L = key.shape[3] - T
-    if max(L + T, T) >= 2**SLOT_BITS // 2:
-        raise ValueError(f"Rows of {L} + {T} positions are longer than the attention kernel's {2**SLOT_BITS // 2}.")
+    if L + T >= 2**POSITION_BITS // 2:
+        raise ValueError(f"Rows of {L} + {T} positions exceed the attention kernel's limit of {2**POSITION_BITS // 2}.")
     queries, keys = -(-T // TILE) * TILE, -(-(L + T) // TILE) * TILE
-    slot_111T = jnp.arange(queries)[None, None]
-    start_PGT = _padded(sight.start_PGT, 2, queries)
-    start_PGT = jnp.where(slot_111T < T, start_PGT, slot_111T)
-    coded_PGT = (start_PGT << SLOT_BITS) | slot_111T
-    valid_PGS = sight.valid_PGT
-    if prefix is not None:
-        valid_PGS = jnp.concatenate([jnp.broadcast_to(sight.prompt_PL[:, None], (P, G, L)), valid_PGS], axis=2)
+    position_11T = jnp.arange(queries)[None, None]
+    start_PGT = _padded(scope.start_PGT, 2, queries)
+    start_PGT = jnp.where(position_11T < T, start_PGT, position_11T)
+    encoded_PGT = (start_PGT << POSITION_BITS) | position_11T
+    valid_PGS = scope.valid_PGT
+    if prefix is not None and scope.prompt_valid_PL is not None:
+        prompt_PGL = jnp.broadcast_to(scope.prompt_valid_PL[:, None], (P, G, L))
+        valid_PGS = jnp.concatenate([prompt_PGL, valid_PGS], axis=2)
     arrays = (
         _padded(query_PGHTC * C**-0.5, 3, queries),
         _padded(key, 3, keys),
         _padded(value, 3, keys),
-        coded_PGT,
+        encoded_PGT,
         _padded(valid_PGS.astype(jnp.int32), 2, keys),
     )
-    return _on_mesh(partial(_splash, _Reach(queries, keys, L, window), softcap, interpret), arrays)[:, :, :, :T]
+    attention = partial(_splash, _RowMask(queries, keys, L, window), softcap, interpret)
+    return _on_mesh(attention, arrays)[:, :, :, :T]
 
 
 def _padded(a: Array, axis: int, size: int) -> Array:
     return jnp.pad(a, [(0, size - a.shape[i] if i == axis else 0) for i in range(a.ndim)])
 
 
-def _splash(reach: _Reach, softcap: float | None, interpret: bool, query, key, value, coded, valid) -> Array:
+def _splash(
+    mask: _RowMask,
+    softcap: float | None,
+    interpret: bool,
+    query: Array,
+    key: Array,
+    value: Array,
+    encoded: Array,
+    valid: Array,
+) -> Array:
     """Splash attention over the leading axes P and G of all arrays."""
-    (T, S), H = reach.size, query.shape[2]
+    (T, S), H = mask.size, query.shape[2]
     block_T, block_S = (max(size for size in (TILE, 2 * TILE, 4 * TILE) if n % size == 0) for n in (T, S))
     blocks = splash.BlockSizes(block_T, block_S, block_S, block_T, block_S, block_S, block_T, block_S)
-    built = splash.make_splash_mha(
-        splash_mask.MultiHeadMask([reach] * H),
+    kernel = splash.make_splash_mha(
+        splash_mask.MultiHeadMask([mask] * H),
         block_sizes=blocks,
         attn_logits_soft_cap=softcap,
         head_shards=1,
@@ -152,20 +165,20 @@ def _splash(reach: _Reach, softcap: float | None, interpret: bool, query, key, v
         interpret=interpret,
     )
 
-    def row(query_HTC: Array, key_KSC: Array, value_KSC: Array, coded_T: Array, valid_S: Array) -> Array:
-        infos = (
-            info._replace(q_sequence=coded_T) for info in (built.fwd_mask_info, built.dq_mask_info, built.dkv_mask_info)
-        )
+    def row(query_HTC: Array, key_KSC: Array, value_KSC: Array, encoded_T: Array, valid_S: Array) -> Array:
+        infos = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
+        infos = (info._replace(q_sequence=encoded_T) for info in infos)
         segments = splash.SegmentIds(jnp.ones((T,), jnp.int32), valid_S)
-        return splash.SplashAttentionKernel(*infos, **built.kwargs)(query_HTC, key_KSC, value_KSC, segments)
+        output_HTC = splash.SplashAttentionKernel(*infos, **kernel.kwargs)(query_HTC, key_KSC, value_KSC, segments)
+        return cast(Array, output_HTC)  # a pair only where residuals are asked for
 
-    return jax.vmap(jax.vmap(row))(query, key, value, coded, valid)
+    return jax.vmap(jax.vmap(row))(query, key, value, encoded, valid)
 
 
 def _on_mesh(attention: Callable[..., Array], arrays: tuple[Array, ...]) -> Array:
-    """`attention` of arrays `[P, G, heads, ...]` or `[P, G, ...]` on the devices that hold their prompts and heads.
+    """`attention` of arrays `[P, G, heads, ...]` or `[P, G, ...]`, each device computing its own prompts and heads.
 
-    The compiler cannot divide a kernel by itself. Where an axis does not divide, each device does all of it.
+    The compiler cannot partition a kernel by itself. An axis that does not divide is replicated on all devices.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:

@@ -1,0 +1,38 @@
+"""Rematerialisation: what of each layer is kept for the backward pass, and what is computed again.
+
+`INPUT` and `PRODUCT` are the names that layers and attention give to arrays by `checkpoint_name`; the policies in
+`REMAT` refer to them.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+
+Remat = Literal["full", "products", "offload", "none"]
+DEFAULT_REMAT: Remat = "full"
+
+INPUT = "layer_input"
+PRODUCT = "product"  # results of matrix products, and what attention reads and returns
+
+_POLICIES = jax.checkpoint_policies
+
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "full": _POLICIES.save_only_these_names(INPUT),  # keeps the layer's input: least memory, a third more arithmetic
+    "products": _POLICIES.save_only_these_names(INPUT, PRODUCT),  # computes scores, norms and activations again
+    "offload": _POLICIES.save_and_offload_only_these_names(  # keeps the layer's input in the host's memory
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+    "none": None,  # keeps everything
+}
+
+
+def check_remat(remat: str, platform: str) -> None:
+    """Refuses a remat policy that does not exist, or that the platform cannot follow."""
+    if remat not in REMAT:
+        raise ValueError(f"There is no remat policy {remat!r}; choose one of {', '.join(REMAT)}.")
+    if remat == "offload" and platform == "cpu":
+        raise ValueError("remat offload moves activations from a device to its host; on a CPU choose full.")

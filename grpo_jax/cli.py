@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from grpo_jax import __version__
-from grpo_jax.devices.pages import keep_pages
+from grpo_jax.devices.process import keep_pages, silence_tpu_library
 
 REMAT = "what learning keeps of a layer; default: %(default)s"
 OVERRIDES = "section.key=value: replaces what the config says, e.g. train.steps=20"
@@ -23,9 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if hasattr(arguments, "config"):  # before the command is imported, so that a mistake shows at once
             arguments.config = read(arguments.config, arguments.overrides)
-        from grpo_jax.commands.plan.topology import quieten
-
-        quieten()
+        silence_tpu_library()
         return importlib.import_module(f"grpo_jax.commands.{arguments.command}").run(arguments)
     except (ConfigError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -20,7 +20,7 @@ import pytest
 
 from grpo_jax.config import build, read
 from grpo_jax.devices.mesh import Layout, check_hosts
-from grpo_jax.devices.sharding import from_hosts, host_places, host_rows
+from grpo_jax.devices.placing import from_hosts, host_places, host_rows
 from grpo_jax.hosts import ending, meeting, store
 from grpo_jax.models import tiny
 from grpo_jax.rewards import Mix
@@ -293,7 +293,7 @@ def test_multi_process_rewards_that_differ_are_refused(tmp_path):
     assert f"Host 1 ({socket.gethostname()}) has another code in its current folder than host 0" in said(folders[0], 0)
 
 
-NO_ROOM = "grpo_jax.devices.mesh._device_bytes = lambda devices: 1"
+NO_ROOM = "grpo_jax.devices.mesh.memory_limit = lambda devices: 1"
 ANOTHER_STEP = """
 known = grpo_jax.training.record.Record.__init__
 grpo_jax.training.record.Record.__init__ = lambda self, *inputs: known(self, *inputs) or self.history.append({})

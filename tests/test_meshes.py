@@ -11,7 +11,8 @@ import pytest
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import Layout
-from grpo_jax.devices.sharding import devices_per_group, place, place_prompts, weight_shardings
+from grpo_jax.devices.placing import place, place_prompts
+from grpo_jax.devices.sharding import devices_per_group, weight_shardings
 from grpo_jax.grpo import init, prepare, sample, score, update
 from grpo_jax.models import decoder_policy, tiny
 from grpo_jax.objectives import grpo

@@ -10,14 +10,14 @@ import pytest
 PROGRAM = """
 import sys
 import numpy as np
-from grpo_jax.devices import pages
+from grpo_jax.devices import process
 
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
 
-pages.ACCELERATORS = sys.argv[2:]
+process.ACCELERATORS = sys.argv[2:]
 if sys.argv[1] == "keep":
-    pages.keep_pages()
+    process.keep_pages()
 before = resident()
 large = np.ones(2**25)
 del large

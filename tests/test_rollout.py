@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.devices.mesh import Layout
-from grpo_jax.devices.sharding import place_prompts
+from grpo_jax.devices.placing import place_prompts
 from grpo_jax.distribution import Distribution
 from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import tiny

@@ -12,7 +12,8 @@ from grpo_jax.commands.plan.programs import find_policy
 from grpo_jax.commands.plan.topology import find_slice
 from grpo_jax.config import read
 from grpo_jax.devices.mesh import Layout, check_hosts, hosts_of
-from grpo_jax.devices.sharding import devices_per_group, host_places
+from grpo_jax.devices.placing import host_places
+from grpo_jax.devices.sharding import devices_per_group
 from grpo_jax.training.overview import copy_bytes
 
 CONFIGS = Path(__file__).parent.parent / "configs"

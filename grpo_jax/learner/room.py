@@ -13,8 +13,9 @@ from jax import Array
 from jax.sharding import Mesh
 
 from grpo_jax.algorithm import Algorithm
+from grpo_jax.devices.memory import device_memory
 from grpo_jax.devices.mesh import mesh_of, prompt_parts
-from grpo_jax.devices.sharding import device_memory, devices_per_group, weight_shardings
+from grpo_jax.devices.sharding import devices_per_group, weight_shardings
 from grpo_jax.distribution import Distribution
 from grpo_jax.learner.logprobs import CHUNK_TOKENS, token_logprobs
 from grpo_jax.structs import Params, Policy, Rollouts, prompt_shapes, rollout_shapes

@@ -18,17 +18,10 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from grpo_jax.devices.memory import free_bytes
 from grpo_jax.devices.mesh import mesh_of, prompt_parts
-from grpo_jax.devices.sharding import (
-    PROMPTS,
-    devices_per_group,
-    fit,
-    free_bytes,
-    from_hosts,
-    host_places,
-    on_host,
-    serving_shardings,
-)
+from grpo_jax.devices.placing import from_hosts, host_places, on_host
+from grpo_jax.devices.sharding import PROMPTS, devices_per_group, fit, serving_shardings
 from grpo_jax.distribution import Distribution, SamplingSettings
 from grpo_jax.rollout import stages
 from grpo_jax.rollout.buffer import ResponseBuffer

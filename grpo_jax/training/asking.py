@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import mesh_of
+from grpo_jax.devices.placing import everywhere, place_prompts
 from grpo_jax.devices.programs import program
-from grpo_jax.devices.sharding import PROMPTS, everywhere, fit, place_prompts
+from grpo_jax.devices.sharding import PROMPTS, fit
 from grpo_jax.grpo import Phase, sample, score
 from grpo_jax.objectives.shaping import lively as lively_in_total
 from grpo_jax.objectives.shaping import lively_in_parts

@@ -14,7 +14,7 @@ import optax
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import Layout
-from grpo_jax.devices.sharding import everywhere
+from grpo_jax.devices.placing import everywhere
 from grpo_jax.grpo import prepare, update
 from grpo_jax.hosts import ending, meeting, store
 from grpo_jax.models import Model

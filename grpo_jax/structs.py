@@ -1,16 +1,21 @@
 """The nouns of GRPO: what travels from prompts to an updated policy.
 
-Array names end in their axes, one capital per axis. This is the legend, and there is no other:
+Array names end in their axes, one letter per axis. This is the legend, and there is no other:
 
     P prompts           G responses to each     L prompt positions      T response positions
-    S cache positions   R reward parts          V vocabulary            D width
-    F feed-forward      N layers                H query heads           K key/value heads
-    Q query heads per key/value head            C channels per head     1 a kept axis of size one
+    S key positions: of a cache, or all that a row attends to           M positions of a prompt and all its responses
+    B packed rows of a prompt's responses       W slots in a packed row
+    V vocabulary        J tokens in a block of the vocabulary           R reward parts
+    D width             F feed-forward          N layers                C channels per head
+    H query heads       K key/value heads       Q query heads per key/value head
+    X any axis          1 a kept axis of size one                       2 two numbers
 
-A small letter is a part of the axis, or parts of it: `place_p` has some prompts, `hidden_PGtD` a slice of positions.
+A small letter is some of an axis, in its order or another: `index_p` are some prompts, `hidden_PBwD` has some slots of
+each row. A small n counts pieces: `hidden_nPBwD` has a first axis of n chunks.
 
-A group is an axis: a prompt is stored once and its G responses are rows of the second axis. Every per-token array is
-aligned with its own token, and masks are made by whoever knows: the sampler says which tokens it chose (`action`).
+A group is an axis: a prompt is stored once and its G responses are rows of the second axis. A row P of every array is a
+prompt, wherever it is computed. Every per-token array is aligned with its own token, and masks are made by whoever
+knows: the sampler says which tokens it chose (`action`), and which later ones may attend to (`valid`).
 """
 
 import re
@@ -219,7 +224,7 @@ def axes_of(name: str) -> str:
 
 
 def bucket(length: int) -> int:
-    """The next length that gets compiled, as each one costs time: multiples of 16 up to 128, then four lengths
+    """The length that shorter ones are padded to, so that few are compiled: multiples of 16 up to 128, then four lengths
     for each doubling.
     """
     step = max(16, (1 << (length - 1).bit_length()) // 8)

@@ -17,9 +17,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -36,6 +37,23 @@ class Prompts:
 
     tokens_PL: Array | np.ndarray
     valid_PL: Array | np.ndarray
+
+
+def prompt_shapes(P: int, L: int) -> Prompts:
+    """Prompts of these sizes as shapes, for programs that are traced and not run."""
+    tokens_PL, valid_PL = (jax.ShapeDtypeStruct((P, L), dtype) for dtype in (jnp.int32, bool))
+    return Prompts(cast(Array, tokens_PL), cast(Array, valid_PL))
+
+
+def rollout_shapes(prompts: Prompts, G: int, T: int, distribution: Distribution) -> "Rollouts":
+    """Rollouts of these sizes as shapes, for programs that are traced and not run."""
+    P = prompts.tokens_PL.shape[0]
+
+    def of(dtype: Any, *shape: int) -> Array:
+        return cast(Array, jax.ShapeDtypeStruct(shape, dtype))
+
+    mask, number = of(bool, P, G, T), of(jnp.float32, P, G, T)
+    return Rollouts(prompts, of(jnp.int32, P, G, T), mask, mask, number, number, of(bool, P, G), distribution)
 
 
 @jax.tree_util.register_dataclass
@@ -64,15 +82,15 @@ class Rollouts:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rows:
-    """Responses while the native sampler writes them: P places for prompts, with G rows each.
+    """Responses while the native sampler writes them: P prompts that are held at once, with G rows each.
 
-    All share one cursor into rings of S positions; index s is the cursor of the token that stands there, modulo S.
+    All share one cursor into ring buffers of S positions: the token of cursor c stands at index c modulo S.
     """
 
     cursor: Array  # of the token that is chosen next
     start_PG: Array
     length_PG: Array
-    live_PG: Array
+    active_PG: Array
     ended_PG: Array
     key_PG: Array
     last_PG: Array

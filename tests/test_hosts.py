@@ -89,13 +89,13 @@ def check(refuse, *arguments):
 meeting.join()
 own = os.environ["JAX_PROCESS_ID"]
 print(len(store.gather("long" * 5000)[1]), store.gather(own), store.decide(lambda: f"chosen by {own}"))
-check(meeting.agree, {"config": "same", "version of the code": own})
+check(meeting.check_same, {"config": "same", "version of the code": own})
 Path(own).mkdir()
-check(meeting.share, Path(own).absolute())
-check(meeting.share, Path(".").absolute())
-stop = ending.Stop()
-stop.heed_interrupts()
-with ending.together():
+check(meeting.check_shared_directory, Path(own).absolute())
+check(meeting.check_shared_directory, Path(".").absolute())
+stop = ending.StopSignal()
+stop.catch_interrupts()
+with ending.end_all_hosts_on_error():
     if own == "0":
         signal.raise_signal(signal.SIGINT)
         print("goes on", flush=True)
@@ -259,14 +259,14 @@ def test_multi_process_error_on_one_host_ends_all(tmp_path):
     assert finish(both, 120) == [1, 1]
     assert "Traceback" in said(tmp_path, 1) and "no more disk" in said(tmp_path, 1)
     assert re.search(
-        rf"error: host 1 \({socket.gethostname()}\) has ended, and this one with it: .*no more disk", said(tmp_path, 0)
+        rf"error: host 1 \({socket.gethostname()}\) has ended, so this one ends, too: .*no more disk", said(tmp_path, 0)
     )
 
 
 @pytest.mark.parametrize(
     ("second", "words"),
     [
-        ("", "has ended, and this one with it: .*data.jsonl is not a file"),
+        ("", "has ended, so this one ends, too: .*data.jsonl is not a file"),
         ('{"prompt": "1 + 2 =", "answer": "4"}\n', "has another training data than host 0"),
     ],
 )
@@ -341,8 +341,10 @@ def test_multi_process_hosts_tell_each_other_what_differs_and_why_one_has_ended(
         assert f"Host 1 ({name}) has another version of the code than host 0 ({name})" in lines
         assert f"{tmp_path}/{index} is not on host 1 ({name}): all hosts write one checkpoint. Set run.root to" in lines
         assert lines.count("accepted") == 1 and not list(tmp_path.rglob(".seen*"))
-    assert re.search("Ctrl-C again ends them at once\ngoes on\n(.*\n)*stopped, and all other", said(tmp_path, 0))
-    assert f"error: host 0 ({name}) has ended, and this one with it: it was interrupted\n" in said(tmp_path, 1)
+    assert re.search(
+        "Ctrl-C again ends them at once\ngoes on\n(.*\n)*interrupted; all other hosts end", said(tmp_path, 0)
+    )
+    assert f"error: host 0 ({name}) has ended, so this one ends, too: it was interrupted\n" in said(tmp_path, 1)
 
 
 def test_multi_process_hosts_that_are_done_end_well_whatever_their_signs_of_life_are_doing(tmp_path):
@@ -350,7 +352,7 @@ def test_multi_process_hosts_that_are_done_end_well_whatever_their_signs_of_life
     program = """
 from grpo_jax.hosts import ending, meeting, store
 
-ending.BEAT_SECONDS = 0.0005
+ending.HEARTBEAT_SECONDS = 0.0005
 meeting.join()
 store.gather("done")
 """
@@ -365,7 +367,7 @@ import os, signal, time
 from grpo_jax.hosts import ending, meeting, store
 
 meeting.join()
-stop = ending.Stop()
+stop = ending.StopSignal()
 if os.environ["JAX_PROCESS_ID"] == "1":
     signal.raise_signal(signal.SIGTERM)
 store.gather("sent")
@@ -389,7 +391,7 @@ def test_multi_process_hosts_that_expect_different_numbers_of_hosts_are_refused(
     assert finish(both) == [2, 2]
     for index in range(2):
         assert (
-            f"error: Host 1 ({name}) has been told of 3 processes, host 0 ({name}) of 2. Set JAX_NUM_PROCESSES"
+            f"error: Host 1 ({name}) expects 3 processes, but host 0 ({name}) expects 2. Set JAX_NUM_PROCESSES"
             in said(tmp_path, index)
         )
 
@@ -400,16 +402,16 @@ def test_multi_process_hosts_that_expect_different_numbers_of_hosts_are_refused(
 def test_a_number_of_processes_other_than_the_hosts_of_the_slice_is_refused(slices, told, refused):
     said_by_slice = {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "JAX_NUM_PROCESSES": told} | slices
     if refused:
-        with pytest.raises(ValueError, match=r"JAX_NUM_PROCESSES is 2, and this TPU has 4 host\(s\). Unset"):
-            meeting.check_number(said_by_slice)
+        with pytest.raises(ValueError, match=r"JAX_NUM_PROCESSES is 2, but this TPU has 4 host\(s\). Unset"):
+            meeting.check_process_count(said_by_slice)
     else:
-        meeting.check_number(said_by_slice)
-    meeting.check_number({"JAX_NUM_PROCESSES": told})
+        meeting.check_process_count(said_by_slice)
+    meeting.check_process_count({"JAX_NUM_PROCESSES": told})
 
 
 def test_a_second_sigterm_ends_a_run_on_one_host_also_where_it_looked_for_others(tmp_path):
     program = (
-        "import signal; from grpo_jax.hosts import ending, meeting; meeting.join(); stop = ending.Stop();"
+        "import signal; from grpo_jax.hosts import ending, meeting; meeting.join(); stop = ending.StopSignal();"
         " signal.raise_signal(signal.SIGTERM); print(stop.after_step(), flush=True);"
         " signal.raise_signal(signal.SIGTERM); print('still here')"
     )
@@ -420,7 +422,7 @@ def test_a_second_sigterm_ends_a_run_on_one_host_also_where_it_looked_for_others
 
 def test_one_host_of_several_is_told_how_to_start_them_all(tmp_path):
     program = (
-        "import sys; from grpo_jax.hosts import meeting; meeting.MEET_SECONDS = 2; from grpo_jax.cli import main;"
+        "import sys; from grpo_jax.hosts import meeting; meeting.JOIN_SECONDS = 2; from grpo_jax.cli import main;"
         " sys.exit(main(['train', 'config.yaml']))"
     )
     one = launch(fill(tmp_path, SMALL), 0, environment(4, 1), "-c", program)
@@ -442,9 +444,9 @@ def test_sigterm_saves_the_step_and_a_resumed_run_is_the_whole_one(alone, tmp_pa
 
 def test_one_host_agrees_with_itself():
     assert store.gather("here") == ["here"] and store.decide(lambda: "yes") == "yes" and store.is_first()
-    meeting.agree({"config": "any"})
-    meeting.share(Path("/"))
-    with pytest.raises(RuntimeError, match="alone"), ending.together():
+    meeting.check_same({"config": "any"})
+    meeting.check_shared_directory(Path("/"))
+    with pytest.raises(RuntimeError, match="alone"), ending.end_all_hosts_on_error():
         raise RuntimeError("alone")
 
 

@@ -208,7 +208,7 @@ def test_weights_that_the_model_does_not_have_are_refused():
     shape = read_shape(GOLDEN / "llama")
     fewer = decoder_policy(shape.__class__(**{**shape.__dict__, "layers": 1}))
     shapes = fewer.shapes
-    with pytest.raises(ValueError, match="no place for 9 of the weights"):
+    with pytest.raises(ValueError, match="no parameters for 9 of the weights"):
         load_weights(GOLDEN / "llama", shapes, weight_shardings(shapes, ONE))
 
 

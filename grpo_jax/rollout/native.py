@@ -98,7 +98,7 @@ class Sampler(SamplingSettings):
         decode, stop = self.decode, self.stop
         if decode is None or not stop:
             return None
-        return lambda ids: any(text in decode(ids) for text in stop)
+        return partial(_contains_any, decode, stop)
 
     def greedy(self) -> "Sampler":
         """The same sampler, giving the one likeliest answer."""
@@ -139,6 +139,11 @@ class Sampler(SamplingSettings):
         """Bytes on the devices of one host, which has its share of the prompts."""
         P, L = -(-P // jax.process_count()), prompts.tokens_PL.shape[1]
         return _needed_bytes(policy, P, L, self.responses, self.max_tokens, self.int8_cache)
+
+
+def _contains_any(decode: Callable[[Sequence[int]], str], stop: tuple[str, ...], ids: Sequence[int]) -> bool:
+    """Whether the text of these ids contains one of the stop strings."""
+    return any(text in decode(ids) for text in stop)
 
 
 def programs() -> int:

@@ -87,7 +87,7 @@ def lengths(used_PGT: Array, mesh: Mesh | None) -> Array:
 
 
 @program(static_argnames="mesh")
-def choose(tree: Any, index_p: np.ndarray, index_pg: np.ndarray, mesh: Mesh | None) -> Any:
+def choose(tree: Any, index_p: Array | np.ndarray, index_pg: Array | np.ndarray, mesh: Mesh | None) -> Any:
     """Some prompts of a batch or of rollouts, and some responses of each. Scalars and coefficients stay as they are."""
 
     def take(node: Any) -> Any:
@@ -106,7 +106,9 @@ def choose(tree: Any, index_p: np.ndarray, index_pg: np.ndarray, mesh: Mesh | No
 
 
 @program(static_argnames="mesh", donate_argnames="all_PGT")
-def put(all_PGT: Array, index_p: np.ndarray, index_pg: np.ndarray, some_pgT: Array, mesh: Mesh | None) -> Array:
+def put(
+    all_PGT: Array, index_p: Array | np.ndarray, index_pg: Array | np.ndarray, some_pgT: Array, mesh: Mesh | None
+) -> Array:
     """The values of a microbatch where they belong in the batch."""
     all_PGT = all_PGT.at[index_p[:, None], index_pg].set(some_pgT)
     return all_PGT if mesh is None else jax.lax.with_sharding_constraint(all_PGT, fit(PROMPTS, all_PGT.shape, mesh))

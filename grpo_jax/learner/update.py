@@ -119,8 +119,8 @@ def _summary(
     losses: list[Array],
     norms: list[Array],
     sums: list[Metrics],
-    computed: int,
-    reads: int,
+    computed: int | Array,
+    reads: int | Array,
 ) -> Metrics:
     """The metrics of an update. `computed` positions include padding; each prompt was read so many times."""
     tokens = jnp.maximum(jnp.sum(rollouts.action_PGT), 1)

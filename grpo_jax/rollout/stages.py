@@ -53,7 +53,7 @@ def begin(
     prompts: Prompts | None,
     last_PD: Array,
     key_PG: Array,
-    max_tokens: int,
+    max_tokens: int | Array,
     S: int,
     mesh: Mesh | None,
 ) -> Rows:
@@ -92,7 +92,7 @@ def decode(
     shared: Any,
     own: Any,
     rows: Rows,
-    max_tokens: int,
+    max_tokens: int | Array,
     until: Until,
     mesh: Mesh | None,
 ) -> tuple[Any, Rows]:
@@ -115,7 +115,9 @@ def decode(
     return jax.lax.while_loop(goes_on, decode_one, (own, rows))
 
 
-def _choose(distribution: Distribution, rows: Rows, logits_PGV: Array, max_tokens: int, mesh: Mesh | None) -> Rows:
+def _choose(
+    distribution: Distribution, rows: Rows, logits_PGV: Array, max_tokens: int | Array, mesh: Mesh | None
+) -> Rows:
     """The rows with one more token in each active one."""
     logits_PGV = _pin(logits_PGV, mesh, LOGITS)  # or the head would be gathered for every token
     logits_PGV = distribution(logits_PGV, rows.length_PG, rows.seen_PGV)
@@ -183,7 +185,12 @@ def _resized(a: Array, S: int, offset: Array, wrapped: bool, axis: int) -> Array
 
 @program(static_argnames=("shards", "mesh"))
 def compact(
-    rows: Rows, source_p: np.ndarray, row_pg: np.ndarray, active_pg: np.ndarray, shards: int, mesh: Mesh | None
+    rows: Rows,
+    source_p: Array | np.ndarray,
+    row_pg: Array | np.ndarray,
+    active_pg: Array | np.ndarray,
+    shards: int,
+    mesh: Mesh | None,
 ) -> Rows:
     """The rows that a `Compaction` chooses."""
     rows = jax.tree.map(lambda a: a if a.ndim < 2 else _responses(a, source_p, row_pg, shards), rows)
@@ -191,13 +198,15 @@ def compact(
 
 
 @program(static_argnames=("shards", "mesh"))
-def compact_cache(array: Array, source_p: np.ndarray, row_pg: np.ndarray, shards: int, mesh: Mesh | None) -> Array:
+def compact_cache(
+    array: Array, source_p: Array | np.ndarray, row_pg: Array | np.ndarray, shards: int, mesh: Mesh | None
+) -> Array:
     """One array of the responses' cache, for the rows that a `Compaction` chooses."""
     return _pin(_responses(array, source_p, row_pg, shards), mesh, CACHE)
 
 
 @program(static_argnames=("shards", "mesh"))
-def compact_prompts(array: Array, source_p: np.ndarray, shards: int, mesh: Mesh | None) -> Array:
+def compact_prompts(array: Array, source_p: Array | np.ndarray, shards: int, mesh: Mesh | None) -> Array:
     """One array of the prompts' cache, for the prompts that a `Compaction` chooses."""
     array = _take(array, source_p, shards)
     return array if mesh is None else jax.lax.with_sharding_constraint(array, prefix_sharding(array.shape, mesh))
@@ -216,12 +225,12 @@ def one_by_one(change: Callable[[Array], Array], tree: Any) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _responses(a: Array, source_p: np.ndarray, row_pg: np.ndarray, shards: int) -> Array:
+def _responses(a: Array, source_p: Array | np.ndarray, row_pg: Array | np.ndarray, shards: int) -> Array:
     index_pg = source_p[:, None] * a.shape[1] + row_pg
     return _take(a.reshape(-1, *a.shape[2:]), index_pg.reshape(-1), shards).reshape(*row_pg.shape, *a.shape[2:])
 
 
-def _take(a: Array, index: np.ndarray, shards: int) -> Array:
+def _take(a: Array, index: Array | np.ndarray, shards: int) -> Array:
     """a[index], each shard of the first axis indexing into itself."""
     apart = a.reshape(shards, -1, *a.shape[1:])
     taken = jax.vmap(lambda a, index: a[index])(apart, index.reshape(shards, -1))
@@ -230,7 +239,7 @@ def _take(a: Array, index: np.ndarray, shards: int) -> Array:
 
 @program(static_argnames="mesh", donate_argnames=("shared", "rows"))
 def admit(
-    shared: Any, rows: Rows, new_shared: Any, new_rows: Rows, position_p: np.ndarray, mesh: Mesh | None
+    shared: Any, rows: Rows, new_shared: Any, new_rows: Rows, position_p: Array | np.ndarray, mesh: Mesh | None
 ) -> tuple[Any, Rows]:
     """New prompts with their first tokens at these positions. They begin now; positions beyond the last are ignored."""
     index = (rows.cursor - 1) % rows.tokens_PGS.shape[2]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
 from grpo_jax.algorithm import Algorithm
@@ -109,7 +110,7 @@ def merge(rounds: Sequence[tuple[Rollouts, Rewards]], index_p: np.ndarray) -> tu
 
 
 @program(static_argnames="mesh")
-def _chosen(rounds: Sequence[Any], index_p: np.ndarray, mesh: Mesh | None) -> Any:
+def _chosen(rounds: Sequence[Any], index_p: Array | np.ndarray, mesh: Mesh | None) -> Any:
     """Some prompts of several trees, as one tree that is sharded by prompts."""
     merged = jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[index_p], *rounds)
     if mesh is None:

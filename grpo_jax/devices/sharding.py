@@ -105,10 +105,3 @@ def devices_per_group(prompts: int, responses: int, mesh: Mesh | None) -> int:
         f" of {shards}, or the responses to each a multiple of {spread}; got {prompts} prompts and {responses}"
         f" responses. Choose {' or '.join(map(str, nearest))} prompts."
     )
-
-
-def settle(tree: Any) -> Any:
-    """Waits for `tree`, in multi-process CPU runs only: two programs in flight can deadlock in their collectives."""
-    if jax.process_count() > 1 and jax.default_backend() == "cpu":
-        jax.block_until_ready(tree)
-    return tree

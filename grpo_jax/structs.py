@@ -224,7 +224,7 @@ def axes_of(name: str) -> str:
 
 
 def bucket(length: int) -> int:
-    """The length that shorter ones are padded to, so that few are compiled: multiples of 16 up to 128, then four lengths
+    """The length that shorter ones are padded to, to compile only a few: multiples of 16 up to 128, then four lengths
     for each doubling.
     """
     step = max(16, (1 << (length - 1).bit_length()) // 8)

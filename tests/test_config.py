@@ -79,7 +79,7 @@ def test_a_signature_tells_type_default_and_comment(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     knobs = parameters("knobs:Knobs")
-    assert {name: (knob.kind, knob.default, knob.comment) for name, knob in knobs.items()} == {
+    assert {name: (knob.type, knob.default, knob.comment) for name, knob in knobs.items()} == {
         "budget": (int, Default.REQUIRED, "tokens"),
         "mode": (Literal["fast", "slow"], "fast", ""),
         "start": (float | None, 0.5, ""),
@@ -95,7 +95,7 @@ def test_what_the_text_does_not_tell_is_imported_and_asked(tmp_path, monkeypatch
     )
     monkeypatch.syspath_prepend(tmp_path)
     half = parameters("computed:half")
-    assert (half["times"].kind, half["times"].default) == (int, 2)
+    assert (half["times"].type, half["times"].default) == (int, 2)
 
 
 def test_reading_a_config_imports_neither_jax_nor_flax_nor_transformers(config_file):
@@ -402,7 +402,7 @@ def test_a_list_replaces_that_of_the_base(config_file):
 
 def test_a_circle_of_bases_is_refused(config_file):
     config_file("base: some.yaml\n", "other.yaml")
-    with pytest.raises(ConfigError, match=r"other.yaml:1:7: base: .*some.yaml is in turn based on this file"):
+    with pytest.raises(ConfigError, match=r"other.yaml:1:7: base: .*some.yaml is itself based on this file"):
         read(config_file("base: other.yaml\n"))
 
 

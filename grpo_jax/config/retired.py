@@ -22,8 +22,8 @@ class Retired:
 
 RESPONSES_AT_ONCE = (
     "replaced by algorithm.responses_at_once, the responses that each device learns from at once (null: as many as its"
-    " memory holds); remove this key, or write responses_at_once: microbatch x rollout.responses / (group_parts x"
-    " devices that divide the prompts)"
+    " memory holds); remove this key, or write there: microbatch x rollout.responses / (group_parts x mesh.data x"
+    " mesh.fsdp)"
 )
 CORRECTIONS = (
     "replaced by objective.corrections, one list of all corrections and masks of the current policy; remove this key,"

@@ -21,7 +21,7 @@ def useful(name: str, mean: int) -> tuple[float, float]:
         length_PG = LENGTHS[name](random) * mean * np.exp(random.normal(0, 0.4, (P, 1)))
         length_PG = np.clip(length_PG.astype(int), 1, T)
         tokens += length_PG.sum()
-        packed += sum(part.slots_PRS.size for part in divide(length_PG, T, AT_ONCE, 1, 1))
+        packed += sum(part.slots_PBW.size for part in divide(length_PG, T, AT_ONCE, 1, 1))
         slots = sorted({S for _, S in sizes(G, T)})
         longest = np.sort(length_PG.max(axis=1)).reshape(-1, AT_ONCE).max(axis=1)
         apart += sum(AT_ONCE * G * next(S for S in slots if S >= n) for n in longest)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from grpo_jax import __version__
-from grpo_jax.devices.pages import keep_pages
+from grpo_jax.devices.process import keep_pages, silence_tpu_library
 
 OVERRIDES = "section.key=value: replaces a value of the config, e.g. train.steps=20"
 LOAD, SAMPLER = "grpo_jax.models:load", "grpo_jax.rollout:Sampler"  # owners of settings that are options here, too
@@ -25,9 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if hasattr(arguments, "config"):  # before the command is imported, so that a mistake is shown at once
             arguments.config = read(arguments.config, arguments.overrides)
-        from grpo_jax.commands.plan.topology import quieten
-
-        quieten()
+        silence_tpu_library()
         return importlib.import_module(f"grpo_jax.commands.{arguments.command}").run(arguments)
     except (ConfigError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -124,23 +124,23 @@ def draw(
     """
     P, G, V = logits_PGV.shape
     logits_PGV = jnp.pad(logits_PGV, ((0, 0), (0, 0), (0, -V % BLOCK)), constant_values=EXCLUDED)
-    logits_PGnB = logits_PGV.reshape(P, G, -1, BLOCK)
-    highest_PG = _in_steps(jnp.max, logits_PGnB)
-    logits_PGnB -= highest_PG[:, :, None, None]
-    relative_PGnB = jnp.exp(logits_PGnB)
-    mass_PGn = relative_PGnB.sum(axis=3)
+    logits_PGnJ = logits_PGV.reshape(P, G, -1, BLOCK)
+    highest_PG = _in_steps(jnp.max, logits_PGnJ)
+    logits_PGnJ -= highest_PG[:, :, None, None]
+    relative_PGnJ = jnp.exp(logits_PGnJ)
+    mass_PGn = relative_PGnJ.sum(axis=3)
     total_PG = mass_PGn.sum(axis=2)
     block_PG = _find(mass_PGn, uniform_PG2[:, :, 0])
-    logits_PGB = jnp.take_along_axis(logits_PGnB, block_PG[:, :, None, None], axis=2)[:, :, 0]
-    index_PG = _find(jnp.exp(logits_PGB), uniform_PG2[:, :, 1])
-    chosen_PG = jnp.take_along_axis(logits_PGB, index_PG[:, :, None], axis=2)[:, :, 0]
-    mean_PG = _in_steps(jnp.sum, relative_PGnB * logits_PGnB) / total_PG
+    logits_PGJ = jnp.take_along_axis(logits_PGnJ, block_PG[:, :, None, None], axis=2)[:, :, 0]
+    index_PG = _find(jnp.exp(logits_PGJ), uniform_PG2[:, :, 1])
+    chosen_PG = jnp.take_along_axis(logits_PGJ, index_PG[:, :, None], axis=2)[:, :, 0]
+    mean_PG = _in_steps(jnp.sum, relative_PGnJ * logits_PGnJ) / total_PG
     return block_PG * BLOCK + index_PG, chosen_PG - jnp.log(total_PG), jnp.log(total_PG) - mean_PG
 
 
-def _in_steps(reduce: Callable[..., Array], a_PGnB: Array) -> Array:
+def _in_steps(reduce: Callable[..., Array], a_PGnJ: Array) -> Array:
     """A reduction within each block, then over the results; the compiler would merge the two into a slower one."""
-    return reduce(jax.lax.optimization_barrier(reduce(a_PGnB, axis=3)), axis=2)
+    return reduce(jax.lax.optimization_barrier(reduce(a_PGnJ, axis=3)), axis=2)
 
 
 def _find(mass_PGn: Array, uniform_PG: Array) -> Array:

@@ -1,24 +1,22 @@
 """Numbers about a step that need no gradient, under the names TRL gives them where they mean the same."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from grpo_jax.devices.programs import program
 from grpo_jax.rewards import Mix
 from grpo_jax.structs import Rollouts
 
 
 def describe(rollouts: Rollouts, rewards_PGR: np.ndarray, mix: Mix) -> dict[str, Array | float]:
-    """Lengths, endings, entropy and rewards of a batch of rollouts, learned from or not; lengths are in tokens, the
-    entropy of the policy that sampled is in nats.
-    """
+    """Lengths in tokens, endings, entropy in nats, and rewards of all rollouts, also of those that teach nothing."""
     return describe_lengths(rollouts) | describe_rewards(rewards_PGR, mix)
 
 
-@jax.jit
+@program
 def describe_lengths(rollouts: Rollouts) -> dict[str, Array]:
-    """How long responses are, how many were cut off at the limit, and the entropy of their tokens where it is known."""
+    """The lengths of responses, the fraction cut off at the limit, and the mean entropy of tokens where it is known."""
     length_PG, ended_PG = jnp.sum(rollouts.action_PGT, axis=2), rollouts.ended_PG
     known_PGT = rollouts.action_PGT & ~jnp.isnan(rollouts.entropy_PGT)
     entropy, known = jnp.sum(jnp.where(known_PGT, rollouts.entropy_PGT, 0.0)), jnp.sum(known_PGT)
@@ -47,12 +45,12 @@ def describe_rewards(rewards_PGR: np.ndarray, mix: Mix) -> dict[str, float]:
     return metrics
 
 
-@jax.jit
+@program
 def describe_mismatch(trainer_PGT: Array, rollouts: Rollouts) -> dict[str, Array]:
     """How far the trainer's log-probs are from the sampler's, over tokens whose log-prob both know.
 
     The ratio is trainer to sampler; k3 estimates the divergence of the trainer from the sampler, in nats; the
-    effective sample size is the share of tokens that would do, were they weighed by the ratio.
+    effective sample size is a fraction of the tokens: 1 where all ratios are equal.
     """
     gap_PGT = trainer_PGT - rollouts.logprobs_PGT
     known_PGT = rollouts.action_PGT & ~jnp.isnan(gap_PGT)

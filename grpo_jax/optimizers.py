@@ -8,28 +8,29 @@ import optax
 
 def adamw(
     learning_rate: float = 1e-6,
-    warmup_steps: int = 10,  # optimiser steps over which the rate climbs from nothing; constant afterwards
-    clip_norm: float = 1.0,  # longest gradient, over all parameters
+    warmup_steps: int = 10,  # optimiser steps over which the rate rises from near zero; constant afterwards
+    clip_norm: float = 1.0,  # largest norm of the gradient, over all parameters; larger ones are scaled down
     b1: float = 0.9,
     b2: float = 0.95,
     epsilon: float = 1e-8,
     weight_decay: float = 0.0,
-    moments: Literal["float32", "bfloat16"] = "float32",  # of the mean gradient; bfloat16 saves 2 bytes a parameter
+    moments: Literal[
+        "float32", "bfloat16"
+    ] = "float32",  # type of the mean gradient; bfloat16 saves 2 bytes a parameter
 ) -> optax.GradientTransformation:
     """AdamW whose state carries the current rate as `learning_rate`, so that it can be logged."""
     descend = optax.inject_hyperparams(optax.adamw, static_args=("b1", "b2", "eps", "weight_decay", "mu_dtype"))
     rate = _warmed_up(learning_rate, warmup_steps, clip_norm)
-    kind = jnp.dtype(moments)
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
-        descend(learning_rate=rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mu_dtype=kind),
+        descend(learning_rate=rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mu_dtype=jnp.dtype(moments)),
     )
 
 
 def adafactor(
     learning_rate: float = 1e-6,
-    warmup_steps: int = 10,  # optimiser steps over which the rate climbs from nothing; constant afterwards
-    clip_norm: float = 1.0,  # longest gradient, over all parameters
+    warmup_steps: int = 10,  # optimiser steps over which the rate rises from near zero; constant afterwards
+    clip_norm: float = 1.0,  # largest norm of the gradient, over all parameters; larger ones are scaled down
     decay: float = 0.8,  # how fast old squared gradients are forgotten: 1 - step^-decay
 ) -> optax.GradientTransformation:
     """Adafactor (arXiv:1804.04235): of the squared gradients of a matrix it keeps the sums of rows and columns.

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import mesh_of
-from grpo_jax.devices.sharding import everywhere, from_hosts, host_places, host_rows, place_prompts
+from grpo_jax.devices.placing import everywhere, from_hosts, host_places, host_rows, place_prompts
 from grpo_jax.objectives import scored_of
 from grpo_jax.rewards import as_mix, judge, place_steps
 from grpo_jax.structs import Rollouts, Scored

@@ -1,25 +1,31 @@
 """The nouns of GRPO: what travels from prompts to an updated policy.
 
-Array names end in their axes, one capital per axis. This is the legend, and there is no other:
+Array names end in their axes, one letter per axis. This is the legend, and there is no other:
 
     P prompts           G responses to each     L prompt positions      T response positions
-    S cache positions   R reward parts          V vocabulary            D width
-    F feed-forward      N layers                H query heads           K key/value heads
-    Q query heads per key/value head            C channels per head     1 a kept axis of size one
+    S key positions: of a cache, or all that a row attends to           M positions of a prompt and all its responses
+    B packed rows of a prompt's responses       W slots in a packed row
+    V vocabulary        J tokens in a block of the vocabulary           R reward parts
+    D width             F feed-forward          N layers                C channels per head
+    H query heads       K key/value heads       Q query heads per key/value head
+    X any axis          1 a kept axis of size one                       2 two numbers
 
-A small letter is a part of the axis, or parts of it: `place_p` has some prompts, `hidden_PGtD` a slice of positions.
+A small letter is some of an axis, in its order or another: `index_p` are some prompts, `hidden_PBwD` has some slots of
+each row. A small n counts pieces: `hidden_nPBwD` has a first axis of n chunks.
 
-A group is an axis: a prompt is stored once and its G responses are rows of the second axis. Every per-token array is
-aligned with its own token, and masks are made by whoever knows: the sampler says which tokens it chose (`action`).
+A group is an axis: a prompt is stored once and its G responses are rows of the second axis. A row P of every array is a
+prompt, wherever it is computed. Every per-token array is aligned with its own token, and masks are made by whoever
+knows: the sampler says which tokens it chose (`action`), and which later ones may attend to (`valid`).
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -36,6 +42,23 @@ class Prompts:
 
     tokens_PL: Array | np.ndarray
     valid_PL: Array | np.ndarray
+
+
+def prompt_shapes(P: int, L: int) -> Prompts:
+    """Prompts of these sizes as shapes, for programs that are traced and not run."""
+    tokens_PL, valid_PL = (jax.ShapeDtypeStruct((P, L), dtype) for dtype in (jnp.int32, bool))
+    return Prompts(cast(Array, tokens_PL), cast(Array, valid_PL))
+
+
+def rollout_shapes(prompts: Prompts, G: int, T: int, distribution: Distribution) -> "Rollouts":
+    """Rollouts of these sizes as shapes, for programs that are traced and not run."""
+    P = prompts.tokens_PL.shape[0]
+
+    def of(dtype: Any, *shape: int) -> Array:
+        return cast(Array, jax.ShapeDtypeStruct(shape, dtype))
+
+    mask, number = of(bool, P, G, T), of(jnp.float32, P, G, T)
+    return Rollouts(prompts, of(jnp.int32, P, G, T), mask, mask, number, number, of(bool, P, G), distribution)
 
 
 @jax.tree_util.register_dataclass
@@ -64,15 +87,15 @@ class Rollouts:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rows:
-    """Responses while the native sampler writes them: P places for prompts, with G rows each.
+    """Responses while the native sampler writes them: P prompts that are held at once, with G rows each.
 
-    All share one cursor into rings of S positions; index s is the cursor of the token that stands there, modulo S.
+    All share one cursor into ring buffers of S positions: the token of cursor c stands at index c modulo S.
     """
 
     cursor: Array  # of the token that is chosen next
     start_PG: Array
     length_PG: Array
-    live_PG: Array
+    active_PG: Array
     ended_PG: Array
     key_PG: Array
     last_PG: Array
@@ -201,7 +224,7 @@ def axes_of(name: str) -> str:
 
 
 def bucket(length: int) -> int:
-    """The next length that gets compiled, as each one costs time: multiples of 16 up to 128, then four lengths
+    """The length that shorter ones are padded to, to compile only a few: multiples of 16 up to 128, then four lengths
     for each doubling.
     """
     step = max(16, (1 << (length - 1).bit_length()) // 8)

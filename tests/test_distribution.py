@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import chisquare
 
 from grpo_jax.devices.mesh import Layout, on
-from grpo_jax.devices.sharding import place_prompts, weight_shardings
+from grpo_jax.devices.placing import place_prompts
+from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.distribution import EXCLUDED, Distribution, draw, greedy
 from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import tiny

@@ -10,7 +10,8 @@ import pytest
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import Layout
-from grpo_jax.devices.sharding import place_prompts, weight_shardings
+from grpo_jax.devices.placing import place_prompts
+from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.distribution import Distribution
 from grpo_jax.grpo import init, prepare, step, update
 from grpo_jax.learner import microbatches as cutting

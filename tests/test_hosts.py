@@ -1,4 +1,4 @@
-"""Several processes on this machine, with one to eight devices each, stand in for the hosts of a slice."""
+"""Runs on several hosts; several processes on this machine, with one to eight CPU devices each, stand in for them."""
 
 import json
 import os
@@ -20,7 +20,7 @@ import pytest
 
 from grpo_jax.config import build, read
 from grpo_jax.devices.mesh import Layout, check_hosts
-from grpo_jax.devices.sharding import from_hosts, host_places, host_rows
+from grpo_jax.devices.placing import from_hosts, host_places, host_rows
 from grpo_jax.hosts import ending, meeting, store
 from grpo_jax.models import tiny
 from grpo_jax.rewards import Mix
@@ -45,7 +45,7 @@ def broken_on_second(example, response):
         raise RuntimeError("no more disk")
     return evens(example, response)
 """
-# Everything that has to agree between hosts: several rounds of asking, waiting prompts, a reference, minibatches.
+# All that hosts have to agree on: several rounds of sampling, prompts that wait, a reference policy, minibatches.
 CONFIG = """
 run: {name: t}
 model: {name: tiny}
@@ -58,7 +58,7 @@ optimizer: {learning_rate: 1e-3, warmup_steps: 1}
 mesh: {data: 1, fsdp: -1}
 train: {steps: 4, prompts: 16, evaluate_every: 2, save_every: 2, evaluate_prompts: 16, resample: 2, retire: 0.9}
 """
-# Little to compile, and more steps than a test waits for.
+# A config with little to compile, and with more steps than a test waits for.
 SMALL = """
 run: {name: t}
 model: {name: tiny}
@@ -72,8 +72,8 @@ SIXTEEN = ("mesh.tensor=2", "rollout.at_once=null")
 
 
 TRAIN = ("-m", "grpo_jax", "train", "config.yaml")
-# What hosts have to say to each other before a step, without the step.
-TALK = """
+# A program in which hosts exchange all that they exchange before a step, without the step.
+EXCHANGE = """
 import os
 import signal
 from pathlib import Path
@@ -89,23 +89,23 @@ def check(refuse, *arguments):
 meeting.join()
 own = os.environ["JAX_PROCESS_ID"]
 print(len(store.gather("long" * 5000)[1]), store.gather(own), store.decide(lambda: f"chosen by {own}"))
-check(meeting.agree, {"config": "same", "version of the code": own})
+check(meeting.check_same, {"config": "same", "version of the code": own})
 Path(own).mkdir()
-check(meeting.share, Path(own).absolute())
-check(meeting.share, Path(".").absolute())
-stop = ending.Stop()
-stop.heed_interrupts()
-with ending.together():
+check(meeting.check_shared_directory, Path(own).absolute())
+check(meeting.check_shared_directory, Path(".").absolute())
+stop = ending.StopSignal()
+stop.catch_interrupts()
+with ending.end_all_hosts_on_error():
     if own == "0":
         signal.raise_signal(signal.SIGINT)
         print("goes on", flush=True)
         signal.raise_signal(signal.SIGINT)
-    store.gather("the first never says anything")
+    store.gather("the first host never gets here")
 """
 
 
 def environment(processes: int, devices: int) -> dict[str, str]:
-    """The variables by which so many processes on this machine, with so many devices each, find each other."""
+    """The environment in which so many processes on this machine, with so many devices each, find each other."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()}
     with socket.socket() as free:
@@ -115,7 +115,7 @@ def environment(processes: int, devices: int) -> dict[str, str]:
 
 
 def launch(folder: Path, index: int, variables: dict[str, str], *command: str) -> subprocess.Popen:
-    """A process with that index, whose output goes to a file."""
+    """Starts the process of this index; its output goes to a file."""
     variables = variables | {"JAX_PROCESS_ID": str(index)}
     with (folder / f"out.{index}").open("w") as output:
         return subprocess.Popen(
@@ -124,7 +124,7 @@ def launch(folder: Path, index: int, variables: dict[str, str], *command: str) -
 
 
 def fill(folder: Path, config: str) -> Path:
-    """A folder with what a run is started from."""
+    """Writes the files that a run starts from into a folder, and returns the folder."""
     folder.mkdir(exist_ok=True, parents=True)
     (folder / "my_rewards.py").write_text(REWARDS)
     (folder / "config.yaml").write_text(config)
@@ -132,7 +132,7 @@ def fill(folder: Path, config: str) -> Path:
 
 
 def start(folder: Path, processes: int, devices: int, *arguments: str, config: str = CONFIG) -> list[subprocess.Popen]:
-    """`grpo-jax train` in so many processes."""
+    """Starts `grpo-jax train` in so many processes."""
     fill(folder, config)
     variables = environment(processes, devices)
     if processes == 1:
@@ -141,7 +141,7 @@ def start(folder: Path, processes: int, devices: int, *arguments: str, config: s
 
 
 def finish(started: list[subprocess.Popen], seconds: int = 240) -> list[int]:
-    """The exit codes, once all have ended."""
+    """Waits for all processes to end, and returns their exit codes."""
     end = time.monotonic() + seconds
     try:
         return [process.wait(max(end - time.monotonic(), 0.1)) for process in started]
@@ -152,18 +152,19 @@ def finish(started: list[subprocess.Popen], seconds: int = 240) -> list[int]:
 
 
 def train(folder: Path, processes: int, devices: int, *arguments: str, config: str = CONFIG) -> Path:
-    """A run that has ended well."""
+    """Runs `grpo-jax train` to a good end, and returns the directory of the run."""
     codes = finish(start(folder, processes, devices, *arguments, config=config))
     assert codes == [0] * processes, said(folder, codes.index(next(filter(None, codes))))[-3000:]
     return folder / "runs" / "t"
 
 
 def said(folder: Path, index: int = 0) -> str:
+    """The output so far of the process of this index."""
     return (folder / f"out.{index}").read_text()
 
 
 def wait_for(folder: Path, text: str, seconds: int = 120) -> None:
-    """Until the first process has said something."""
+    """Waits until the first process has printed a text."""
     end = time.monotonic() + seconds
     while text not in said(folder):
         assert time.monotonic() < end, said(folder)[-3000:]
@@ -171,13 +172,13 @@ def wait_for(folder: Path, text: str, seconds: int = 120) -> None:
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
-    """The rows of a run, without what depends on the clock and on the sizes that each process compiles for."""
+    """The metrics of a run, without those that depend on the clock or on the sizes that each process compiles for."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if "time" not in k and k != "sampling/programs"} for row in rows]
 
 
 def answers(run: Path) -> list[list[tuple]]:
-    """Of each step, what was asked and answered, and what it was worth, whichever host wrote it down."""
+    """The prompts, responses and rewards of each step, whichever host recorded them."""
     steps: dict[str, list] = {}
     for file in sorted((run / "completions").iterdir()):
         rows = map(json.loads, file.read_text().splitlines())
@@ -213,22 +214,22 @@ def alone(tmp_path_factory) -> Path:
     return train(tmp_path_factory.mktemp("alone"), 1, 8)
 
 
-def test_multi_process_of_two_is_the_run_of_one(alone, tmp_path):
+def test_multi_process_a_run_of_two_processes_equals_the_run_of_one(alone, tmp_path):
     run = train(tmp_path, 2, 4)
     assert_same_run(alone, run)
-    assert len(list((run / "completions").iterdir())) == 8  # each host wrote what it answered
-    assert "reward" in said(tmp_path, 0) and "reward" not in said(tmp_path, 1)  # one of them talks
+    assert len(list((run / "completions").iterdir())) == 8  # each host recorded its own responses
+    assert "reward" in said(tmp_path, 0) and "reward" not in said(tmp_path, 1)  # the first host alone prints
 
 
-def test_multi_process_of_four_and_then_of_two_is_the_run_of_one(alone, tmp_path):
-    """Two steps on four hosts and sixteen devices, from whose checkpoint two others go on."""
+def test_multi_process_a_run_of_four_processes_resumed_by_two_equals_the_run_of_one(alone, tmp_path):
+    """Four hosts with sixteen devices take two steps; two hosts go on from their checkpoint."""
     train(tmp_path, 4, 4, *SIXTEEN, "train.steps=2")
     train(tmp_path, 2, 8, *SIXTEEN, "--resume")
     assert_same_run(alone, tmp_path / "runs" / "t")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_multi_process_a_signal_to_one_saves_the_same_step_on_both(tmp_path, sent):
+def test_multi_process_after_a_signal_to_one_host_both_save_the_same_step(tmp_path, sent):
     both = start(tmp_path, 2, 4, config=SMALL)
     wait_for(tmp_path, "grad")
     both[1].send_signal(sent)
@@ -239,7 +240,7 @@ def test_multi_process_a_signal_to_one_saves_the_same_step_on_both(tmp_path, sen
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_multi_process_death_of_one_ends_the_other_by_its_name(tmp_path, lost):
+def test_multi_process_when_one_host_dies_the_other_names_it_and_ends(tmp_path, lost):
     both = start(tmp_path, 2, 4, config=SMALL)
     wait_for(tmp_path, "grad")
     both[lost].kill()
@@ -254,23 +255,23 @@ def test_multi_process_death_of_one_ends_the_other_by_its_name(tmp_path, lost):
         assert "error" not in first and re.search(r"error: host 0 \(|leader", rest)
 
 
-def test_multi_process_error_on_one_host_ends_all(tmp_path):
+def test_multi_process_an_error_on_one_host_ends_all(tmp_path):
     both = start(tmp_path, 2, 4, config=SMALL.replace("my_rewards:slow", "my_rewards:broken_on_second"))
     assert finish(both, 120) == [1, 1]
     assert "Traceback" in said(tmp_path, 1) and "no more disk" in said(tmp_path, 1)
     assert re.search(
-        rf"error: host 1 \({socket.gethostname()}\) has ended, and this one with it: .*no more disk", said(tmp_path, 0)
+        rf"error: host 1 \({socket.gethostname()}\) has ended, so this one ends, too: .*no more disk", said(tmp_path, 0)
     )
 
 
 @pytest.mark.parametrize(
     ("second", "words"),
     [
-        ("", "has ended, and this one with it: .*data.jsonl is not a file"),
+        ("", "has ended, so this one ends, too: .*data.jsonl is not a file"),
         ('{"prompt": "1 + 2 =", "answer": "4"}\n', "has another training data than host 0"),
     ],
 )
-def test_multi_process_data_that_one_host_lacks_or_has_otherwise_ends_all(tmp_path, second, words):
+def test_multi_process_data_that_is_missing_or_different_on_one_host_ends_all(tmp_path, second, words):
     task = 'task: {use: arithmetic, operations: "+", largest: 9, train: 16, held_out: 8}'
     config = SMALL.replace(task, "task: {use: jsonl, path: data.jsonl}")
     folders = [fill(tmp_path / str(index), config) for index in range(2)]
@@ -293,7 +294,7 @@ def test_multi_process_rewards_that_differ_are_refused(tmp_path):
     assert f"Host 1 ({socket.gethostname()}) has another code in its current folder than host 0" in said(folders[0], 0)
 
 
-NO_ROOM = "grpo_jax.devices.mesh._device_bytes = lambda devices: 1"
+NO_ROOM = "grpo_jax.devices.mesh.memory_limit = lambda devices: 1"
 ANOTHER_STEP = """
 known = grpo_jax.training.record.Record.__init__
 grpo_jax.training.record.Record.__init__ = lambda self, *inputs: known(self, *inputs) or self.history.append({})
@@ -309,7 +310,7 @@ grpo_jax.training.record.Record.__init__ = lambda self, *inputs: known(self, *in
     ids=["memory", "metrics"],
 )
 def test_multi_process_hosts_that_see_different_devices_or_runs_are_refused(tmp_path, patch, words):
-    """On the second host something of this package is otherwise."""
+    """A patch changes something of this package on the second host."""
     fill(tmp_path, SMALL)
     program = (
         "import os, sys; import grpo_jax.devices.mesh, grpo_jax.training.record;"
@@ -331,9 +332,9 @@ def test_multi_process_hosts_with_different_configs_are_refused(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_multi_process_hosts_tell_each_other_what_differs_and_why_one_has_ended(tmp_path):
+def test_multi_process_hosts_print_what_differs_and_why_one_of_them_has_ended(tmp_path):
     variables, name = environment(2, 1), socket.gethostname()
-    both = [launch(tmp_path, index, variables, "-c", TALK) for index in range(2)]
+    both = [launch(tmp_path, index, variables, "-c", EXCHANGE) for index in range(2)]
     assert finish(both) == [130, 130]
     for index in range(2):
         lines = said(tmp_path, index)
@@ -341,16 +342,18 @@ def test_multi_process_hosts_tell_each_other_what_differs_and_why_one_has_ended(
         assert f"Host 1 ({name}) has another version of the code than host 0 ({name})" in lines
         assert f"{tmp_path}/{index} is not on host 1 ({name}): all hosts write one checkpoint. Set run.root to" in lines
         assert lines.count("accepted") == 1 and not list(tmp_path.rglob(".seen*"))
-    assert re.search("Ctrl-C again ends them at once\ngoes on\n(.*\n)*stopped, and all other", said(tmp_path, 0))
-    assert f"error: host 0 ({name}) has ended, and this one with it: it was interrupted\n" in said(tmp_path, 1)
+    assert re.search(
+        "Ctrl-C again ends them at once\ngoes on\n(.*\n)*interrupted; all other hosts end", said(tmp_path, 0)
+    )
+    assert f"error: host 0 ({name}) has ended, so this one ends, too: it was interrupted\n" in said(tmp_path, 1)
 
 
-def test_multi_process_hosts_that_are_done_end_well_whatever_their_signs_of_life_are_doing(tmp_path):
-    """A thread that Python ends inside of JAX aborts the process; here it is nearly always there."""
+def test_multi_process_hosts_that_are_done_exit_with_0_even_while_they_send_heartbeats(tmp_path):
+    """Python aborts if it ends while a thread is inside JAX; here the heartbeat thread is there nearly always."""
     program = """
 from grpo_jax.hosts import ending, meeting, store
 
-ending.BEAT_SECONDS = 0.0005
+ending.HEARTBEAT_SECONDS = 0.0005
 meeting.join()
 store.gather("done")
 """
@@ -359,13 +362,13 @@ store.gather("done")
         assert finish([launch(tmp_path, index, variables, "-c", program) for index in range(2)], 60) == [0, 0]
 
 
-def test_multi_process_a_signal_before_the_first_step_is_not_forgotten(tmp_path):
+def test_multi_process_a_signal_before_the_first_step_stops_the_run_after_a_step(tmp_path):
     program = """
 import os, signal, time
 from grpo_jax.hosts import ending, meeting, store
 
 meeting.join()
-stop = ending.Stop()
+stop = ending.StopSignal()
 if os.environ["JAX_PROCESS_ID"] == "1":
     signal.raise_signal(signal.SIGTERM)
 store.gather("sent")
@@ -389,7 +392,7 @@ def test_multi_process_hosts_that_expect_different_numbers_of_hosts_are_refused(
     assert finish(both) == [2, 2]
     for index in range(2):
         assert (
-            f"error: Host 1 ({name}) has been told of 3 processes, host 0 ({name}) of 2. Set JAX_NUM_PROCESSES"
+            f"error: Host 1 ({name}) expects 3 processes, but host 0 ({name}) expects 2. Set JAX_NUM_PROCESSES"
             in said(tmp_path, index)
         )
 
@@ -400,16 +403,16 @@ def test_multi_process_hosts_that_expect_different_numbers_of_hosts_are_refused(
 def test_a_number_of_processes_other_than_the_hosts_of_the_slice_is_refused(slices, told, refused):
     said_by_slice = {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "JAX_NUM_PROCESSES": told} | slices
     if refused:
-        with pytest.raises(ValueError, match=r"JAX_NUM_PROCESSES is 2, and this TPU has 4 host\(s\). Unset"):
-            meeting.check_number(said_by_slice)
+        with pytest.raises(ValueError, match=r"JAX_NUM_PROCESSES is 2, but this TPU has 4 host\(s\). Unset"):
+            meeting.check_process_count(said_by_slice)
     else:
-        meeting.check_number(said_by_slice)
-    meeting.check_number({"JAX_NUM_PROCESSES": told})
+        meeting.check_process_count(said_by_slice)
+    meeting.check_process_count({"JAX_NUM_PROCESSES": told})
 
 
-def test_a_second_sigterm_ends_a_run_on_one_host_also_where_it_looked_for_others(tmp_path):
+def test_a_second_sigterm_ends_a_run_on_one_host_even_if_it_has_looked_for_others(tmp_path):
     program = (
-        "import signal; from grpo_jax.hosts import ending, meeting; meeting.join(); stop = ending.Stop();"
+        "import signal; from grpo_jax.hosts import ending, meeting; meeting.join(); stop = ending.StopSignal();"
         " signal.raise_signal(signal.SIGTERM); print(stop.after_step(), flush=True);"
         " signal.raise_signal(signal.SIGTERM); print('still here')"
     )
@@ -418,9 +421,9 @@ def test_a_second_sigterm_ends_a_run_on_one_host_also_where_it_looked_for_others
     assert said(tmp_path).endswith("True\n")
 
 
-def test_one_host_of_several_is_told_how_to_start_them_all(tmp_path):
+def test_a_host_that_waits_in_vain_prints_how_to_start_all_hosts(tmp_path):
     program = (
-        "import sys; from grpo_jax.hosts import meeting; meeting.MEET_SECONDS = 2; from grpo_jax.cli import main;"
+        "import sys; from grpo_jax.hosts import meeting; meeting.JOIN_SECONDS = 2; from grpo_jax.cli import main;"
         " sys.exit(main(['train', 'config.yaml']))"
     )
     one = launch(fill(tmp_path, SMALL), 0, environment(4, 1), "-c", program)
@@ -429,7 +432,7 @@ def test_one_host_of_several_is_told_how_to_start_them_all(tmp_path):
     assert "tpu_scripts/run.sh" in said(tmp_path)
 
 
-def test_sigterm_saves_the_step_and_a_resumed_run_is_the_whole_one(alone, tmp_path):
+def test_a_run_resumed_after_sigterm_equals_one_that_was_not_stopped(alone, tmp_path):
     (one,) = start(tmp_path, 1, 8, "train.save_every=50")
     wait_for(tmp_path, "step 1/4")
     one.send_signal(signal.SIGTERM)
@@ -440,16 +443,16 @@ def test_sigterm_saves_the_step_and_a_resumed_run_is_the_whole_one(alone, tmp_pa
         np.testing.assert_array_equal(a, b)
 
 
-def test_one_host_agrees_with_itself():
+def test_on_one_host_every_check_passes_and_errors_are_raised():
     assert store.gather("here") == ["here"] and store.decide(lambda: "yes") == "yes" and store.is_first()
-    meeting.agree({"config": "any"})
-    meeting.share(Path("/"))
-    with pytest.raises(RuntimeError, match="alone"), ending.together():
+    meeting.check_same({"config": "any"})
+    meeting.check_shared_directory(Path("/"))
+    with pytest.raises(RuntimeError, match="alone"), ending.end_all_hosts_on_error():
         raise RuntimeError("alone")
 
 
-def test_held_out_prompts_that_do_not_fill_the_devices_are_all_asked_and_count_once(tmp_path):
-    """Five prompts for eight devices; the answer's own value as reward tells which were asked."""
+def test_held_out_prompts_that_do_not_fill_the_devices_are_all_answered_and_count_once(tmp_path):
+    """Five prompts on eight devices. The reward is the answer's own value, so it shows which prompts were answered."""
     (tmp_path / "config.yaml").write_text(CONFIG.replace('rewards: [{use: "my_rewards:evens"}]', ""))
     parts = build(read(tmp_path / "config.yaml", ["train.evaluate_prompts=5", "rollout.at_once=null"]))
     session = assemble(*(parts[name] for name in ("model", "task", "algorithm", "settings", "layout")))
@@ -466,7 +469,7 @@ def test_held_out_prompts_that_do_not_fill_the_devices_are_all_asked_and_count_o
     assert len(asked) == 8 and all(example in asked for example in held_out)
 
 
-def test_what_hosts_hold_makes_up_the_whole():
+def test_a_global_array_is_made_of_what_the_hosts_have():
     mesh = Layout(data=2, fsdp=2, tensor=2).mesh()
     own = np.arange(24).reshape(8, 3)
     assert host_places(mesh, 8).tolist() == list(range(8))
@@ -474,7 +477,7 @@ def test_what_hosts_hold_makes_up_the_whole():
     check_hosts(mesh)
 
 
-def test_prompts_are_read_with_the_copy_for_sampling_as_with_the_weights():
+def test_reading_prompts_with_the_copy_for_sampling_equals_reading_them_with_the_weights():
     model = tiny()
     params = model.policy.init(jax.random.key(0))
     prompts = Prompts(jnp.arange(12).reshape(2, 6) + 40, jnp.arange(6)[None] >= jnp.array([[0], [2]]))

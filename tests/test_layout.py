@@ -20,8 +20,9 @@ LAYERS = [
     {"structs"},
     {"devices", "hosts"},
     {"models", "objectives", "rewards"},
-    {"learner", "metrics", "optimizers", "rollout", "tasks"},
+    {"metrics", "optimizers", "rollout", "tasks"},
     {"algorithm"},
+    {"learner", "scoring"},
     {"grpo"},
     {"training"},
     {"config"},
@@ -102,6 +103,7 @@ def test_no_circle_of_imports_between_folders():
                 "distribution",
                 "algorithm",
                 "grpo",
+                "scoring",
                 "metrics",
                 "optimizers",
                 "commands/",
@@ -152,3 +154,98 @@ def test_no_linter_is_silenced_in_the_package():
     assert [
         str(module) for module in MODULES if any(word in (PACKAGE / module).read_text() for word in silencers)
     ] == []
+
+
+# How the code reads.
+
+LEGEND = (PACKAGE / "structs.py").read_text().split('"""')[1]
+LETTERS = set(re.findall(r"(?:^|  )([A-Z12]) (?=[a-z])", LEGEND, re.MULTILINE))
+
+
+def functions(module: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def nearly_all(sizes: list[int]) -> int:
+    """The size that nine of ten do not exceed."""
+    return sorted(sizes)[int(0.9 * len(sizes))]
+
+
+def test_a_file_fits_in_a_sitting():
+    sizes = {str(module): len((PACKAGE / module).read_text().splitlines()) for module in MODULES}
+    assert {module: size for module, size in sizes.items() if size > 400} == {}
+    assert nearly_all(list(sizes.values())) <= 300
+
+
+def test_a_function_fits_on_a_screen():
+    found = [
+        (f"{module}:{node.name}", node.end_lineno - node.lineno + 1) for module in MODULES for node in functions(module)
+    ]
+    assert [(name, size) for name, size in found if size > 45] == []
+    assert nearly_all([size for _, size in found]) <= 25
+
+
+def test_the_page_of_the_algorithm_names_no_device():
+    text = (PACKAGE / "grpo.py").read_text().lower()
+    assert [word for word in ("mesh", "host", "sharding", "layout", "shares") if word in text] == []
+    assert len(text.splitlines()) <= 140
+
+
+def test_the_step_is_its_four_functions_in_order():
+    step = next(node for node in functions(Path("grpo.py")) if node.name == "step")
+    calls = [node for node in ast.walk(step) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    names = [call.func.id for call in sorted(calls, key=lambda call: call.lineno)]
+    assert [name for name in names if name != "int"] == ["sample", "score", "prepare", "update"]
+
+
+def axes(name: str) -> str | None:
+    """The axes that the name of an array ends in; None where it is the name of something else."""
+    found = re.fullmatch(r"_?[a-z][a-z0-9_]*_([A-Za-z0-9]+)", name)
+    known = found is not None and any(letter.isupper() for letter in found[1])
+    return found[1] if known else None
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_every_axis_has_its_letter_in_the_legend(module):
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for name in names:
+        for letter in axes(name) or "":
+            assert letter.upper() in LETTERS, f"{name}: {letter} is not in the legend of structs.py"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_every_public_name_has_a_docstring(module):
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree) is not None or not tree.body
+    missing = []
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        overloaded = any("overload" in ast.unparse(decorator) for decorator in node.decorator_list)
+        missing += [node.name] if ast.get_docstring(node) is None and not overloaded else []
+        for inner in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
+                missing += [f"{node.name}.{inner.name}"] if ast.get_docstring(inner) is None else []
+    assert missing == []
+
+
+def test_only_the_rollout_folder_asks_what_kind_of_engine_it_has():
+    strays = [
+        str(module)
+        for module in MODULES
+        if module.parts[0] != "rollout" and re.search(r"isinstance\([^)]*Sampler", (PACKAGE / module).read_text())
+    ]
+    assert strays == []
+
+
+def test_the_public_names_are_all_there():
+    verbs = {"load", "init", "sample", "score", "prepare", "update", "step", "train", "evaluate"}
+    nouns = {"Algorithm", "Sampler", "Example", "Task", "objectives", "rewards", "tasks"}
+    assert verbs | nouns <= set(dir(grpo_jax))
+    assert not {"keep_pages", "chosen_tokens", "Watch"} & set(dir(grpo_jax))
+    for name in grpo_jax.__all__:
+        assert getattr(grpo_jax, name) is not None

@@ -8,7 +8,8 @@ import numpy as np
 
 from grpo_jax.commands.plan.hlo import collective_bytes
 from grpo_jax.devices.mesh import Layout, on
-from grpo_jax.devices.sharding import place_prompts, weight_shardings
+from grpo_jax.devices.placing import place_prompts
+from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.distribution import Distribution
 from grpo_jax.learner import logprobs
 from grpo_jax.learner.logprobs import token_logprobs

@@ -1,4 +1,4 @@
-"""Every way of dividing eight devices gives the step of one device: tokens, figures, and the weights after it."""
+"""A step on every mesh of eight devices equals that on one device: tokens, metrics, and the weights after it."""
 
 import re
 from dataclasses import replace
@@ -11,7 +11,8 @@ import pytest
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import Layout
-from grpo_jax.devices.sharding import devices_per_group, place, place_prompts, weight_shardings
+from grpo_jax.devices.placing import place, place_prompts
+from grpo_jax.devices.sharding import devices_per_group, weight_shardings
 from grpo_jax.grpo import init, prepare, sample, score, update
 from grpo_jax.models import decoder_policy, tiny
 from grpo_jax.objectives import grpo
@@ -23,7 +24,7 @@ MESHES = [(data, fsdp, 8 // data // fsdp) for data in (1, 2, 4, 8) for fsdp in (
 
 
 def rows_of(rewards, advantages) -> list[tuple]:
-    """What was answered, in the order of the prompts."""
+    """The prompts, responses, rewards and advantages, in the order of the prompts."""
     told = zip(rewards.examples, rewards.texts, rewards.parts_PGR, np.asarray(advantages), strict=True)
     return [
         (example.prompt, text, rewards_R.tolist(), round(float(advantage), 3))
@@ -38,7 +39,7 @@ def evens(example: Example, response: str) -> float:
 
 @cache
 def one_step(layout: tuple[int, int, int] | None, prompts: int, **more):
-    """The answers, the metrics and the change of the weights of a step on these devices."""
+    """The rows, the metrics and the change of the weights of one step on this mesh."""
     mesh = Layout().mesh(jax.devices()[:1]) if layout is None else Layout(*layout).mesh()
     examples = [Example(f"{n} plus {n + 1} is?", str(n)) for n in range(prompts)]
     sampler = Sampler(ends=MODEL.tokenizer.end_ids, responses=8, max_tokens=8)
@@ -61,7 +62,7 @@ def one_step(layout: tuple[int, int, int] | None, prompts: int, **more):
 def assert_same(one, other) -> None:
     (rows, metrics, change), (other_rows, other_metrics, other_change) = one, other
     assert rows == other_rows
-    for name in metrics.keys() - {"padding_frac"}:  # shared groups are packed apart, and read their prompts apart
+    for name in metrics.keys() - {"padding_frac"}:  # a group on several devices is packed, and its prompt read, on each
         np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
     for a, b in zip(jax.tree.leaves(change), jax.tree.leaves(other_change), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-6)
@@ -73,20 +74,20 @@ def test_a_step_does_not_depend_on_the_mesh(layout):
 
 
 @pytest.mark.parametrize("prompts", [1, 2, 6])
-def test_where_prompts_are_too_few_for_the_devices_the_responses_to_them_are_shared_out(prompts):
+def test_a_step_with_fewer_prompts_than_devices_spreads_the_responses_and_equals_one_device(prompts):
     """1, 2 and 6 prompts with 8 responses each become 8, 8 and 24 rows of 1, 4 and 2 responses on 8 devices."""
     assert_same(one_step(None, prompts), one_step((1, 8, 1), prompts))
 
 
 def test_sampling_keeps_logits_divided_by_vocabulary(monkeypatch):
-    """Or a compiler may put the whole head together for every token."""
+    """Otherwise the compiler may gather the whole output head for every token."""
     programs, decode = [], stages.decode
 
-    def written_down(*inputs):
+    def recorded(*inputs):
         programs.append(decode.lower(*inputs).as_text())
         return decode(*inputs)
 
-    monkeypatch.setattr(stages, "decode", written_down)
+    monkeypatch.setattr(stages, "decode", recorded)
     mesh, policy = Layout(1, 4, 2).mesh(), decoder_policy(replace(MODEL.shape, vocabulary=1000))
     params = policy.init(jax.random.key(0))
     params = jax.tree.map(place, params, weight_shardings(params, mesh))
@@ -96,12 +97,12 @@ def test_sampling_keeps_logits_divided_by_vocabulary(monkeypatch):
     assert programs and all(re.search(constraint, program) for program in programs)
 
 
-def test_shared_groups_may_be_learned_from_one_at_a_time_and_in_minibatches():
+def test_groups_on_several_devices_may_be_learned_from_one_at_a_time_and_in_minibatches():
     for more in ({"responses_at_once": 8}, {"minibatches": 2, "responses_at_once": 8}, {"responses_at_once": 2}):
         assert_same(one_step(None, 4, **more), one_step((1, 4, 2), 4, **more))
 
 
-def test_groups_are_shared_out_as_little_as_the_devices_need():
+def test_a_group_is_spread_over_as_few_devices_as_needed():
     mesh = Layout(data=1, fsdp=8).mesh()
     assert [devices_per_group(prompts, 8, mesh) for prompts in (16, 8, 4, 6, 3)] == [1, 1, 2, 4, 8]
     with pytest.raises(

@@ -208,7 +208,7 @@ def test_weights_that_the_model_does_not_have_are_refused():
     shape = read_shape(GOLDEN / "llama")
     fewer = decoder_policy(shape.__class__(**{**shape.__dict__, "layers": 1}))
     shapes = fewer.shapes
-    with pytest.raises(ValueError, match="no place for 9 of the weights"):
+    with pytest.raises(ValueError, match="no parameters for 9 of the weights"):
         load_weights(GOLDEN / "llama", shapes, weight_shardings(shapes, ONE))
 
 
@@ -265,7 +265,7 @@ def test_log_probs_by_the_tpu_kernel_are_those_of_transformers(name, monkeypatch
     _, params = load_golden(name)
     rollouts, expected = read_expected(name)
     P, G, T = rollouts.tokens_PGT.shape
-    slots_PRS = np.arange(G * T, dtype=np.int32).reshape(1, 1, -1).repeat(P, axis=0)
-    logprobs_PGT, entropy_PGT = score(policy, params, rollouts, slots_PRS)
+    slots_PBW = np.arange(G * T, dtype=np.int32).reshape(1, 1, -1).repeat(P, axis=0)
+    logprobs_PGT, entropy_PGT = score(policy, params, rollouts, slots_PBW)
     np.testing.assert_allclose(logprobs_PGT, expected["logprobs_PGT"], atol=1e-4)
     np.testing.assert_allclose(entropy_PGT, expected["entropy_PGT"], atol=1e-4)

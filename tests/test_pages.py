@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, where that is asked for and a CPU does the work."""
+"""`keep_pages` keeps freed memory with the process if JAX computes on CPUs."""
 
 import os
 import platform
@@ -10,14 +10,14 @@ import pytest
 PROGRAM = """
 import sys
 import numpy as np
-from grpo_jax.devices import pages
+from grpo_jax.devices import process
 
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
 
-pages.ACCELERATORS = sys.argv[2:]
+process.ACCELERATORS = sys.argv[2:]
 if sys.argv[1] == "keep":
-    pages.keep_pages()
+    process.keep_pages()
 before = resident()
 large = np.ones(2**25)
 del large
@@ -25,18 +25,18 @@ print((resident() - before) * 1024 > 2**27)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told what to do")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these options of malloc")
 @pytest.mark.parametrize(
     ("words", "platforms", "kept"),
     [
         (["keep"], "cpu", True),
         (["keep"], "", True),
         (["leave"], "cpu", False),
-        (["keep", "/dev/null"], "", False),  # something that is no CPU
+        (["keep", "/dev/null"], "", False),  # a file that exists stands for an accelerator
         (["keep"], "tpu,cpu", False),
     ],
 )
-def test_a_process_keeps_the_memory_that_it_frees_where_there_are_cpus_alone(words, platforms, kept):
+def test_keep_pages_keeps_freed_memory_only_if_there_are_no_accelerators(words, platforms, kept):
     variables = os.environ | {"JAX_PLATFORMS": platforms}
     command = [sys.executable, "-c", PROGRAM, *words]
     result = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The sampler: what it returns is what it did, and rows, steps and seeds are as independent as they should be."""
+"""The sampler: what it resteps is what it did, and rows, steps and seeds are as independent as they should be."""
 
 import math
 from dataclasses import replace
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.devices.mesh import Layout
-from grpo_jax.devices.sharding import place_prompts
+from grpo_jax.devices.placing import place_prompts
 from grpo_jax.distribution import Distribution
 from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import tiny
@@ -94,10 +94,10 @@ def test_greedy_takes_the_likeliest_token_and_is_certain_of_it():
 
 
 def test_sampling_stops_when_every_row_has_ended():
-    turns = []
+    steps = []
 
     def extend(*inputs):
-        jax.debug.callback(lambda: turns.append(1))
+        jax.debug.callback(lambda: steps.append(1))
         return MODEL.policy.extend(*inputs)
 
     spied = replace(MODEL.policy, extend=extend)
@@ -105,7 +105,7 @@ def test_sampling_stops_when_every_row_has_ended():
     rollouts = jax.block_until_ready(many_ends(spied, PARAMS, PROMPTS, jax.random.key(0)))
     jax.effects_barrier()
     assert np.asarray(rollouts.ended_PG).all()
-    assert len(turns) == np.asarray(rollouts.action_PGT).sum(axis=2).max() - 1 < 100
+    assert len(steps) == np.asarray(rollouts.action_PGT).sum(axis=2).max() - 1 < 100
 
 
 @pytest.mark.parametrize("at_once", [None, 4])
@@ -130,7 +130,7 @@ def test_row_counts_ring_lengths_and_waiting_change_no_token(monkeypatch):
         if length_P[0] < 15 < length_P.max():
             break
     monkeypatch.setattr(sizes, "SHORTEST_RING", 4)
-    grown = []  # to how many positions, and whether the ring had been round
+    grown = []  # to how many positions, and whether the cursor had wrapped around
     monkeypatch.setattr(native.stages, "grow", lambda *a, grow=stages.grow: grown.append(a[1:3]) or grow(*a))
     for changes in ({}, {"at_once": 3}, {"at_once": 1}):
         staged = sample(replace(sampler, **changes), seed, prompts)
@@ -145,7 +145,7 @@ def test_row_counts_ring_lengths_and_waiting_change_no_token(monkeypatch):
 def test_a_thousand_steps_of_random_lengths_need_a_handful_of_programs():
     """The host's decisions, without the devices; `next_ring` and `next_shape` are what the sampler calls."""
     random = np.random.default_rng(0)
-    programs = {"decode": set(), "grow": set(), "move": set()}
+    programs = {"decode": set(), "grow": set(), "compact": set()}
     P, G, T = 8, 8, 512
     rings, shapes = sizes.ring_lengths(T), sizes.row_shapes(P, G, 1)
     for _ in range(1000):
@@ -153,16 +153,16 @@ def test_a_thousand_steps_of_random_lengths_need_a_handful_of_programs():
         length_PG = np.minimum(random.geometric(1 / random.integers(20, 200), (P, G)), T)
         shape, S = (P, G), rings[0]
         for t in range(1, T):
-            live_PG = length_PG > t
+            active_PG = length_PG > t
             programs["decode"].add((L, *shape, S))
-            while live_PG.any() and (smaller := sizes.next_shape(shapes, shape, live_PG, 1)) != shape:
-                programs["move"].add((L, *shape, S))
+            while active_PG.any() and (smaller := sizes.next_shape(shapes, shape, active_PG, 1)) != shape:
+                programs["compact"].add((L, *shape, S))
                 length_PG = np.sort(length_PG.reshape(-1))[::-1][: math.prod(smaller)].reshape(smaller)
-                shape, live_PG = smaller, length_PG > t
-            if live_PG.any() and (ring := sizes.next_ring(rings, S, t)) != S:
+                shape, active_PG = smaller, length_PG > t
+            if active_PG.any() and (ring := sizes.next_ring(rings, S, t)) != S:
                 programs["grow"].add((L, *shape, S))
                 S = ring
-    assert {kind: len(sizes) for kind, sizes in programs.items()} == {"decode": 2 * 12, "grow": 2 * 9, "move": 2 * 8}
+    assert {name: len(found) for name, found in programs.items()} == {"decode": 2 * 12, "grow": 2 * 9, "compact": 2 * 8}
 
 
 def test_the_sampler_says_how_many_programs_it_has_needed():
@@ -172,20 +172,20 @@ def test_the_sampler_says_how_many_programs_it_has_needed():
     assert native.programs() == before + 2  # one reads, one decodes
 
 
-def test_seating_keeps_every_living_row_with_its_prompt_and_shard():
+def test_compaction_keeps_every_active_row_with_its_prompt_and_shard():
     random = np.random.default_rng(0)
     for _ in range(200):
-        live_PG = random.random((8, 4)) < random.random()
+        active_PG = random.random((8, 4)) < random.random()
         for P, width in sizes.row_shapes(8, 4, 2):
-            if sizes.pieces(live_PG, width, 2) > P // 2:
+            if sizes.prompts_needed(active_PG, width, 2) > P // 2:
                 continue
-            seating = sizes.seat(live_PG, (P, width), 2)
+            moved = sizes.compact(active_PG, (P, width), 2)
             shard_p = np.repeat([0, 1], P // 2) * 4
-            seated = [
-                (int(shard_p[p] + seating.place_p[p]), int(seating.row_pg[p, g]))
-                for p, g in zip(*np.nonzero(seating.lives_pg), strict=True)
+            found = [
+                (int(shard_p[p] + moved.source_p[p]), int(moved.row_pg[p, g]))
+                for p, g in zip(*np.nonzero(moved.active_pg), strict=True)
             ]
-            assert sorted(seated) == list(zip(*(i.tolist() for i in np.nonzero(live_PG)), strict=True))
+            assert sorted(found) == list(zip(*(i.tolist() for i in np.nonzero(active_PG)), strict=True))
 
 
 def test_a_stop_string_ends_a_response_at_the_token_that_completes_it():

@@ -1,4 +1,4 @@
-"""Meshes: how devices of hosts and slices are ordered, what is left to the library, and what is refused."""
+"""Meshes: the order of devices in them, the sizes that a layout leaves out, and what is refused."""
 
 import itertools
 import re
@@ -11,8 +11,9 @@ import pytest
 from grpo_jax.commands.plan.programs import find_policy
 from grpo_jax.commands.plan.topology import find_slice
 from grpo_jax.config import read
-from grpo_jax.devices.mesh import Layout, check_hosts, hosts_of
-from grpo_jax.devices.sharding import devices_per_group, host_places
+from grpo_jax.devices.mesh import Layout, check_hosts, host_mesh, hosts_of
+from grpo_jax.devices.placing import host_places
+from grpo_jax.devices.sharding import devices_per_group
 from grpo_jax.training.overview import copy_bytes
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -20,7 +21,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 @dataclass(frozen=True)
 class Chip:
-    """What a mesh asks of a device."""
+    """A stand-in for a TPU chip, with the attributes that a mesh reads."""
 
     id: int
     process_index: int
@@ -34,39 +35,47 @@ class Chip:
         return {"bytes_limit": 16}
 
 
-def board(slices: int = 1, wide: int = 4, high: int = 4) -> list[Chip]:
-    """Chips in a plane, hosts of two by two, in the order of rows: neighbours of a host are not side by side."""
-    places = itertools.product(range(slices), range(high), range(wide))
+def chips_of(slices: int = 1, wide: int = 4, high: int = 4) -> list[Chip]:
+    """Chips in a plane, listed row by row; a host has two by two of them, so its chips are not next to each other."""
+    positions = itertools.product(range(slices), range(high), range(wide))
     return [
-        Chip(number, part * 100 + (y // 2) * (wide // 2) + x // 2, (x, y, 0), part)
-        for number, (part, y, x) in enumerate(places)
+        Chip(number, slice_index * 100 + (y // 2) * (wide // 2) + x // 2, (x, y, 0), slice_index)
+        for number, (slice_index, y, x) in enumerate(positions)
     ]
 
 
-def hosts_in_rows(mesh) -> list[set[int]]:
+def hosts_of_shards(mesh) -> list[set[int]]:
     return [{chip.process_index for chip in row} for row in mesh.devices.reshape(-1, mesh.shape["tensor"])]
 
 
 @pytest.mark.parametrize("tensor", [1, 2, 4])
 @pytest.mark.parametrize("wide", [4, 8])
 def test_chips_that_compute_a_layer_together_are_neighbours_on_one_host(wide, tensor):
-    mesh = Layout(data=1, fsdp=-1, tensor=tensor).mesh(board(wide=wide, high=wide))
+    mesh = Layout(data=1, fsdp=-1, tensor=tensor).mesh(chips_of(wide=wide, high=wide))
     check_hosts(mesh)
     for row in mesh.devices.reshape(-1, tensor):
         apart = [sum(abs(a - b) for a, b in zip(one.coords, other.coords, strict=True)) for one in row for other in row]
         assert max(apart) <= tensor / 2
-    hosts = [min(row) for row in hosts_in_rows(mesh)]
-    assert hosts == sorted(hosts)  # the prompts of a host are side by side
+    hosts = [min(row) for row in hosts_of_shards(mesh)]
+    assert hosts == sorted(hosts)  # a host's shards of the prompts are next to each other
 
 
-def test_more_chips_than_a_host_has_cannot_compute_a_layer_together():
-    mesh = Layout(data=1, fsdp=2, tensor=8).mesh(board())
+def test_a_tensor_size_above_the_chips_of_a_host_is_refused():
+    mesh = Layout(data=1, fsdp=2, tensor=8).mesh(chips_of())
     with pytest.raises(ValueError, match=r"must divide the 4 devices of a host; got 8. Choose one of 1, 2, 4"):
         check_hosts(mesh)
 
 
-def test_several_slices_have_a_copy_of_the_weights_each():
-    mesh = Layout().mesh(board(slices=2))
+def test_the_mesh_of_a_host_has_its_devices_in_order_and_the_tensor_size_of_the_whole():
+    whole = Layout(data=1, fsdp=8, tensor=2).mesh(chips_of())
+    own = whole.devices.reshape(-1)[4:8]
+    assert {chip.process_index for chip in own} == {1}
+    mesh = host_mesh(whole, own)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 2} and list(mesh.devices.flat) == list(own)
+
+
+def test_each_slice_has_a_copy_of_the_weights():
+    mesh = Layout().mesh(chips_of(slices=2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 16, "tensor": 1}
     assert [{chip.slice_index for chip in copy.flat} for copy in mesh.devices] == [{0}, {1}]
 
@@ -89,21 +98,21 @@ def test_several_slices_have_a_copy_of_the_weights_each():
         (Layout(data=16), 6, (16, 1, 1)),
     ],
 )
-def test_what_a_layout_leaves_open_covers_the_devices(layout, copy, sizes):
-    assert tuple(layout.mesh(board(), copy_bytes=copy).shape.values()) == sizes
+def test_sizes_that_a_layout_leaves_out_are_chosen_to_cover_the_devices(layout, copy, sizes):
+    assert tuple(layout.mesh(chips_of(), copy_bytes=copy).shape.values()) == sizes
 
 
 @pytest.mark.parametrize(
     ("sizes", "nearest"),
     [((3, 2, 2), "(4, 2, 2)"), ((1, 16, 2), "(1, 8, 2)"), ((1, 5, -1), "(1, 4, 4)"), ((64, 1, 1), "(16, 1, 1)")],
 )
-def test_a_mesh_that_does_not_match_is_refused_with_the_nearest(sizes, nearest):
+def test_a_mesh_that_does_not_cover_the_devices_is_refused_with_the_nearest_that_does(sizes, nearest):
     with pytest.raises(ValueError, match=re.escape(f"make the product 16, as {nearest} does")):
-        Layout(*sizes).mesh(board())
+        Layout(*sizes).mesh(chips_of())
 
 
 def test_a_group_stays_on_one_host():
-    mesh = Layout(data=1, fsdp=16).mesh(board())
+    mesh = Layout(data=1, fsdp=16).mesh(chips_of())
     assert hosts_of(mesh) == 4
     assert [devices_per_group(prompts, 8, mesh) for prompts in (16, 8, 4)] == [1, 2, 4]
     with pytest.raises(ValueError, match=r"must be a multiple of the 4 hosts; got 6\. Choose 4 or 8 prompts"):
@@ -114,7 +123,7 @@ def test_a_group_stays_on_one_host():
 
 def test_a_process_that_controls_every_host_has_all_prompts():
     assert jax.process_count() == 1
-    assert host_places(Layout(data=1, fsdp=16).mesh(board()), 32).tolist() == list(range(32))
+    assert host_places(Layout(data=1, fsdp=16).mesh(chips_of()), 32).tolist() == list(range(32))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from grpo_jax import objectives
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.config import ConfigError, read, render
 from grpo_jax.devices.mesh import Layout
-from grpo_jax.devices.sharding import place_prompts, weight_shardings
+from grpo_jax.devices.placing import place_prompts
+from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.grpo import init, prepare, sample, score, step, update
 from grpo_jax.learner import microbatches as cutting
 from grpo_jax.learner import update as learning

@@ -1,6 +1,6 @@
-"""The Cloud TPU scripts, against a gcloud that records what it is asked and replays every state.
+"""The Cloud TPU scripts with a fake gcloud, which records its arguments and replays states.
 
-Its workers are folders: what arrives there through ssh is really run, by a shell.
+The fake workers are folders. A shell really runs there what the scripts send through ssh.
 """
 
 import contextlib
@@ -41,18 +41,18 @@ STATES = "CREATING ACCEPTED PROVISIONING FAILED DELETING ACTIVE SUSPENDING SUSPE
 
 @dataclass
 class Cloud:
-    """A copy of the scripts in a repository of its own, and a slice that follows a script."""
+    """A git repository with a copy of the scripts, and the folder of the fake slice."""
 
     repository: Path
     folder: Path
 
-    def follow(self, **script) -> None:
-        """What gcloud will answer."""
+    def answer_with(self, **script) -> None:
+        """Sets what gcloud answers (fakes/gcloud.py)."""
         default = {"workers": 2, "requests": ["ACTIVE"], "nodes": ["READY"]}
         (self.folder / "script.json").write_text(json.dumps(default | script))
 
-    def training(self, number: int, *ends: str) -> None:
-        """How the training of this launch ends: on all workers, or on each of them."""
+    def end_training(self, number: int, *ends: str) -> None:
+        """Sets how the training job of launch `number` ends: one line for all workers, or one for each."""
         path = self.folder / "trainings" / str(number)
         path.with_suffix(".new").write_text("".join(f"{end}\n" for end in ends))
         path.with_suffix(".new").rename(path)
@@ -64,7 +64,7 @@ class Cloud:
             "REAL_PYTHON": sys.executable,
             "SLICE": str(self.folder),
             "TPU_POLL_SECONDS": "0",
-            "TPU_PATIENCE": "12",
+            "TPU_MAX_POLLS": "12",
         }
         program = self.repository / "tpu_scripts" / f"{script}.sh"
         options = {"input": "", "timeout": 120} | options
@@ -74,31 +74,31 @@ class Cloud:
 
     @property
     def calls(self) -> list[list[str]]:
-        """The arguments of every gcloud that was run."""
+        """The arguments of every gcloud call."""
         path = self.folder / "calls.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     @property
-    def deeds(self) -> list[str]:
-        """The calls that change something, in words."""
-        said = [" ".join(call[3:5]) if call[4] != "ssh" else deed(call) for call in self.calls]
-        return [item for item in said if "describe" not in item and item != "status"]
+    def actions(self) -> list[str]:
+        """A short name for every gcloud call that changes something."""
+        names = [" ".join(call[3:5]) if call[4] != "ssh" else worker_action(call) for call in self.calls]
+        return [name for name in names if "describe" not in name and name != "status"]
 
     def trained(self, worker: int) -> list[list[str]]:
-        """The arguments of every training that a worker has started."""
+        """The arguments of every training job that this worker has started."""
         path = self.folder / f"trained-{worker}.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def deed(call: list[str]) -> str:
+def worker_action(call: list[str]) -> str:
     line = call[call.index("--command") + 1]
     return next(
         word for word in ("incoming", "devices", "launch", "undo", "bucket", "stop", "status", "log") if word in line
     )
 
 
-def unnumbered(calls: Iterable[list[str]]) -> list[list[str]]:
-    """Calls without the numbers that tell launches from each other."""
+def without_numbers(calls: Iterable[list[str]]) -> list[list[str]]:
+    """Calls without their launch numbers, which differ between launches."""
     return [[re.sub(r"launch \d{10,}", "launch", word) for word in call] for call in calls]
 
 
@@ -119,7 +119,7 @@ def repository(tmp_path_factory):
 def cloud(repository, tmp_path):
     (tmp_path / "trainings").mkdir()
     cloud = Cloud(repository, tmp_path)
-    cloud.follow()
+    cloud.answer_with()
     yield cloud
     for pid in tmp_path.glob("worker-*/grpo-jax/run.pid"):
         with contextlib.suppress(ProcessLookupError):
@@ -129,16 +129,16 @@ def cloud(repository, tmp_path):
 
 
 def check_flags(call: list[str]) -> None:
-    """Every flag exists for its command."""
+    """Checks that every flag exists for its command."""
     known = FLAGS["commands"][" ".join(call[:5])]["flags"] + FLAGS["wide_flags"]
     given = [item.partition("=")[0] for item in call[5:] if item.startswith("--")]
     assert given and set(given) <= set(known), call
 
 
 @pytest.mark.parametrize("path", sorted(SCRIPTS.rglob("*.sh")), ids=lambda path: str(path.relative_to(SCRIPTS)))
-def test_a_script_is_short_and_begins_with_what_it_is(path):
+def test_every_script_is_short_and_starts_with_its_purpose(path):
     lines = path.read_text().splitlines()
-    assert len(lines) <= 40 and max(map(len, lines)) <= 120
+    assert len(lines) <= (110 if path.parent.name == "lib" else 40) and max(map(len, lines)) <= 120
     assert lines[0] == "#!/usr/bin/env bash" and lines[1].startswith("# ")
     if path.parent.name != "lib":
         assert lines[1].startswith("# Usage") and "set -euo pipefail" in lines and os.access(path, os.X_OK)
@@ -156,13 +156,13 @@ def test_shellcheck_finds_nothing():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_help_is_the_usage_and_runs_nothing(cloud, name):
+def test_help_prints_the_usage_and_calls_no_gcloud(cloud, name):
     result = cloud.call(name, "--help")
     assert result.returncode == 0 and result.stdout.startswith(f"Usage: tpu_scripts/{name}.sh NAME")
     assert cloud.calls == []
 
 
-def test_every_program_is_in_the_table():
+def test_the_readme_lists_every_script():
     assert sorted(path.stem for path in SCRIPTS.glob("*.sh")) == NAMES
     page = (SCRIPTS / "README.md").read_text()
     assert sorted(re.findall(r"^\| `(\w+)\.sh` ", page, re.MULTILINE)) == NAMES
@@ -180,7 +180,7 @@ def test_every_program_is_in_the_table():
         ("delete", [*WHERE, "--yes", "--async"]),
     ],
 )
-def test_a_dry_run_prints_what_a_run_runs(cloud, script, arguments):
+def test_a_dry_run_prints_the_commands_that_a_real_run_calls(cloud, script, arguments):
     result = cloud.call(script, "--dry-run", *arguments)
     printed = [shlex.split(line) for line in result.stdout.splitlines()]
     assert result.returncode == 0 and printed and cloud.calls == []
@@ -188,29 +188,29 @@ def test_a_dry_run_prints_what_a_run_runs(cloud, script, arguments):
         cloud.call("setup", *WHERE, *TYPE)
         (cloud.folder / "calls.jsonl").unlink()
     cloud.call(script, *arguments)
-    assert unnumbered(words for words in printed if words[0] == "gcloud") == unnumbered(cloud.calls)
+    assert without_numbers(words for words in printed if words[0] == "gcloud") == without_numbers(cloud.calls)
     assert script == "setup" or all(words[0] == "gcloud" for words in printed)
 
 
-def test_creating_says_what_is_paid_for_and_how_to_end_it(cloud):
+def test_create_says_what_it_requests_and_how_to_delete_it(cloud):
     result = cloud.call("create", *WHERE, "--type", "v5e-16", "--spot")
     (call,) = cloud.calls
     assert {"--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite", "--spot"} <= set(call)
-    assert "16 chip(s) on 4 host(s), as spot" in result.stderr
+    assert "16 chip(s) on 4 host(s), spot." in result.stderr
     assert "tpu_scripts/delete.sh v5e --zone us-west4-a" in result.stderr
     on_demand = cloud.call("create", *WHERE, *TYPE)
     assert "on demand" in on_demand.stderr and "--spot" not in cloud.calls[1]
 
 
-def test_a_dry_run_of_creating_does_not_say_that_it_has_asked(cloud):
-    assert "v5e would ask for 16 chip(s)" in cloud.call("create", *WHERE, *TYPE, "--dry-run").stderr
-    assert "v5e asks for 16 chip(s)" in cloud.call("create", *WHERE, *TYPE).stderr
+def test_a_dry_run_of_create_does_not_claim_a_request(cloud):
+    assert "create.sh would request v5e: 16 chip(s)" in cloud.call("create", *WHERE, *TYPE, "--dry-run").stderr
+    assert "create.sh requested v5e: 16 chip(s)" in cloud.call("create", *WHERE, *TYPE).stderr
 
 
-def test_whatever_leaves_a_slice_that_is_paid_for_says_how_to_delete_it(cloud):
+def test_every_script_that_leaves_a_billed_slice_says_how_to_delete_it(cloud):
     project = ("--project", "my-project")
     delete = "tpu_scripts/delete.sh v5e --zone us-west4-a --project my-project\n"
-    cloud.training(1, "0")
+    cloud.end_training(1, "0")
     for script, more in [
         ("create", TYPE),
         ("setup", TYPE),
@@ -220,13 +220,13 @@ def test_whatever_leaves_a_slice_that_is_paid_for_says_how_to_delete_it(cloud):
     ]:
         result = cloud.call(script, *WHERE, *project, *more)
         assert result.returncode == 0 and delete in result.stderr, (script, result.stderr)
-        if script == "run":  # or what follows would stop a training that has not ended
+        if script == "run":  # otherwise stop.sh would stop the job before it ends
             wait_for(lambda: len(list(cloud.folder.glob("worker-*/grpo-jax/run.exit"))) == 2)
-    cloud.follow(failures={"queued-resources create": ["ERROR: ALREADY_EXISTS: Resource already exists"]})
+    cloud.answer_with(failures={"queued-resources create": ["ERROR: ALREADY_EXISTS: Resource already exists"]})
     assert delete in cloud.call("create", *WHERE, *project, *TYPE).stderr
 
 
-# Google Cloud's pages of each version: chips and VMs of a slice. A v5p or v4 name counts two cores a chip.
+# From Google Cloud's page for each TPU version. The size in a v5p or v4 type counts cores, two on each chip.
 @pytest.mark.parametrize(
     ("name", "chips", "hosts"),
     [
@@ -235,12 +235,13 @@ def test_whatever_leaves_a_slice_that_is_paid_for_says_how_to_delete_it(cloud):
         *[("v5p-8", 4, 1), ("v5p-16", 8, 2), ("v5p-64", 32, 8), ("v5p-128", 64, 16), ("v4-8", 4, 1), ("v4-32", 16, 4)],
     ],
 )
-def test_a_type_is_so_many_chips_and_hosts(cloud, name, chips, hosts):
+def test_an_accelerator_type_has_the_chips_and_hosts_that_google_documents(cloud, name, chips, hosts):
     result = cloud.call("create", *WHERE, "--type", name, "--dry-run")
     assert f" {chips} chip(s) on {hosts} host(s)" in result.stderr
     assert find_slice(name).chips == chips
 
 
+NO_PLACE = "add --bucket gs://NAME before the config, or run.root=DIR after it"
 REFUSED = [
     ("create", ["a; rm -rf ~", *WHERE[1:], *TYPE], "got 'a; rm -rf ~'. Try a-rm-rf."),
     ("create", ["$(touch x)", *WHERE[1:], *TYPE], "Try touch-x."),
@@ -261,28 +262,28 @@ REFUSED = [
     ("create", [*WHERE, *TYPE, "--valid-until", "tomorrow"], "such as 90m or 6h; got tomorrow"),
     ("create", [*WHERE, *TYPE, "--project", "$(id)"], "gcloud projects list"),
     ("create", [*WHERE, *TYPE, "--spott"], "create.sh has no option --spott"),
-    ("create", [*WHERE, *TYPE, "more"], "does not know what to do with more"),
+    ("create", [*WHERE, *TYPE, "more"], "create.sh takes one name and options; got also more"),
     ("create", [*WHERE, "--type"], "--type needs a value"),
-    ("run", [*WHERE, *TRAINING[:2], "--worker=0", TRAINING[2]], "leave out --worker, it is always all"),
-    ("run", [*WHERE, *TRAINING, "--worker=0"], "--worker=0 goes before the config"),
-    ("run", [*WHERE, *TRAINING, "--dry-run"], "--dry-run goes before the config"),
-    ("run", [*WHERE, *TRAINING[:2], "configs/quick.yaml"], "There is no config configs/quick.yaml. There are configs/"),
+    ("run", [*WHERE, *TRAINING[:2], "--worker=0", TRAINING[2]], "uses all workers of the slice: leave out --worker"),
+    ("run", [*WHERE, *TRAINING, "--worker=0"], "--worker=0 must come before the config"),
+    ("run", [*WHERE, *TRAINING, "--dry-run"], "--dry-run must come before the config"),
+    ("run", [*WHERE, *TRAINING[:2], "configs/quick.yaml"], "There is no config configs/quick.yaml. Use one of configs"),
     ("run", [*WHERE, *TRAINING[:2]], "The config is missing: add one of configs/"),
-    ("run", [*WHERE, TRAINING[2]], "add --bucket gs://NAME, or run.root=DIR"),
+    ("run", [*WHERE, TRAINING[2]], NO_PLACE),
     ("run", [*WHERE, *TRAINING, "run.root=/nfs"], "leave out one"),
-    ("run", [*WHERE, "--bucket", "my-runs", TRAINING[2]], "--bucket is gs://NAME"),
-    ("run", [*WHERE, "--bucket", "gs://a/b;id", TRAINING[2]], "--bucket is gs://NAME"),
+    ("run", [*WHERE, "--bucket", "my-runs", TRAINING[2]], "--bucket must be gs://NAME, without a folder (to list"),
+    ("run", [*WHERE, "--bucket", "gs://a/b;id", TRAINING[2]], "--bucket must be gs://NAME, without a folder (to list"),
     ("logs", [*WHERE, "--worker", "all; id"], "such as 0; got 'all; id'"),
     ("babysit", [*WHERE, "--type", "v5e-9", *TRAINING], "The nearest is v5litepod-8."),
     ("babysit", [*WHERE, *TYPE, "--restarts", "many", *TRAINING], "such as 10; got many"),
     ("babysit", [*WHERE, *TYPE, "--restarts", "08", *TRAINING], "such as 10; got 08"),
-    ("babysit", [*WHERE, *TYPE, TRAINING[2]], "add --bucket gs://NAME, or run.root=DIR"),
-    ("babysit", [*WHERE, *TYPE, "--dry-run", TRAINING[2]], "add --bucket gs://NAME, or run.root=DIR"),
+    ("babysit", [*WHERE, *TYPE, TRAINING[2]], NO_PLACE),
+    ("babysit", [*WHERE, *TYPE, "--dry-run", TRAINING[2]], NO_PLACE),
 ]
 
 
 @pytest.mark.parametrize(("script", "arguments", "sentence"), REFUSED, ids=[item[2][:30] for item in REFUSED])
-def test_what_could_not_work_is_refused_in_a_sentence_before_gcloud_is_asked(cloud, script, arguments, sentence):
+def test_bad_arguments_are_refused_on_one_line_before_gcloud_is_called(cloud, script, arguments, sentence):
     result = cloud.call(script, *arguments)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and sentence in result.stderr
@@ -303,40 +304,40 @@ FAILURES = [
     ("ERROR: ALREADY_EXISTS: Resource already exists", "tpu_scripts/delete.sh v5e --zone us-west4-a"),
     ("ERROR: You do not currently have an active account selected.", "gcloud auth login"),
     ("ERROR: Failed to find attribute [project].", "--project ID"),
-    ("ERROR: a meteorite", "gcloud failed."),
+    ("ERROR: a meteorite", "gcloud failed. It said:"),
 ]
 
 
 @pytest.mark.parametrize(("said", "sentence"), FAILURES, ids=[item[1] for item in FAILURES])
-def test_a_failure_of_gcloud_is_a_sentence_with_a_way_out_and_then_its_own_words(cloud, said, sentence):
-    cloud.follow(failures={"queued-resources create": [said]})
+def test_a_gcloud_failure_is_explained_and_then_quoted(cloud, said, sentence):
+    cloud.answer_with(failures={"queued-resources create": [said]})
     result = cloud.call("create", *WHERE, *TYPE)
     first, second, *rest = result.stderr.splitlines()
     assert result.returncode == 1 and first.startswith("error: ") and sentence in first
-    assert second == said and rest == []  # nothing is said to be paid for
+    assert second == said and rest == []  # and no sentence says that a slice is billed
 
 
-def test_setting_up_copies_the_last_commit_and_asks_for_all_chips_on_all_workers(cloud):
-    cloud.follow(workers=4)
+def test_setup_copies_the_last_commit_and_checks_the_chips_on_all_workers(cloud):
+    cloud.answer_with(workers=4)
     result = cloud.call("setup", *WHERE, *TYPE)
     assert result.returncode == 0, result.stderr
-    assert cloud.deeds == ["tpu-vm scp", "incoming", "devices"]
+    assert cloud.actions == ["tpu-vm scp", "incoming", "devices"]
     assert sorted(result.stdout.splitlines()[-4:]) == [f"worker {n}: 16 of 16 chips" for n in range(4)]
     assert len(list(cloud.folder.glob("worker-*/grpo-jax/venv/bin/grpo-jax"))) == 4
-    assert cloud.call("setup", *WHERE, *TYPE).returncode == 0  # again
+    assert cloud.call("setup", *WHERE, *TYPE).returncode == 0  # it can be repeated
 
 
-def test_chips_that_somebody_holds_are_named_with_the_commands_that_free_them(cloud):
+def test_setup_fails_with_the_commands_that_free_chips_when_chips_are_missing(cloud):
     result = cloud.call("setup", *WHERE, "--type", "v5litepod-32")
     assert result.returncode == 1
     assert "--worker=all --command='sudo rm -f /tmp/libtpu_lockfile'" in result.stderr
     assert "do not see all 32 chips" in result.stderr
 
 
-def test_overrides_arrive_on_every_worker_as_they_were_written(cloud):
-    cloud.follow(workers=4)
+def test_train_options_reach_every_worker_unchanged(cloud):
+    cloud.answer_with(workers=4)
     cloud.call("setup", *WHERE, *TYPE)
-    cloud.training(1, "0")
+    cloud.end_training(1, "0")
     odd = ["run.name=two  words", 'task.system=it\'s "$HOME" `id` \\', "x=; rm -rf ~; #", "y=a\nb\n", "", "*", "é!&|"]
     result = cloud.call("run", *WHERE, *TRAINING, *odd)
     assert result.returncode == 0, result.stderr
@@ -347,92 +348,92 @@ def test_overrides_arrive_on_every_worker_as_they_were_written(cloud):
     assert len(mounted) == 1 and mounted.pop().endswith(" my-runs bucket\n")
 
 
-def test_a_training_outlives_the_session_that_started_it(cloud):
-    cloud.follow(workers=4)
-    started(cloud)
+def test_a_training_job_runs_in_its_own_session(cloud):
+    cloud.answer_with(workers=4)
+    start_training(cloud)
     pids = [int(path.read_text()) for path in cloud.folder.glob("worker-*/grpo-jax/run.pid")]
     assert len(pids) == 4
     assert all(os.getsid(pid) == pid for pid in pids)
 
 
-def test_a_launch_that_gcloud_repeats_starts_nothing_twice_and_another_one_is_refused(cloud):
-    started(cloud)
+def test_a_repeated_launch_starts_nothing_and_a_different_launch_is_refused(cloud):
+    start_training(cloud)
     again = cloud.call("run", *WHERE, *TRAINING)
-    assert again.returncode == 0 and again.stdout.count("is running it") == 2
+    assert again.returncode == 0 and again.stdout.count("is already running this job") == 2
     assert [len(cloud.trained(worker)) for worker in range(2)] == [1] * 2
-    assert "is training, and what it runs would change" in cloud.call("setup", *WHERE, *TYPE).stderr
+    assert "runs a training job, whose files would change" in cloud.call("setup", *WHERE, *TYPE).stderr
     other = cloud.call("run", *WHERE, *TRAINING, "train.steps=3")
-    assert other.returncode == 1 and "is running another training" in other.stderr
-    assert cloud.call("status", *WHERE).stdout.count(" running ") == 2  # the first goes on
+    assert other.returncode == 1 and "is running another training job" in other.stderr
+    assert cloud.call("status", *WHERE).stdout.count(" running ") == 2  # the first job still runs
 
 
-def test_a_launch_that_fails_on_one_worker_is_undone_on_the_others(cloud):
-    cloud.follow(workers=4)
+def test_a_job_that_fails_to_start_on_one_worker_is_stopped_on_the_others(cloud):
+    cloud.answer_with(workers=4)
     cloud.call("setup", *WHERE, *TYPE)
     job = cloud.folder / "worker-3" / "grpo-jax" / "source" / "tpu_scripts" / "worker" / "job.sh"
     job.write_text("exit 1")
     result = cloud.call("run", *WHERE, *TRAINING)
     assert result.returncode == 1
-    assert "worker 3 failed" in result.stderr and "so it is stopped where it did" in result.stderr
-    assert cloud.deeds[-2:] == ["launch", "undo"]
+    assert "worker 3 failed" in result.stderr and "those that did start were told to stop" in result.stderr
+    assert cloud.actions[-2:] == ["launch", "undo"]
     assert result.stdout.count("is told to stop") == 3
 
 
-def test_a_second_launch_that_fails_on_one_worker_leaves_the_first_alone(cloud):
-    started(cloud)
+def test_a_repeated_launch_that_fails_on_one_worker_does_not_stop_the_running_job(cloud):
+    start_training(cloud)
     (cloud.folder / "worker-1" / "grpo-jax" / "source" / "tpu_scripts" / "worker" / "job.sh").write_text("exit 1")
     result = cloud.call("run", *WHERE, *TRAINING)
-    assert result.returncode == 1 and "is running it" in result.stdout
-    assert cloud.deeds[-1] == "undo" and "is told to stop" not in result.stdout
+    assert result.returncode == 1 and "is already running this job" in result.stdout
+    assert cloud.actions[-1] == "undo" and "is told to stop" not in result.stdout
 
 
-def test_another_bucket_is_not_mounted_over_the_first(cloud):
-    started(cloud)
+def test_a_second_bucket_is_refused(cloud):
+    start_training(cloud)
     result = cloud.call("run", *WHERE, "--bucket", "gs://other-runs", TRAINING[2])
     assert result.returncode == 1 and "has another bucket mounted" in result.stderr
 
 
 def test_status_and_logs_show_every_worker(cloud):
-    cloud.follow(workers=4)
+    cloud.answer_with(workers=4)
     cloud.call("setup", *WHERE, *TYPE)
     assert cloud.call("status", *WHERE).stdout.count(" ready") == 4
-    cloud.training(1, "0", "1 ValueError: no", "75", "0")
+    cloud.end_training(1, "0", "1 ValueError: no", "75", "0")
     cloud.call("run", *WHERE, *TRAINING)
     wait_for(lambda: len(list(cloud.folder.glob("worker-*/grpo-jax/run.exit"))) == 4)
     shown = cloud.call("status", *WHERE).stdout
     assert shown.startswith("request: ACTIVE\nslice: READY\n")
     assert "t1v-n-fake-w-1 exited 1 ValueError: no\n" in shown and "t1v-n-fake-w-2 exited 75 " in shown
     assert cloud.call("logs", *WHERE, "--worker", "1").stdout.endswith("t1v-n-fake-w-1: ValueError: no\n")
-    cloud.follow(requests=["FAILED||no more capacity"])
+    cloud.answer_with(requests=["FAILED||no more capacity"])
     assert cloud.call("status", *WHERE).stdout == "request: FAILED, no more capacity\n"
-    cloud.follow(requests=["ABSENT"])
+    cloud.answer_with(requests=["ABSENT"])
     assert cloud.call("status", *WHERE).stdout == "request: ABSENT\n"
 
 
-def test_a_worker_that_lost_its_training_says_so(cloud):
-    started(cloud)
+def test_status_shows_that_a_training_job_was_killed(cloud):
+    start_training(cloud)
     for path in cloud.folder.glob("worker-*/grpo-jax/run.pid"):
         os.killpg(int(path.read_text()), signal.SIGKILL)
-    wait_for(lambda: cloud.call("status", *WHERE).stdout.count(" lost ") == 2)
+    wait_for(lambda: cloud.call("status", *WHERE).stdout.count(" killed ") == 2)
 
 
-def test_deleting_asks_first(cloud):
+def test_delete_asks_first(cloud):
     refused = cloud.call("delete", *WHERE, input="\n")
-    assert refused.returncode == 1 and "Nothing is deleted" in refused.stderr and cloud.calls == []
+    assert refused.returncode == 1 and "Nothing was deleted" in refused.stderr and cloud.calls == []
     assert cloud.call("delete", *WHERE, input="y\n").returncode == 0
     (call,) = cloud.calls
     assert call[3:6] == ["queued-resources", "delete", "v5e"] and "--force" in call
 
 
-def test_the_whole_life_of_a_slice_that_is_taken_away_once(cloud):
+def test_babysit_creates_trains_and_resumes_after_a_preemption(cloud):
     waiting = ["ABSENT", "CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING"]
     preempted = ["SUSPENDING|SERVICE|", "SUSPENDED|SERVICE|", "ABSENT", "WAITING_FOR_RESOURCES", "PROVISIONING"]
-    cloud.follow(workers=4, requests=[*waiting, "ACTIVE", "ACTIVE", "ACTIVE", *preempted, "ACTIVE"])
-    cloud.training(2, "0")
+    cloud.answer_with(workers=4, requests=[*waiting, "ACTIVE", "ACTIVE", "ACTIVE", *preempted, "ACTIVE"])
+    cloud.end_training(2, "0")
     result = cloud.call("babysit", *WHERE, *TYPE, "--spot", *TRAINING, "train.steps=20")
     assert result.returncode == 0, result.stderr
     begin = ["queued-resources create", "tpu-vm scp", "incoming", "devices", "bucket", "launch"]
-    assert cloud.deeds == [*begin, "queued-resources delete", *begin]
+    assert cloud.actions == [*begin, "queued-resources delete", *begin]
     arguments = ["train", "configs/quickstart.yaml", "train.steps=20"]
     for worker in range(4):
         assert cloud.trained(worker) == [
@@ -442,11 +443,13 @@ def test_the_whole_life_of_a_slice_that_is_taken_away_once(cloud):
     created = [call for call in cloud.calls if call[4] == "create"]
     assert created[0] == created[1] and "--spot" in created[0]
     assert "restart 1 of 10" in result.stderr
-    assert result.stderr.endswith("v5e may still be paid for: tpu_scripts/delete.sh v5e --zone us-west4-a\n")
+    assert result.stderr.endswith(
+        "v5e may still be billed. To delete it: tpu_scripts/delete.sh v5e --zone us-west4-a\n"
+    )
     assert cloud.call("delete", *WHERE, "--yes").returncode == 0
 
 
-STEPS = {
+ACTIONS = {
     "CREATING": ([], 3),
     "ACCEPTED": ([], 3),
     "PROVISIONING": ([], 3),
@@ -461,85 +464,85 @@ STEPS = {
 
 @pytest.mark.parametrize("terms", [(), ("--spot",)], ids=["on demand", "spot"])
 @pytest.mark.parametrize("state", STATES)
-def test_every_state_of_the_api_leads_somewhere(cloud, state, terms):
-    """After it comes a failure that needs a person, so that what was done is what the state led to."""
-    cloud.follow(requests=[state, state, "FAILED||a bad request"] if state != "ACTIVE" else [state, "FAILED||bad"])
+def test_every_request_state_leads_to_its_listed_actions(cloud, state, terms):
+    """The state is followed by a failure that ends babysit.sh, so all actions are due to the state."""
+    cloud.answer_with(requests=[state, state, "FAILED||a bad request"] if state != "ACTIVE" else [state, "FAILED||bad"])
     result = cloud.call("babysit", *WHERE, *TYPE, *terms, *TRAINING)
-    deeds, code = STEPS[state]
-    assert (list(dict.fromkeys(cloud.deeds)), result.returncode) == (deeds, code)
-    assert f"v5e: {'run bare' if state == 'ACTIVE' else state}\n" in result.stderr
+    actions, code = ACTIONS[state]
+    assert (list(dict.fromkeys(cloud.actions)), result.returncode) == (actions, code)
+    assert f"v5e: {'workers not-ready' if state == 'ACTIVE' else state}\n" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("script", "sentence"),
     [
-        ({"requests": ["FAILED||Quota limit exceeded"]}, "it failed: Quota limit exceeded"),
-        ({"requests": ["SUSPENDED|USER|"]}, "somebody has suspended it"),
-        ({"requests": ["PROVISIONING"]}, "it stays PROVISIONING"),
-        ({"requests": ["DELETING"]}, "it stays DELETING"),
-        ({"requests": ["MELTING"]}, 'no script here knows the state "MELTING"'),
-        ({"requests": ["ABSENT", "WAITING_FOR_RESOURCES", "ABSENT"]}, "somebody has deleted it"),
-        ({"requests": ["ACTIVE", "DELETING", "ABSENT"]}, "somebody has deleted it"),
-        ({"requests": ["DELETING", "ABSENT"]}, "somebody has deleted it"),
-        ({"nodes": ["STOPPED"]}, "somebody has stopped it"),
-        ({"nodes": ["REPAIRING"]}, "the slice REPAIRING"),
-        ({"nodes": ["SINGING"]}, 'no script here knows the state "slice SINGING"'),
+        ({"requests": ["FAILED||Quota limit exceeded"]}, "the request failed: Quota limit exceeded"),
+        ({"requests": ["SUSPENDED|USER|"]}, "somebody suspended the slice"),
+        ({"requests": ["PROVISIONING"]}, "the request stays PROVISIONING"),
+        ({"requests": ["DELETING"]}, "the request stays DELETING"),
+        ({"requests": ["MELTING"]}, 'babysit.sh does not know the state "MELTING"'),
+        ({"requests": ["ABSENT", "WAITING_FOR_RESOURCES", "ABSENT"]}, "somebody deleted the request"),
+        ({"requests": ["ACTIVE", "DELETING", "ABSENT"]}, "somebody deleted the request"),
+        ({"requests": ["DELETING", "ABSENT"]}, "somebody deleted the request"),
+        ({"nodes": ["STOPPED"]}, "somebody stopped the slice"),
+        ({"nodes": ["REPAIRING"]}, "the slice stays REPAIRING"),
+        ({"nodes": ["SINGING"]}, 'babysit.sh does not know the state "slice SINGING"'),
         ({"requests": ["ABSENT"], "failures": {"queued-resources create": [QUOTA]}}, "the request was refused"),
-        ({"failures": {"queued-resources describe": ["ERROR: no network"] * 20}}, "it does not answer"),
-        ({"failures": {"tpu-vm ssh": ["ERROR: ssh: connection refused"] * 20}}, "it does not answer"),
+        ({"failures": {"queued-resources describe": ["ERROR: no network"] * 20}}, "the workers do not answer"),
+        ({"failures": {"tpu-vm ssh": ["ERROR: ssh: connection refused"] * 20}}, "gcloud or the workers do not answer"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
-def test_what_a_person_has_to_decide_ends_with_3_and_a_sentence(cloud, script, sentence):
-    cloud.follow(**script)
+def test_babysit_exits_with_3_and_the_reason_when_a_person_must_decide(cloud, script, sentence):
+    cloud.answer_with(**script)
     result = cloud.call("babysit", *WHERE, *TYPE, *TRAINING)
     assert result.returncode == 3, result.stderr
-    assert sentence in result.stderr and "This needs a person." in result.stderr
-    asked = [call for call in cloud.calls if call[4] == "create"]
-    assert len(asked) == (script.get("requests", [""])[0] == "ABSENT")  # what has been deleted is not rented anew
+    assert sentence in result.stderr and "A person must decide what to do." in result.stderr
+    created = [call for call in cloud.calls if call[4] == "create"]
+    assert len(created) == (script.get("requests", [""])[0] == "ABSENT")  # a deleted slice is not created again
 
 
 @pytest.mark.parametrize("gone", ["SUSPENDED|SERVICE|", "FAILED||There is no more capacity in the zone", "node"])
-def test_a_slice_that_is_always_taken_away_is_not_created_for_ever(cloud, gone):
+def test_babysit_gives_up_when_all_restarts_are_used(cloud, gone):
     script = {"nodes": ["PREEMPTED"]} if gone == "node" else {"requests": [gone]}
-    cloud.follow(**script)
+    cloud.answer_with(**script)
     result = cloud.call("babysit", *WHERE, *TYPE, "--restarts", "3", *TRAINING)
     assert result.returncode == 3 and "all 3 restarts are used up" in result.stderr
-    assert cloud.deeds == ["queued-resources delete"] * 3
+    assert cloud.actions == ["queued-resources delete"] * 3
 
 
-def test_a_short_silence_of_the_network_is_waited_out(cloud):
-    cloud.follow(failures={"queued-resources describe": ["ERROR: no network"] * 2})
-    cloud.training(1, "0")
+def test_babysit_survives_a_short_network_failure(cloud):
+    cloud.answer_with(failures={"queued-resources describe": ["ERROR: no network"] * 2})
+    cloud.end_training(1, "0")
     assert cloud.call("babysit", *WHERE, *TYPE, *TRAINING).returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("script", "deeds"),
+    ("script", "actions"),
     [
         ({"failures": {"queued-resources describe": ["ERROR: no network"]}, "requests": ["ABSENT", "MELTING"]}, []),
         ({"requests": ["SUSPENDED|SERVICE|", "DELETING", "ABSENT", "MELTING"]}, ["queued-resources delete"]),
     ],
-    ids=["a silence of the network", "a deletion of its own"],
+    ids=["network failure", "deleted by babysit.sh"],
 )
-def test_what_nobody_else_has_deleted_is_created(cloud, script, deeds):
-    cloud.follow(**script)
+def test_babysit_creates_a_slice_unless_somebody_else_deleted_it(cloud, script, actions):
+    cloud.answer_with(**script)
     cloud.call("babysit", *WHERE, *TYPE, *TRAINING)
-    assert cloud.deeds == [*deeds, "queued-resources create"]
+    assert cloud.actions == [*actions, "queued-resources create"]
 
 
-def test_a_slice_that_was_taken_away_before_the_babysitter_came_is_resumed(cloud):
-    cloud.follow(requests=["SUSPENDED|SERVICE|", "ABSENT", "ACTIVE"])
-    cloud.training(1, "0")
+def test_babysit_resumes_on_a_slice_that_was_preempted_before_it_started(cloud):
+    cloud.answer_with(requests=["SUSPENDED|SERVICE|", "ABSENT", "ACTIVE"])
+    cloud.end_training(1, "0")
     result = cloud.call("babysit", *WHERE, *TYPE, *TRAINING)
     assert result.returncode == 0, result.stderr
     assert [row[2:-1] for row in cloud.trained(0)] == [["--resume"]]
 
 
 @pytest.mark.parametrize(("ends", "launches"), [(["0"], [True]), (["2 error: There is no run", "0"], [True, False])])
-def test_a_babysitter_that_is_told_to_resume_starts_where_there_is_nothing_to_resume(cloud, ends, launches):
+def test_babysit_with_resume_starts_a_new_run_if_there_is_none(cloud, ends, launches):
     for number, end in enumerate(ends, start=1):
-        cloud.training(number, end)
+        cloud.end_training(number, end)
     result = cloud.call("babysit", *WHERE, *TYPE, *TRAINING, "--resume", "train.steps=3")
     assert result.returncode == 0, result.stderr
     assert [row[2:-1] for row in cloud.trained(0)] == [
@@ -557,14 +560,14 @@ NO_RUN = "2 error: There is no run quickstart in ../bucket/runs to resume."
         (["1 ValueError: no"], 1, [[]]),
         (["2 error: command line: train.stepz: unknown key"], 2, [[]]),
         (["75"], 0, [[], ["--resume"]]),
-        (["1", "139"], 0, [[], ["--resume"]]),  # one was killed, and the others ended of it
+        (["1", "139"], 0, [[], ["--resume"]]),  # one was killed, so the others failed
         (["137", "76 error: the other hosts have not started within 300 seconds."], 0, [[], ["--resume"]]),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) and value and isinstance(value[0], str) else "",
 )
-def test_the_training_decides_how_babysitting_ends(cloud, ends, code, launches):
-    cloud.training(1, *ends)
-    cloud.training(2, "0")
+def test_babysit_resumes_interrupted_jobs_and_exits_with_the_code_of_others(cloud, ends, code, launches):
+    cloud.end_training(1, *ends)
+    cloud.end_training(2, "0")
     result = cloud.call("babysit", *WHERE, *TYPE, *TRAINING)
     assert result.returncode == code, result.stderr
     assert [row[2:-1] for row in cloud.trained(0)] == launches
@@ -574,60 +577,60 @@ def test_the_training_decides_how_babysitting_ends(cloud, ends, code, launches):
     ("resumed", "last", "code"),
     [
         ([NO_RUN], "0", 0),
-        ([NO_RUN, rf"{NO_RUN}\nW1125 a word of the coordination service\n"], "0", 0),
-        ([rf"{NO_RUN}\nW1125 a word of the coordination service\nand another"], "0", 0),
-        ([NO_RUN], "2 grpo-jax train: error: unrecognized arguments: --odd", 2),  # nothing was said of a run this time
+        ([NO_RUN, rf"{NO_RUN}\nW1125 a message of the coordination service\n"], "0", 0),
+        ([rf"{NO_RUN}\nW1125 a message of the coordination service\nand another"], "0", 0),
+        ([NO_RUN], "2 grpo-jax train: error: unrecognized arguments: --odd", 2),  # this time without NO_RUN
     ],
-    ids=["said last", "said before a word on one worker", "said before other words", "said only the time before"],
+    ids=["last line", "other lines follow on one worker", "other lines follow on all", "only in the launch before"],
 )
-def test_a_training_that_was_cut_off_before_there_was_a_run_is_started_anew(cloud, resumed, last, code):
-    cloud.training(1, "75")
-    cloud.training(2, *resumed)
-    cloud.training(3, last)
+def test_a_job_interrupted_before_its_run_was_created_starts_a_new_run(cloud, resumed, last, code):
+    cloud.end_training(1, "75")
+    cloud.end_training(2, *resumed)
+    cloud.end_training(3, last)
     result = cloud.call("babysit", *WHERE, *TYPE, *TRAINING)
     assert result.returncode == code, result.stderr
     assert [row[2:-1] for row in cloud.trained(0)] == [[], ["--resume"], []]
 
 
 @pytest.mark.parametrize(
-    ("lines", "verdict"),
+    ("lines", "state"),
     [
-        (["a exited 137", "b exited 76 error: the other hosts have not started"], "cut"),
-        (["a lost", "b exited 76 error: the other hosts have not started"], "cut"),
-        (["a ready", "b exited 76 error: the other hosts have not started"], "cut"),
-        ([f"a exited {ending.RESUMABLE}", f"b exited {ending.RESUMABLE} told to stop"], "cut"),
-        ([f"a exited {ending.LOST}", f"b exited {ending.LOST} error: the other hosts"], "cut"),
-        (["a exited 75", "b exited 2 error: There is no run"], "fresh"),  # the first host has looked for it, for all
-        (["a exited 1", "b exited 76 error: host 0 (a) has ended"], "cut"),
+        (["a exited 137", "b exited 76 error: the other hosts have not started"], "interrupted"),
+        (["a killed", "b exited 76 error: the other hosts have not started"], "interrupted"),
+        (["a ready", "b exited 76 error: the other hosts have not started"], "interrupted"),
+        ([f"a exited {ending.RESUMABLE}", f"b exited {ending.RESUMABLE} told to stop"], "interrupted"),
+        ([f"a exited {ending.LOST}", f"b exited {ending.LOST} error: the other hosts"], "interrupted"),
+        (["a exited 75", "b exited 2 error: There is no run"], "without-a-run"),  # host 0 looks for the run
+        (["a exited 1", "b exited 76 error: host 0 (a) has ended"], "interrupted"),
         (["a exited 1", "b exited 2 error: an unknown key"], "ended 2"),
         (["a exited 0", "b exited 0 There is no run of numbers"], "ended 0"),
-        (["a bare", "b exited 137"], "bare"),
+        (["a not-ready", "b exited 137"], "not-ready"),
     ],
 )
-def test_what_the_workers_say_has_one_meaning(lines, verdict):
-    program = ["awk", "-f", SCRIPTS / "lib" / "verdict.awk"]
-    for said in (lines, lines[::-1]):
-        result = subprocess.run(program, input="\n".join(said), capture_output=True, text=True, check=True)
-        assert result.stdout == f"{verdict}\n"
+def test_the_states_of_all_workers_combine_into_one_in_any_order(lines, state):
+    program = ["awk", "-f", SCRIPTS / "lib" / "workers_state.awk"]
+    for ordered in (lines, lines[::-1]):
+        result = subprocess.run(program, input="\n".join(ordered), capture_output=True, text=True, check=True)
+        assert result.stdout == f"{state}\n"
 
 
-def test_workers_that_wait_for_one_that_has_ended_are_stopped_and_resumed(cloud):
-    cloud.training(1, "1", "on")
-    cloud.training(2, "0")
+def test_babysit_stops_workers_that_outlive_the_others_and_resumes(cloud):
+    cloud.end_training(1, "1", "on")
+    cloud.end_training(2, "0")
     result = cloud.call("babysit", *WHERE, *TYPE, *TRAINING)
     assert result.returncode == 0, result.stderr
-    assert "stop" in cloud.deeds and "run split" in result.stderr
+    assert "stop" in cloud.actions and "workers partly-ended" in result.stderr
 
 
-def test_a_babysitter_that_is_started_again_finds_the_training(cloud):
-    started(cloud)
-    cloud.training(1, "0")
+def test_a_restarted_babysit_continues_with_the_running_job(cloud):
+    start_training(cloud)
+    cloud.end_training(1, "0")
     result = cloud.call("babysit", *WHERE, *TYPE, *TRAINING)
     assert result.returncode == 0, result.stderr
     assert [len(cloud.trained(worker)) for worker in range(2)] == [1] * 2
 
 
-def test_a_rehearsed_life_is_create_setup_and_run(cloud):
+def test_a_dry_run_of_babysit_prints_create_setup_and_run(cloud):
     result = cloud.call("babysit", *WHERE, *TYPE, "--dry-run", *TRAINING)
     parts = [
         cloud.call("create", *WHERE, *TYPE, "--dry-run"),
@@ -635,14 +638,14 @@ def test_a_rehearsed_life_is_create_setup_and_run(cloud):
         cloud.call("run", *WHERE, "--dry-run", *TRAINING),
     ]
     assert result.returncode == 0 and cloud.calls == []
-    assert unnumbered([[result.stdout]]) == unnumbered([["".join(part.stdout for part in parts)]])
+    assert without_numbers([[result.stdout]]) == without_numbers([["".join(part.stdout for part in parts)]])
 
 
-def test_every_state_of_the_api_is_in_the_babysitter_s_table():
+def test_the_readme_and_babysit_name_every_request_state():
     page = (SCRIPTS / "README.md").read_text()
     program = (SCRIPTS / "babysit.sh").read_text()
     assert all(f"`{state}`" in page for state in STATES)
-    assert all(re.search(rf"\b{state}\b", program) for state in STATES if state != "ACTIVE")  # which leads to the rest
+    assert all(re.search(rf"\b{state}\b", program) for state in STATES if state != "ACTIVE")  # for ACTIVE see "slice"
 
 
 def jobset() -> dict:
@@ -656,7 +659,7 @@ def container(jobset: dict) -> dict:
     return container
 
 
-def test_the_jobset_asks_for_all_hosts_of_its_slice_at_once():
+def test_the_jobset_starts_all_hosts_of_its_slice_at_once():
     whole = jobset()
     assert (whole["apiVersion"], whole["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     (replicated,) = whole["spec"]["replicatedJobs"]
@@ -667,7 +670,7 @@ def test_the_jobset_asks_for_all_hosts_of_its_slice_at_once():
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == slice.grid
     assert replicated["replicas"] * job["completions"] * chips == slice.chips
     assert job["parallelism"] == job["completions"] == slice.hosts and job["backoffLimit"] == 0
-    assert pod["restartPolicy"] == "Never"  # which a podFailurePolicy needs
+    assert pod["restartPolicy"] == "Never"  # a podFailurePolicy requires it
     assert {rule["action"] for rule in job["podFailurePolicy"]["rules"]} == {"FailJob"}
     codes = [rule["onExitCodes"]["values"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
     assert codes == [[ending.RESUMABLE]]
@@ -680,7 +683,7 @@ def test_the_jobset_asks_for_all_hosts_of_its_slice_at_once():
 
 @dataclass
 class Pod:
-    """The jobset's command with a bucket of its own, and a grpo-jax that leaves its arguments and follows a script."""
+    """Runs the JobSet's command with a folder as its bucket and a fake grpo-jax, which records its arguments."""
 
     folder: Path
 
@@ -703,7 +706,7 @@ class Pod:
 
 
 @pytest.mark.parametrize("code", [0, 2, 75])
-def test_a_pod_resumes_the_run_that_is_in_the_bucket_or_starts_one_and_ends_with_its_code(tmp_path, code):
+def test_a_pod_resumes_an_existing_run_and_exits_with_the_code_of_training(tmp_path, code):
     pod = Pod(tmp_path)
     assert pod.start(f"echo >>{tmp_path}/launches", f"exit {code}").wait(30) == code
     assert "--resume" not in pod.arguments
@@ -712,22 +715,22 @@ def test_a_pod_resumes_the_run_that_is_in_the_bucket_or_starts_one_and_ends_with
     run.create()
     assert pod.start(f"echo >>{tmp_path}/launches", f"exit {code}").wait(30) == code
     assert "--resume" in pod.arguments
-    assert (tmp_path / "launches").read_text() == "\n" * 2  # one for each start, whatever it ended with
+    assert (tmp_path / "launches").read_text() == "\n" * 2  # each start launches once, whatever its exit code
 
 
-def test_a_pod_that_is_told_to_end_passes_that_on_to_the_training(tmp_path):
+def test_sigterm_to_a_pod_reaches_training(tmp_path):
     pod = Pod(tmp_path)
     process = pod.start("trap 'exit 75' TERM", f"touch {tmp_path}/listening", "while sleep 0.02; do :; done")
     try:
         wait_for((tmp_path / "listening").exists)
-        process.terminate()  # this one process, as a kubelet does
+        process.terminate()  # this process only, as a kubelet does
         assert process.wait(30) == 75
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_the_jobset_trains_a_config_that_is_there_on_all_of_its_chips(tmp_path):
+def test_the_jobset_trains_an_existing_config_on_all_chips(tmp_path):
     pod = Pod(tmp_path)
     pod.start("exit 0").wait(30)
     assert pod.arguments[0] == "train"
@@ -735,7 +738,7 @@ def test_the_jobset_trains_a_config_that_is_there_on_all_of_its_chips(tmp_path):
     assert (mesh.data, mesh.fsdp) == (1, find_slice("v5e-16").chips)
 
 
-def test_the_image_has_what_is_installed_and_trained_and_nothing_else():
+def test_the_image_has_the_package_and_the_configs_only():
     lines = (SCRIPTS / "gke" / "Dockerfile").read_text().splitlines()
     copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -744,8 +747,8 @@ def test_the_image_has_what_is_installed_and_trained_and_nothing_else():
     assert sorted(copied) == sorted(["pyproject.toml", *described, *packages, "configs"])
 
 
-def started(cloud: Cloud) -> None:
-    """A slice that is set up and training."""
+def start_training(cloud: Cloud) -> None:
+    """Sets up the slice and starts a training job that does not end."""
     assert cloud.call("setup", *WHERE, *TYPE).returncode == 0
     assert cloud.call("run", *WHERE, *TRAINING).returncode == 0
     workers = json.loads((cloud.folder / "script.json").read_text())["workers"]

@@ -1,35 +1,37 @@
 #!/usr/bin/env bash
 # Usage: tpu_scripts/run.sh NAME --zone us-west4-a (--bucket gs://BUCKET | run.root=DIR after CONFIG) [--project ID]
 #                           [--dry-run] CONFIG [train options]
-# Starts `grpo-jax train CONFIG ...` on all workers, detached: this machine may sleep. The bucket is mounted on every
-# worker and keeps the run, so that it outlives the slice; run.root=DIR is for a directory that all workers share.
+# Starts `grpo-jax train CONFIG ...` on all workers. It keeps running when this machine disconnects. --bucket mounts the
+# bucket on every worker and saves the run there; run.root=DIR saves it in another directory that all workers share.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. tpu_scripts/lib/common.sh
 . tpu_scripts/lib/gcloud.sh
 
-parse "zone bucket project dry-run!" "$@"
-check config
+parse_arguments "zone bucket project dry-run!" "$@"
+check_arguments config
 root=""
-for word in "${words[@]:1}"; do
+for word in "${train_args[@]:1}"; do
   case $word in
     run.root=*) root=$word ;;
-    --zone* | --bucket* | --project* | --worker* | --dry-run) die "$word goes before the config." ;;
+    --zone* | --bucket* | --project* | --worker* | --dry-run) die "$word must come before the config." ;;
   esac
 done
-[[ -n $root$bucket ]] || die "The run needs a place that all workers share: add --bucket gs://NAME, or run.root=DIR."
-[[ -z $root || -z $bucket ]] || die "Both --bucket and $root say where the run is kept: leave out one."
+[[ -n $root$bucket ]] ||
+  die "All workers need one place to save the run: add --bucket gs://NAME before the config, or run.root=DIR after it."
+[[ -z $root || -z $bucket ]] || die "Both --bucket and $root say where the run is saved: leave out one."
 
-here=grpo-jax/source/tpu_scripts/worker
+worker_scripts=grpo-jax/source/tpu_scripts/worker
 if [[ -n $bucket ]]; then
-  on_workers all "bash $here/bucket.sh ${bucket#gs://}" || die "$bucket could not be mounted on every worker." 1
-  words+=(run.root=../bucket/runs)
+  on_workers all "bash $worker_scripts/bucket.sh ${bucket#gs://}" || die "Not every worker could mount $bucket." 1
+  train_args+=(run.root=../bucket/runs)
 fi
-number=$(date +%s)$$
-if ! on_workers all "bash $here/job.sh launch $number $(quoted "${words[@]}")"; then
-  on_workers all "bash $here/job.sh undo $number" || true
-  die "It did not start on every worker (gcloud names it above), so it is stopped where it did." 1
+launch_number=$(date +%s)$$
+if ! on_workers all "bash $worker_scripts/job.sh launch $launch_number $(quote "${train_args[@]}")"; then
+  on_workers all "bash $worker_scripts/job.sh undo $launch_number" || true
+  die "Not every worker started (gcloud's message above names them); those that did start were told to stop." 1
 fi
 if is_given dry-run; then exit; fi
-say "" "It runs on every worker. How it is doing:" "  tpu_scripts/status.sh $name $where" \
-  "  tpu_scripts/logs.sh $name $where -f"
-say_what_is_paid
+say "" "The training job runs on every worker. To watch it:" "  tpu_scripts/status.sh $name $location" \
+  "  tpu_scripts/logs.sh $name $location -f"
+say_how_to_delete

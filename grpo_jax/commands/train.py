@@ -8,14 +8,14 @@ from grpo_jax.hosts import ending, meeting
 from grpo_jax.training import finish, start
 
 
-@ending.together(ConfigError, FileNotFoundError)  # errors of which the command line shows the sentence alone
+@ending.end_all_hosts_on_error(ConfigError, FileNotFoundError)  # the command line, too, prints these as one line
 def run(arguments: argparse.Namespace) -> int:
     """Trains as the config says; the exit code. On several hosts, all of them run this at once."""
     text = render(arguments.config)
     try:
         meeting.join()
         same = {"config": text, "version of the code": meeting.code_version()}
-        meeting.agree(same | {"choice of --resume": str(arguments.resume)})
+        meeting.check_same(same | {"choice of --resume": str(arguments.resume)})
         keep_programs()
         started = start(**build(arguments.config), resume=arguments.resume)
     except (ValueError, OSError) as error:

@@ -1,1 +1,1 @@
-"""Devices: the mesh, where arrays live on it, and settings of the process. Knows nothing of GRPO."""
+"""Devices: the mesh, shardings, placement, programs, memory, process settings. Nothing here knows of GRPO."""

@@ -1,4 +1,4 @@
-"""The mesh: how many ways the devices are divided, which of them stand side by side, and whose they are."""
+"""The device mesh: how many ways the devices are divided, their order in it, and which host each belongs to."""
 
 import itertools
 import math
@@ -10,28 +10,30 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 
-Device = Any  # a jax.Device, or what says as much of itself
-AXES = ("data", "fsdp", "tensor")  # an axis more, for experts or for context, is a name here and a line in RULES
+from grpo_jax.devices.memory import memory_limit
+
+Device = Any  # a jax.Device, or an object with the attributes of one that are read here
+AXES = ("data", "fsdp", "tensor")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How many ways the devices are divided: the product is the number of devices, -1 is whatever is left.
+    """How many ways the devices are divided along each axis of the mesh. The product is their number; -1 is the rest.
 
-    `data` is how many copies of the weights there are, `fsdp` into how many parts each is divided, layer by layer put
-    together again, and `tensor` how many devices compute a layer together, inside a host.
+    `data` is the number of copies of the weights, `fsdp` how many shards each copy is divided into, gathered layer by
+    layer when they are used, and `tensor` how many devices of a host compute each layer together.
     """
 
     data: int | None = None  # null: one for each slice, or the rest where fsdp is given
     fsdp: int | None = None  # null: the rest
-    tensor: int | None = None  # null: so many that the copy for sampling takes a third of a device at most, or the rest
+    tensor: int | None = None  # null: smallest power of two with which the sampling copy fits in a third of a device
 
     def mesh(self, devices: list[Device] | None = None, copy_bytes: int = 0, memory: int | float | None = None) -> Mesh:
-        """A mesh over all devices, its axes placed automatically by the compiler, for a model of so many bytes while
-        sampling and devices with so much memory.
+        """A mesh over all devices, or these. Where `tensor` is left out, it depends on the bytes of the whole copy for
+        sampling and on the `memory` of a device, which is asked for if it is not given.
 
-        Devices of a host stand side by side, neighbours next to each other, and hosts of a slice one after the other:
-        so `tensor` stays inside a host, and `data` goes over slices, whatever the shape of the slice.
+        Devices are ordered by slice, host and position on the host. So `tensor` stays inside a host, and `data` goes
+        over slices, whatever the shape of a slice.
         """
         devices = sorted(jax.devices() if devices is None else devices, key=_address)
         data, tensor = self.data, self.tensor
@@ -39,46 +41,46 @@ class Layout:
             given = self.fsdp not in (None, -1) and tensor != -1
             data = -1 if given else len({_address(device)[0] for device in devices})
         if tensor is None and (self.fsdp is None or -1 in (data, self.fsdp)):
-            known = max(data, 1) * max(self.fsdp or 1, 1)
-            tensor = _tensor(devices, known, copy_bytes, _device_bytes(devices) if memory is None else memory)
+            others = max(data, 1) * max(self.fsdp or 1, 1)
+            tensor = _tensor_size(devices, others, copy_bytes, memory_limit(devices) if memory is None else memory)
         elif tensor is None:
             tensor = -1
-        rest = -1 not in (data, tensor)
-        fsdp = (-1 if rest else 1) if self.fsdp is None else self.fsdp
+        complete = -1 not in (data, tensor)
+        fsdp = (-1 if complete else 1) if self.fsdp is None else self.fsdp
         return mesh_over(devices, _fill((data, fsdp, tensor), len(devices)))
 
 
 def mesh_over(devices: Any, sizes: tuple[int, ...]) -> Mesh:
-    """The devices in their order, divided by `data`, `fsdp` and `tensor`; the compiler divides arrays over them."""
+    """A mesh of devices in the given order; `sizes` are those of `data`, `fsdp` and `tensor`, and one may be -1."""
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def host_mesh(mesh: Mesh, devices: Any) -> Mesh:
+    """A mesh of one host's devices in the given order, with the `tensor` of `mesh`; `data` is the rest."""
+    return mesh_over(np.asarray(devices).reshape(-1), (-1, 1, mesh.shape["tensor"]))
+
+
 def _address(device: Device) -> tuple:
-    """Slice, host, and place on the host's board, the first coordinate counting fastest."""
-    place = tuple(reversed(getattr(device, "coords", ())))
-    return getattr(device, "slice_index", 0), device.process_index, place, device.id
+    """Slice, host, and position on the host, where the first coordinate changes fastest."""
+    position = tuple(reversed(getattr(device, "coords", ())))
+    return getattr(device, "slice_index", 0), device.process_index, position, device.id
 
 
-def _tensor(devices: list[Device], known: int, copy_bytes: int, memory: int | float | None) -> int:
-    """The fewest devices of a host that hold the copy for sampling in a third of their memory; `known` are the ways in
-    which the devices are divided otherwise.
+def _tensor_size(devices: list[Device], others: int, copy_bytes: int, memory: int | float | None) -> int:
+    """The smallest power of two, within a host, with which the copy for sampling fits in a third of a device's memory.
+    `others` is the product of the other sizes that are known.
     """
-    tensor, here = 1, len([device for device in devices if device.process_index == devices[0].process_index])
-    while memory is not None and copy_bytes / tensor > memory / 3 and here % (2 * tensor) == 0:
-        if len(devices) % (2 * tensor * known):
+    tensor = 1
+    on_one_host = len([device for device in devices if device.process_index == devices[0].process_index])
+    while memory is not None and copy_bytes / tensor > memory / 3 and on_one_host % (2 * tensor) == 0:
+        if len(devices) % (2 * tensor * others):
             break
         tensor *= 2
     return tensor
 
 
-def _device_bytes(devices: list[Device]) -> int | None:
-    """What a device of this process can hold, as only they say."""
-    own = [device for device in devices if device.process_index == jax.process_index() and device.platform != "cpu"]
-    stats = own[0].memory_stats() if own else None
-    return stats and stats.get("bytes_limit")
-
-
 def _fill(sizes: tuple[int, ...], devices: int) -> tuple[int, ...]:
+    """The sizes with a number in place of -1. Refuses sizes that do not cover the devices."""
     known = math.prod(size for size in sizes if size != -1)
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise ValueError(f"A mesh is made of positive sizes and at most one -1 for the rest; got {sizes}.")
@@ -92,11 +94,11 @@ def _fill(sizes: tuple[int, ...], devices: int) -> tuple[int, ...]:
 
 
 def _nearest(sizes: tuple[int, ...], devices: int) -> tuple[int, ...]:
-    """The sizes that cover the devices and are least different, as ratios, from those that were asked for."""
+    """The sizes that cover the devices and differ least, as ratios, from those that were asked for."""
     divisors = [n for n in range(1, devices + 1) if devices % n == 0]
     covering = [mesh for mesh in itertools.product(divisors, repeat=len(sizes)) if math.prod(mesh) == devices]
-    asked = [(place, size) for place, size in enumerate(sizes) if size != -1]
-    return min(covering, key=lambda mesh: sum(abs(math.log(mesh[place] / size)) for place, size in asked))
+    asked = [(axis, size) for axis, size in enumerate(sizes) if size != -1]
+    return min(covering, key=lambda mesh: sum(abs(math.log(mesh[axis] / size)) for axis, size in asked))
 
 
 def mesh_of(tree: Any) -> Mesh | None:
@@ -109,28 +111,32 @@ def mesh_of(tree: Any) -> Mesh | None:
 
 
 def on(mesh: Mesh | None) -> AbstractContextManager:
-    """Where what divides its work by hand, kernels and log-probs, finds the mesh."""
+    """A context in which kernels and log-probs, which divide their work by hand, find the mesh."""
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def prompt_parts(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts the prompts of a step are divided."""
+    """The number of shards that the prompts of a step are divided into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def shard_devices(mesh: Mesh) -> np.ndarray:
+    """The devices of a mesh, one row for each shard of the prompts, with the `tensor` devices that have it."""
+    return mesh.devices.reshape(-1, mesh.shape["tensor"])
+
+
 def hosts_of(mesh: Mesh | None) -> int:
-    """How many hosts the devices of a mesh belong to."""
+    """The number of hosts that the devices of a mesh belong to."""
     return 1 if mesh is None else len({device.process_index for device in mesh.devices.flat})
 
 
 def check_hosts(mesh: Mesh) -> None:
-    """Refuses a mesh whose responses would belong to several hosts at once."""
-    rows = mesh.devices.reshape(-1, mesh.shape["tensor"])
-    if all(len({device.process_index for device in row}) == 1 for row in rows):
+    """Refuses a mesh with a shard of the prompts whose devices belong to several hosts."""
+    if all(len({device.process_index for device in devices}) == 1 for devices in shard_devices(mesh)):
         return
-    here = mesh.size // hosts_of(mesh)
-    divisors = ", ".join(str(n) for n in range(1, here + 1) if here % n == 0)
+    each = mesh.size // hosts_of(mesh)
+    divisors = ", ".join(str(n) for n in range(1, each + 1) if each % n == 0)
     raise ValueError(
-        f"Each host samples and scores its own responses, so mesh.tensor must divide the {here} devices of a host;"
+        f"Each host samples and scores its own responses, so mesh.tensor must divide the {each} devices of a host;"
         f" got {mesh.shape['tensor']}. Choose one of {divisors} for mesh.tensor, and -1 for mesh.fsdp, the rest."
     )

@@ -1,1 +1,1 @@
-"""The hosts of a run: how they meet, what they tell each other, and how they end."""
+"""The hosts of a run: how they find each other, check that they run the same, exchange texts, and end together."""

@@ -1,7 +1,7 @@
-"""How the hosts of a run end: all of them, for a reason that each of them tells.
+"""Ends a run on all hosts when one raises an error, any gets a signal, or one stops sending heartbeats.
 
-An error on one of them, a signal to any, or one that gives no sign of life any more. Without this the others would wait
-inside a collective operation until JAX aborts them, with a number and a stack trace.
+Every host says which host was the reason, and why. Without this the others would wait inside a collective operation
+until JAX aborts them, with a number and a stack trace.
 """
 
 import atexit
@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 
 import jax
@@ -21,133 +21,141 @@ from grpo_jax.hosts import store
 
 RESUMABLE = 75  # exit status of a run that was told to stop, and has saved: --resume goes on (EX_TEMPFAIL)
 LOST = 76  # exit status where another host is missing: --resume goes on from the last checkpoint, if there is one
-BEAT_SECONDS = 1
-LOST_SECONDS = 30  # without a sign of life
-TEXT_LENGTH = 2000  # of what others are told of an error
+HEARTBEAT_SECONDS = 1  # between two heartbeats
+SILENCE_SECONDS = 30  # without a heartbeat, after which a host counts as lost
+TEXT_LENGTH = 2000  # characters of an error that other hosts are shown
 
-_over = threading.Event()  # this process is about to end, and knows why
+_ending = threading.Event()  # this process is about to end, and has said why
 
 
 @contextmanager
-def together(*plain: type[Exception]) -> Iterator[None]:
-    """Ends all hosts if an error ends on one of them what happens inside: the others say whose it was, and what.
+def end_all_hosts_on_error(*one_line: type[Exception]) -> Generator[None, None, None]:
+    """Ends the run on all hosts if the code inside raises on one of them. The others print which host, and its error.
 
-    Errors that are `plain` are a sentence and exit status 2, as for the command line; others show where they happened.
+    Errors of the `one_line` types are printed as one line, with exit status 2, as the command line does; other errors
+    are printed with their traceback.
     """
     try:
         yield
     except BaseException as error:
-        if store.number() > 1:
-            _leave(error, plain)
+        if store.host_count() > 1:
+            _end_with(error, one_line)
         raise
 
 
-def _leave(error: BaseException, plain: tuple[type[Exception], ...]) -> None:
-    """Ends this process; JAX's own way of ending would wait for the others to do the same."""
-    if isinstance(error, plain):
+def _end_with(error: BaseException, one_line: tuple[type[Exception], ...]) -> None:
+    """Stores the error for the other hosts and ends this process at once: JAX's own exit would wait for the others."""
+    if isinstance(error, one_line):
         code, text = 2, str(error)
         print(f"error: {text}", file=sys.stderr, flush=True)
     elif isinstance(error, KeyboardInterrupt):
         code, text = 130, "it was interrupted"
-        print("\nstopped, and all other hosts with it", file=sys.stderr, flush=True)
+        print("\ninterrupted; all other hosts end, too", file=sys.stderr, flush=True)
     else:
         code, text = 1, f"{type(error).__name__}: {error}"
         traceback.print_exception(error)
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
-        time.sleep(LOST_SECONDS + 4 * BEAT_SECONDS)  # another host may have gone, whom the watch then names
-    _over.set()
-    with suppress(jax.errors.JaxRuntimeError, AttributeError):  # where there is no store, or none any more
+        time.sleep(SILENCE_SECONDS + 4 * HEARTBEAT_SECONDS)  # if a lost host was the cause, its name is printed first
+    _ending.set()
+    with suppress(jax.errors.JaxRuntimeError, ConnectionError):  # the store may be gone
         store.put("ended", f"{code} {' '.join(text.split())[:TEXT_LENGTH]}")
     _exit(code)
 
 
 def _exit(code: int) -> None:
     if store.is_first():
-        time.sleep(4 * BEAT_SECONDS)  # the store ends with this process, and the others are to read it
+        time.sleep(4 * HEARTBEAT_SECONDS)  # the store ends with this process, and the others still have to read it
     sys.stdout.flush()
     os._exit(code)
 
 
-class Stop:
-    """Whether somebody wants the run to stop: SIGTERM, sent to any of its hosts. Where there is one host, a second
-    one ends it at once.
+class StopSignal:
+    """Catches SIGTERM, so that a run can save and stop after a step. Sent to one host, it stops all of them.
 
-    On several hosts JAX hears SIGTERM, and tells the others at the end of the step; nobody says a word before. Ctrl-C
-    is the same there, once `heed_interrupts` is called; a second one ends all of them at once.
+    On a single host a second SIGTERM ends the process at once. On several hosts JAX catches SIGTERM and agrees with
+    the other hosts on the step; nothing is printed before. Ctrl-C does the same there once `catch_interrupts` has been
+    called, and a second Ctrl-C ends all hosts at once.
     """
 
     def __init__(self) -> None:
-        self.wanted = False
-        self.several = store.number() > 1
-        self.asked = 0
+        self.received = False
+        self.several = store.host_count() > 1
+        self.checks = 0
         if not self.several:
-            signal.signal(signal.SIGTERM, self._hear)
+            signal.signal(signal.SIGTERM, self._catch)
 
-    def heed_interrupts(self) -> None:
-        """To be called when steps begin: before them there is nothing to save."""
+    def catch_interrupts(self) -> None:
+        """Makes Ctrl-C on several hosts save and stop, too. To be called before the first step: there is nothing to
+        save before.
+        """
         if self.several:
-            signal.signal(signal.SIGINT, self._hear)
+            signal.signal(signal.SIGINT, self._catch)
 
-    def _hear(self, number: int, frame: object) -> None:
-        self.wanted = True
+    def _catch(self, number: int, frame: object) -> None:
+        self.received = True
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         if self.several:
-            print(
-                "all hosts stop after the same step, soon; Ctrl-C again ends them at once", file=sys.stderr, flush=True
-            )
-            signal.raise_signal(signal.SIGTERM)  # JAX listens for it, and tells the other hosts
+            text = "all hosts soon save and stop, after the same step; Ctrl-C again ends them at once"
+            print(text, file=sys.stderr, flush=True)
+            signal.raise_signal(signal.SIGTERM)  # JAX catches it, and tells the other hosts
 
     def after_step(self) -> bool:
-        """Whether this step is the last. All hosts get the same answer, so all have to ask, after every step."""
-        self.asked += 1  # JAX counts the calls from 1, whatever step a run is resumed from
-        return multihost_utils.reached_preemption_sync_point(self.asked) if self.several else self.wanted
+        """Whether to stop after this step. All hosts get the same answer, so each has to ask after every step."""
+        self.checks += 1  # JAX counts the calls from 1, whatever step a run is resumed from
+        return multihost_utils.reached_preemption_sync_point(self.checks) if self.several else self.received
 
 
-def watch(names: list[str]) -> None:
-    """Ends this process, by name of who is missing, when another host ends or gives no sign of life any more."""
-    heard = {index: ("", time.monotonic()) for index in range(len(names))}
+def start_heartbeats(names: list[str]) -> None:
+    """Starts a thread that sends heartbeats, and that ends this process when another host ends or sends no more.
 
-    def beat() -> None:
-        while True:
-            time.sleep(BEAT_SECONDS)
-            try:
-                store.put("alive", f"{time.monotonic()}")
-                ended, beats = store.read("ended"), store.read("alive")
-            except (jax.errors.JaxRuntimeError, AttributeError):  # the store does not answer, or JAX has put it away
-                if _over.is_set():
-                    return
-                ended, beats = {}, {}  # nothing is heard of anybody, nor of the first, where the store is
-            for index, text in (ended | _silent(heard, beats)).items():
-                _follow(f"host {index} ({names[index]})", *text.split(" ", 1))
-
-    thread = threading.Thread(target=beat, daemon=True, name="signs of life")
-    thread.start()
-    atexit.register(_part, thread)
-
-
-def _part(thread: threading.Thread) -> None:
-    """Leaves the other hosts at the end of a run. Signs of life go on while it waits for those that are still writing,
-    and end before Python does, which would end the thread inside of JAX, and so abort.
+    `names` are those of all hosts, by host index; the message says which one it was.
     """
-    _over.set()
+    last_heard = {index: ("", time.monotonic()) for index in range(len(names))}
+
+    def exchange() -> None:
+        while True:
+            time.sleep(HEARTBEAT_SECONDS)
+            try:
+                store.put("heartbeat", f"{time.monotonic()}")
+                ended, heartbeats = store.read("ended"), store.read("heartbeat")
+            except (jax.errors.JaxRuntimeError, ConnectionError):  # the store does not answer, or JAX has shut down
+                if _ending.is_set():
+                    return
+                ended, heartbeats = {}, {}  # no heartbeat of any host, nor of the first, which has the store
+            for index, text in (ended | _lost_hosts(last_heard, heartbeats)).items():
+                _end_because_of(f"host {index} ({names[index]})", *text.split(" ", 1))
+
+    thread = threading.Thread(target=exchange, daemon=True, name="heartbeats")
+    thread.start()
+    atexit.register(_leave, thread)
+
+
+def _leave(thread: threading.Thread) -> None:
+    """Leaves the other hosts at the end of a run. Heartbeats go on while JAX waits for hosts that are still writing;
+    the thread ends before Python does, because Python would end it inside JAX, which aborts the process.
+    """
+    _ending.set()
     try:
         jax.distributed.shutdown()
     finally:
         thread.join()
 
 
-def _silent(heard: dict[int, tuple[str, float]], beats: Mapping[int, str]) -> dict[int, str]:
-    """Of whom nothing has been heard for too long; `heard` is the last beat of each host, and when it changed."""
+def _lost_hosts(last_heard: dict[int, tuple[str, float]], heartbeats: Mapping[int, str]) -> dict[int, str]:
+    """An exit status and a message for each host that has been silent too long.
+
+    `last_heard` has each host's last heartbeat, and the time when it came; it is updated here.
+    """
     now = time.monotonic()
-    heard |= {index: (beat, now) for index, beat in beats.items() if beat != heard[index][0]}
+    last_heard |= {index: (beat, now) for index, beat in heartbeats.items() if beat != last_heard[index][0]}
     text = (
-        f"{LOST} it has not been heard of for {LOST_SECONDS} seconds: it is gone, or its Python was held up,"
+        f"{LOST} no heartbeat has come from it for {SILENCE_SECONDS} seconds: it is gone, or its Python was blocked,"
         " such as by a regular expression in a reward. Start all hosts again with --resume."
     )
-    return {index: text for index, (_, since) in heard.items() if now - since > LOST_SECONDS}
+    return {index: text for index, (_, since) in last_heard.items() if now - since > SILENCE_SECONDS}
 
 
-def _follow(name: str, code: str, text: str) -> None:
-    if not _over.is_set():
-        print(f"error: {name} has ended, and this one with it: {text}", file=sys.stderr, flush=True)
+def _end_because_of(name: str, code: str, text: str) -> None:
+    if not _ending.is_set():
+        print(f"error: {name} has ended, so this one ends, too: {text}", file=sys.stderr, flush=True)
         _exit(int(code))

@@ -1,57 +1,65 @@
-"""What the hosts of a run tell each other: they leave word on a board that all of them read.
+"""Texts that the hosts of a run exchange, through the key-value store of jax.distributed.
 
-It is the key-value store of jax.distributed, which lives on the first host and needs no device: where one fails, the
-others are not stuck in a program that waits for it. On one host the only one talks to itself.
+The store lives on the first host and needs no device: hosts can still read it when another one has failed and every
+program on the devices would wait for that one. On a single host the functions that wait for all hosts return at once.
 """
 
 import itertools
 import time
 from collections.abc import Callable
+from typing import Any
 
-from jax._src import distributed  # the one way to the key-value store of jax.distributed
+from jax._src import distributed  # JAX has no public name for its key-value store
 
-ROOM = "grpo_jax/"
+PREFIX = "grpo_jax/"
 
-_turns = itertools.count()  # what they say one after another; all hosts count alike
+_rounds = itertools.count()  # of `gather`; every host calls it in the same order, so all count alike
 
 
-def number() -> int:
-    """How many hosts there are; 1 where this one has met no others."""
+def host_count() -> int:
+    """The number of hosts; 1 before this host has joined others."""
     return distributed.global_state.num_processes
 
 
-def own() -> int:
-    """Which of them this is."""
+def host_index() -> int:
+    """The index of this host."""
     return distributed.global_state.process_id
 
 
 def is_first() -> bool:
-    """Whether this is the host that writes what is written once."""
-    return own() == 0
+    """Whether this host is the first, which writes the files that are written once."""
+    return host_index() == 0
 
 
-def put(place: str, text: str) -> None:
-    """Leaves word of this host, in place of what it said there before."""
-    distributed.global_state.client.key_value_set(f"{ROOM}{place}/{own()}", text, allow_overwrite=True)
+def put(key: str, text: str) -> None:
+    """Stores this host's text under a key, in place of the one before."""
+    _client().key_value_set(f"{PREFIX}{key}/{host_index()}", text, allow_overwrite=True)
 
 
-def read(place: str) -> dict[int, str]:
-    """What the hosts have put there so far, by their number."""
-    found = distributed.global_state.client.key_value_dir_get(f"{ROOM}{place}/")
-    return {int(key.rpartition("/")[2]): text for key, text in found}
+def read(key: str) -> dict[int, str]:
+    """The texts that hosts have stored under a key so far, by host index."""
+    found = _client().key_value_dir_get(f"{PREFIX}{key}/")
+    return {int(path.rpartition("/")[2]): text for path, text in found}
 
 
 def gather(text: str) -> list[str]:
-    """What every host says, in their order. It waits for all of them, however long they take."""
-    place = f"turn_{next(_turns)}"
-    if number() == 1:
+    """The texts of all hosts, by host index. Waits until every host has called this, however long that takes."""
+    key = f"round_{next(_rounds)}"
+    if host_count() == 1:
         return [text]
-    put(place, text)
-    while len(said := read(place)) < number():
+    put(key, text)
+    while len(texts := read(key)) < host_count():
         time.sleep(0.1)
-    return [said[index] for index in range(number())]
+    return [texts[index] for index in range(host_count())]
 
 
 def decide(choose: Callable[[], str]) -> str:
-    """What the first host chooses, on every host."""
+    """What the first host chooses, returned on every host."""
     return gather(choose() if is_first() else "")[0]
+
+
+def _client() -> Any:
+    client = distributed.global_state.client
+    if client is None:
+        raise ConnectionError("This host has not joined other hosts, or has left them again.")
+    return client

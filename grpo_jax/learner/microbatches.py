@@ -7,7 +7,6 @@ What is cut are tokens, masks and numbers for each token: small arrays, wherever
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grpo_jax.devices.mesh import prompt_parts
+from grpo_jax.devices.programs import program
 from grpo_jax.devices.sharding import PROMPTS, devices_per_group, fit
 from grpo_jax.learner.packing import Microbatch, divide
 from grpo_jax.structs import Prompts, Rollouts
@@ -78,7 +78,7 @@ def _of_prompts(row_r: np.ndarray, found: Microbatch, spread: int, G: int) -> Mi
     return Microbatch(index_p, found.index_pg + part_r[:, None] * (G // spread), found.slots_PBW)
 
 
-@partial(jax.jit, static_argnames="mesh")
+@program(static_argnames="mesh")
 def lengths(used_PGT: Array, mesh: Mesh | None) -> Array:
     """Tokens of each response up to the last that is used, on every device."""
     count_11T = jnp.arange(1, used_PGT.shape[2] + 1)[None, None]
@@ -86,8 +86,8 @@ def lengths(used_PGT: Array, mesh: Mesh | None) -> Array:
     return length_PG if mesh is None else jax.lax.with_sharding_constraint(length_PG, NamedSharding(mesh, REPLICATED))
 
 
-@partial(jax.jit, static_argnames="mesh")
-def choose(tree: Any, index_p: Array, index_pg: Array, mesh: Mesh | None) -> Any:
+@program(static_argnames="mesh")
+def choose(tree: Any, index_p: Array | np.ndarray, index_pg: Array | np.ndarray, mesh: Mesh | None) -> Any:
     """Some prompts of a batch or of rollouts, and some responses of each. Scalars and coefficients stay as they are."""
 
     def take(node: Any) -> Any:
@@ -105,8 +105,10 @@ def choose(tree: Any, index_p: Array, index_pg: Array, mesh: Mesh | None) -> Any
     return jax.tree.map(divide_by_prompts, chosen)
 
 
-@partial(jax.jit, static_argnames="mesh", donate_argnames="all_PGT")
-def put(all_PGT: Array, index_p: Array, index_pg: Array, some_pgT: Array, mesh: Mesh | None) -> Array:
+@program(static_argnames="mesh", donate_argnames="all_PGT")
+def put(
+    all_PGT: Array, index_p: Array | np.ndarray, index_pg: Array | np.ndarray, some_pgT: Array, mesh: Mesh | None
+) -> Array:
     """The values of a microbatch where they belong in the batch."""
     all_PGT = all_PGT.at[index_p[:, None], index_pg].set(some_pgT)
     return all_PGT if mesh is None else jax.lax.with_sharding_constraint(all_PGT, fit(PROMPTS, all_PGT.shape, mesh))

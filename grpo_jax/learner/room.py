@@ -9,16 +9,16 @@ from functools import cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
 from grpo_jax.algorithm import Algorithm
+from grpo_jax.devices.memory import device_memory
 from grpo_jax.devices.mesh import mesh_of, prompt_parts
-from grpo_jax.devices.sharding import device_memory, devices_per_group, weight_shardings
+from grpo_jax.devices.sharding import devices_per_group, weight_shardings
 from grpo_jax.distribution import Distribution
 from grpo_jax.learner.logprobs import CHUNK_TOKENS, token_logprobs
-from grpo_jax.structs import Params, Policy, Prompts, Rollouts
+from grpo_jax.structs import Params, Policy, Rollouts, prompt_shapes, rollout_shapes
 
 MARGIN = 1.2  # temporaries as the compiler makes them, over those that are counted here
 FRACTION = 0.98  # of the memory that may be filled
@@ -71,15 +71,13 @@ def _kept_bytes(policy: Policy, P: int, G: int, L: int, T: int) -> tuple[int, in
     """What the forward pass over P prompts with G responses each keeps for the backward pass, beside the weights; and
     the width and the vocabulary of the model.
     """
-    flags_PGT, numbers_PGT = (jax.ShapeDtypeStruct((P, G, T), dtype) for dtype in (bool, jnp.float32))
-    tokens_PGT, ended_PG = jax.ShapeDtypeStruct((P, G, T), jnp.int32), jax.ShapeDtypeStruct((P, G), bool)
-    prompts = Prompts(jax.ShapeDtypeStruct((P, L), jnp.int32), jax.ShapeDtypeStruct((P, L), bool))
-    rollouts = Rollouts(prompts, tokens_PGT, flags_PGT, flags_PGT, numbers_PGT, numbers_PGT, ended_PG, Distribution())
+    prompts = prompt_shapes(P, L)
+    rollouts = rollout_shapes(prompts, G, T, Distribution())
 
     def kept(params: Params, rollouts: Rollouts, slots_PBW: Array) -> Any:
         return jax.vjp(lambda params: token_logprobs(policy, params, rollouts, slots_PBW), params)[1]
 
-    residuals = jax.eval_shape(kept, policy.shapes, rollouts, tokens_PGT)
+    residuals = jax.eval_shape(kept, policy.shapes, rollouts, rollouts.tokens_PGT)
     last_PD = jax.eval_shape(policy.read, policy.shapes, prompts)[0]
     V = jax.eval_shape(policy.unembed, policy.shapes, last_PD).shape[-1]
     return _device_bytes(residuals, None) - _device_bytes(policy.shapes, None), last_PD.shape[-1], V

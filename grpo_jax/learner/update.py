@@ -9,14 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, Sharding
 from jaxtyping import Float
 
 from grpo_jax.algorithm import Algorithm
-from grpo_jax.devices.mesh import mesh_of, on
-from grpo_jax.devices.sharding import settle
+from grpo_jax.devices.mesh import mesh_of
+from grpo_jax.devices.programs import program
 from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.learner.microbatches import Cut, arrange, check_cut, choose, cut, put
 from grpo_jax.learner.packing import Microbatch
@@ -53,7 +54,7 @@ def check_split(algorithm: Algorithm, P: int, G: int | None, mesh: Mesh | None) 
         )
 
 
-@partial(jax.jit, static_argnames="algorithm")
+@program(static_argnames="algorithm")
 def compare(
     algorithm: Algorithm,
     rollouts: Rollouts,
@@ -90,39 +91,36 @@ def learn(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[TrainS
     first_PGT = jnp.full_like(batch.rollouts.logprobs_PGT, jnp.nan)  # log-probs under the policy before any step
     how, cut_batch = microbatches(algorithm, state.params, batch.rollouts)
     for index, minibatch in enumerate(cut_batch):
-        total = None
+        total: Any = None
         for each in minibatch:
-            chosen = settle(choose(_of_minibatch(batch, algorithm.minibatches), each.index_p, each.index_pg, mesh))
+            chosen = choose(_of_minibatch(batch, algorithm.minibatches), each.index_p, each.index_pg, mesh)
             record.computed += each.slots_PBW.size + len(each.index_p) * batch.rollouts.prompts.tokens_PL.shape[1]
-            with on(mesh):
-                if total is None and len(minibatch) > 1:  # or adding to nothing would be a second program to compile
-                    total = zeros(algorithm, shardings, state.params, chosen, each.slots_PBW)
-                total, logprobs_pgT = add_gradient(algorithm, shardings, state.params, total, chosen, each.slots_PBW)
+            if total is None and len(minibatch) > 1:  # or adding to nothing would be a second program to compile
+                total = zeros(algorithm, shardings, state.params, chosen, each.slots_PBW)
+            total, logprobs_pgT = add_gradient(algorithm, shardings, state.params, total, chosen, each.slots_PBW)
             if index == 0:
                 first_PGT = put(first_PGT, each.index_p, each.index_pg, logprobs_pgT, mesh)
-            settle((total, first_PGT))
         loss, sums, gradient = total
         last = index + 1 == algorithm.minibatches
-        state, norm = settle(descend(algorithm, shardings, state, gradient, int(last)))
+        state, norm = descend(algorithm, shardings, state, gradient, int(last))
         record.losses.append(loss)
         record.norms.append(norm)
         record.sums.append(sums)
     old_PGT = first_PGT if batch.old_logprobs_PGT is None else batch.old_logprobs_PGT
     reads = how.spread * how.splits  # how often each prompt is computed
-    return state, settle(
-        _summary(batch.rollouts, old_PGT, record.losses, record.norms, record.sums, record.computed, reads)
-    )
+    metrics = _summary(batch.rollouts, old_PGT, record.losses, record.norms, record.sums, record.computed, reads)
+    return state, metrics
 
 
-@jax.jit
+@program
 def _summary(
     rollouts: Rollouts,
     old_PGT: Array,
     losses: list[Array],
     norms: list[Array],
     sums: list[Metrics],
-    computed: Array,
-    reads: Array,
+    computed: int | Array,
+    reads: int | Array,
 ) -> Metrics:
     """The metrics of an update. `computed` positions include padding; each prompt was read so many times."""
     tokens = jnp.maximum(jnp.sum(rollouts.action_PGT), 1)
@@ -150,13 +148,13 @@ def follow(algorithm: Algorithm, state: TrainState, batch: Batch, metrics: Metri
         moved = objective.next_coefficients(state.coefficients, metrics)
         coefficients = jax.tree.map(lambda new, old: jnp.where(learned, new, old), moved, state.coefficients)
         state = replace(state, coefficients=coefficients)
-    moves = objective.kl.reference if objective.needs_reference else None
-    if moves is not None and moves.every and int(state.step) % moves.every == 0:
+    moves = objective.kl.reference if objective.kl is not None else None
+    if state.reference is not None and moves is not None and moves.every and int(state.step) % moves.every == 0:
         state = replace(state, reference=closer(state.reference, state.params, moves.share))
     return state, metrics | used
 
 
-@partial(jax.jit, donate_argnames="reference")
+@program(donate_argnames="reference")
 def closer(reference: Params, params: Params, share: float | Array) -> Params:
     """A reference policy moved by `share` of the way to the present one."""
     return jax.tree.map(lambda old, new: old + share * (new - old), reference, params)
@@ -168,25 +166,27 @@ def shardings_of(state: TrainState) -> Shardings:
     return tree, tuple(array.sharding for array in leaves)
 
 
-@partial(jax.jit, static_argnames=("algorithm", "shardings"))
-def zeros(algorithm: Algorithm, shardings: Shardings, params: Params, part: Batch, slots_PBW: Array) -> Any:
+@program(static_argnames=("algorithm", "shardings"))
+def zeros(
+    algorithm: Algorithm, shardings: Shardings, params: Params, chosen: Batch, slots_PBW: Array | np.ndarray
+) -> Any:
     """The loss, statistics and gradient that `add_gradient` adds the first microbatch to."""
-    shapes, _ = jax.eval_shape(partial(add_gradient, algorithm, shardings), params, None, part, slots_PBW)
+    shapes, _ = jax.eval_shape(partial(add_gradient, algorithm, shardings), params, None, chosen, slots_PBW)
     loss, sums, gradient = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     return loss, sums, _sharded(shardings, gradient)
 
 
-@partial(jax.jit, static_argnames=("algorithm", "shardings"), donate_argnames="total")
+@program(static_argnames=("algorithm", "shardings"), donate_argnames="total")
 def add_gradient(
-    algorithm: Algorithm, shardings: Shardings, params: Params, total: Any, part: Batch, slots_PBW: Array
+    algorithm: Algorithm, shardings: Shardings, params: Params, total: Any, chosen: Batch, slots_PBW: Array | np.ndarray
 ) -> tuple[Any, Array]:
     """The loss, statistics and gradient of a microbatch, added to `total` unless that is None; and its log-probs.
     Donates `total`.
     """
 
     def loss(params: Params) -> tuple[Array, tuple[Metrics, Array]]:
-        logprobs_PGT, entropy_PGT = token_logprobs(algorithm.policy, params, part.rollouts, slots_PBW)
-        loss, sums = algorithm.objective(logprobs_PGT, entropy_PGT, part)
+        logprobs_PGT, entropy_PGT = token_logprobs(algorithm.policy, params, chosen.rollouts, slots_PBW)
+        loss, sums = algorithm.objective(logprobs_PGT, entropy_PGT, chosen)
         return loss, (sums, logprobs_PGT)
 
     (value, (sums, logprobs_PGT)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
@@ -195,7 +195,7 @@ def add_gradient(
     return (value, sums, _sharded(shardings, gradient)), logprobs_PGT
 
 
-@partial(jax.jit, static_argnames=("algorithm", "shardings"), donate_argnames="state")
+@program(static_argnames=("algorithm", "shardings"), donate_argnames="state")
 def descend(
     algorithm: Algorithm, shardings: Shardings, state: TrainState, gradient: Params, steps: int | Array
 ) -> tuple[TrainState, Array]:
@@ -223,14 +223,13 @@ def fixed_logprobs(algorithm: Algorithm, policy: Policy, params: Params, rollout
     found_PGT = jnp.zeros_like(rollouts.logprobs_PGT)
     for minibatch in microbatches(algorithm, params, rollouts)[1]:
         for each in minibatch:
-            chosen = settle(choose(rollouts, each.index_p, each.index_pg, mesh))
-            with on(mesh):
-                logprobs_pgT = microbatch_logprobs(policy, params, chosen, each.slots_PBW)
-            found_PGT = settle(put(found_PGT, each.index_p, each.index_pg, logprobs_pgT, mesh))
+            chosen = choose(rollouts, each.index_p, each.index_pg, mesh)
+            logprobs_pgT = microbatch_logprobs(policy, params, chosen, each.slots_PBW)
+            found_PGT = put(found_PGT, each.index_p, each.index_pg, logprobs_pgT, mesh)
     return found_PGT
 
 
-@partial(jax.jit, static_argnames="policy")
-def microbatch_logprobs(policy: Policy, params: Params, rollouts: Rollouts, slots_PBW: Array) -> Array:
+@program(static_argnames="policy")
+def microbatch_logprobs(policy: Policy, params: Params, rollouts: Rollouts, slots_PBW: Array | np.ndarray) -> Array:
     """The log-probs of a microbatch."""
     return token_logprobs(policy, params, rollouts, slots_PBW)[0]

@@ -132,7 +132,7 @@ def _cpu_product_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, A
 
 def _cpu_product_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, weight = residuals
-    grad = jax.lax.optimization_barrier(grad)  # or its transpose is computed element by element, columns first
+    grad = jax.lax.optimization_barrier(grad)  # without it, XLA transposes element by element, in column order
     outputs, inputs = weight.shape
     if outputs > inputs:  # then this order, with the left factor in row-major layout, is 1.6 times as fast for a head
         weight_grad = jax.lax.optimization_barrier(jax.lax.optimization_barrier(x.T) @ grad)

@@ -114,7 +114,7 @@ def _require_safetensors(directory: Path) -> None:
             f" is loaded. Convert them to safetensors, or use a revision of the model that has *.safetensors."
         )
     if not weights:
-        raise FileNotFoundError(f"{directory} has no *.safetensors, the only kind of weights that is loaded. Add them.")
+        raise FileNotFoundError(f"{directory} has no *.safetensors, the only weights that can be loaded. Add them.")
     for path in weights:
         _require_complete(path)
 

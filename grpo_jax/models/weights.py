@@ -74,8 +74,8 @@ def _refuse_unknown(weights: Weights, shapes: Params) -> None:
     unknown = sorted(name for name in weights.files if name not in known and not name.endswith("rotary_emb.inv_freq"))
     if unknown:
         raise ValueError(
-            f"{weights.directory}: this model has no place for {len(unknown)} of the weights, such as {unknown[0]}."
-            " Its architecture is not supported."
+            f"{weights.directory}: this model has no parameters for {len(unknown)} of the weights, such as"
+            f" {unknown[0]}. Its architecture is not supported."
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from jax import Array
 
 from grpo_jax.devices.mesh import mesh_of
-from grpo_jax.devices.sharding import place_prompts
+from grpo_jax.devices.placing import place_prompts
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts
 
 

@@ -1,7 +1,8 @@
-"""The native sampler: prompts are read once for each group, then rows take one token a turn, in stages.
+"""The native sampler: prompts are read once for each group, then all rows decode together, in stages.
 
-A stage is one compiled loop on the devices. Between stages the host looks at who is still living: rows that ended are
-written down and make room, so that neither they nor an empty cache are paid for, and waiting prompts move in.
+A stage is one compiled loop on the devices. Between stages the host collects the rows that have ended, compacts the
+active ones into fewer rows, lengthens the cache when it is full, and admits waiting prompts, so that neither finished
+rows nor empty cache cost time.
 """
 
 import logging
@@ -17,22 +18,23 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from grpo_jax.devices.mesh import mesh_of, on, prompt_parts
-from grpo_jax.devices.sharding import (
-    PROMPTS,
-    devices_per_group,
-    fit,
-    free_bytes,
-    from_hosts,
-    host_places,
-    on_host,
-    serving_shardings,
-)
+from grpo_jax.devices.memory import free_bytes
+from grpo_jax.devices.mesh import mesh_of, prompt_parts
+from grpo_jax.devices.placing import from_hosts, host_places, on_host
+from grpo_jax.devices.sharding import PROMPTS, devices_per_group, fit, serving_shardings
 from grpo_jax.distribution import Distribution, SamplingSettings
 from grpo_jax.rollout import stages
-from grpo_jax.rollout.ledger import Ledger
-from grpo_jax.rollout.sizes import next_ring, next_shape, prefix_length, ring_lengths, row_shapes, seat
-from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows, bucket
+from grpo_jax.rollout.buffer import ResponseBuffer
+from grpo_jax.rollout.sizes import (
+    compact,
+    next_ring,
+    next_shape,
+    prefix_length,
+    prompts_held,
+    ring_lengths,
+    row_shapes,
+)
+from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows, bucket, prompt_shapes
 
 STOP_TOKENS = 16  # between two looks at the text for a stop string
 
@@ -84,11 +86,19 @@ class Sampler(SamplingSettings):
             index_p = host_places(mesh, P * spread)
             key_PG, params = key_PG[index_p], served
             sampler = replace(sampler, at_once=sampler.at_once and -(-sampler.at_once // jax.process_count()))
-        ledger = _Sampling(sampler, policy, params, served, own, key_PG).ledger_of_all()
-        action_PGT = ledger.action_PGT
-        arrays = (ledger.tokens_PGT, action_PGT, action_PGT, ledger.logprobs_PGT, ledger.entropy_PGT, ledger.ended_PG)
+        found = _Sampling(sampler, policy, params, served, own, key_PG).finished()
+        action_PGT = found.action_PGT
+        arrays = (found.tokens_PGT, action_PGT, action_PGT, found.logprobs_PGT, found.entropy_PGT, found.ended_PG)
         placed = [from_hosts(a.reshape(-1, G, *a.shape[2:]), mesh) for a in arrays]
         return Rollouts(prompts, *placed, distribution=self.distribution)
+
+    @cached_property
+    def stops(self) -> Callable[[Sequence[int]], bool] | None:
+        """Whether a text contains a stop string; None where there are no such strings."""
+        decode, stop = self.decode, self.stop
+        if decode is None or not stop:
+            return None
+        return partial(_contains_any, decode, stop)
 
     def greedy(self) -> "Sampler":
         """The same sampler, giving the one likeliest answer."""
@@ -103,7 +113,7 @@ class Sampler(SamplingSettings):
     def with_room(self, policy: Policy, prompts: Prompts, multiple: int) -> "Sampler":
         """This sampler, holding only as many prompts at once as memory allows, in a multiple of so many."""
         P = len(prompts.tokens_PL)
-        at_once = P if self.at_once is None else min(P, self.at_once)
+        at_once = prompts_held(P, self.at_once, shards=1)
         while at_once > multiple and self._needed(policy, at_once, prompts) > free_bytes():
             at_once = max(multiple, at_once // 2)
         return replace(self, at_once=None if at_once == P else at_once)
@@ -116,9 +126,8 @@ class Sampler(SamplingSettings):
                 f"Prompts of {L} tokens and responses of {self.max_tokens} need {L + self.max_tokens} positions;"
                 f" the model has {policy.max_positions}. Lower max_tokens or shorten the prompts."
             )
-        P = P if self.at_once is None else min(P, self.at_once)
-        needed = self._needed(policy, P, prompts)
-        room = free_bytes()
+        P = prompts_held(P, self.at_once, shards=1)
+        needed, room = self._needed(policy, P, prompts), free_bytes()
         if needed > room:
             raise ValueError(
                 f"The keys and values of {P} prompts with {self.responses} responses of {self.max_tokens} tokens, and"
@@ -132,13 +141,18 @@ class Sampler(SamplingSettings):
         return _needed_bytes(policy, P, L, self.responses, self.max_tokens, self.int8_cache)
 
 
+def _contains_any(decode: Callable[[Sequence[int]], str], stop: tuple[str, ...], ids: Sequence[int]) -> bool:
+    """Whether the text of these ids contains one of the stop strings."""
+    return any(text in decode(ids) for text in stop)
+
+
 def programs() -> int:
-    """How many programs of the sampler this process has needed: those that read, decode, grow rings and move rows."""
+    """How many programs of the sampler this process has needed, to read, decode, grow buffers and compact rows."""
     return _program.cache_info().currsize
 
 
 class _Sampling:
-    """One call of a sampler: what is on the devices, and when it moves."""
+    """One call of a sampler: what is on the devices, and what changes between stages."""
 
     def __init__(
         self, sampler: Sampler, policy: Policy, params: Params, served: Params, prompts: Prompts, key_PG: Array
@@ -146,37 +160,36 @@ class _Sampling:
         (P, L), G, T = prompts.tokens_PL.shape, sampler.responses, sampler.max_tokens
         self.sampler, self.policy, self.params, self.prompts = sampler, policy, params, prompts
         self.mesh = mesh_of(prompts)
-        self.parts = prompt_parts(self.mesh) if self.mesh is not None else 1
+        self.shards = prompt_parts(self.mesh) if self.mesh is not None else 1
         self.served, self.key_PG = served, key_PG
         self.rings, self.L = ring_lengths(T), prefix_length(L)
-        self.room = bucket(L) - L  # prompts are read at a length that others share
-        held = P if sampler.at_once is None else min(P, -(-sampler.at_once // self.parts) * self.parts)
-        self.few = max(self.parts, held // 4 // self.parts * self.parts)  # prompts that move in together
-        self.shapes = row_shapes(held, G, self.parts)
+        self.padding = bucket(L) - L  # prompts are read at one of a few lengths
+        held = prompts_held(P, sampler.at_once, self.shards)
+        self.few = max(self.shards, held // 4 // self.shards * self.shards)  # prompts that are admitted together
+        self.shapes = row_shapes(held, G, self.shards)
         self.waiting = list(range(held, P))
-        self.ledger = Ledger(P, G, T, held, padding=sampler.ends[0])
+        self.buffer = ResponseBuffer(P, G, T, held, padding=sampler.ends[0])
         self.shared, self.own, self.rows = self._begin(np.arange(held), self.rings[0])
 
-    def ledger_of_all(self) -> Ledger:
+    def finished(self) -> ResponseBuffer:
         """All responses, once every row has ended."""
-        while (live_PG := self._decode()).any() or self.waiting:
+        while (active_PG := self._decode()).any() or self.waiting:
             if self.waiting:
-                live_PG = self._admit(live_PG)
-            self._make_room(live_PG)
-        return self.ledger
+                active_PG = self._admit(active_PG)
+            self._make_room(active_PG)
+        return self.buffer
 
     def _begin(self, index_p: np.ndarray, S: int, only_first: bool = False) -> tuple[Any, Any, Rows]:
         """Prompts, read and with a first token for each response; `only_first` leaves room for no more."""
         sampler = self.sampler
         everyone = len(index_p) == len(self.prompts.tokens_PL)
         prompts = self.prompts if everyone else jax.tree.map(lambda a: a[index_p], self.prompts)
-        if self.room:
-            prompts = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (self.room, 0))), prompts)
+        if self.padding:
+            prompts = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (self.padding, 0))), prompts)
         key_pG = self.key_PG if everyone else self.key_PG[index_p]
         shape = (self.L, sampler.responses, 1 if only_first else S)
         self._needs("read", *prompts.tokens_PL.shape, *shape)
-        with on(self.mesh):
-            last_pD, shared, own = stages.read(self.policy, self.params, prompts, shape, sampler.int8_cache, self.mesh)
+        last_pD, shared, own = stages.read(self.policy, self.params, prompts, shape, sampler.int8_cache, self.mesh)
         rows = stages.begin(
             self.policy,
             sampler.distribution,
@@ -190,18 +203,18 @@ class _Sampling:
         )
         return shared, own, rows
 
-    def _needs(self, kind: str, *sizes: int) -> None:
-        _program(kind, sizes, self.policy, self.sampler.distribution, self.L, self.sampler.int8_cache, self.mesh)
+    def _needs(self, name: str, *sizes: int) -> None:
+        _program(name, sizes, self.policy, self.sampler.distribution, self.L, self.sampler.int8_cache, self.mesh)
 
     def _decode(self) -> np.ndarray:
-        """One stage; who is living after it. Rows that have ended are written down."""
+        """One stage; gives the rows that are active after it. Finished rows are collected."""
         P, G, S = self.rows.tokens_PGS.shape
         self._needs("decode", P, G, S)
         smaller = self.shapes[self.shapes.index((P, G)) + 1 :][:1]
         narrow = smaller and not self.waiting
         until = stages.Until(
             cursor=int(self.rows.cursor) + STOP_TOKENS if self.sampler.stop else 2**30,
-            pieces=smaller[0][0] // self.parts if narrow else -1,
+            prompts=smaller[0][0] // self.shards if narrow else -1,
             width=smaller[0][1] if narrow else 1,
             free=self.few if self.waiting else P + 1,
         )
@@ -216,44 +229,39 @@ class _Sampling:
             until,
             self.mesh,
         )
-        return self._write_down()
+        return self._collect()
 
-    def _write_down(self) -> np.ndarray:
-        sampler = self.sampler
+    def _collect(self) -> np.ndarray:
+        active_PG = self.buffer.collect(self.rows, self.sampler.stops)
+        if self.sampler.stops is not None:
+            self.rows = replace(self.rows, active_PG=jax.device_put(active_PG, self.rows.active_PG.sharding))
+        return active_PG
 
-        def stops(ids: Sequence[int]) -> bool:
-            return any(text in sampler.decode(ids) for text in sampler.stop)
-
-        live_PG = self.ledger.write(self.rows, stops if sampler.stop else None)
-        if sampler.stop:
-            self.rows = replace(self.rows, live_PG=jax.device_put(live_PG, self.rows.live_PG.sharding))
-        return live_PG
-
-    def _admit(self, live_PG: np.ndarray) -> np.ndarray:
-        """Waiting prompts move into places where nobody lives."""
-        P = len(live_PG)
-        live_PG = live_PG.copy()
-        while self.waiting and (free := np.flatnonzero(~live_PG.any(axis=1))).size >= min(self.few, P):
+    def _admit(self, active_PG: np.ndarray) -> np.ndarray:
+        """Waiting prompts take the positions of prompts without active rows; gives the rows that are active then."""
+        P = len(active_PG)
+        active_PG = active_PG.copy()
+        while self.waiting and (free := np.flatnonzero(~active_PG.any(axis=1))).size >= min(self.few, P):
             index_p = np.array(self.waiting[: self.few])
             del self.waiting[: self.few]
-            place_p = np.full(self.few, P)  # beyond the last: left out
-            place_p[: len(index_p)] = free[: len(index_p)]
+            position_p = np.full(self.few, P)  # a position beyond the last is ignored
+            position_p[: len(index_p)] = free[: len(index_p)]
             padded = np.concatenate([index_p, np.repeat(index_p[:1], self.few - len(index_p))])
             shared, _, rows = self._begin(padded, 1, only_first=True)
-            self.shared, self.rows = stages.admit(self.shared, self.rows, shared, rows, place_p, self.mesh)
-            self.ledger.admit(free[: len(index_p)], index_p)
-            live_PG[free[: len(index_p)]] = True
-        return live_PG
+            self.shared, self.rows = stages.admit(self.shared, self.rows, shared, rows, position_p, self.mesh)
+            self.buffer.admit(free[: len(index_p)], index_p)
+            active_PG[free[: len(index_p)]] = True
+        return active_PG
 
-    def _make_room(self, live_PG: np.ndarray) -> None:
-        """The rings are long enough for the living to go on, and those sit together when half the room would do."""
-        longest = int(np.max(jax.device_get(self.rows.length_PG), where=live_PG, initial=0))
-        while live_PG.any():
+    def _make_room(self, active_PG: np.ndarray) -> None:
+        """Grows the ring buffers until active rows can go on, and compacts the rows if half of them would do."""
+        longest = int(np.max(jax.device_get(self.rows.length_PG), where=active_PG, initial=0))
+        while active_PG.any():
             P, G, S = self.rows.tokens_PGS.shape
             ring = next_ring(self.rings, S, longest)
-            shape = (P, G) if self.waiting else next_shape(self.shapes, (P, G), live_PG, self.parts)
+            shape = (P, G) if self.waiting else next_shape(self.shapes, (P, G), active_PG, self.shards)
             if shape != (P, G):
-                live_PG = self._seat(live_PG, shape)
+                active_PG = self._compact(active_PG, shape)
             elif ring != S:
                 self._grow(self.rings[self.rings.index(S) + 1])
             else:
@@ -270,28 +278,28 @@ class _Sampling:
         )
 
     def _given(self, name: str) -> Any:
-        """An attribute that is given away, so that its arrays can be freed one by one."""
+        """An attribute, to which no reference is kept, so that its arrays can be freed one by one."""
         return self.__dict__.pop(name)
 
-    def _seat(self, live_PG: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """Moves the living into fewer places; who is living then."""
-        self._needs("move", *self.rows.tokens_PGS.shape)
-        seating = seat(live_PG, shape, self.parts)
-        place_p, row_pg, _ = seating
-        self.rows = stages.move(self.rows, *seating, parts=self.parts, mesh=self.mesh)
+    def _compact(self, active_PG: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """Moves active rows together, into fewer; gives the rows that are active then."""
+        self._needs("compact", *self.rows.tokens_PGS.shape)
+        moved = compact(active_PG, shape, self.shards)
+        source_p, row_pg, _ = moved
+        self.rows = stages.compact(self.rows, *moved, shards=self.shards, mesh=self.mesh)
         self.own = stages.one_by_one(
-            lambda a: stages.move_cache(a, place_p, row_pg, self.parts, self.mesh), self._given("own")
+            lambda a: stages.compact_cache(a, source_p, row_pg, self.shards, self.mesh), self._given("own")
         )
         self.shared = stages.one_by_one(
-            lambda a: stages.move_prompts(a, place_p, self.parts, self.mesh), self._given("shared")
+            lambda a: stages.compact_prompts(a, source_p, self.shards, self.mesh), self._given("shared")
         )
-        self.ledger.seat(seating, self.parts)
-        return seating.lives_pg
+        self.buffer.compact(moved, self.shards)
+        return moved.active_pg
 
 
 @cache
-def _program(kind: str, sizes: tuple[int, ...], *shared: Any) -> None:  # cached, so it is counted and said once
-    if kind == "decode":
+def _program(name: str, sizes: tuple[int, ...], *shared: Any) -> None:  # cached: each is counted and logged once
+    if name == "decode":
         logging.getLogger("grpo_jax").info("compiling the sampler: %d x %d rows, %d positions", *sizes)
 
 
@@ -308,12 +316,12 @@ def _repeated(prompts: Prompts, spread: int, mesh: Mesh) -> Prompts:
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _row_keys(key: Array, P: int, G: int) -> Array:
-    """A key for each row of a rollout, whatever sits beside it."""
+    """A key for each row of a rollout, whatever other rows there are."""
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(P * G)).reshape(P, G)
 
 
 def _serve(policy: Policy, params: Params) -> Params:
-    """The copy of the weights that sampling reads, made and laid out once for each rollout."""
+    """The copy of the weights that sampling reads, made and sharded once for each rollout."""
     served = policy.serve(params)
     mesh = mesh_of(params)
     return served if mesh is None else jax.device_put(served, serving_shardings(served, mesh))
@@ -322,12 +330,8 @@ def _serve(policy: Policy, params: Params) -> Params:
 @cache
 def _needed_bytes(policy: Policy, P: int, L: int, G: int, T: int, int8: bool) -> int:
     """Bytes of both caches at their largest, and of the weights that are read."""
-    prompts = Prompts(jax.ShapeDtypeStruct((P, L), jnp.int32), jax.ShapeDtypeStruct((P, L), bool))
     params = policy.shapes
-    _, prefix = jax.eval_shape(policy.read, params, prompts)
+    _, prefix = jax.eval_shape(policy.read, params, prompt_shapes(P, L))
     caches = jax.eval_shape(lambda prefix: policy.cache(prefix, prefix_length(L), G, T, int8), prefix)
-    return _bytes((caches, jax.eval_shape(policy.serve, params)))
-
-
-def _bytes(tree: Any) -> int:
-    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+    arrays = jax.tree.leaves((caches, jax.eval_shape(policy.serve, params)))
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays)

@@ -1,41 +1,42 @@
-"""What the devices do while sampling: begin rows, decode them for a stage, move the living ones together.
+"""What the devices do while sampling: begin rows, decode them for a stage, move active ones together.
 
-All rows share one cursor into a ring of S positions, so a turn writes every row's keys with one slice, and a row may
-begin at any turn: `start` is where. A row that has ended stays as it is until its place is given away.
+All rows share one cursor into ring buffers of S positions, so a decoding step writes every row's keys with one slice,
+and a row may begin at any step: `start` is where. A row that has ended stays as it is until another takes its position.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from grpo_jax.devices.mesh import prompt_parts
+from grpo_jax.devices.programs import program
 from grpo_jax.devices.sharding import CACHE, LOGITS, PROMPTS, fit, prefix_sharding
 from grpo_jax.distribution import Distribution, draw, greedy
 from grpo_jax.structs import Params, Policy, Prompts, Rows
 
 
 class Until(NamedTuple):
-    """When a stage hands back to the host, beside no row living or one being as long as its ring."""
+    """Conditions that return control to the host, besides "no row is active" and "a row has filled its ring buffer"."""
 
-    cursor: int  # has been reached
-    pieces: int  # so few places of `width` rows would hold the living, in every shard (-1: never)
+    cursor: int  # the cursor has reached this step
+    prompts: int  # so few prompts of `width` rows would hold the active rows of every shard (-1: never)
     width: int
-    free: int  # so many places have no living row
+    free: int  # so many prompts have no active row
 
 
-@partial(jax.jit, static_argnames=("policy", "shape", "int8", "mesh"))
+@program(static_argnames=("policy", "shape", "int8", "mesh"))
 def read(
     policy: Policy, params: Params, prompts: Prompts, shape: tuple[int, int, int], int8: bool, mesh: Mesh | None
 ) -> tuple[Array, Any, Any]:
-    """One pass over the prompts: the state after each, their memory as decoding wants it, and an empty cache.
+    """One pass over the prompts: the hidden state after each, their cache as decoding wants it, and an empty cache.
 
-    `shape` is the length the prompts' memory is padded to, the responses to each, and the positions of the cache.
+    `shape` is the length that the prompts' cache is padded to, the responses to each, and the positions of their cache.
     """
     last_PD, prefix = policy.read(params, prompts)
     shared, own = policy.cache(prefix, *shape, int8)
@@ -44,7 +45,7 @@ def read(
     return last_PD, shared, _pin(own, mesh, CACHE)
 
 
-@partial(jax.jit, static_argnames=("policy", "distribution", "S", "mesh"))
+@program(static_argnames=("policy", "distribution", "S", "mesh"))
 def begin(
     policy: Policy,
     distribution: Distribution,
@@ -52,18 +53,18 @@ def begin(
     prompts: Prompts | None,
     last_PD: Array,
     key_PG: Array,
-    max_tokens: Array,
+    max_tokens: int | Array,
     S: int,
     mesh: Mesh | None,
 ) -> Rows:
-    """Rows with their first token. Only a distribution that penalizes repetition has to be given the prompts."""
+    """Rows with their first token. Only a distribution that penalizes repetition needs the prompts."""
     P, G = key_PG.shape
     nothing_PG = jnp.zeros((P, G), jnp.int32)
     empty_PGS = _pin(jnp.zeros((P, G, S)), mesh, PROMPTS)
     last_PG1 = jnp.broadcast_to(last_PD[:, None], (P, G, last_PD.shape[1]))
     logits_PGV = policy.unembed(params, last_PG1)
     seen_PGV = None
-    if distribution.penalizes:
+    if distribution.penalizes and prompts is not None:
         index_P1 = jnp.arange(P)[:, None]
         seen_PV = jnp.zeros((P, logits_PGV.shape[2]), bool).at[index_P1, prompts.tokens_PL].max(prompts.valid_PL)
         seen_PGV = jnp.broadcast_to(seen_PV[:, None], logits_PGV.shape)
@@ -71,7 +72,7 @@ def begin(
         cursor=jnp.zeros((), jnp.int32),
         start_PG=nothing_PG,
         length_PG=nothing_PG,
-        live_PG=jnp.ones((P, G), bool),
+        active_PG=jnp.ones((P, G), bool),
         ended_PG=jnp.zeros((P, G), bool),
         key_PG=key_PG,
         last_PG=nothing_PG,
@@ -83,7 +84,7 @@ def begin(
     return _pin(_choose(distribution, rows, logits_PGV, max_tokens, mesh), mesh, PROMPTS)
 
 
-@partial(jax.jit, static_argnames=("policy", "distribution", "mesh"), donate_argnames=("own", "rows"))
+@program(static_argnames=("policy", "distribution", "mesh"), donate_argnames=("own", "rows"))
 def decode(
     policy: Policy,
     distribution: Distribution,
@@ -91,46 +92,48 @@ def decode(
     shared: Any,
     own: Any,
     rows: Rows,
-    max_tokens: Array,
+    max_tokens: int | Array,
     until: Until,
     mesh: Mesh | None,
 ) -> tuple[Any, Rows]:
     """The cache and the rows after one stage. Donates both."""
-    S, parts = rows.tokens_PGS.shape[2], 1 if mesh is None else prompt_parts(mesh)
+    S, shards = rows.tokens_PGS.shape[2], 1 if mesh is None else prompt_parts(mesh)
 
     def goes_on(carry: tuple[Any, Rows]) -> Array:
         rows = carry[1]
-        living_P = rows.live_PG.sum(axis=1)
-        longest = jnp.max(jnp.where(rows.live_PG, rows.length_PG, 0))
-        crowded = jnp.sum(-(-living_P // until.width).reshape(parts, -1), axis=1).max() > until.pieces
-        waiting = jnp.sum(living_P == 0) < until.free
-        return (longest > 0) & (longest < S) & (rows.cursor < until.cursor) & crowded & waiting
+        active_P = rows.active_PG.sum(axis=1)
+        longest = jnp.max(jnp.where(rows.active_PG, rows.length_PG, 0))
+        needed = jnp.sum(-(-active_P // until.width).reshape(shards, -1), axis=1).max()
+        unfinished = (longest > 0) & (longest < S) & (rows.cursor < until.cursor)
+        return unfinished & (needed > until.prompts) & (jnp.sum(active_P == 0) < until.free)
 
-    def turn(carry: tuple[Any, Rows]) -> tuple[Any, Rows]:
+    def decode_one(carry: tuple[Any, Rows]) -> tuple[Any, Rows]:
         own, rows = carry
         hidden_PGD, own = policy.extend(params, shared, own, rows.last_PG, rows.cursor - 1, rows.start_PG)
         return own, _choose(distribution, rows, policy.unembed(params, hidden_PGD), max_tokens, mesh)
 
-    return jax.lax.while_loop(goes_on, turn, (own, rows))
+    return jax.lax.while_loop(goes_on, decode_one, (own, rows))
 
 
-def _choose(distribution: Distribution, rows: Rows, logits_PGV: Array, max_tokens: Array, mesh: Mesh | None) -> Rows:
-    """The rows with one more token, where they live."""
-    logits_PGV = _pin(logits_PGV, mesh, LOGITS)  # or the head would be put together for every token
+def _choose(
+    distribution: Distribution, rows: Rows, logits_PGV: Array, max_tokens: int | Array, mesh: Mesh | None
+) -> Rows:
+    """The rows with one more token in each active one."""
+    logits_PGV = _pin(logits_PGV, mesh, LOGITS)  # or the head would be gathered for every token
     logits_PGV = distribution(logits_PGV, rows.length_PG, rows.seen_PGV)
     if distribution.temperature == 0:
         token_PG, logprob_PG, entropy_PG = greedy(logits_PGV)
     else:
         token_PG, logprob_PG, entropy_PG = draw(_noise(rows.key_PG, rows.length_PG), logits_PGV)
-    live_PG = rows.live_PG
-    token_PG = jnp.where(live_PG, token_PG, rows.last_PG)
-    ended_PG = live_PG & jnp.isin(token_PG, jnp.asarray(distribution.ends))
-    length_PG = rows.length_PG + live_PG
+    active_PG = rows.active_PG
+    token_PG = jnp.where(active_PG, token_PG, rows.last_PG)
+    ended_PG = active_PG & jnp.isin(token_PG, jnp.asarray(distribution.ends))
+    length_PG = rows.length_PG + active_PG
     index = rows.cursor % rows.tokens_PGS.shape[2]
 
     def put(ring_PGS: Array, new_PG: Array) -> Array:
         old_PG = jax.lax.dynamic_index_in_dim(ring_PGS, index, 2, keepdims=False)
-        return jax.lax.dynamic_update_index_in_dim(ring_PGS, jnp.where(live_PG, new_PG, old_PG), index, 2)
+        return jax.lax.dynamic_update_index_in_dim(ring_PGS, jnp.where(active_PG, new_PG, old_PG), index, 2)
 
     seen_PGV = rows.seen_PGV
     if seen_PGV is not None:
@@ -139,7 +142,7 @@ def _choose(distribution: Distribution, rows: Rows, logits_PGV: Array, max_token
         rows,
         cursor=rows.cursor + 1,
         length_PG=length_PG,
-        live_PG=live_PG & ~ended_PG & (length_PG < max_tokens),
+        active_PG=active_PG & ~ended_PG & (length_PG < max_tokens),
         ended_PG=rows.ended_PG | ended_PG,
         last_PG=token_PG,
         tokens_PGS=put(rows.tokens_PGS, token_PG),
@@ -149,65 +152,70 @@ def _choose(distribution: Distribution, rows: Rows, logits_PGV: Array, max_token
     )
 
 
-def _noise(key_PG: Array, turn_PG: Array) -> Array:
-    """Two uniform numbers for each row, from its own key and its own turn alone."""
+def _noise(key_PG: Array, length_PG: Array) -> Array:
+    """Two uniform numbers for each row, from its own key and its own length alone."""
 
-    def one(key: Array, turn: Array) -> Array:
-        return jax.random.uniform(jax.random.fold_in(key, turn), (2,))
+    def one(key: Array, length: Array) -> Array:
+        return jax.random.uniform(jax.random.fold_in(key, length), (2,))
 
-    return jax.vmap(jax.vmap(one))(key_PG, turn_PG)
+    return jax.vmap(jax.vmap(one))(key_PG, length_PG)
 
 
-@partial(jax.jit, static_argnames=("S", "wrapped", "mesh"))
+@program(static_argnames=("S", "wrapped", "mesh"))
 def grow(rows: Rows, S: int, wrapped: bool, mesh: Mesh | None) -> Rows:
-    """The rows in rings of S positions, unrolled first if they are `wrapped`."""
-    turned = rows.cursor - rows.tokens_PGS.shape[2] if wrapped else jnp.zeros((), jnp.int32)
+    """The rows in ring buffers of S positions, unrolled first if the cursor has `wrapped` around."""
+    offset = rows.cursor - rows.tokens_PGS.shape[2] if wrapped else jnp.zeros((), jnp.int32)
     names = ("tokens_PGS", "logprobs_PGS", "entropy_PGS")
-    grown = {name: _ring(getattr(rows, name), S, turned, wrapped, 2) for name in names}
-    grown |= {"cursor": rows.cursor - turned, "start_PG": rows.start_PG - turned}
+    grown = {name: _resized(getattr(rows, name), S, offset, wrapped, 2) for name in names}
+    grown |= {"cursor": rows.cursor - offset, "start_PG": rows.start_PG - offset}
     return _pin(replace(rows, **grown), mesh, PROMPTS)
 
 
-@partial(jax.jit, static_argnames=("S", "wrapped", "mesh"))
+@program(static_argnames=("S", "wrapped", "mesh"))
 def grow_cache(array: Array, cursor: Array, S: int, wrapped: bool, mesh: Mesh | None) -> Array:
-    """One array of the responses' cache in a ring of S positions."""
-    return _pin(_ring(array, S, cursor - array.shape[3], wrapped, 3), mesh, CACHE)
+    """One array of the responses' cache in a ring buffer of S positions."""
+    return _pin(_resized(array, S, cursor - array.shape[3], wrapped, 3), mesh, CACHE)
 
 
-def _ring(a: Array, S: int, turned: Array, wrapped: bool, axis: int) -> Array:
+def _resized(a: Array, S: int, offset: Array, wrapped: bool, axis: int) -> Array:
     old = a.shape[axis]
-    a = jnp.take(a, (jnp.arange(old) + turned) % old, axis=axis) if wrapped else a
+    a = jnp.take(a, (jnp.arange(old) + offset) % old, axis=axis) if wrapped else a
     return jnp.pad(a, [(0, S - old if i == axis else 0) for i in range(a.ndim)])
 
 
-@partial(jax.jit, static_argnames=("parts", "mesh"))
-def move(rows: Rows, place_p: Array, row_pg: Array, lives_pg: Array, parts: int, mesh: Mesh | None) -> Rows:
-    """Chosen rows in new places.
-
-    New place p takes the prompt of old place `place_p[p]` of the same of `parts` shards, and its row g takes row
-    `row_pg[p, g]`; where `lives_pg` is false it is a dead copy.
-    """
-    rows = jax.tree.map(lambda a: a if a.ndim < 2 else _responses(a, place_p, row_pg, parts), rows)
-    return _pin(replace(rows, live_PG=rows.live_PG & lives_pg), mesh, PROMPTS)
-
-
-@partial(jax.jit, static_argnames=("parts", "mesh"))
-def move_cache(array: Array, place_p: Array, row_pg: Array, parts: int, mesh: Mesh | None) -> Array:
-    """One array of the responses' cache, in the rows' new places."""
-    return _pin(_responses(array, place_p, row_pg, parts), mesh, CACHE)
+@program(static_argnames=("shards", "mesh"))
+def compact(
+    rows: Rows,
+    source_p: Array | np.ndarray,
+    row_pg: Array | np.ndarray,
+    active_pg: Array | np.ndarray,
+    shards: int,
+    mesh: Mesh | None,
+) -> Rows:
+    """The rows that a `Compaction` chooses."""
+    rows = jax.tree.map(lambda a: a if a.ndim < 2 else _responses(a, source_p, row_pg, shards), rows)
+    return _pin(replace(rows, active_PG=rows.active_PG & active_pg), mesh, PROMPTS)
 
 
-@partial(jax.jit, static_argnames=("parts", "mesh"))
-def move_prompts(array: Array, place_p: Array, parts: int, mesh: Mesh | None) -> Array:
-    """One array of what is known of the prompts, in their new places."""
-    array = _take(array, place_p, parts)
+@program(static_argnames=("shards", "mesh"))
+def compact_cache(
+    array: Array, source_p: Array | np.ndarray, row_pg: Array | np.ndarray, shards: int, mesh: Mesh | None
+) -> Array:
+    """One array of the responses' cache, for the rows that a `Compaction` chooses."""
+    return _pin(_responses(array, source_p, row_pg, shards), mesh, CACHE)
+
+
+@program(static_argnames=("shards", "mesh"))
+def compact_prompts(array: Array, source_p: Array | np.ndarray, shards: int, mesh: Mesh | None) -> Array:
+    """One array of the prompts' cache, for the prompts that a `Compaction` chooses."""
+    array = _take(array, source_p, shards)
     return array if mesh is None else jax.lax.with_sharding_constraint(array, prefix_sharding(array.shape, mesh))
 
 
 def one_by_one(change: Callable[[Array], Array], tree: Any) -> Any:
     """A tree with each array changed before the next, so that there is never a second copy of more than one.
 
-    The caller must not hold on to `tree`: it is emptied by and by.
+    The caller must not keep a reference to `tree`, whose arrays are freed one after the other.
     """
     leaves, structure = jax.tree.flatten(tree)
     del tree
@@ -217,36 +225,37 @@ def one_by_one(change: Callable[[Array], Array], tree: Any) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _responses(a: Array, place_p: Array, row_pg: Array, parts: int) -> Array:
-    index_pg = place_p[:, None] * a.shape[1] + row_pg
-    return _take(a.reshape(-1, *a.shape[2:]), index_pg.reshape(-1), parts).reshape(*row_pg.shape, *a.shape[2:])
+def _responses(a: Array, source_p: Array | np.ndarray, row_pg: Array | np.ndarray, shards: int) -> Array:
+    index_pg = source_p[:, None] * a.shape[1] + row_pg
+    return _take(a.reshape(-1, *a.shape[2:]), index_pg.reshape(-1), shards).reshape(*row_pg.shape, *a.shape[2:])
 
 
-def _take(a: Array, index: Array, parts: int) -> Array:
+def _take(a: Array, index: Array | np.ndarray, shards: int) -> Array:
     """a[index], each shard of the first axis indexing into itself."""
-    apart = a.reshape(parts, -1, *a.shape[1:])
-    taken = jax.vmap(lambda a, index: a[index])(apart, index.reshape(parts, -1))
+    apart = a.reshape(shards, -1, *a.shape[1:])
+    taken = jax.vmap(lambda a, index: a[index])(apart, index.reshape(shards, -1))
     return taken.reshape(-1, *a.shape[1:])
 
 
-@partial(jax.jit, static_argnames="mesh", donate_argnames=("shared", "rows"))
+@program(static_argnames="mesh", donate_argnames=("shared", "rows"))
 def admit(
-    shared: Any, rows: Rows, new_shared: Any, new_rows: Rows, place_p: Array, mesh: Mesh | None
+    shared: Any, rows: Rows, new_shared: Any, new_rows: Rows, position_p: Array | np.ndarray, mesh: Mesh | None
 ) -> tuple[Any, Rows]:
-    """New prompts with their first tokens in these places, beginning now; places beyond the last are left out."""
+    """New prompts with their first tokens at these positions. They begin now; positions beyond the last are ignored."""
     index = (rows.cursor - 1) % rows.tokens_PGS.shape[2]
 
     def put(a: Array, new: Array) -> Array:
-        return a.at[place_p].set(new, mode="drop")
+        return a.at[position_p].set(new, mode="drop")
 
     def put_first(name: str) -> Array:
-        return getattr(rows, name).at[place_p, :, index].set(getattr(new_rows, name)[:, :, 0], mode="drop")
+        return getattr(rows, name).at[position_p, :, index].set(getattr(new_rows, name)[:, :, 0], mode="drop")
 
-    fields = ("length_PG", "live_PG", "ended_PG", "key_PG", "last_PG")
+    fields = ("length_PG", "active_PG", "ended_PG", "key_PG", "last_PG")
     changed = {name: put(getattr(rows, name), getattr(new_rows, name)) for name in fields}
     changed |= {name: put_first(name) for name in ("tokens_PGS", "logprobs_PGS", "entropy_PGS")}
     changed["start_PG"] = put(rows.start_PG, new_rows.start_PG + rows.cursor - 1)
-    changed["seen_PGV"] = None if rows.seen_PGV is None else put(rows.seen_PGV, new_rows.seen_PGV)
+    if rows.seen_PGV is not None and new_rows.seen_PGV is not None:
+        changed["seen_PGV"] = put(rows.seen_PGV, new_rows.seen_PGV)
     return jax.tree.map(put, shared, new_shared), _pin(replace(rows, **changed), mesh, PROMPTS)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +12,9 @@ from jax.sharding import Mesh
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import mesh_of
-from grpo_jax.devices.sharding import PROMPTS, everywhere, fit, place_prompts
+from grpo_jax.devices.placing import everywhere, place_prompts
+from grpo_jax.devices.programs import program
+from grpo_jax.devices.sharding import PROMPTS, fit
 from grpo_jax.grpo import Phase, sample, score
 from grpo_jax.objectives.shaping import lively as lively_in_total
 from grpo_jax.objectives.shaping import lively_in_parts
@@ -76,7 +77,7 @@ def lively(algorithm: Algorithm, rollouts: Rollouts, rewards: Rewards) -> np.nda
     for shape in objective.shaping:
         shaped = shape(shaped)
     select = lively_in_parts if lively_in_parts in objective.select else lively_in_total
-    return everywhere(select(shaped)).any(axis=1)
+    return np.asarray(everywhere(select(shaped)).any(axis=1))
 
 
 def merge(rounds: Sequence[tuple[Rollouts, Rewards]], index_p: np.ndarray) -> tuple[Rollouts, Rewards]:
@@ -108,8 +109,8 @@ def merge(rounds: Sequence[tuple[Rollouts, Rewards]], index_p: np.ndarray) -> tu
     )
 
 
-@partial(jax.jit, static_argnames="mesh")
-def _chosen(rounds: Sequence[Any], index_p: Array, mesh: Mesh | None) -> Any:
+@program(static_argnames="mesh")
+def _chosen(rounds: Sequence[Any], index_p: Array | np.ndarray, mesh: Mesh | None) -> Any:
     """Some prompts of several trees, as one tree that is sharded by prompts."""
     merged = jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[index_p], *rounds)
     if mesh is None:

@@ -1,6 +1,7 @@
 """Saving and restoring the train state with Orbax. Nothing else is needed to go on: order and noise follow from it."""
 
 from pathlib import Path
+from typing import cast
 
 import jax
 import orbax.checkpoint as ocp
@@ -33,7 +34,7 @@ class Checkpoints:
         """The newest state, laid out as `like` (arrays, or shapes with shardings)."""
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
-            return self.manager.restore(self.latest, args=ocp.args.StandardRestore(shapes))
+            return cast(TrainState, self.manager.restore(self.latest, args=ocp.args.StandardRestore(shapes)))
         except ValueError as error:
             raise ValueError(
                 f"{self.directory}/{self.latest} does not fit this config: it was saved from another model or"

@@ -8,7 +8,7 @@ import jax
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import mesh_of, prompt_parts
-from grpo_jax.devices.sharding import place_prompts
+from grpo_jax.devices.placing import place_prompts
 from grpo_jax.grpo import Phase
 from grpo_jax.metrics import describe_rewards
 from grpo_jax.models import Model

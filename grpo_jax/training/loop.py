@@ -14,7 +14,7 @@ import optax
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import Layout
-from grpo_jax.devices.sharding import everywhere
+from grpo_jax.devices.placing import everywhere
 from grpo_jax.grpo import prepare, update
 from grpo_jax.hosts import ending, meeting, store
 from grpo_jax.models import Model
@@ -41,7 +41,7 @@ class Started:
     state: TrainState
     checkpoints: Checkpoints
     record: Record
-    stop: ending.Stop
+    stop: ending.StopSignal
 
 
 @dataclass(frozen=True)
@@ -82,20 +82,20 @@ def start(
     resume: bool = False,
 ) -> Started:
     """Everything before the first step. The hosts agree that they run the same before anything large is on a device."""
-    run, stop = Run() if run is None else run, ending.Stop()
+    run, stop = Run() if run is None else run, ending.StopSignal()
     path = Path(store.decide(lambda: str(run.latest()))) if resume else None
     session = assemble(model, task, algorithm, settings, layout)
-    meeting.agree(session.facts() | {"code in its current folder": meeting.own_code()})
-    meeting.agree({"mesh": str(session.mesh.shape)}, "Set mesh.data, mesh.fsdp and mesh.tensor.")
+    meeting.check_same(session.facts() | {"code in its current folder": meeting.user_code_version()})
+    meeting.check_same({"mesh": str(session.mesh.shape)}, "Set mesh.data, mesh.fsdp and mesh.tensor.")
     state = first_state(session)
     path = path or Path(store.decide(lambda: str(run.create())))
-    meeting.share(path)
+    meeting.check_shared_directory(path)
     checkpoints = Checkpoints(path / "checkpoints", settings.keep)
     if checkpoints.latest is not None:
         state = checkpoints.restore(state)
     record = Record(path, int(state.step), store.is_first())
     way_out = f"They do not see the same {path} yet, or not any more: start all of them again, with --resume."
-    meeting.agree({"history of the run": repr((record.history, record.retired))}, way_out)
+    meeting.check_same({"history of the run": repr((record.history, record.retired))}, way_out)
     if store.is_first():
         record.write_config(config)
     return Started(session, state, checkpoints, record, stop)
@@ -113,7 +113,8 @@ def finish(started: Started) -> Trained:
             raise
 
 
-@ending.together(FileNotFoundError)  # an error ends this host before it closes the checkpoints, waiting for the others
+# An error ends this host before it closes the checkpoints, which would wait for the other hosts.
+@ending.end_all_hosts_on_error(FileNotFoundError)
 def _loop(started: Started) -> Trained:
     """Steps until all are done, with evaluations and checkpoints between them, or until the run is told to stop."""
     session, state, record, stop = started.session, started.state, started.record, started.stop
@@ -122,7 +123,7 @@ def _loop(started: Started) -> Trained:
     progress.say(introduction(session, state, record.path))
     if session.held_out is not None and not record.history:
         record.metrics(0, _evaluate(session, state.params, progress, 0))
-    stop.heed_interrupts()
+    stop.catch_interrupts()
     for index in range(done, settings.steps):
         if used_up(session, retired):
             break
@@ -168,7 +169,7 @@ def take_step(
         record.retire(index + 1, solved)
         metrics["retired_prompts"] = len(retired)
     rows = list(answer_rows(as_mix(algorithm.reward), answers.rewards, advantages))
-    record.completions(index + 1, rows, store.own() if store.number() > 1 else None)
+    record.completions(index + 1, rows, store.host_index() if store.host_count() > 1 else None)
     return state, metrics | progress.finish_step(metrics)
 
 

@@ -1,11 +1,11 @@
 """What lies where on the devices, as a small table for people."""
 
 import math
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from grpo_jax.devices.memory import gigabytes
 from grpo_jax.devices.mesh import prompt_parts
 from grpo_jax.devices.sharding import devices_per_group, serving_shardings
 from grpo_jax.structs import Policy, TrainState
@@ -41,16 +41,6 @@ def _on_each(mesh: Mesh, prompts: int, responses: int | None) -> str:
 def _divided(mesh: Mesh, *axes: str) -> str:
     names = [axis for axis in axes if mesh.shape[axis] > 1]
     return f"divided by {' x '.join(names)}" if names else "whole on every device"
-
-
-def gigabytes(tree: Any) -> str:
-    """The size of what a device has of a tree, in words."""
-    return f"{device_bytes(tree) / 1e9:.2f} GB"
-
-
-def device_bytes(tree: Any) -> int:
-    """Bytes of an array or a tree on one device."""
-    return sum(a.dtype.itemsize * math.prod(a.sharding.shard_shape(a.shape)) for a in jax.tree.leaves(tree))
 
 
 def copy_bytes(policy: Policy) -> int:

@@ -3,9 +3,8 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
 
 import jax
 
@@ -51,7 +50,7 @@ class Progress:
         logger.propagate = False  # or a library that configures the root logger makes every line appear twice
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Generator[None]:
         """Times what happens inside, and says that it happens. A step's times of the same phase add up."""
         new = name not in self.seen
         self.seen.add(name)
@@ -111,6 +110,6 @@ class Progress:
         elif keep and text and self.speaks:
             print(text, flush=True)
 
-    def _heard(self, event: str, seconds: float, **_: Any) -> None:
+    def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == COMPILED:
-            self.compiled += seconds
+            self.compiled += duration_secs

@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import Layout, check_hosts
-from grpo_jax.devices.sharding import place, weight_shardings
+from grpo_jax.devices.placing import place
+from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.grpo import init
 from grpo_jax.learner.update import check_split
 from grpo_jax.models import Model

@@ -1,9 +1,9 @@
-"""Stands in for gcloud: records its arguments, replays states, and is a slice whose workers are folders.
+"""A fake gcloud: records its arguments, replays states, and runs what goes to a worker in that worker's folder.
 
-$SLICE/calls.jsonl    every call's arguments
-$SLICE/script.json    what to answer: {"workers": 4, "requests": [STATE, ...], "nodes": [STATE, ...],
-                      "failures": {"GROUP COMMAND": [TEXT, ...]}}; the last state stays, the failures run out
-$SLICE/worker-N       a worker's home
+$SLICE/calls.jsonl    the arguments of every call
+$SLICE/script.json    the answers: {"workers": 4, "requests": [STATE, ...], "nodes": [STATE, ...],
+                      "failures": {"GROUP COMMAND": [TEXT, ...]}}. Each call takes one; the last state is repeated.
+$SLICE/worker-N       the home directory of a worker
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     if command == "describe":
         return describe(script, "requests" if group == "queued-resources" else "nodes", name)
     if command == "delete":
-        take_away()
+        delete_workers()
     if command == "scp":
         for home in homes(script, argv):
             shutil.copy(argv[4], home)
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
 
 
 def describe(script: dict, kind: str, name: str) -> int:
-    """The next state; the last one stays. A slice that is taken away takes its workers along."""
+    """Prints the next state; repeats the last one. A slice that is suspended or preempted loses its workers."""
     states = script[kind]
     state = states[0] if len(states) == 1 else states.pop(0)
     (SLICE / "script.json").write_text(json.dumps(script))
@@ -51,7 +51,7 @@ def describe(script: dict, kind: str, name: str) -> int:
         print(GONE.format(name), file=sys.stderr)
         return 1
     if state.startswith(("SUSPEND", "PREEMPTED", "TERMINATED")):
-        take_away()
+        delete_workers()
     print(state if kind == "nodes" else (state + "||" if "|" not in state else state))
     return 0
 
@@ -66,7 +66,7 @@ def homes(script: dict, argv: list[str]) -> list[Path]:
 
 
 def ssh(script: dict, argv: list[str]) -> int:
-    """Runs the command in every worker's home, as sshd does: through the user's shell, with no more than a line."""
+    """Runs the command line in every worker's home directory, through a shell, as sshd does."""
     line = argv[argv.index("--command") + 1]
     running = []
     for home in homes(script, argv):
@@ -80,8 +80,8 @@ def ssh(script: dict, argv: list[str]) -> int:
     return next((code for code in codes if code), 0)
 
 
-def take_away() -> None:
-    """The workers' processes are killed, and their disks are gone."""
+def delete_workers() -> None:
+    """Kills the workers' processes and deletes their folders."""
     for home in SLICE.glob("worker-*"):
         pid = home / "grpo-jax" / "run.pid"
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):

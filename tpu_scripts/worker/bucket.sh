@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Usage, on a worker: bucket.sh BUCKET
-# Mounts a bucket where the run is kept. Directories may be renamed, as checkpoints are when they are complete, and what
-# one worker writes the others see at once.
+# Mounts the bucket at ~/grpo-jax/bucket, and installs gcsfuse first if it is missing. Directories can be renamed, as
+# checkpoints are once they are complete, and no metadata is cached, so a worker sees at once what the others write.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
 if mountpoint --quiet bucket; then
   [[ $(findmnt --noheadings --output SOURCE --target bucket) == "$1" ]] && exit
-  echo "error: $(hostname) has another bucket mounted: fusermount -u ~/grpo-jax/bucket" >&2
+  echo "error: $(hostname) has another bucket mounted. Unmount it first: fusermount -u ~/grpo-jax/bucket" >&2
   exit 1
 fi
 if ! command -v gcsfuse >/dev/null; then
@@ -20,4 +20,4 @@ if ! command -v gcsfuse >/dev/null; then
 fi
 mkdir -p bucket
 gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 "$1" bucket >&2
-echo "$(hostname) has mounted $1"
+echo "$(hostname) mounted $1"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Usage, on all workers at once: devices.sh CHIPS
-# Fails unless the workers together see so many chips. One worker alone waits for the others, but not for ever. Leaves a
-# file that says that this worker is ready.
+# Fails unless the workers together see this number of chips. A worker waits at most 300 seconds for the others. If all
+# is well, it creates the file `ready`.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 

@@ -17,7 +17,8 @@ import numpy as np
 from grpo_jax.config import ConfigError
 from grpo_jax.devices.cache import keep_programs
 from grpo_jax.devices.mesh import Layout
-from grpo_jax.devices.sharding import place_prompts, weight_shardings
+from grpo_jax.devices.placing import place_prompts
+from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.models import SHAPES, Shape, decoder_policy, load
 from grpo_jax.structs import Params, Policy, Prompts
 

@@ -121,7 +121,7 @@ def to_the_cap(sampler: Sampler, policy: Policy, params: Params, prompts: Prompt
         rows = stages.begin(policy, distribution, served, None, last_PD, key_PG, T, T, mesh)
         jax.block_until_ready((own, rows))
         begun = time.perf_counter()
-        until = stages.Until(cursor=turns, pieces=-1, width=1, free=P + 1)
+        until = stages.Until(cursor=turns, prompts=-1, width=1, free=P + 1)
         jax.block_until_ready(stages.decode(policy, distribution, served, shared, own, rows, T, until, mesh))
         return time.perf_counter() - begun
 

@@ -15,7 +15,8 @@ from grpo_jax.commands.bench.command import Subject, attention_cost, matrix_size
 from grpo_jax.commands.bench.rollout import build_sampler
 from grpo_jax.commands.bench.roof import matmul_rate
 from grpo_jax.devices.mesh import mesh_of
-from grpo_jax.devices.sharding import place_prompts, weight_shardings
+from grpo_jax.devices.placing import place_prompts
+from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.grpo import init, step
 from grpo_jax.learner import learn
 from grpo_jax.learner.update import check_split

@@ -22,8 +22,8 @@ from grpo_jax.commands.plan.programs import (
 )
 from grpo_jax.commands.plan.topology import GIB, find_slice
 from grpo_jax.config import Config, ConfigError
+from grpo_jax.devices.memory import device_bytes
 from grpo_jax.devices.mesh import prompt_parts
-from grpo_jax.training.overview import device_bytes
 from grpo_jax.training.overview import table as layout_table
 
 PATIENCE = 240.0  # seconds for a microbatch that only the search asks for

@@ -13,7 +13,8 @@ from grpo_jax.algorithm import Algorithm
 from grpo_jax.commands.plan.hlo import collective_bytes
 from grpo_jax.commands.plan.topology import Slice
 from grpo_jax.config import Config
-from grpo_jax.devices.mesh import Layout, check_hosts, on, prompt_parts
+from grpo_jax.devices.memory import device_bytes
+from grpo_jax.devices.mesh import check_hosts, host_mesh, on, prompt_parts
 from grpo_jax.devices.sharding import (
     CACHE,
     PROMPTS,
@@ -30,7 +31,7 @@ from grpo_jax.models import Shape, decoder_policy, find_shape
 from grpo_jax.rollout import Sampler, stages
 from grpo_jax.rollout.sizes import prefix_length, ring_lengths
 from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, TrainState, bucket
-from grpo_jax.training.overview import copy_bytes, device_bytes
+from grpo_jax.training.overview import copy_bytes
 from grpo_jax.training.session import Settings
 
 
@@ -129,14 +130,8 @@ def assemble(config: Config, found: Slice) -> Case:
     mesh = config.mesh.build().mesh(found.devices(), copy_bytes(policy), found.chip.memory)
     check_hosts(mesh)
     check_split(algorithm, settings.prompts, sampler.responses, mesh)
-    one = mesh if found.hosts == 1 else host_mesh(found.host.devices(), mesh)
+    one = mesh if found.hosts == 1 else host_mesh(mesh, found.host.devices())
     return Case(config, algorithm, shape, settings, found, mesh, one)
-
-
-def host_mesh(devices: list[jax.Device], mesh: Mesh) -> Mesh:
-    """The mesh that one host of a larger one samples with."""
-    tensor = mesh.shape["tensor"]
-    return Layout(data=len(devices) // tensor, fsdp=1, tensor=tensor).mesh(devices)
 
 
 def find_policy(model: Mapping[str, Any]) -> tuple[Shape, Policy]:

@@ -2,12 +2,12 @@
 
 import difflib
 import math
-import os
 from dataclasses import dataclass
-from glob import glob
 from importlib.util import find_spec
 
 import jax
+
+from grpo_jax.devices.process import silence_tpu_library
 
 GIB = 2**30
 
@@ -35,13 +35,6 @@ CHIPS = {
     "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9, "v5e"),
     "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 600e9, "v5p", cores=2, axes=3),
     "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 400e9, "v6e"),
-}
-# Without a TPU its library asks a metadata server that is not there, and says so. Any type does for compiling.
-QUIET = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at once share no chip
 }
 SPELLINGS = {"v5litepod": "v5e", "v5lite": "v5e"}
 FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
@@ -75,18 +68,11 @@ class Slice:
             raise ValueError('Planning needs the TPU compiler: pip install -e ".[tpu]".')
         from jax.experimental import topologies
 
-        quieten()
+        silence_tpu_library()
         sides = [int(side) for side in self.grid.split("x")]
         one = {"chips_per_host_bounds": (*sides, *[1] * (3 - len(sides)))} if self.hosts == 1 else {}
         name, more = f"{self.chip.platform}:{self.grid}", one | dict(self.chip.options)
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices)
-
-
-def quieten() -> None:
-    """Keeps the TPU's library silent on a machine that has it for compiling only; to be called before JAX starts."""
-    if not glob("/dev/accel*") + glob("/dev/vfio/[0-9]*"):
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
 
 
 def find_slice(name: str) -> Slice:

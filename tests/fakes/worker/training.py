@@ -1,8 +1,7 @@
-"""Stands in for grpo-jax: records its arguments, then ends as $SLICE/trainings/NUMBER says.
+"""A fake grpo-jax: records its arguments, then ends as $SLICE/trainings/NUMBER says. It waits for that file.
 
-NUMBER counts the launches at this worker's place in the slice. The file has the exit code, and perhaps a last line for
-the log (or several: \\n), for all workers, or a line for each of them; "on" is no end. Without a file the training goes
-on, too.
+NUMBER counts the launches of this worker. The file has one line for all workers, or one for each: the exit code, then
+optionally the last lines of the log, with \\n between them. "on" instead of an exit code: it does not end.
 """
 
 import json
@@ -17,7 +16,7 @@ record = SLICE / f"trained-{WORKER}.jsonl"
 with record.open("a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\n")
 script = SLICE / "trainings" / str(len(record.read_text().splitlines()))
-signal.alarm(120)  # a test that fails may leave it behind
+signal.alarm(120)  # so that it ends even if a test fails
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 print("training", flush=True)
 while not script.exists():

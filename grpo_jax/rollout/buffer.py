@@ -1,0 +1,66 @@
+"""What the host keeps while the devices sample: every finished response, and which response each row belongs to."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from grpo_jax.rollout.sizes import Compaction
+from grpo_jax.structs import Rows
+
+
+class ResponseBuffer:
+    """Finished responses of all P prompts, and whose response each row on the devices is writing (-1: none)."""
+
+    def __init__(self, P: int, G: int, T: int, held: int, padding: int):
+        self.tokens_PGT = np.full((P, G, T), padding, np.int32)
+        self.logprobs_PGT, self.entropy_PGT = np.zeros((P, G, T), np.float32), np.zeros((P, G, T), np.float32)
+        self.length_PG, self.ended_PG = np.zeros((P, G), np.int32), np.zeros((P, G), bool)
+        self.owner_PG = np.arange(held * G).reshape(held, G)
+
+    @property
+    def action_PGT(self) -> np.ndarray:
+        """Which tokens were chosen, in the responses that are finished."""
+        return np.arange(self.tokens_PGT.shape[2])[None, None] < self.length_PG[:, :, None]
+
+    def collect(self, rows: Rows, stops: Callable[[Sequence[int]], bool] | None) -> np.ndarray:
+        """Copies the rows that ended, or whose text `stops`, from the devices. Gives the rows that are still active."""
+        active_PG, length_PG, ended_PG, start_PG = jax.device_get(
+            (rows.active_PG, rows.length_PG, rows.ended_PG, rows.start_PG)
+        )
+        if stops is None and (active_PG | (self.owner_PG < 0)).all():
+            return active_PG
+        rings = jax.device_get((rows.tokens_PGS, rows.logprobs_PGS, rows.entropy_PGS))
+        S = rings[0].shape[2]
+        active_PG = active_PG.copy()
+        for p, g in zip(*np.nonzero(self.owner_PG >= 0), strict=True):
+            index_T = (start_PG[p, g] + np.arange(length_PG[p, g])) % S
+            cut = None if stops is None else _stop_length(rings[0][p, g, index_T].tolist(), stops)
+            if active_PG[p, g] and cut is None:
+                continue
+            n = len(index_T) if cut is None else cut
+            owner = divmod(self.owner_PG[p, g], self.tokens_PGT.shape[1])
+            for kept, ring in zip((self.tokens_PGT, self.logprobs_PGT, self.entropy_PGT), rings, strict=True):
+                kept[owner][:n] = ring[p, g, index_T[:n]]
+            self.length_PG[owner] = n
+            self.ended_PG[owner] = ended_PG[p, g] or cut is not None
+            self.owner_PG[p, g] = -1
+            active_PG[p, g] = False
+        return active_PG
+
+    def admit(self, position_p: np.ndarray, index_p: np.ndarray) -> None:
+        """Notes that the rows at these positions now write the responses to other prompts."""
+        G = self.tokens_PGT.shape[1]
+        self.owner_PG[position_p] = index_p[:, None] * G + np.arange(G)[None]
+
+    def compact(self, moved: Compaction, shards: int) -> None:
+        """Notes that rows were moved together, within each shard."""
+        source_np = moved.source_p.reshape(shards, -1)
+        owner_nPG = self.owner_PG.reshape(shards, -1, self.owner_PG.shape[1])
+        taken_PG = np.take_along_axis(owner_nPG, source_np[:, :, None], axis=1).reshape(-1, self.owner_PG.shape[1])
+        self.owner_PG = np.where(moved.active_pg, np.take_along_axis(taken_PG, moved.row_pg, axis=1), -1)
+
+
+def _stop_length(ids: list[int], stops: Callable[[Sequence[int]], bool]) -> int | None:
+    """How many tokens there are when the text first stops; None if it does not."""
+    return next((n for n in range(1, len(ids) + 1) if stops(ids[:n])), None) if stops(ids) else None

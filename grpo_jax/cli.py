@@ -1,27 +1,29 @@
-"""Names to commands. A command's module is imported when the command runs, so `grpo-jax --help` waits for nothing."""
+"""The command line. The module of a command is imported when the command runs, so `grpo-jax --help` shows at once."""
 
 import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from grpo_jax import __version__
 from grpo_jax.devices.process import keep_pages, silence_tpu_library
 
-REMAT = "what learning keeps of a layer; default: %(default)s"
-OVERRIDES = "section.key=value: replaces what the config says, e.g. train.steps=20"
+OVERRIDES = "section.key=value: replaces a value of the config, e.g. train.steps=20"
+LOAD, SAMPLER = "grpo_jax.models:load", "grpo_jax.rollout:Sampler"  # owners of settings that are options here, too
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; a config that cannot be used, or a file that is not there, is one line and exit status 2."""
+    """Runs one command. A config that cannot be used, or a missing file, is one line of text and exit status 2."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     keep_pages()
-    sys.path.append(os.getcwd())  # so that `use: my_module:my_reward` finds the user's code
+    sys.path.append(os.getcwd())  # so that `use: my_module:my_reward` is found
     from grpo_jax.config import ConfigError, read
 
     try:
-        if hasattr(arguments, "config"):  # before the command is imported, so that a mistake shows at once
+        if hasattr(arguments, "config"):  # before the command is imported, so that a mistake is shown at once
             arguments.config = read(arguments.config, arguments.overrides)
         silence_tpu_library()
         return importlib.import_module(f"grpo_jax.commands.{arguments.command}").run(arguments)
@@ -31,78 +33,127 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = parser_of_all_commands()
+    """The arguments of a command. Overrides of a config may stand before or after its options."""
+    parser = parser_for(argv)
     arguments, rest = parser.parse_known_args(argv)
     if any(item.startswith("-") for item in rest) or not hasattr(arguments, "overrides"):
         return parser.parse_args(argv)
-    arguments.overrides += rest  # argparse leaves here the overrides that follow an option
+    arguments.overrides += rest  # argparse returns the overrides that follow an option here
     return arguments
 
 
-def parser_of_all_commands() -> argparse.ArgumentParser:
+def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser that knows all commands, and the options of those that are named in `argv`."""
     parser = argparse.ArgumentParser(
         "grpo-jax", description="Train language models by GRPO in JAX.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-
-    train = commands.add_parser("train", help="train the model of a config", allow_abbrev=False)
-    add_config(train)
-    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this run")
-
-    config = commands.add_parser("config", help="show a config with every default filled in", allow_abbrev=False)
-    add_config(config)
-
-    plan = commands.add_parser("plan", help="what a config needs on a TPU slice, without one", allow_abbrev=False)
-    add_config(plan)
-    plan.add_argument("--topology", required=True, help="a slice: v5e-8 (or v5litepod-8), v6e-4, v5p-8, v4-8, ...")
-    plan.add_argument("--json", metavar="FILE", help="also write the figures there")
-
-    objectives = commands.add_parser("objectives", help="what can be learned from rewards", allow_abbrev=False)
-    objectives.add_argument("name", nargs="?", help="one preset, with its formula and source; default: a table of all")
-    objectives.add_argument("--markdown", action="store_true", help="the table for a page")
-
-    generate = commands.add_parser("generate", help="answer a prompt", allow_abbrev=False)
-    generate.add_argument("model", help="a directory, a name on the Hugging Face hub, or smollm2-135m-instruct")
-    generate.add_argument("prompt")
-    generate.add_argument("--max-tokens", type=int, default=256, help="default: %(default)s")
-    generate.add_argument("--temperature", type=float, default=0.0, help="default: %(default)s, always the likeliest")
-    generate.add_argument("--top-k", type=int, default=0, help="so many likeliest tokens; default: all")
-    generate.add_argument("--top-p", type=float, default=1.0, help="likeliest tokens of this probability; default: 1")
-    generate.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-
-    bench = commands.add_parser("bench", help="measure this machine", allow_abbrev=False)
-    bench.add_argument("what", choices=["rollout", "train", "step"], help="sampling, learning, or both")
-    bench.add_argument(
-        "--model", default="random:smollm2-135m", help="a directory, a name, or random:SHAPE; default: %(default)s"
-    )
-    bench.add_argument("--prompts", type=count, default=4, help="default: %(default)s")
-    bench.add_argument("--responses", type=count, default=8, help="to each prompt; default: %(default)s")
-    bench.add_argument("--prompt-tokens", type=count, default=48, help="default: %(default)s")
-    bench.add_argument(
-        "--response-tokens", type=count, default=64, help="of every response, or at most; default: %(default)s"
-    )
-    bench.add_argument("--mean-tokens", type=count, help="responses end at random, after so many tokens on average")
-    bench.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of activations; default: %(default)s"
-    )
-    bench.add_argument("--int8-cache", action="store_true", help="keys and values in 8 bits; what it does to log-probs")
-    bench.add_argument("--remat", choices=["full", "products", "offload", "none"], default="products", help=REMAT)
-    bench.add_argument(
-        "--responses-at-once", type=count, help="responses a device learns from at once; default: found from memory"
-    )
-    bench.add_argument("--repeat", type=count, default=3, help="runs, of which the median counts; default: %(default)s")
-    bench.add_argument("--json", metavar="FILE", help="also write the figures there")
+    for name, (summary, add_options) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, allow_abbrev=False)
+        if name in argv:
+            add_options(command)
     return parser
 
 
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """A config file, and overrides of its values."""
+    parser.add_argument("config", help="a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDES)
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax train`."""
+    add_config(parser)
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this run")
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax plan`."""
+    add_config(parser)
+    parser.add_argument("--topology", required=True, help="a slice: v5e-8 (or v5litepod-8), v6e-4, v5p-8, v4-8, ...")
+    add_json(parser)
+
+
+def add_objectives(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax objectives`."""
+    parser.add_argument("name", nargs="?", help="a preset, shown with its formula and source; default: a table of all")
+    parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+
+
+def add_generate(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax generate`."""
+    top_k, top_p = setting(SAMPLER, "top_k"), setting(SAMPLER, "top_p")
+    parser.add_argument("model", help="a directory, a name on the Hugging Face hub, or smollm2-135m-instruct")
+    parser.add_argument("prompt")
+    parser.add_argument("--max-tokens", **setting(SAMPLER, "max_tokens"), help="default: %(default)s")
+    parser.add_argument("--temperature", type=float, default=0.0, help="default: %(default)s, the likeliest token")
+    parser.add_argument("--top-k", **top_k, help="sample from this many of the likeliest tokens; 0, the default: all")
+    parser.add_argument(
+        "--top-p", **top_p, help="sample from the likeliest tokens with this probability together; default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax bench`."""
+    parser.add_argument("what", choices=["rollout", "train", "step"], help="sampling, learning, or both")
+    parser.add_argument(
+        "--model", default="random:smollm2-135m", help="a directory, a name, or random:SHAPE; default: %(default)s"
+    )
+    add_bench_sizes(parser)
+    dtypes = [dtype for dtype in setting(LOAD, "activations")["choices"] if dtype != "auto"]
+    parser.add_argument("--dtype", choices=dtypes, default="float32", help="of activations; default: %(default)s")
+    parser.add_argument(
+        "--int8-cache", action="store_true", help="keys and values in 8 bits, and what this changes in log-probs"
+    )
+    parser.add_argument(
+        "--remat", **setting(LOAD, "remat"), help="what each layer keeps for the backward pass; default: %(default)s"
+    )
+    parser.add_argument(
+        "--responses-at-once", type=count, help="responses a device learns from at once; default: found from memory"
+    )
+    parser.add_argument("--repeat", type=count, default=3, help="runs, whose median is shown; default: %(default)s")
+    add_json(parser)
+
+
+def add_bench_sizes(parser: argparse.ArgumentParser) -> None:
+    """How many prompts and responses `grpo-jax bench` makes, and of how many tokens."""
+    parser.add_argument("--prompts", type=count, default=4, help="default: %(default)s")
+    parser.add_argument("--responses", type=count, default=8, help="to each prompt; default: %(default)s")
+    parser.add_argument("--prompt-tokens", type=count, default=48, help="default: %(default)s")
+    parser.add_argument(
+        "--response-tokens", type=count, default=64, help="of each response, at most; default: %(default)s"
+    )
+    parser.add_argument("--mean-tokens", type=count, help="end responses at random, after this many tokens on average")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """A file for the figures of a command."""
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
+
+
+def setting(target: str, name: str) -> dict[str, Any]:
+    """The default of a parameter of `target`, and its choices or its type, as `add_argument` takes them."""
+    from grpo_jax.config import parameters  # reads source text, so that JAX is not imported
+
+    parameter = parameters(target)[name]
+    choices = typing.get_args(parameter.type)
+    return {"default": parameter.default, **({"choices": choices} if choices else {"type": parameter.type})}
+
+
 def count(text: str) -> int:
-    """A number of things, at least one."""
+    """A whole number, at least one."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number, at least 1, is needed; got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least 1; got {text!r}")
     return int(text)
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDES)
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "train": ("train the model of a config", add_train),
+    "config": ("show a config with every default filled in", add_config),
+    "plan": ("show what a config needs on a TPU slice, without one", add_plan),
+    "objectives": ("list the objectives that can be trained with", add_objectives),
+    "generate": ("answer a prompt", add_generate),
+    "bench": ("measure this machine", add_bench),
+}

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from grpo_jax import __version__
 from grpo_jax.cli import parse
 from grpo_jax.commands import objectives
-from grpo_jax.config import ConfigError
+from grpo_jax.config import ConfigError, parameters
 
 HEAVY = {"jax", "flax", "transformers", "datasets"}
 PROGRAM = "import sys; from grpo_jax.cli import main; status = main(); print(*sys.modules); sys.exit(status)"
@@ -85,6 +86,27 @@ def test_a_mistake_in_an_option_shows_the_usage(argv, capsys):
     assert "usage: grpo-jax" in capsys.readouterr().err
 
 
+def test_options_that_are_settings_of_the_library_have_its_choices_and_defaults(capsys):
+    load = parameters("grpo_jax.models:load")
+    assert parse(["bench", "train"]).remat == load["remat"].default
+    for remat in typing.get_args(load["remat"].type):
+        assert parse(["bench", "train", "--remat", remat]).remat == remat
+    with pytest.raises(SystemExit):
+        parse(["bench", "train", "--dtype", "auto"])
+    assert "bfloat16" in capsys.readouterr().err
+    sampler, options = parameters("grpo_jax.rollout:Sampler"), parse(["generate", "tiny", "hello"])
+    assert [options.max_tokens, options.top_k, options.top_p] == [
+        sampler[name].default for name in ("max_tokens", "top_k", "top_p")
+    ]
+
+
+def test_help_of_a_command_imports_no_jax():
+    program = "import atexit, sys; atexit.register(lambda: print(*sys.modules)); from grpo_jax.cli import main; main()"
+    for command in ("bench", "generate"):
+        result = grpo_jax(command, "--help", program=("-c", program))
+        assert result.returncode == 0 and HEAVY.isdisjoint(result.stdout.split())
+
+
 def test_the_version_is_that_of_the_package():
     assert grpo_jax("--version").stdout == f"{__version__}\n"
 
@@ -95,18 +117,18 @@ def test_the_page_of_objectives_has_the_table_that_the_command_prints(capsys):
     assert capsys.readouterr().out in page
 
 
-def test_one_objective_is_shown_with_its_formula_source_and_knobs(capsys):
+def test_one_objective_is_shown_with_its_formula_source_and_settings(capsys):
     objectives.run(parse(["objectives", "dapo"]))
     shown = capsys.readouterr().out
-    for part in (
+    for text in (
         "arXiv:2503.14476",
         "clip(r, 1 - clip_low, 1 + clip_high)",
         "clip_high: 0.28",
         "ClippedRatio(0.2, 0.28)",
     ):
-        assert part in shown
+        assert text in shown
 
 
-def test_an_objective_that_does_not_exist_is_answered_with_the_nearest():
+def test_an_unknown_objective_is_refused_with_the_most_similar_name():
     with pytest.raises(ConfigError, match="did you mean dr_grpo"):
         objectives.run(parse(["objectives", "drgrpo"]))

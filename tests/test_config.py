@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import inspect
+import re
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ import pytest
 
 from grpo_jax.config import SECTIONS, Config, ConfigError, Default, parameters, read, render
 from grpo_jax.config.names import load, public_names
+from grpo_jax.config.retired import is_ignored
 from grpo_jax.config.sections import PARTS
 from grpo_jax.config.signatures import signature
 from grpo_jax.config.values import compose, read_value, write_value
@@ -79,7 +81,7 @@ def test_a_signature_tells_type_default_and_comment(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     knobs = parameters("knobs:Knobs")
-    assert {name: (knob.kind, knob.default, knob.comment) for name, knob in knobs.items()} == {
+    assert {name: (knob.type, knob.default, knob.comment) for name, knob in knobs.items()} == {
         "budget": (int, Default.REQUIRED, "tokens"),
         "mode": (Literal["fast", "slow"], "fast", ""),
         "start": (float | None, 0.5, ""),
@@ -89,13 +91,75 @@ def test_a_signature_tells_type_default_and_comment(tmp_path, monkeypatch):
     assert "knobs" not in sys.modules
 
 
-def test_what_the_text_does_not_tell_is_imported_and_asked(tmp_path, monkeypatch):
+@pytest.mark.parametrize("origin", ["a_package.types", ".types", "a_package", "."])
+def test_the_type_of_a_parameter_may_be_an_alias_of_another_module_of_its_package(origin, tmp_path, monkeypatch):
+    package = tmp_path / "a_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from a_package.types import USUAL, Mode\n")
+    (package / "types.py").write_text(
+        'from typing import Literal\n\nMode = Literal["fast", "slow"]\nUSUAL: Mode = "slow"\n'
+    )
+    (package / "owner.py").write_text(
+        f"from {origin} import USUAL, Mode\n\ndef work(mode: Mode = USUAL, other: Mode | None = None): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    work = parameters("a_package.owner:work")
+    assert (work["mode"].type, work["mode"].default) == (Literal["fast", "slow"], "slow")
+    assert work["other"].type == Literal["fast", "slow"] | None
+    assert "a_package" not in sys.modules
+
+
+def test_parameters_are_inherited_and_those_by_keyword_only_come_last(tmp_path, monkeypatch):
+    (tmp_path / "a_base.py").write_text(
+        textwrap.dedent(
+            """
+            from dataclasses import dataclass
+
+            MOST = 7
+
+            @dataclass(frozen=True, kw_only=True)
+            class Settings:
+                temperature: float = 1.0  # 0 is greedy
+                most: int = MOST
+                mode: str = "base"
+            """
+        )
+    )
+    (tmp_path / "an_engine.py").write_text(
+        textwrap.dedent(
+            """
+            from dataclasses import dataclass
+
+            from a_base import Settings
+
+            @dataclass(frozen=True)
+            class Engine(Settings):
+                ends: tuple[int, ...] = (2,)
+                mode: str = "engine"  # of the engine
+                responses: int = 8  # to each prompt
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = parameters("an_engine:Engine")
+    assert "a_base" not in sys.modules
+    assert {name: (parameter.type, parameter.default, parameter.comment) for name, parameter in found.items()} == {
+        "mode": (str, "engine", "of the engine"),
+        "ends": (tuple[int, ...], (2,), ""),
+        "responses": (int, 8, "to each prompt"),
+        "temperature": (float, 1.0, "0 is greedy"),
+        "most": (int, 7, ""),
+    }
+    assert list(found) == list(inspect.signature(load("an_engine:Engine")).parameters)
+
+
+def test_the_signature_of_a_partial_is_read_by_importing_it(tmp_path, monkeypatch):
     (tmp_path / "computed.py").write_text(
         "import functools\ndef scale(by: float, times: int = 2): ...\nhalf = functools.partial(scale, by=0.5)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     half = parameters("computed:half")
-    assert (half["times"].kind, half["times"].default) == (int, 2)
+    assert (half["times"].type, half["times"].default) == (int, 2)
 
 
 def test_reading_a_config_imports_neither_jax_nor_flax_nor_transformers(config_file):
@@ -133,7 +197,7 @@ def test_reading_a_config_imports_neither_jax_nor_flax_nor_transformers(config_f
         ("4", str | int, 4),
     ],
 )
-def test_a_value_is_read_by_the_type_of_its_owner(text, kind, value):
+def test_a_value_is_read_as_the_type_that_its_owner_declares(text, kind, value):
     found = as_value(text, kind)
     assert found == value and type(found) is type(value)
 
@@ -188,7 +252,7 @@ def test_a_written_text_is_read_as_itself(text):
 # Files
 
 
-def test_what_a_config_leaves_out_is_what_its_owner_says(config_file):
+def test_a_value_that_a_config_leaves_out_is_its_owners_default(config_file):
     config = read(config_file(MINIMAL))
     defaults = parameters("grpo_jax.optimizers:adamw")
     assert config.optimizer.arguments == {name: parameter.default for name, parameter in defaults.items()}
@@ -269,6 +333,47 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
     assert read(tmp_path / "windows.yaml").train.arguments["steps"] == 10
 
 
+# Old keys
+
+
+OLD_DEFAULTS = "algorithm:\n  microbatch: null  # default\n  group_parts: 1  # default\n"
+
+
+def test_old_keys_with_their_old_defaults_are_ignored(config_file):
+    """The config.yaml of an old run directory lists them, and the run can be resumed."""
+    assert read(config_file(MINIMAL + OLD_DEFAULTS)) == read(config_file(MINIMAL, "new.yaml"))
+
+
+@pytest.mark.parametrize(("key", "value"), [("microbatch", "8"), ("group_parts", "2"), ("group_parts", "true")])
+def test_an_old_key_with_another_value_is_refused_with_the_new_key(config_file, key, value):
+    path = config_file(MINIMAL + f"algorithm:\n  minibatches: 2\n  {key}: {value}\n")
+    message = rf"algorithm\.{key}: replaced by algorithm\.responses_at_once, .*; remove this key, or write there: "
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(path))}:7:3: {message}"):
+        read(path)
+    with pytest.raises(ConfigError, match=rf"^command line: {message}"):
+        read(config_file(MINIMAL), [f"algorithm.{key}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("key", "default", "value"),
+    [
+        ("algorithm.microbatch", "null", "4"),
+        ("algorithm.group_parts", "1", "2"),
+        ("objective.correction", "null", "TokenMask"),
+        ("objective.live_masks", "[]", "[OffPolicyMask]"),
+    ],
+)
+def test_each_old_key_is_ignored_with_its_default_and_refused_with_another_value(key, default, value):
+    name = compose("key", "some.yaml")
+    assert is_ignored(name, compose(default, "some.yaml"), key)
+    with pytest.raises(ConfigError, match=rf"^some\.yaml:1:1: {key}: replaced by (algorithm|objective)\.\w+, "):
+        is_ignored(name, compose(value, "some.yaml"), key)
+
+
+def test_a_key_that_never_existed_is_not_ignored():
+    assert not is_ignored(compose("key", "some.yaml"), compose("null", "some.yaml"), "train.microbatch")
+
+
 # Overrides
 
 
@@ -321,7 +426,7 @@ def test_the_same_owner_keeps_the_arguments_of_the_base(config_file):
 
 
 @pytest.mark.parametrize(
-    ("part", "words"),
+    ("choice", "message"),
     [
         ("masks: TopEntropy", r"objective\.masks: expected a list of choices"),
         ("surrogate: [reinforce]", r"objective\.surrogate: expected one choice, not a list"),
@@ -333,9 +438,9 @@ def test_the_same_owner_keeps_the_arguments_of_the_base(config_file):
         ("masks: [{use: TopEntropy, share: half}]", r"objective\.masks\[0\]\.share"),
     ],
 )
-def test_a_part_of_an_objective_that_cannot_be_one_is_refused_where_it_stands(config_file, part, words):
-    with pytest.raises(ConfigError, match=rf"config\.yaml:\d+:\d+: {words}"):
-        read(config_file(MINIMAL + f"objective:\n  use: dapo\n  {part}\n", "config.yaml"))
+def test_a_wrong_choice_of_an_objective_is_refused_with_its_location(config_file, choice, message):
+    with pytest.raises(ConfigError, match=rf"config\.yaml:\d+:\d+: {message}"):
+        read(config_file(MINIMAL + f"objective:\n  use: dapo\n  {choice}\n", "config.yaml"))
 
 
 def test_a_part_of_an_objective_may_be_a_number_or_nothing_where_it_says_so(config_file):
@@ -346,7 +451,7 @@ def test_a_part_of_an_objective_may_be_a_number_or_nothing_where_it_says_so(conf
 
 
 def test_every_ready_made_choice_can_be_named(config_file):
-    """Each of them, in the places that it may take, as a function or with its own defaults."""
+    """For each field of an objective, each name of its module has a signature."""
     for key, section in PARTS.items():
         for name in public_names(section.namespace):
             found = signature(f"{section.namespace}:{name}")
@@ -383,7 +488,7 @@ class Mask:
 """
 
 
-def test_parameters_of_a_users_part_may_be_called_like_parts(config_file, tmp_path, monkeypatch):
+def test_a_users_choice_may_have_parameters_with_the_names_of_an_objectives_fields(config_file, tmp_path, monkeypatch):
     (tmp_path / "mine_to_read.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
     part = "masks: [{use: 'mine_to_read:Mask', ratio: 3, select: some, value: b, scale: [2.0, 3.0]}]"
@@ -402,7 +507,7 @@ def test_a_list_replaces_that_of_the_base(config_file):
 
 def test_a_circle_of_bases_is_refused(config_file):
     config_file("base: some.yaml\n", "other.yaml")
-    with pytest.raises(ConfigError, match=r"other.yaml:1:7: base: .*some.yaml is in turn based on this file"):
+    with pytest.raises(ConfigError, match=r"other.yaml:1:7: base: .*some.yaml is itself based on this file"):
         read(config_file("base: other.yaml\n"))
 
 
@@ -441,20 +546,20 @@ def test_a_rendered_config_says_where_each_value_was_written(config_file):
 # Building
 
 
-def test_a_call_is_built_with_what_the_program_supplies(config_file):
+def test_a_call_is_built_with_the_arguments_that_the_program_supplies(config_file):
     config = read(config_file(MINIMAL + "rollout:\n  responses: 3\n"))
     sampler = config.rollout.build(ends=(2,))
     assert (sampler.responses, sampler.ends) == (3, (2,))
 
 
-def test_what_an_owner_refuses_is_reported_with_its_section(config_file):
+def test_an_error_of_an_owner_is_reported_with_its_section(config_file):
     path = config_file(MINIMAL + "run:\n  name: ../escape\n")
     with pytest.raises(ConfigError) as refused:
         read(path).run.build()
     assert str(refused.value).startswith(f"{path}:5:1: run: ")
 
 
-def test_a_reward_function_is_itself_and_a_reward_class_is_made(config_file):
+def test_a_reward_function_is_used_as_it_is_and_a_reward_class_is_called(config_file):
     config = read(config_file(MINIMAL + "rewards:\n  - use: exact\n  - {use: Matches, pattern: a+, weight: 0.5}\n"))
     assert [part.build() for part in config.rewards] == [exact, Matches("a+")]
     assert [part.weight for part in config.rewards] == [1.0, 0.5]

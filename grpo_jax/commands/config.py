@@ -1,4 +1,4 @@
-"""`grpo-jax config`: the resolved config, with where each value was written."""
+"""`grpo-jax config`: prints a config with every default, and where each value was written."""
 
 import argparse
 
@@ -6,5 +6,6 @@ from grpo_jax.config import render
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Prints the config; returns the exit code."""
     print(render(arguments.config), end="")
     return 0

@@ -1,11 +1,12 @@
-"""`grpo-jax generate`: one answer to one prompt. The answer alone goes to standard output."""
+"""`grpo-jax generate`: prints one answer to one prompt. Standard output holds the answer and nothing else."""
 
 import argparse
 import sys
+from typing import Any
 
 import jax
 
-from grpo_jax.config import ConfigError
+from grpo_jax.config import ConfigError, parameters
 from grpo_jax.devices.cache import keep_programs
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.models import load
@@ -14,18 +15,11 @@ from grpo_jax.scoring import chosen_tokens
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the answer; the exit code."""
+    """Prints the answer; returns the exit code."""
     keep_programs()
     try:
         model = load(arguments.model)
-        sampler = Sampler(
-            model.tokenizer.end_ids,
-            responses=1,
-            max_tokens=arguments.max_tokens,
-            temperature=arguments.temperature,
-            top_k=arguments.top_k,
-            top_p=arguments.top_p,
-        )
+        sampler = Sampler(model.tokenizer.end_ids, responses=1, **sampler_settings(arguments))
         prompts = model.tokenizer.encode_all([arguments.prompt], model.policy.max_positions)
         sampler.check_room(model.policy, prompts)
         params = model.params(Layout().mesh(jax.devices()[:1]))
@@ -35,5 +29,11 @@ def run(arguments: argparse.Namespace) -> int:
     rollouts = sampler(model.policy, params, prompts, jax.random.key(arguments.seed))
     print(model.tokenizer.decode(chosen_tokens(rollouts)[0][0]))
     if not rollouts.ended_PG[0, 0]:
-        print(f"(cut off after {arguments.max_tokens} tokens: allow more with --max-tokens)", file=sys.stderr)
+        print(f"(cut off after {sampler.max_tokens} tokens: allow more with --max-tokens)", file=sys.stderr)
     return 0
+
+
+def sampler_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that have the name of a parameter of the sampler."""
+    known = parameters("grpo_jax.rollout:Sampler")
+    return {name: value for name, value in vars(arguments).items() if name in known}

@@ -1,4 +1,4 @@
-"""YAML to calls, strictly: the only place that turns names into objects."""
+"""Reads YAML strictly into calls. Nothing else in the package turns names into objects."""
 
 from grpo_jax.config.building import build
 from grpo_jax.config.reading import read

@@ -1,4 +1,4 @@
-"""From a `Config` to the objects that it names: what `training.train` is called with."""
+"""Makes the objects that a `Config` names: the arguments of `training.train`."""
 
 from typing import Any
 
@@ -7,18 +7,18 @@ from grpo_jax.config.sections import Config
 
 
 def build(config: Config) -> dict[str, Any]:
-    """The arguments of `grpo_jax.train` that a config stands for: `train(**build(read("some.yaml")))`."""
+    """The arguments of `grpo_jax.train`, as in `train(**build(read("some.yaml")))`."""
     from grpo_jax.rewards import Mix
     from grpo_jax.training.overview import copy_bytes
 
     settings, task, layout = config.train.build(), config.task.build(), config.mesh.build()
     model = config.model.build()
-    rewards = tuple((part.build(), part.weight) for part in config.rewards)
+    rewards = tuple((item.build(), item.weight) for item in config.rewards)
     teacher = None
     if config.teacher is not None:
-        taught = config.teacher.build()
-        _check_teacher(taught, model)
-        teacher = taught.policy, taught.params(layout.mesh(copy_bytes=copy_bytes(model.policy)))
+        larger = config.teacher.build()
+        _check_vocabulary(larger.shape.vocabulary, model.shape.vocabulary)
+        teacher = larger.policy, larger.params(layout.mesh(copy_bytes=copy_bytes(model.policy)))
     algorithm = config.algorithm.build(
         policy=model.policy,
         sample=config.rollout.build(ends=model.tokenizer.end_ids, decode=model.tokenizer.decode),
@@ -39,10 +39,10 @@ def build(config: Config) -> dict[str, Any]:
     }
 
 
-def _check_teacher(teacher: Any, model: Any) -> None:
-    """Refuses a teacher whose tokens are not the model's."""
-    if teacher.shape.vocabulary != model.shape.vocabulary:
+def _check_vocabulary(of_teacher: int, of_model: int) -> None:
+    """Refuses a teacher whose vocabulary has another size than the model's."""
+    if of_teacher != of_model:
         raise ValueError(
-            f"The teacher has {teacher.shape.vocabulary} tokens and the model {model.shape.vocabulary}: a teacher's"
-            " log-probs are of the same tokens. Take one of the model's family."
+            f"The teacher has {of_teacher} tokens and the model {of_model}, but both must give log-probs of the same"
+            " tokens. Use a teacher of the model's family."
         )

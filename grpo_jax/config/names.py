@@ -1,4 +1,4 @@
-"""Where the thing a config names is defined, found by following source text rather than by importing it.
+"""Finds the definition of a name that a config gives, in the source text and without importing its module.
 
 Importing JAX takes about a second, and a misspelt key in a config should be reported at once. So a name is followed
 through module files, `from x import name` and aliases.
@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Source:
-    """The text of a module, its top-level statements, and what it assigns to plain names."""
+    """The text of a module, its top-level statements, and the expressions that it assigns to plain names."""
 
     module: str
     package: str
@@ -29,12 +29,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Definition:
+    """A function or a class, and the module that defines it."""
+
     source: Source
     node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def load(target: str) -> Any:
-    """The object that `package.module:name` stands for: the one place that imports what a config names."""
+    """Imports the object that `package.module:name` stands for; nothing else imports what a config names."""
     module, name = split(target)
     try:
         owner = importlib.import_module(module)
@@ -67,7 +69,7 @@ def split(target: str) -> tuple[str, str]:
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the nearest known one, or else all of them."""
+    """The end of a message about an unknown name: the most similar known name, or else all known names."""
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=1)
     if close:
@@ -76,7 +78,7 @@ def suggestion(name: str, names: Iterable[str]) -> str:
 
 
 def public_names(module: str) -> list[str]:
-    """What a module offers: its `__all__`, or else what it defines and re-exports."""
+    """The public names of a module: its `__all__`, or else the names that it defines and re-exports."""
     source = read_source(module)
     if source is None:
         return []
@@ -97,9 +99,11 @@ def _bound_names(statement: ast.stmt) -> list[str]:
 
 
 def find(module: str, name: str) -> Definition | None:
-    """The function or class a module's name leads to; None where the text does not tell."""
+    """The function or class that a name of a module refers to; None if the text does not tell."""
     source = read_source(module)
-    for statement in source.statements if source else []:
+    if source is None:
+        return None
+    for statement in source.statements:
         match statement:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() if statement.name == name:
                 return Definition(source, statement)
@@ -110,7 +114,10 @@ def find(module: str, name: str) -> Definition | None:
 
 
 def constant(source: Source, name: str) -> tuple[ast.expr, Source] | None:
-    """What a name is assigned, and the module that does it: this one, or another of its package that it is from."""
+    """The expression that a name is assigned, and the module that assigns it.
+
+    The name is followed through imports, within the package of `source` only.
+    """
     if name in source.constants:
         return source.constants[name], source
     for statement in source.statements:
@@ -122,6 +129,7 @@ def constant(source: Source, name: str) -> tuple[ast.expr, Source] | None:
 
 
 def _origin(statement: ast.stmt, name: str, source: Source) -> tuple[str, str] | None:
+    """The module and the name that a statement imports or copies as `name`; None if it does neither."""
     match statement:
         case ast.ImportFrom(module=module, names=names, level=level):
             for alias in names:
@@ -137,6 +145,7 @@ def _absolute(module: str, source: Source) -> str:
 
 
 def read_source(module: str) -> Source | None:
+    """The source of a module; None if it has no Python file."""
     path = _path(module)
     if path is None or path.suffix != ".py":
         return None
@@ -148,7 +157,7 @@ def read_source(module: str) -> Source | None:
 
 
 def _path(module: str) -> Path | None:
-    """The file of a module. Unlike importlib.util.find_spec, it imports none of the packages around it."""
+    """The file of a module. Unlike importlib.util.find_spec, this imports none of the packages that contain it."""
     top, *inner = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -167,7 +176,7 @@ def _parse(text: str, path: str) -> list[ast.stmt]:
 
 
 def _flatten(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """Top-level statements, with those under `if TYPE_CHECKING:` and `try:`."""
+    """The top-level statements and those under `if TYPE_CHECKING:` and `try:`."""
     for statement in statements:
         yield statement
         if isinstance(statement, ast.If | ast.Try):
@@ -184,7 +193,7 @@ def _assignments(statement: ast.stmt) -> list[tuple[str, ast.expr]]:
 
 
 def literal(node: ast.expr | None) -> Any:
-    """The value of a literal; `...` for any other expression, and for none."""
+    """The value of a literal; `...` if the expression is not a literal, or None."""
     try:
         return ast.literal_eval(node) if node is not None else ...
     except (ValueError, TypeError):

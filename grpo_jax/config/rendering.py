@@ -1,4 +1,4 @@
-"""A `Config` as YAML, every default filled in, with a comment on each line saying where its value was written."""
+"""Writes a `Config` as YAML with every default, and on each line a comment that says where the value was written."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from grpo_jax.config.values import write_value
 
 
 def render(config: Config) -> str:
-    """Text that `read` reads as the same config."""
+    """The text of a config, which `read` reads as the same config."""
     lines = []
     for name in SECTIONS:
         value = getattr(config, name)
@@ -23,7 +23,7 @@ def _body(name: str, call: Call) -> list[str]:
     known = parameters(call.target)
     body = [_line("use", _short(name, call.target), call.sources)] if call.sources["use"] != "default" else []
     body += [_line(key, value, call.sources, known[key]) for key, value in call.arguments.items()]
-    return body + [_line(key, value, call.sources) for key, value in call.parts.items()]
+    return body + [_line(key, value, call.sources) for key, value in call.choices.items()]
 
 
 def _item(name: str, reward: RewardPart) -> list[str]:
@@ -33,15 +33,15 @@ def _item(name: str, reward: RewardPart) -> list[str]:
 
 def _line(key: str, value: object, sources: Mapping[str, str], parameter: Parameter | None = None) -> str:
     comment = f" ({parameter.comment})" if parameter is not None and parameter.comment else ""
-    return f"{key}: {write_value(_plain(value))}  # {sources[key]}{comment}"
+    return f"{key}: {write_value(_without_calls(value))}  # {sources[key]}{comment}"
 
 
-def _plain(value: object) -> object:
-    """A value in which calls are mappings."""
+def _without_calls(value: object) -> object:
+    """A value in which each call is written as a mapping."""
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [_without_calls(item) for item in value]
     if isinstance(value, Call):
-        return {"use": value.target} | {name: _plain(item) for name, item in value.arguments.items()}
+        return {"use": value.target} | {name: _without_calls(item) for name, item in value.arguments.items()}
     return value
 
 

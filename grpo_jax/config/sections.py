@@ -1,6 +1,6 @@
 """The sections of a config. Each one is a call: its keys are the parameters of one function or dataclass.
 
-So a knob is written once, by its owner, and this table only says who the owners are.
+So a setting is defined once, by its owner, and the table here only names the owners.
 """
 
 import functools
@@ -16,9 +16,9 @@ from grpo_jax.config.values import ConfigError
 
 @dataclass(frozen=True)
 class Section:
-    """Where `use: name` is looked up, and what is used if it is left out (None: it has to be given).
+    """The module in which `use: name` is looked up, and the name used by default (None: `use` has to be given).
 
-    `supplied` are parameters that the program gives, so a config cannot. An `optional` section may be left out.
+    The program itself gives the `supplied` parameters, so a config cannot. An `optional` section may be left out.
     """
 
     namespace: str
@@ -74,51 +74,53 @@ OBJECTIVE = "grpo_jax.objectives:Objective"
 
 @dataclass(frozen=True)
 class Call:
-    """What a section says: call `target` with `arguments`, then replace fields of the result by `parts`.
+    """A section as a call: `target` is called with `arguments`, then fields of the result are replaced by `choices`.
 
-    `sources` tells where each argument was written. Arguments and parts may be calls themselves, or tuples of them.
+    `sources` gives file and line of each argument. Arguments and choices may be calls themselves, or tuples of calls.
     """
 
     target: str
     arguments: Mapping[str, Any]
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
-    place: str = field(default="", compare=False)
-    parts: Mapping[str, Any] = field(default_factory=dict)
+    location: str = field(default="", compare=False)  # starts a message about the section
+    choices: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, **supplied: Any) -> Any:
-        """The result of the call. What the owner refuses is reported with the place of the section."""
+        """The result of the call. An error of the owner is reported with the location of the section."""
         try:
-            built = load(self.target)(**_made(self.arguments), **supplied)
-            return replace(built, **_made(self.parts)) if self.parts else built
+            built = load(self.target)(**_built(self.arguments), **supplied)
+            return replace(built, **_built(self.choices)) if self.choices else built
         except (ValueError, FileNotFoundError) as error:
-            raise ConfigError(f"{self.place}: {error}") from error
+            raise ConfigError(f"{self.location}: {error}") from error
 
-    def part(self) -> Any:
-        """A choice of an objective: what a class makes, or a function itself, with its arguments if it has any."""
+    def choice(self) -> Any:
+        """A choice of an objective: an instance of a class, or a function itself, with its arguments if it has any."""
         owner = load(self.target)
         if inspect.isclass(owner):
             return self.build()
-        return functools.partial(owner, **_made(self.arguments)) if self.arguments else owner
+        return functools.partial(owner, **_built(self.arguments)) if self.arguments else owner
 
 
-def _made(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _make(value) for name, value in values.items()}
+def _built(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _build(value) for name, value in values.items()}
 
 
-def _make(value: Any) -> Any:
+def _build(value: Any) -> Any:
+    """A value in which each call is replaced by the choice that it stands for."""
     if isinstance(value, tuple):
-        return tuple(_make(item) for item in value)
-    return value.part() if isinstance(value, Call) else value
+        return tuple(_build(item) for item in value)
+    return value.choice() if isinstance(value, Call) else value
 
 
 @dataclass(frozen=True)
 class RewardPart:
-    """One item of `rewards`. A class is called and makes the reward; a function is the reward itself."""
+    """One item of `rewards`. An instance of a class is the reward; a function is the reward itself."""
 
     call: Call
     weight: float = 1.0
 
     def build(self) -> Any:
+        """The reward, with the arguments that differ from the function's own defaults."""
         reward = load(self.call.target)
         if inspect.isclass(reward):
             return self.call.build()
@@ -129,7 +131,7 @@ class RewardPart:
 
 @dataclass(frozen=True)
 class Config:
-    """Every section of a config file, checked, with its defaults filled in. No `rewards` means the task's own."""
+    """The sections of a config file, checked, with defaults filled in. Without `rewards`, the task's own are used."""
 
     run: Call
     model: Call

@@ -1,4 +1,4 @@
-"""What a function or a dataclass can be given: the knobs it owns, with their types and defaults."""
+"""Reads what a function or a dataclass can be given: its parameters, with their types and defaults."""
 
 import ast
 import enum
@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from grpo_jax.config.names import Definition, Source, constant, find, literal, load, split
+from grpo_jax.config.names import Source, constant, find, literal, load, split
 
 SCALARS = {"int": int, "float": float, "str": str, "bool": bool, "dict": dict, "Mapping": dict}
 LISTS = {"list": list, "tuple": tuple, "Sequence": tuple}
 GENERICS = (*LISTS, "Optional", "Union", "dict", "Mapping")
+LITERAL: Any = Literal  # type checkers want to see the members of a Literal, which are known only once text is read
 
 
 class Default(enum.Enum):
-    """Why there is no default to show."""
+    """Why a parameter has no default value that could be shown."""
 
     REQUIRED = "has to be given"
     COMPUTED = "an expression, left to the owner"
@@ -27,57 +28,67 @@ class Default(enum.Enum):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One knob. Its kind is a typing object, Any for what a YAML file could not be checked against."""
+    """A parameter of an owner. Its type is a typing object; Any if a value in YAML cannot be checked against it."""
 
     name: str
-    kind: Any
+    type: Any
     default: Any = Default.REQUIRED
     comment: str = ""
 
 
 @dataclass(frozen=True)
 class Signature:
+    """The parameters that a function or a class can be given by keyword."""
+
     parameters: dict[str, Parameter]
     is_class: bool
 
 
 def parameters(target: str) -> dict[str, Parameter]:
-    """What `package.module:name` can be given by keyword."""
+    """The parameters that `package.module:name` can be given by keyword."""
     return signature(target).parameters
 
 
 def signature(target: str) -> Signature:
-    """Read from the source text; what the text does not tell (`partial`, another language) is imported and asked."""
+    """The signature of `package.module:name`, from source text; an object not defined by text is imported instead."""
     definition = find(*split(target))
-    if definition is None:
+    if definition is None:  # a partial, or an extension in another language
         return _imported_signature(load(target))
     if isinstance(definition.node, ast.ClassDef):
-        return Signature(_class_parameters(definition), is_class=True)
+        return Signature(_class_parameters(definition.node, definition.source), is_class=True)
     return Signature(_function_parameters(definition.node, definition.source), is_class=False)
 
 
-def _class_parameters(definition: Definition) -> dict[str, Parameter]:
-    """Those of `__init__` where the class writes one, else its fields after those of its bases."""
-    node, source = definition.node, definition.source
+def _class_parameters(node: ast.ClassDef, source: Source) -> dict[str, Parameter]:
+    """The parameters of a class in their order: fields that are given by keyword only come last, as in dataclasses."""
+    fields = sorted(_fields(node, source).values(), key=lambda field: field[1])
+    return {parameter.name: parameter for parameter, _ in fields}
+
+
+def _fields(node: ast.ClassDef, source: Source) -> dict[str, tuple[Parameter, bool]]:
+    """The parameters of `__init__`, or else all fields, those of the bases first; each with "by keyword only"."""
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            return _function_parameters(statement, source, skip=1)
-    found, by_keyword = {}, {}
-    for base in node.bases:
+            return {name: (found, False) for name, found in _function_parameters(statement, source, skip=1).items()}
+    fields: dict[str, tuple[Parameter, bool]] = {}
+    for base in reversed(node.bases):
         inherited = find(source.module, base.id) if isinstance(base, ast.Name) else None
         if inherited is not None and isinstance(inherited.node, ast.ClassDef):
-            (by_keyword if _is_keyword_only(inherited.node) else found).update(_class_parameters(inherited))
-    fields = (_field(statement, source) for statement in node.body if isinstance(statement, ast.AnnAssign))
-    return found | {field.name: field for field in fields if field is not None} | by_keyword
+            fields.update(_fields(inherited.node, inherited.source))
+    for statement in node.body:
+        if isinstance(statement, ast.AnnAssign) and (found := _field(statement, source)) is not None:
+            fields[found.name] = found, _takes_keywords_only(node)
+    return fields
 
 
-def _is_keyword_only(node: ast.ClassDef) -> bool:
-    """Whether a dataclass takes its fields by keyword alone, so that they come after all others."""
+def _takes_keywords_only(node: ast.ClassDef) -> bool:
+    """Whether a dataclass has the option `kw_only=True`."""
     options = [keyword for call in node.decorator_list if isinstance(call, ast.Call) for keyword in call.keywords]
     return any(option.arg == "kw_only" and literal(option.value) is True for option in options)
 
 
 def _field(statement: ast.AnnAssign, source: Source) -> Parameter | None:
+    """The parameter that a field of a dataclass becomes; None if it becomes none."""
     if not isinstance(statement.target, ast.Name) or "ClassVar" in ast.unparse(statement.annotation):
         return None
     default = statement.value
@@ -92,6 +103,7 @@ def _field(statement: ast.AnnAssign, source: Source) -> Parameter | None:
 def _function_parameters(
     node: ast.FunctionDef | ast.AsyncFunctionDef, source: Source, skip: int = 0
 ) -> dict[str, Parameter]:
+    """The parameters of a function that can be given by keyword, without the first `skip`."""
     positional = [*node.args.posonlyargs, *node.args.args]
     without_default = len(positional) - len(node.args.defaults)
     pairs = list(zip(positional, [*[None] * without_default, *node.args.defaults], strict=True))
@@ -104,10 +116,15 @@ def _function_parameters(
 
 
 def _parameter(
-    name: str, annotation: ast.expr | None, default: ast.expr | None, last: ast.AST, source: Source
+    name: str,
+    annotation: ast.expr | None,
+    default: ast.expr | None,
+    last: ast.expr | ast.arg | ast.AnnAssign,
+    source: Source,
 ) -> Parameter:
+    """A parameter, with the comment that follows its `last` node on the same line."""
     value = Default.REQUIRED if default is None else _default(default, source)
-    return Parameter(name, _kind(annotation, source), value, _comment_after(last, source))
+    return Parameter(name, _type(annotation, source), value, _comment_after(last, source))
 
 
 def _default(node: ast.expr, source: Source) -> Any:
@@ -117,59 +134,63 @@ def _default(node: ast.expr, source: Source) -> Any:
     return Default.COMPUTED if value is ... else value
 
 
-def _comment_after(node: ast.AST, source: Source) -> str:
+def _comment_after(node: ast.expr | ast.arg | ast.AnnAssign, source: Source) -> str:
+    if node.end_lineno is None:  # the node was not parsed from text
+        return ""
     line = source.lines[node.end_lineno - 1].encode()  # ast counts columns in bytes
     match = re.fullmatch(r"\s*,?\s*#\s*(.*?)\s*", line[node.end_col_offset :].decode())
     return match[1] if match else ""
 
 
-def _kind(node: ast.expr | None, source: Source) -> Any:
-    """The typing object that an annotation stands for."""
+def _type(node: ast.expr | None, source: Source) -> Any:
+    """The typing object that an annotation stands for; an alias is followed, also into the module it comes from."""
     match node:
         case ast.Constant(value=None):
             return types.NoneType
         case ast.Constant(value=str() as text):
-            return _kind(ast.parse(text, mode="eval").body, source)
+            return _type(ast.parse(text, mode="eval").body, source)
         case ast.Name(id=name) if found := constant(source, name):
-            return _kind(*found)
+            return _type(*found)
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return SCALARS.get(name, LISTS.get(name, Any))
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _kind(left, source) | _kind(right, source)
+            return _type(left, source) | _type(right, source)
         case ast.Subscript(value=ast.Name(id=name) | ast.Attribute(attr=name), slice=inner):
             return _generic(name, inner.elts if isinstance(inner, ast.Tuple) else [inner], source)
     return Any
 
 
 def _generic(name: str, inner: Sequence[ast.expr], source: Source) -> Any:
+    """The typing object of `name[inner]`."""
     if name == "Literal":
-        return Literal[tuple(literal(item) for item in inner)]
-    if name not in GENERICS:  # Float[Array, "P G"]: what stands inside is no annotation
+        return LITERAL[tuple(literal(item) for item in inner)]
+    if name not in GENERICS:  # Float[Array, "P G"]: what is inside the brackets is no annotation
         return Any
-    kinds = tuple(... if literal(item) is ... and ast.unparse(item) == "..." else _kind(item, source) for item in inner)
+    members: tuple[Any, ...] = tuple(... if ast.unparse(item) == "..." else _type(item, source) for item in inner)
     match name:
         case "Optional":
-            return kinds[0] | None
+            return members[0] | None
         case "Union":
-            return functools.reduce(operator.or_, kinds)
+            return functools.reduce(operator.or_, members)
         case "Sequence":
-            return tuple[(*kinds, ...)]
+            return types.GenericAlias(tuple, (*members, ...))
         case "list" | "tuple":
-            return LISTS[name][kinds]
+            return types.GenericAlias(LISTS[name], members)
         case "dict" | "Mapping":
-            return dict[kinds]
+            return types.GenericAlias(dict, members)
     return Any
 
 
 def _imported_signature(owner: Any) -> Signature:
+    """The signature of an object that has been imported."""
     by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     known = [p for p in inspect.signature(owner, eval_str=True).parameters.values() if p.kind in by_keyword]
     return Signature({p.name: _inspected(p) for p in known}, inspect.isclass(owner))
 
 
 def _inspected(parameter: inspect.Parameter) -> Parameter:
-    kind = Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
+    annotation = Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
     if parameter.default is inspect.Parameter.empty:
-        return Parameter(parameter.name, kind)
+        return Parameter(parameter.name, annotation)
     is_plain = isinstance(parameter.default, int | float | str | list | tuple | dict | None)
-    return Parameter(parameter.name, kind, parameter.default if is_plain else Default.COMPUTED)
+    return Parameter(parameter.name, annotation, parameter.default if is_plain else Default.COMPUTED)

@@ -1,7 +1,7 @@
-"""YAML read strictly: a value is what its owner's type says it is, or it is refused with its line and column.
+"""Reads YAML strictly: a value has the type that its owner declares, or it is refused with its line and column.
 
-Four habits of YAML 1.1 are left out: `1e-6` is a number and not a string, `yes`, `no`, `on` and `off` are plain text,
-of two equal keys neither wins, and there are no anchors, aliases or tags.
+This differs from YAML 1.1 in four ways: `1e-6` is a number and not a string; `yes`, `no`, `on` and `off` are text; the
+same key twice is an error; there are no anchors, aliases or tags.
 """
 
 import difflib
@@ -12,6 +12,7 @@ import typing
 from typing import Any, Literal
 
 import yaml
+from yaml.reader import ReaderError
 
 COMMAND_LINE = "command line"
 NULL, TRUE, FALSE = ("", "~", "null", "Null", "NULL"), ("true", "True", "TRUE"), ("false", "False", "FALSE")
@@ -23,11 +24,14 @@ SCALARS = (int, float, str, bool, types.NoneType)
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used: where, which key, what is wrong, and what might have been meant."""
+    """A config cannot be used. The message gives file, line and column, the key, what is wrong, and what to write."""
 
 
 class StrictLoader(yaml.SafeLoader):
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    """A loader that refuses anchors, aliases and tags."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node of the document."""
         event = self.peek_event()
         if event.anchor is not None:
             problem = "anchors and aliases are not read; share settings between configs with `base: other.yaml`"
@@ -39,7 +43,7 @@ class StrictLoader(yaml.SafeLoader):
 
 
 def compose(text: str, name: str, key: str = "") -> yaml.Node | None:
-    """The nodes of a document, each of which knows its line and column; None if there are none."""
+    """The root node of a document; None if the document is empty. Each node has its line and column."""
     subject = f"{key}: " if key else ""
     try:
         loader = StrictLoader(text)
@@ -48,36 +52,37 @@ def compose(text: str, name: str, key: str = "") -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         problem = ", ".join(part for part in (error.context, error.problem) if part)
         hint = "; indent with spaces" if "'\\t'" in problem else ""
-        raise ConfigError(f"{_at(error.problem_mark, name)}: {subject}{problem}{hint}") from error
-    except yaml.reader.ReaderError as error:
+        raise ConfigError(f"{_location(error.problem_mark, name)}: {subject}{problem}{hint}") from error
+    except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         column = error.position - text.rfind("\n", 0, error.position)
         character = f"U+{ord(text[error.position]):04X}"
-        at = name if name == COMMAND_LINE else f"{name}:{line}:{column}"
-        raise ConfigError(f"{at}: {subject}the character {character} is not allowed in YAML") from error
+        location = name if name == COMMAND_LINE else f"{name}:{line}:{column}"
+        raise ConfigError(f"{location}: {subject}the character {character} is not allowed in YAML") from error
 
 
-def _at(mark: yaml.Mark | None, name: str) -> str:
+def _location(mark: yaml.Mark | None, name: str) -> str:
     return name if mark is None or name == COMMAND_LINE else f"{name}:{mark.line + 1}:{mark.column + 1}"
 
 
-def place(node: yaml.Node) -> str:
-    """`file:line:column`, or the command line."""
-    return _at(node.start_mark, node.start_mark.name)
+def location(node: yaml.Node) -> str:
+    """`file:line:column` of a node, or "command line"."""
+    return _location(node.start_mark, node.start_mark.name)
 
 
 def line(node: yaml.Node) -> str:
-    """`file:line`, or the command line."""
-    at = place(node)
-    return at if at == COMMAND_LINE else at.rpartition(":")[0]
+    """`file:line` of a node, or "command line"."""
+    where = location(node)
+    return where if where == COMMAND_LINE else where.rpartition(":")[0]
 
 
-def refusal(node: yaml.Node, key: str, what: str) -> ConfigError:
-    return ConfigError(f"{place(node)}: {key}: {what}" if key else f"{place(node)}: {what}")
+def refusal(node: yaml.Node, key: str, problem: str) -> ConfigError:
+    """An error that starts with the location of a node and its key."""
+    return ConfigError(f"{location(node)}: {key}: {problem}" if key else f"{location(node)}: {problem}")
 
 
 def entries(node: yaml.Node, key: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-    """The keys of a mapping in their order, each with its own node and its value's."""
+    """The keys of a mapping in their order, each with the node of the key and the node of the value."""
     if _is_blank(node):
         return {}
     if not isinstance(node, yaml.MappingNode):
@@ -96,16 +101,16 @@ def _is_blank(node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and node.style is None and node.value == ""
 
 
-def _natural(node: yaml.Node, key: str) -> Any:
-    """What a node is by itself, where no type says what it should be."""
+def untyped_value(node: yaml.Node, key: str) -> Any:
+    """The value of a node where its owner declares no type: the type follows from the text."""
+    if isinstance(node, yaml.ScalarNode):
+        return node.value if node.style is not None else _scalar_of_text(node.value)
     if isinstance(node, yaml.SequenceNode):
-        return [_natural(item, key) for item in node.value]
-    if isinstance(node, yaml.MappingNode):
-        return {name: _natural(value, f"{key}.{name}") for name, (_, value) in entries(node, key).items()}
-    return node.value if node.style is not None else _plain(node.value)
+        return [untyped_value(item, key) for item in node.value]
+    return {name: untyped_value(value, f"{key}.{name}") for name, (_, value) in entries(node, key).items()}
 
 
-def _plain(text: str) -> int | float | bool | str | None:
+def _scalar_of_text(text: str) -> int | float | bool | str | None:
     if text in NULL:
         return None
     if text in TRUE or text in FALSE:
@@ -117,87 +122,87 @@ def _plain(text: str) -> int | float | bool | str | None:
     return text
 
 
-def read_value(node: yaml.Node, kind: Any, key: str) -> Any:
-    """The node as a value of this type; refused if it is of another."""
-    origin = typing.get_origin(kind) or kind
+def read_value(node: yaml.Node, expected: Any, key: str) -> Any:
+    """The value of a node, which must have the expected type."""
+    origin = typing.get_origin(expected) or expected
     if origin in (typing.Union, types.UnionType):
-        return _one_of(node, kind, key)
+        return _union_value(node, expected, key)
     if origin is Literal:
-        return _choice(node, typing.get_args(kind), key)
+        return _literal_value(node, expected, key)
     if origin in (list, tuple):
-        return _items(node, kind, key)
+        return _list_value(node, expected, key)
     if origin is dict:
-        _, inner = typing.get_args(kind) or (str, Any)
+        _, inner = typing.get_args(expected) or (str, Any)
         if not isinstance(node, yaml.MappingNode):
-            raise _mismatch(node, kind, key)
+            raise _mismatch(node, expected, key)
         return {name: read_value(value, inner, f"{key}.{name}") for name, (_, value) in entries(node, key).items()}
     if origin in SCALARS:
-        return _scalar(node, origin, key)
-    return _natural(node, key)
+        return _scalar_value(node, origin, key)
+    return untyped_value(node, key)
 
 
-def _one_of(node: yaml.Node, union: Any, key: str) -> Any:
-    kinds = typing.get_args(union)
-    if types.NoneType in kinds and isinstance(node, yaml.ScalarNode) and _natural(node, key) is None:
+def _union_value(node: yaml.Node, union: Any, key: str) -> Any:
+    members = typing.get_args(union)
+    if types.NoneType in members and isinstance(node, yaml.ScalarNode) and untyped_value(node, key) is None:
         return None
-    others = tuple(kind for kind in kinds if kind is not types.NoneType)
+    others = tuple(member for member in members if member is not types.NoneType)
     if len(others) == 1:
         return read_value(node, others[0], key)
-    for kind in others:
+    for member in others:
         try:
-            return read_value(node, kind, key)
+            return read_value(node, member, key)
         except ConfigError:
             continue
     raise _mismatch(node, union, key)
 
 
-def _choice(node: yaml.Node, choices: tuple[Any, ...], key: str) -> Any:
-    found = _natural(node, key)
-    for choice in choices:
-        if type(choice) is type(found) and choice == found:
-            return choice
-    close = difflib.get_close_matches(str(found), [str(choice) for choice in choices], n=1)
+def _literal_value(node: yaml.Node, expected: Any, key: str) -> Any:
+    found, allowed = untyped_value(node, key), typing.get_args(expected)
+    for value in allowed:
+        if type(value) is type(found) and value == found:
+            return value
+    close = difflib.get_close_matches(str(found), [str(value) for value in allowed], n=1)
     hint = f", did you mean {close[0]}?" if close else ""
-    raise refusal(node, key, f"expected {describe(Literal[choices])}, got {_shown(node)}{hint}")
+    raise refusal(node, key, f"expected {describe(expected)}, got {_shown(node)}{hint}")
 
 
-def _items(node: yaml.Node, kind: Any, key: str) -> list | tuple:
+def _list_value(node: yaml.Node, expected: Any, key: str) -> list | tuple:
     if not isinstance(node, yaml.SequenceNode):
-        raise _mismatch(node, kind, key)
-    inner = typing.get_args(kind) or (Any, ...)
-    if (typing.get_origin(kind) or kind) is list:
+        raise _mismatch(node, expected, key)
+    inner = typing.get_args(expected) or (Any, ...)
+    if (typing.get_origin(expected) or expected) is list:
         return [read_value(item, inner[0], f"{key}[{index}]") for index, item in enumerate(node.value)]
-    kinds = [inner[0]] * len(node.value) if inner[1:] == (...,) else inner
-    if len(kinds) != len(node.value):
-        raise refusal(node, key, f"expected {len(kinds)} items, got {len(node.value)}")
-    pairs = zip(node.value, kinds, strict=True)
-    return tuple(read_value(item, inner, f"{key}[{index}]") for index, (item, inner) in enumerate(pairs))
+    members = [inner[0]] * len(node.value) if inner[1:] == (...,) else inner
+    if len(members) != len(node.value):
+        raise refusal(node, key, f"expected {len(members)} items, got {len(node.value)}")
+    pairs = zip(node.value, members, strict=True)
+    return tuple(read_value(item, member, f"{key}[{index}]") for index, (item, member) in enumerate(pairs))
 
 
-def _scalar(node: yaml.Node, kind: type, key: str) -> Any:
-    found = _natural(node, key) if isinstance(node, yaml.ScalarNode) else node
-    if kind is float and type(found) is int:
+def _scalar_value(node: yaml.Node, expected: type, key: str) -> Any:
+    found = untyped_value(node, key) if isinstance(node, yaml.ScalarNode) else node
+    if expected is float and type(found) is int:
         return float(found)
-    if type(found) is not kind:
-        raise _mismatch(node, kind, key)
+    if type(found) is not expected:
+        raise _mismatch(node, expected, key)
     return found
 
 
-def _mismatch(node: yaml.Node, kind: Any, key: str) -> ConfigError:
-    return refusal(node, key, f"expected {describe(kind)}, got {_shown(node)}{_remedy(node, kind, key)}")
+def _mismatch(node: yaml.Node, expected: Any, key: str) -> ConfigError:
+    return refusal(node, key, f"expected {describe(expected)}, got {_shown(node)}{_remedy(node, expected, key)}")
 
 
-def describe(kind: Any) -> str:
-    """A type in the words of an error."""
-    inner = typing.get_args(kind)
-    origin = typing.get_origin(kind) or kind
+def describe(expected: Any) -> str:
+    """A type in words, for messages."""
+    inner = typing.get_args(expected)
+    origin = typing.get_origin(expected) or expected
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(member) for member in inner)
     if origin is Literal:
-        return "one of " + ", ".join(repr(choice) for choice in inner)
+        return "one of " + ", ".join(repr(value) for value in inner)
     if origin in (list, tuple):
         return "a list" + (f" of {describe(inner[0])}" if inner and inner[0] is not Any else "")
-    if kind is types.NoneType:
+    if expected is types.NoneType:
         return "null"
     return {dict: "a mapping", Any: "anything"}.get(origin, getattr(origin, "__name__", str(origin)))
 
@@ -208,23 +213,24 @@ def _shown(node: yaml.Node) -> str:
     return "nothing" if _is_blank(node) else repr(node.value)
 
 
-def _remedy(node: yaml.Node, kind: Any, key: str) -> str:
-    if not isinstance(node, yaml.ScalarNode) or kind not in SCALARS:
+def _remedy(node: yaml.Node, expected: Any, key: str) -> str:
+    """The end of a message about a wrong type: what to write instead, where that is known."""
+    if not isinstance(node, yaml.ScalarNode) or expected not in SCALARS:
         return ""
-    if kind is bool and node.value.lower() in (*SWITCHES, "0", "1"):
+    if expected is bool and node.value.lower() in (*SWITCHES, "0", "1"):
         return "; write true or false"
-    if kind is str:
+    if expected is str:
         quoted = f"'{node.value}'"
-        return "; put it in quotes: " + (f'"{key}={quoted}"' if place(node) == COMMAND_LINE else quoted)
-    if node.style is not None and isinstance(_plain(node.value), kind):
+        return "; put it in quotes: " + (f'"{key}={quoted}"' if location(node) == COMMAND_LINE else quoted)
+    if node.style is not None and isinstance(_scalar_of_text(node.value), expected):
         return "; leave out the quotes"
-    if kind is int and isinstance(_plain(node.value), float) and float(node.value).is_integer():
+    if expected is int and isinstance(_scalar_of_text(node.value), float) and float(node.value).is_integer():
         return f"; write {int(float(node.value))}"
     return ""
 
 
 def write_value(value: Any) -> str:
-    """A value as YAML on one line, which `read_value` reads back as the same value."""
+    """A value as one line of YAML, which `read_value` reads as the same value."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
@@ -233,6 +239,6 @@ def write_value(value: Any) -> str:
         return f"[{', '.join(write_value(item) for item in value)}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{write_value(key)}: {write_value(item)}' for key, item in value.items())}}}"
-    if PLAIN.fullmatch(value) and isinstance(_plain(value), str) and value.lower() not in SWITCHES:
+    if PLAIN.fullmatch(value) and isinstance(_scalar_of_text(value), str) and value.lower() not in SWITCHES:
         return value
     return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=math.inf).strip()

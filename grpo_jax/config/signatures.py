@@ -111,8 +111,14 @@ def _parameter(
 
 
 def _default(node: ast.expr, source: Source) -> Any:
-    if isinstance(node, ast.Name):
-        node = source.constants.get(node.id, node)
+    match node:
+        case ast.Name(id=name):
+            node = source.constants.get(name, node)
+        case ast.Attribute(value=ast.Name(id=name), attr=field):  # the default of another class's field
+            owner = find(source.module, name)
+            fields = _class_parameters(owner) if owner is not None and isinstance(owner.node, ast.ClassDef) else {}
+            if field in fields:
+                return fields[field].default
     value = literal(node)
     return Default.COMPUTED if value is ... else value
 

@@ -1,6 +1,6 @@
-"""What every preset costs, beside learning itself: python docs/measure_objectives.py
+"""Measures the time that each preset adds to a step: python docs/measure_objectives.py
 
-Advantages, weights and masks, then the loss with its gradient by the log-probs: all that an objective adds to a step.
+That is `credit` (advantages, weights, masks), then `loss` with its gradient by the log-probs.
 """
 
 import time
@@ -10,16 +10,15 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 
-from grpo_jax import objectives
 from grpo_jax.cli import parse
 from grpo_jax.commands.bench.command import load_model
 from grpo_jax.commands.bench.train import build_algorithm, random_answers, time_updates
-from grpo_jax.commands.objectives import PRESETS
-from grpo_jax.grpo import begin
+from grpo_jax.grpo import init
+from grpo_jax.objectives import PRESETS, credit, first_coefficients, loss, scored_of
 
 
 def seconds(work, repeat: int = 9) -> float:
-    """The median of a few runs after the first, which compiles."""
+    """The median time of some runs after the first, which compiles."""
     found = []
     for _ in range(repeat + 1):
         begun = time.perf_counter()
@@ -29,29 +28,32 @@ def seconds(work, repeat: int = 9) -> float:
 
 
 def main() -> None:
-    """Prints a line for each preset: milliseconds, and the share of one learning step in percent."""
+    """Prints a line for each preset: milliseconds, and percent of the time of one learning step."""
     arguments = parse(["bench", "train"])
     subject = load_model(arguments)
     algorithm = build_algorithm(arguments, subject)
     rollouts, scored = random_answers(arguments, subject, algorithm)
     steps_PGT = jnp.where(rollouts.action_PGT, scored.rewards_PG[:, :, None], jnp.nan)
-    scored = objectives.scored_of(
+    scored = scored_of(
         scored.parts_PGR, scored.weights_R, rollouts, steps_PGT=steps_PGT, greedy_P1=scored.rewards_PG[:, :1]
     )
-    learning = time_updates(arguments, algorithm, begin(algorithm, subject.params), subject)["train_step_s"]
+    learning = time_updates(arguments, algorithm, init(algorithm, subject.params), subject)["train_step_s"]
     print(
         f"learning {learning:.2f} s; {arguments.prompts} x {arguments.responses} x {arguments.response_tokens} tokens"
     )
     key, other_PGT = jax.random.key(0), rollouts.logprobs_PGT - 0.1
-    for name in PRESETS:
-        objective = getattr(objectives, name)()
+    for preset in PRESETS:
+        objective = preset()
         known = {"ref_logprobs_PGT": other_PGT, "teacher_logprobs_PGT": other_PGT, "old_logprobs_PGT": other_PGT}
-        prepare = jax.jit(partial(objective.batch, **known, coefficients=objective.first_coefficients()))
-        learn = jax.jit(jax.value_and_grad(objective, has_aux=True))
+        prepare = jax.jit(partial(credit, objective, **known, coefficients=first_coefficients(objective)))
+        learn = jax.jit(jax.value_and_grad(partial(loss, objective), has_aux=True))
         batch = prepare(rollouts, scored, key)
         before = seconds(partial(prepare, rollouts, scored, key))
         after = seconds(partial(learn, rollouts.logprobs_PGT, rollouts.entropy_PGT, batch))
-        print(f"{name:22} {1e3 * (before + after):6.2f} ms {100 * (before + after) / learning:7.3f} %", flush=True)
+        print(
+            f"{preset.__name__:22} {1e3 * (before + after):6.2f} ms {100 * (before + after) / learning:7.3f} %",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

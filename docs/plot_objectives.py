@@ -1,6 +1,7 @@
-"""Draws what each surrogate makes of a ratio: python docs/plot_objectives.py docs/objectives.svg (needs `dev`).
+"""Draws the coefficient of each surrogate against the ratio: python docs/plot_objectives.py docs/objectives.svg
+(needs `dev`).
 
-The coefficient is what the advantage times the gradient of the log-prob is multiplied with.
+The coefficient is the factor of the advantage times the gradient of the log-prob.
 """
 
 import sys
@@ -33,8 +34,8 @@ SURROGATES = {
     "reinforce": reinforce,
     "importance": importance,
     "ClippedRatio(0.2, 0.28, 3)": ClippedRatio(0.2, 0.28, 3.0),
-    "ClippedWeight(0, 2)": ClippedWeight(0.0, 2.0),
-    "Interval(0.5, 2)": Interval(0.5, 2.0),
+    "ClippedWeight(0, 2)": ClippedWeight(high=2.0),
+    "Interval(0.5, 2)": Interval(high=2.0),
     "TrustRegionTV(0.15)": TrustRegionTV(),
     "TrustRegionKL(0.05)": TrustRegionKL(),
     "SoftGate": SoftGate(),
@@ -46,7 +47,7 @@ PROBABILITY = 0.25  # of the token when it was sampled
 
 
 def coefficient(surrogate, ratio_N: np.ndarray, advantage: float) -> np.ndarray:
-    """The coefficient of single tokens at these ratios."""
+    """The coefficient of a token at each of these ratios."""
     x = jnp.log(jnp.asarray(ratio_N, jnp.float32))[:, None, None]
     anchor, nothing = jnp.full(x.shape, jnp.log(PROBABILITY)), jnp.zeros(x.shape)
     tokens = Tokens(
@@ -60,7 +61,7 @@ def coefficient(surrogate, ratio_N: np.ndarray, advantage: float) -> np.ndarray:
 
 
 def main(picture: str) -> None:
-    """Writes an SVG with a panel for each surrogate."""
+    """Writes an SVG with one panel for each surrogate."""
     plt.rcParams |= {"svg.hashsalt": "grpo_jax", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     figure, panels = plt.subplots(3, 4, figsize=(10, 6.5), layout="constrained", sharex=True, sharey=True)
     ratio_N = np.linspace(0.02, 3.8, 600)

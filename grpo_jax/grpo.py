@@ -33,6 +33,7 @@ from jax import Array
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.learner import check_batch, compare, fixed_logprobs, follow, learn
 from grpo_jax.metrics import describe
+from grpo_jax.objectives import first_coefficients
 from grpo_jax.rewards import as_mix
 from grpo_jax.scoring import Rewards, score_rollouts, scored
 from grpo_jax.structs import Batch, Metrics, Params, Prompts, Rollouts, TrainState
@@ -44,7 +45,7 @@ Phase = Callable[[str], AbstractContextManager]  # entered around "sampling", "s
 def init(algorithm: Algorithm, params: Params) -> TrainState:
     """The state before the first update. It takes the parameters over; a reference policy is a copy of them."""
     reference = jax.tree.map(jnp.copy, params) if algorithm.objective.needs_reference else None
-    opt_state, coefficients = algorithm.optimizer.init(params), algorithm.objective.first_coefficients()
+    opt_state, coefficients = algorithm.optimizer.init(params), first_coefficients(algorithm.objective)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, reference, coefficients)
 
 

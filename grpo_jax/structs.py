@@ -108,17 +108,18 @@ class Rows:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Scored:
-    """Rewards of a batch and what an advantage may look at beside them. NaN is a response that could not be scored.
+    """Rewards of a batch, and what else an advantage may look at. NaN is a response that could not be scored.
 
-    `rewards_PG` is the weighted sum of the parts. `steps_PGT` are rewards of single tokens, NaN or None where there are
-    none: of the steps of a solution, or a KL penalty. `greedy_P1` is the reward of the greedy answer, where asked for.
+    `rewards_PG` is the sum of the reward parts `parts_PGR`, weighted by `weights_R`. `steps_PGT` are rewards of single
+    tokens, NaN where there are none: of the steps of a solution, or a KL penalty. `greedy_P1` is the reward of the
+    greedy response. Only `rewards_PG` is always there; a choice that looks at a field which is None raises an error.
     """
 
     rewards_PG: Array
-    parts_PGR: Array
-    weights_R: Array
-    action_PGT: Array
-    ended_PG: Array
+    parts_PGR: Array | None = None
+    weights_R: Array | None = None
+    action_PGT: Array | None = None
+    ended_PG: Array | None = None
     steps_PGT: Array | None = None
     greedy_P1: Array | None = None
 
@@ -126,11 +127,11 @@ class Scored:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Tokens:
-    """What an objective knows of the responses' tokens; numbers are zero where there is no action.
+    """What an objective sees of the responses' tokens. Only numbers where `action_PGT` is true mean anything.
 
-    Log-probs, entropy and log-ratio are the policy's and carry gradients; the ratio is at the objective's level (token
-    or sequence). `anchor` is what the ratio compares with, `trainer` the policy when the batch was prepared, `sampler`
-    what the sampler wrote down.
+    Log-probs, entropies and log-ratios are those of the policy and carry gradients; log-ratios are those of tokens or
+    of whole responses, as the objective's `ratio` says. `anchor` holds the log-probs that the ratio compares with,
+    `trainer` those of the policy when the batch was made, `sampler` those that the sampler recorded.
     """
 
     action_PGT: Array
@@ -148,10 +149,11 @@ class Tokens:
 class Batch:
     """What one update learns from. Advantages have shape PG, or PGT where credit differs between tokens.
 
-    `weights_PGT` is how much each token counts in the loss, fixed for the whole global batch before any gradient;
-    `keep_PGT` is what masks leave of its surrogate (None: all), and `term_weights_PGT` are the weights of the
-    objective's further terms. `coefficients` are those that adapt. `old_logprobs_PGT` is None when the policy that
-    sampled is the one being updated: the ratio is then one. `metrics` describe the rollouts and their rewards.
+    `weights_PGT` says how much each token counts in the loss, fixed for the whole global batch before any gradient.
+    `keep_PGT` is the factor that masks give each token's surrogate (None: one), and `term_weights_PGT` are the weights
+    of the objective's further terms. `coefficients` are the states of the adaptive coefficients. `old_logprobs_PGT` is
+    None if the log-probs of the gradient's own pass stand for them: the ratio is then one. `metrics` describe the
+    rollouts and their rewards.
     """
 
     rollouts: Rollouts

@@ -18,8 +18,8 @@ from grpo_jax.objectives.advantages import (
     group_mean,
     leave_one_out,
     unscaled,
-    weighted_total,
 )
+from grpo_jax.objectives.scored import weighted_total
 from grpo_jax.structs import Scored
 
 DATA = Path(__file__).parent / "data"
@@ -93,7 +93,7 @@ def test_leave_one_out_is_the_centred_advantage_times_g_over_g_minus_one(G):
     )
 
 
-def test_a_scaled_group_has_no_mean_and_a_deviation_of_one():
+def test_a_scaled_group_has_a_mean_of_zero_and_a_deviation_of_one():
     advantages_PG = Advantage(group_mean, GroupStd(epsilon=0.0))(scored(rewards()))
     np.testing.assert_allclose(np.mean(advantages_PG, axis=1), 0.0, atol=1e-6)
     np.testing.assert_allclose(np.std(advantages_PG, axis=1, ddof=1), 1.0, rtol=1e-5)
@@ -137,7 +137,7 @@ def test_permuting_prompts_and_responses_permutes_advantages(advantage):
 
 @everything
 @pytest.mark.parametrize("G", [2, 7, 16])
-def test_groups_that_agree_have_exactly_no_advantage(advantage, G):
+def test_groups_with_equal_rewards_have_advantages_of_exactly_zero(advantage, G):
     agreed_P1 = jnp.array([1.0, 0.1, 1.1, 1 / 3])[:, None]  # a mean of many 0.1 in float32 is not 0.1
     rewards_PG = jnp.concatenate([jnp.broadcast_to(agreed_P1, (4, G)), jnp.arange(G)[None] / G])
     np.testing.assert_array_equal(advantage(scored(rewards_PG))[:4], jnp.zeros((4, G)))

@@ -13,6 +13,7 @@ from grpo_jax.commands.bench.command import load_model
 from grpo_jax.commands.bench.rollout import build_sampler, find_roof
 from grpo_jax.commands.bench.train import build_algorithm, random_answers, useful_flop
 from grpo_jax.models import SHAPES, decoder_policy
+from grpo_jax.objectives import credit
 
 FEW = ["--model", "tiny", "--prompts", "8", "--responses", "2", "--prompt-tokens", "8", "--repeat", "1"]
 
@@ -44,7 +45,7 @@ def test_a_benchmark_learns_from_all_of_its_answers_though_none_ends():
     algorithm = build_algorithm(arguments, subject)
     rollouts, scored = random_answers(arguments, subject, algorithm)
     cut_off = replace(scored, ended_PG=jax.numpy.zeros((8, 2), bool))
-    assert algorithm.objective.batch(rollouts, cut_off, jax.random.key(0)).rollouts.action_PGT.all()
+    assert credit(algorithm.objective, rollouts, cut_off, jax.random.key(0)).rollouts.action_PGT.all()
 
 
 @pytest.mark.parametrize("what", ["train", "step"])

@@ -16,7 +16,9 @@ from grpo_jax.config.retired import is_ignored
 from grpo_jax.config.sections import PARTS
 from grpo_jax.config.signatures import signature
 from grpo_jax.config.values import compose, read_value, write_value
-from grpo_jax.objectives import dapo
+from grpo_jax.objectives import PRESETS, dapo, k2
+from grpo_jax.objectives.kl import KL
+from grpo_jax.objectives.selection import Best, reward_per_token
 from grpo_jax.rewards import Matches, exact
 
 MINIMAL = "task:\n  use: arithmetic\ntrain:\n  steps: 10\n"
@@ -52,6 +54,58 @@ def test_signatures_read_from_text_are_those_of_the_objects(name):
     for key, default in by_import.items():
         expected = Default.REQUIRED if default is inspect.Parameter.empty else default
         assert by_text[key] in (expected, Default.COMPUTED)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.__name__)
+def test_the_defaults_of_a_preset_are_known_though_a_class_that_it_calls_owns_them(preset):
+    by_text = parameters(f"grpo_jax.objectives:{preset.__name__}")
+    by_import = inspect.signature(preset).parameters
+    assert {key: knob.default for key, knob in by_text.items()} == {key: p.default for key, p in by_import.items()}
+
+
+def test_a_default_that_is_the_member_of_an_enum_is_left_to_its_owner(tmp_path, monkeypatch):
+    text = "import enum\n\nclass Color(enum.Enum):\n    RED = 1\n\ndef paint(color: Color = Color.RED): ...\n"
+    (tmp_path / "painting.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert parameters("painting:paint")["color"].default is Default.COMPUTED
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("grpo_jax.advantages:group_mean", "grpo_jax.objectives.advantages"),
+        ("grpo_jax.shaping:Gate", "grpo_jax.objectives.shaping"),
+        ("grpo_jax.shaping:Best", "grpo_jax.objectives.selection"),
+        ("grpo_jax.objectives.shaping:lively", "grpo_jax.objectives.selection"),
+        ("grpo_jax.objectives.penalties:KL", "grpo_jax.objectives.kl"),
+        ("grpo_jax.objectives.penalties:k3", "grpo_jax.objectives.kl"),
+        ("grpo_jax.objectives.penalties:Stepwise", "grpo_jax.objectives.coefficients"),
+        ("grpo_jax.objectives.penalties:entropy", "grpo_jax.objectives.terms"),
+        ("grpo_jax.runtime.optimizer:adamw", "grpo_jax.optimizers"),
+    ],
+)
+def test_a_name_is_found_where_it_is_today(old, new):
+    found = load(old)
+    assert (found.__module__, found.__name__) == (new, old.partition(":")[2])
+
+
+def test_a_name_that_a_divided_module_never_had_is_refused():
+    with pytest.raises(ValueError, match=r"grpo_jax\.objectives\.kl has no KLL, did you mean KL\?"):
+        load("grpo_jax.objectives.penalties:KLL")
+
+
+def test_a_config_that_names_modules_of_the_past_is_read(config_file):
+    objective = """
+        task: {use: arithmetic}
+        train: {steps: 1}
+        objective:
+          use: dapo
+          kl: {use: "grpo_jax.objectives.penalties:KL", coefficient: 0.1, estimator: "grpo_jax.objectives.penalties:k2"}
+          select: [{use: "grpo_jax.shaping:Best", count: 2, metric: "grpo_jax.shaping:reward_per_token"}]
+    """
+    built = read(config_file(objective)).objective.build()
+    assert built.kl == KL(0.1, k2)
+    assert built.select == (Best(2, reward_per_token),)
 
 
 def test_a_signature_tells_type_default_and_comment(tmp_path, monkeypatch):
@@ -444,9 +498,9 @@ def test_a_wrong_choice_of_an_objective_is_refused_with_its_location(config_file
 
 
 def test_a_part_of_an_objective_may_be_a_number_or_nothing_where_it_says_so(config_file):
-    objective = "objective:\n  use: prorl_v2\n  correction: null\n  kl: {coefficient: 0.5, estimator: k2}\n"
+    objective = "objective:\n  use: prorl_v2\n  corrections: []\n  kl: {coefficient: 0.5, estimator: k2}\n"
     built = read(config_file(MINIMAL + objective)).objective.build()
-    assert built.correction is None
+    assert built.corrections == ()
     assert (built.kl.coefficient, built.kl.estimator.__name__) == (0.5, "k2")
 
 
@@ -462,7 +516,7 @@ def test_every_ready_made_choice_can_be_named(config_file):
     "part",
     [
         "weighting: sequence_sum",
-        "ratio: prefix",
+        "ratio: sequence_product",
         "kl: {coefficient: 0.1, estimator: k3, ratio: token}",
         "weighting: {use: FixedLength, length: 7}",
     ],

@@ -43,8 +43,9 @@ def scored_of(rewards_PG, lengths_PG=None, **known) -> Scored:
     return Scored(rewards_PG, rewards_PG[:, :, None], jnp.ones(1), action_PGT, ended_PG, **known)
 
 
-# What is expected of a group of eight right or wrong answers: weight(p) times the gradient of the chance p to be right.
-# Enumerated over the number of right answers; a right answer's score function is 1/p, a wrong one's -1/(1 - p).
+# The expected gradient for a group of eight right or wrong responses is weight(p) times the gradient of the probability
+# p to be right. Enumerated over the number of right responses; the score function of a right response is 1/p, that of a
+# wrong one -1/(1 - p).
 
 G = 8
 CHANCES = [0.01, 0.05, 0.25, 0.5, 0.75, 0.95]
@@ -60,7 +61,7 @@ WEIGHTS = [
 
 
 @pytest.mark.parametrize(("advantage", "expected"), WEIGHTS, ids=["centred", "rloo", "grpo", "maxrl", "sign", "nsr"])
-def test_how_much_a_prompt_counts_by_how_often_it_is_solved(advantage, expected):
+def test_the_weight_of_a_prompt_depends_on_how_often_it_is_solved_as_published(advantage, expected):
     rewards_PG = np.array([[1.0] * right + [0.0] * (G - right) for right in range(G + 1)])
     advantages_PG = np.stack([np.asarray(advantage(scored_of(row[None])))[0] for row in rewards_PG])
     for p, weight in zip(CHANCES, expected, strict=True):
@@ -95,19 +96,19 @@ def test_a_leader_is_ahead_of_the_second():
     np.testing.assert_allclose(Leader()(scored_of(rewards_PG)), expected_PG, atol=1e-6)
 
 
-def test_long_answers_count_more_in_a_length_weighted_baseline():
+def test_long_responses_count_more_in_a_length_weighted_baseline():
     baseline_P1 = length_weighted(scored_of(REWARDS_PG, LENGTHS_PG))
     np.testing.assert_allclose(baseline_P1, [[(3 + 0.25 + 2.5) / 9], [(0 + 2 + 3) / 8]], rtol=1e-6)
     gap_PG = np.where([[False, True, False], [False] * 3], NAN, REWARDS_PG)
     np.testing.assert_allclose(length_weighted(scored_of(gap_PG, LENGTHS_PG))[0], [(3 + 2.5) / 8], rtol=1e-6)
 
 
-def test_groups_that_agree_are_made_up_for():
+def test_gpg_divides_by_the_fraction_of_groups_whose_rewards_differ():
     np.testing.assert_allclose(lively_share(scored_of([[0.0, 1.0], [1.0, 1.0], [NAN, 1.0], [0.5, 0.0]])), [[0.5]])
     np.testing.assert_allclose(lively_share(scored_of([[1.0, 1.0], [0.0, 0.0]])), [[0.5]])  # never a division by zero
 
 
-def test_a_greedy_baseline_is_the_reward_of_the_greedy_answer():
+def test_a_greedy_baseline_is_the_reward_of_the_greedy_response():
     remax = Advantage(greedy_answer, unscaled)
     known = scored_of(REWARDS_PG, greedy_P1=jnp.array([[0.5], [1.0]]))
     np.testing.assert_allclose(remax(known), REWARDS_PG - np.array([[0.5], [1.0]]))
@@ -115,7 +116,21 @@ def test_a_greedy_baseline_is_the_reward_of_the_greedy_answer():
         remax(scored_of(REWARDS_PG))
 
 
-# Credit
+@pytest.mark.parametrize(
+    ("advantage", "field"),
+    [
+        (Advantage(length_weighted, unscaled), "action_PGT"),
+        (EachPart(Advantage(group_mean, unscaled)), "parts_PGR"),
+        (ReturnToGo(outcome_at_end), "action_PGT"),
+        (Whitened(Advantage(group_mean, unscaled), "token"), "action_PGT"),
+    ],
+)
+def test_an_advantage_that_needs_more_than_rewards_says_so(advantage, field):
+    with pytest.raises(ValueError, match=rf"Scored\.{field} is missing: this choice looks at .*; `scored_of` sets"):
+        advantage(Scored(jnp.asarray(REWARDS_PG, jnp.float32)))
+
+
+# Credit of single tokens.
 
 
 def steps_of(*rows: list[float]) -> jnp.ndarray:
@@ -137,7 +152,7 @@ def test_process_supervision_without_steps_says_what_to_return():
 
 
 @pytest.mark.parametrize("discount", [1.0, 0.5])
-def test_what_a_token_has_ahead_of_it_is_the_discounted_sum(discount):
+def test_the_return_of_a_token_is_the_discounted_sum_of_its_own_and_later_rewards(discount):
     steps_PGT = jnp.asarray(DRAW.normal(size=(2, 3, 6)), jnp.float32)
     scored = replace(
         scored_of(REWARDS_PG, LENGTHS_PG),
@@ -146,7 +161,7 @@ def test_what_a_token_has_ahead_of_it_is_the_discounted_sum(discount):
     expected_PGT = np.zeros((2, 3, 6))
     for p, g in np.ndindex(2, 3):
         ahead, length = 0.0, LENGTHS_PG[p, g]
-        rest = REWARDS_PG[p, g] - float(steps_PGT[p, g, :length].sum())  # what the steps have not brought yet
+        rest = REWARDS_PG[p, g] - float(steps_PGT[p, g, :length].sum())  # of the reward, beyond its steps
         for t in reversed(range(length)):
             ahead = float(steps_PGT[p, g, t]) + (rest if t == length - 1 else 0.0) + discount * ahead
             expected_PGT[p, g, t] = ahead
@@ -163,7 +178,7 @@ def test_whitened_advantages_have_a_mean_of_zero_and_a_deviation_of_one(unit):
     np.testing.assert_allclose([numbers.mean(), numbers.std(ddof=1)], [0.0, 1.0], atol=1e-3)
 
 
-def test_what_was_added_to_the_total_alone_is_compared_as_it_is():
+def test_what_was_added_to_the_total_alone_is_centred_but_not_scaled():
     """GDPO of two parts, and a penalty on the total that belongs to neither."""
     parts_PGR, weights_R = DRAW.uniform(size=(2, 4, 2)), np.array([1.0, 0.5])
     penalty_PG = np.array([[0.0, 0.1, 0.0, 0.3], [0.2, 0.2, 0.2, 0.2]])

@@ -106,7 +106,7 @@ def test_the_notebook_asks_for_a_tpu(notebook):
 def test_the_notebook_needs_only_the_public_api_and_what_colab_has(code):
     others = {name.partition(".")[0] for name in modules(code)} - sys.stdlib_module_names
     assert others == {"grpo_jax", "jax", "matplotlib"}
-    assert attributes(code, of="grpo_jax") <= set(grpo_jax.__all__)
+    assert attributes(code, of="gj") <= set(grpo_jax.__all__)
     names = attributes(code) | {part for name in modules(code) for part in name.split(".")}
     assert [name for name in names if name.startswith("_")] == []
 

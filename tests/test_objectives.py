@@ -1,6 +1,7 @@
-"""The presets against loops written from their papers, KL gradients by enumeration, and what must move nothing."""
+"""The presets against loops written from their papers, KL gradients by enumeration, and what must change nothing."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +11,39 @@ from jaxtyping import TypeCheckError
 
 from grpo_jax import objectives
 from grpo_jax.objectives import (
+    PRESETS,
     Objective,
+    cppo,
+    credit,
     dapo,
     dr_grpo,
     dro,
+    first_coefficients,
+    gfpo,
     grpo,
     gspo,
     gspo_token,
     luspo,
+    next_coefficients,
+    pods,
     real,
     rloo,
+    rubric,
     scored_of,
     verifiable,
 )
 from grpo_jax.objectives.advantages import group_mean
-from grpo_jax.objectives.corrections import TokenTruncation
-from grpo_jax.objectives.penalties import KL, Proportional, Reference, k1, k2, k3, k3_with_slope_of_k2
+from grpo_jax.objectives.coefficients import Proportional
+from grpo_jax.objectives.corrections import (
+    OffPolicyMask,
+    SequenceMask,
+    SequenceTruncation,
+    TokenMask,
+    TokenTruncation,
+)
+from grpo_jax.objectives.kl import KL, Reference, k1, k2, k3, k3_with_slope_of_k2
 from grpo_jax.objectives.ratios import sequence_product, token
-from grpo_jax.objectives.shaping import SoftOverlong
+from grpo_jax.objectives.shaping import Brevity, Gate, SoftOverlong
 from grpo_jax.objectives.surrogates import (
     ClippedRatio,
     ClippedWeight,
@@ -41,7 +57,7 @@ from grpo_jax.objectives.surrogates import (
     reinforce,
     tapered,
 )
-from grpo_jax.objectives.weightings import FixedLength, prompt_mean, sequence_mean, sequence_sum, token_mean, token_sum
+from grpo_jax.objectives.weightings import FixedLength, prompt_mean, sequence_mean, sequence_sum, token_mean
 from grpo_jax.structs import Batch, Prompts, Rollouts, Tokens
 
 VARIANTS = {
@@ -50,20 +66,23 @@ VARIANTS = {
     "dr_grpo of 16": dr_grpo(length=16),
     "dapo with a cap": dapo(cap=3.0),
     "dapo with overlong": dapo(overlong=0.2),
+    "gfpo of 2": gfpo(2),
+    "pods of 2": pods(2),
+    "cppo of 1": cppo(1),
+    "rubric with a length penalty": rubric(length_penalty=0.1),
 }
-NAMES = [name for name in objectives.__all__ if name not in ("Objective", "scored_of")]
-PRESETS = {name: getattr(objectives, name)() for name in NAMES} | VARIANTS
-every_preset = pytest.mark.parametrize("objective", PRESETS.values(), ids=PRESETS.keys())
-# To these the level of rewards matters. The others see a response beside its group alone, so that one that agrees
-# teaches nothing, unless their advantage is centred once more, or punishes length.
+OBJECTIVES = {preset.__name__: preset() for preset in PRESETS} | VARIANTS
+every_preset = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+# The level of rewards matters to these. The others compare a response with its group alone, so that a group with equal
+# rewards has no gradient, unless advantages are centred once more, or length is punished.
 LEVEL = {"nsr", "real", "reinforce_pp", "maxrl", "passk", "grpo_process", "distillation"}
-AGAIN = {"gdpo", "reinforce_pp_baseline", "dapo with overlong"}
+AGAIN = {"gdpo", "reinforce_pp_baseline", "dapo with overlong", "rubric with a length penalty"}
 BY_BATCH = {"lite_ppo", "prorl_v2", "scale_rl", "verifiable"}  # divide by the deviation of all rewards
 
 
 def presets_but(*names: str):
-    """Their rewards alone: without a pull to somewhere else."""
-    chosen = {name: replace(each, kl=None, terms=()) for name, each in PRESETS.items() if name not in names}
+    """The objectives without KL and other terms: with what comes from rewards alone."""
+    chosen = {name: replace(each, kl=None, terms=()) for name, each in OBJECTIVES.items() if name not in names}
     return pytest.mark.parametrize("objective", chosen.values(), ids=chosen.keys())
 
 
@@ -91,32 +110,36 @@ def random_case(seed: int = 0, P: int = 2, G: int = 3, T: int = 6, spread: float
     return Case(rewards_PG, action_PGT, new_PGT, old_PGT, ref_PGT, entropy_PGT)
 
 
-def batch_of(objective: Objective, case: Case, advantages: jax.Array | None = None) -> Batch:
+def batch_of(
+    objective: Objective, case: Case, advantages: jax.Array | None = None, ended_PG: np.ndarray | None = None
+) -> Batch:
     action_PGT = jnp.asarray(case.action_PGT)
     entropy_PGT = jnp.asarray(np.where(action_PGT, case.entropy_PGT, 0.0), jnp.float32)
     prompts = Prompts(jnp.zeros((len(action_PGT), 1), jnp.int32), jnp.ones((len(action_PGT), 1), bool))
     old_PGT, ref_PGT = (jnp.asarray(array, jnp.float32) for array in (case.old_PGT, case.ref_PGT))
-    tokens_PGT, ended_PG = jnp.zeros(action_PGT.shape, jnp.int32), jnp.ones(action_PGT.shape[:2], bool)
+    tokens_PGT = jnp.zeros(action_PGT.shape, jnp.int32)
+    ended_PG = jnp.ones(action_PGT.shape[:2], bool) if ended_PG is None else jnp.asarray(ended_PG)
     rollouts = Rollouts(prompts, tokens_PGT, action_PGT, action_PGT, old_PGT, entropy_PGT, ended_PG, 1.0)
     rewards_PGR = jnp.asarray(case.rewards_PG, jnp.float32)[..., None]
     steps_PGT = jnp.where(jnp.arange(action_PGT.shape[2]) % 2 == 1, rewards_PGR, jnp.nan)
     scored = scored_of(
         rewards_PGR, jnp.ones(1), rollouts, steps_PGT=steps_PGT, greedy_P1=rewards_PGR[:, :, 0].mean(1, keepdims=True)
     )
-    batch = objective.batch(
+    batch = credit(
+        objective,
         rollouts,
         scored,
         jax.random.key(0),
         old_logprobs_PGT=old_PGT,
         ref_logprobs_PGT=ref_PGT,
         teacher_logprobs_PGT=ref_PGT,
-        coefficients=objective.first_coefficients(),
+        coefficients=first_coefficients(objective),
     )
     return batch if advantages is None else replace(batch, advantages=advantages)
 
 
 def loss_of(objective: Objective, new_PGT: jax.Array, batch: Batch) -> jax.Array:
-    return objective(new_PGT, batch.rollouts.entropy_PGT, batch)[0]
+    return objectives.loss(objective, new_PGT, batch.rollouts.entropy_PGT, batch)[0]
 
 
 def measure(objective: Objective, case: Case, advantages: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -131,7 +154,7 @@ def measure(objective: Objective, case: Case, advantages: jax.Array | None = Non
 
 
 def less_kl(case: Case, coefficient: float) -> Case:
-    """With k1, summed over the response, taken off the rewards."""
+    """Rewards minus k1, summed over the response."""
     kl_PG = np.sum(np.where(case.action_PGT, case.old_PGT - case.ref_PGT, 0.0), axis=2)
     return replace(case, rewards_PG=case.rewards_PG - coefficient * kl_PG)
 
@@ -149,6 +172,49 @@ def loop_grpo(case: Case, kl: str | None = "k3") -> float:
             penalty = {None: 0.0, "k1": y, "k2": y * y / 2, "k3": np.exp(-y) - 1 + y}[kl]
             gain = min(r * A, min(max(r, 0.8), 1.2) * A) - 0.04 * penalty
             loss -= gain / len(tokens) / (P * G)
+    return loss
+
+
+def kept(case: Case, p: int, count: int, score) -> list[int]:
+    """The `count` responses of a group with the highest scores, of equal ones the first."""
+    return sorted(range(case.rewards_PG.shape[1]), key=lambda g: -score(p, g))[:count]
+
+
+def loop_of_some(case: Case, chosen: list[list[int]], by_response: bool) -> float:
+    """GRPO without a KL term among some responses of each group; every response or every token counts the same."""
+    loss, responses, tokens = 0.0, sum(map(len, chosen)), 0
+    for p, group in enumerate(chosen):
+        rewards = case.rewards_PG[p, group]
+        for g in group:
+            A, each = (case.rewards_PG[p, g] - rewards.mean()) / (rewards.std(ddof=1) + 1e-4), 0.0
+            for t in np.flatnonzero(case.action_PGT[p, g]):
+                r = np.exp(case.new_PGT[p, g, t] - case.old_PGT[p, g, t])
+                each, tokens = each + min(r * A, min(max(r, 0.8), 1.2) * A), tokens + 1
+            loss -= each / case.action_PGT[p, g].sum() / responses if by_response else each
+    return loss if by_response else loss / tokens
+
+
+def loop_gfpo(case: Case) -> float:
+    """GFPO: the two shortest responses of each group, compared with one another."""
+    lengths_PG = case.action_PGT.sum(axis=2)
+    return loop_of_some(case, [kept(case, p, 2, lambda p, g: -lengths_PG[p, g]) for p in range(3)], by_response=False)
+
+
+def loop_pods(case: Case) -> float:
+    """PODS: the two responses of each group whose rewards differ most are the best and the worst."""
+    chosen = [[int(np.argmin(rewards_G)), int(np.argmax(rewards_G))] for rewards_G in case.rewards_PG]
+    return loop_of_some(case, chosen, by_response=True)
+
+
+def loop_cppo(case: Case) -> float:
+    """CPPO without a KL term: the one response of each group that is furthest from the mean of all."""
+    P, _, loss = *case.rewards_PG.shape, 0.0
+    for p in range(P):
+        A_G = (case.rewards_PG[p] - case.rewards_PG[p].mean()) / (case.rewards_PG[p].std(ddof=1) + 1e-4)
+        (g,) = kept(case, p, 1, lambda p, g, A_G=A_G: abs(A_G[g]))
+        for t in np.flatnonzero(case.action_PGT[p, g]):
+            r = np.exp(case.new_PGT[p, g, t] - case.old_PGT[p, g, t])
+            loss -= min(r * A_G[g], min(max(r, 0.8), 1.2) * A_G[g]) / case.action_PGT[p, g].sum() / P
     return loss
 
 
@@ -201,11 +267,11 @@ def loop_rloo(case: Case) -> float:
 def slope_of(loop, case: Case, step: float = 1e-6) -> np.ndarray:
     """The loop's gradient by the log-probs, by central differences."""
     slope_PGT = np.zeros(case.new_PGT.shape)
-    for place in np.ndindex(slope_PGT.shape):
+    for position in np.ndindex(slope_PGT.shape):
         nudge_PGT = np.zeros(slope_PGT.shape)
-        nudge_PGT[place] = step
+        nudge_PGT[position] = step
         above, below = (loop(replace(case, new_PGT=case.new_PGT + sign * nudge_PGT)) for sign in (1, -1))
-        slope_PGT[place] = (above - below) / (2 * step)
+        slope_PGT[position] = (above - below) / (2 * step)
     return slope_PGT
 
 
@@ -224,6 +290,9 @@ LOOPS = [
     ("dapo with a cap", dapo(cap=1.5), lambda case: loop_dapo(case, 1.5)),
     ("gspo", gspo(), loop_gspo),
     ("rloo", rloo(), lambda case: loop_rloo(less_kl(case, 0.03))),
+    ("gfpo", gfpo(2), loop_gfpo),
+    ("pods", pods(2), loop_pods),
+    ("cppo", cppo(1, kl=0.0), loop_cppo),
 ]
 
 
@@ -266,12 +335,12 @@ def test_the_enumerated_gradients_are_the_published_ones():
 @pytest.mark.parametrize(
     ("kl", "expected"),
     [
-        pytest.param(KL(1.0, k1), np.zeros(4), id="k1 pulls nowhere"),
-        pytest.param(KL(1.0, k2), REVERSE, id="k2 pulls as the reverse KL"),
-        pytest.param(KL(1.0, k3), FORWARD, id="k3 pulls as the forward KL"),
-        pytest.param(KL(1.0, k3_with_slope_of_k2), REVERSE, id="k3 with the slope of k2 pulls as the reverse KL"),
-        pytest.param(KL(1.0, k1, ratio=token), REVERSE, id="k1 times the ratio pulls as the reverse KL"),
-        pytest.param(KL(1.0, k3, ratio=token), REVERSE, id="k3 times the ratio pulls as the reverse KL"),
+        pytest.param(KL(1.0, k1), np.zeros(4), id="k1 has no gradient"),
+        pytest.param(KL(1.0, k2), REVERSE, id="k2 has that of the reverse KL"),
+        pytest.param(KL(1.0, k3), FORWARD, id="k3 has that of the forward KL"),
+        pytest.param(KL(1.0, k3_with_slope_of_k2), REVERSE, id="k3 with the slope of k2 has that of the reverse KL"),
+        pytest.param(KL(1.0, k1, ratio=token), REVERSE, id="k1 times the ratio has that of the reverse KL"),
+        pytest.param(KL(1.0, k3, ratio=token), REVERSE, id="k3 times the ratio has that of the reverse KL"),
     ],
 )
 def test_the_gradient_of_a_kl_term_in_the_loss(kl, expected):
@@ -279,7 +348,7 @@ def test_the_gradient_of_a_kl_term_in_the_loss(kl, expected):
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
-def test_k1_taken_off_the_reward_pulls_as_the_reverse_kl():
+def test_k1_subtracted_from_the_reward_has_the_gradient_of_the_reverse_kl():
     rewards_PG = -jnp.asarray(LOG_RATIO, jnp.float32)[None]
     np.testing.assert_allclose(expected_gradient(rloo(kl=0.0), rewards_PG), REVERSE, atol=1e-6)
 
@@ -294,11 +363,11 @@ def test_on_policy_every_surrogate_has_the_gradient_of_reinforce(objective):
     np.testing.assert_allclose(ours_PGT, theirs_PGT, atol=1e-6)
 
 
-# What must move nothing.
+# What must change nothing.
 
 
 def garbled(case: Case) -> Case:
-    """Other numbers wherever the policy chose nothing."""
+    """Other numbers wherever there is no action."""
     draw = np.random.default_rng(1)
     arrays = {"new_PGT": case.new_PGT, "old_PGT": case.old_PGT, "ref_PGT": case.ref_PGT}
     noisy = {name: np.where(case.action_PGT, a, draw.normal(0, 100, a.shape)) for name, a in arrays.items()}
@@ -306,7 +375,7 @@ def garbled(case: Case) -> Case:
 
 
 @every_preset
-def test_numbers_where_there_is_no_action_move_nothing(objective):
+def test_numbers_where_there_is_no_action_change_nothing(objective):
     case = random_case()
     loss, gradient_PGT = measure(objective, case)
     garbled_loss, garbled_gradient_PGT = measure(objective, garbled(case))
@@ -316,10 +385,12 @@ def test_numbers_where_there_is_no_action_move_nothing(objective):
 
 
 @every_preset
-def test_padding_moves_nothing(objective):
+def test_padding_changes_nothing(objective):
     if objective.weighting == FixedLength():  # it divides by the width of the arrays, which is the sampler's limit
         objective = replace(objective, weighting=FixedLength(6))
-    objective = replace(objective, shaping=tuple(s for s in objective.shaping if not isinstance(s, SoftOverlong)))
+    objective = replace(
+        objective, shaping=tuple(s for s in objective.shaping if not isinstance(s, SoftOverlong | Brevity))
+    )
     case = random_case()
     wider = ((0, 0), (0, 0), (0, 5))
     padded = {name: np.pad(array, wider) for name, array in vars(case).items() if array.ndim == 3}
@@ -329,19 +400,19 @@ def test_padding_moves_nothing(objective):
     np.testing.assert_allclose(padded_gradient_PGT, np.pad(gradient_PGT, wider), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"clip_cov"}))  # which draws tokens by their place
+@pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - {"clip_cov"}))  # which draws tokens by their position
 def test_permuting_prompts_and_responses_permutes_the_gradient(name):
-    objective, case = PRESETS[name], random_case(P=3)
-    place = np.ix_([2, 0, 1], [1, 2, 0])
-    permuted = replace(case, **{name: array[place] for name, array in vars(case).items()})
+    objective, case = OBJECTIVES[name], random_case(P=3)
+    order = np.ix_([2, 0, 1], [1, 2, 0])
+    permuted = replace(case, **{name: array[order] for name, array in vars(case).items()})
     loss, gradient_PGT = measure(objective, case)
     permuted_loss, permuted_gradient_PGT = measure(objective, permuted)
     np.testing.assert_allclose(permuted_loss, loss, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(permuted_gradient_PGT, gradient_PGT[place], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(permuted_gradient_PGT, gradient_PGT[order], rtol=1e-5, atol=1e-7)
 
 
 @presets_but(*LEVEL, *BY_BATCH)
-def test_a_constant_added_to_the_rewards_of_a_group_moves_nothing(objective):
+def test_a_constant_added_to_the_rewards_of_a_group_changes_nothing(objective):
     case = random_case()
     shifted = replace(case, rewards_PG=case.rewards_PG + np.array([[4.0], [-2.0]]))
     for ours, theirs in zip(measure(objective, case), measure(objective, shifted), strict=True):
@@ -349,7 +420,7 @@ def test_a_constant_added_to_the_rewards_of_a_group_moves_nothing(objective):
 
 
 @presets_but(*LEVEL)
-def test_a_constant_added_to_all_rewards_moves_nothing(objective):
+def test_a_constant_added_to_all_rewards_changes_nothing(objective):
     case = random_case()
     shifted = replace(case, rewards_PG=case.rewards_PG + 2.0)
     for ours, theirs in zip(measure(objective, case), measure(objective, shifted), strict=True):
@@ -357,7 +428,7 @@ def test_a_constant_added_to_all_rewards_moves_nothing(objective):
 
 
 @presets_but(*LEVEL, *AGAIN)
-def test_a_group_that_agrees_has_exactly_no_gradient(objective):
+def test_a_group_with_equal_rewards_has_a_gradient_of_exactly_zero(objective):
     case = random_case(seed=1, G=5, T=10)
     agreed = replace(case, rewards_PG=np.stack([np.full(5, 0.5), case.rewards_PG[1]]))
     gradient_PGT = measure(objective, agreed)[1]
@@ -366,7 +437,7 @@ def test_a_group_that_agrees_has_exactly_no_gradient(objective):
 
 
 @every_preset
-def test_advantages_of_tokens_may_be_those_of_their_response(objective):
+def test_token_advantages_equal_to_those_of_their_response_change_nothing(objective):
     case = random_case()
     advantages = batch_of(objective, case).advantages
     advantages_PGT = jnp.broadcast_to(advantages.reshape(2, 3, -1), case.action_PGT.shape)
@@ -375,20 +446,22 @@ def test_advantages_of_tokens_may_be_those_of_their_response(objective):
 
 
 @every_preset
-def test_losses_gradients_and_statistics_of_parts_add_up(objective):
+def test_losses_gradients_and_sums_of_microbatches_add_up(objective):
     case = random_case(P=4)
     batch, new_PGT = batch_of(objective, case), jnp.asarray(case.new_PGT, jnp.float32)
 
     def whole(new_PGT, batch):
-        return jax.value_and_grad(objective, has_aux=True)(new_PGT, batch.rollouts.entropy_PGT, batch)
+        return jax.value_and_grad(partial(objectives.loss, objective), has_aux=True)(
+            new_PGT, batch.rollouts.entropy_PGT, batch
+        )
 
     (loss, sums), gradient_PGT = whole(new_PGT, batch)
     halves = [jax.tree.map(lambda a, half=half: a[half::2] if a.ndim > 1 else a, (new_PGT, batch)) for half in (0, 1)]
-    parts = [whole(*half) for half in halves]
-    added = jax.tree.map(jnp.add, parts[0][0], parts[1][0])
+    found = [whole(*half) for half in halves]
+    added = jax.tree.map(jnp.add, found[0][0], found[1][0])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), added, (loss, sums))
-    for half, (_, part_PGT) in enumerate(parts):
-        np.testing.assert_allclose(part_PGT, gradient_PGT[half::2], rtol=1e-6)
+    for half, (_, half_PGT) in enumerate(found):
+        np.testing.assert_allclose(half_PGT, gradient_PGT[half::2], rtol=1e-6)
 
 
 @every_preset
@@ -426,24 +499,24 @@ def test_an_advantage_of_another_shape_is_refused(wrong):
         batch_of(replace(dapo(), advantage=wrong), random_case())
 
 
-def test_a_kl_term_where_it_cannot_stand_is_refused():
+def test_a_kl_term_with_an_impossible_place_or_ratio_is_refused():
     with pytest.raises((ValueError, TypeCheckError), match="'los'"):  # whoever sees it first
         KL(0.1, k2, "los")
     with pytest.raises(ValueError, match="leave out the ratio"):
         KL(0.1, k2, "reward", ratio=token)
 
 
-def test_a_kl_term_with_a_ratio_compares_with_the_policy_from_before_whatever_the_anchor():
+def test_a_kl_term_with_a_ratio_needs_the_old_log_probs_whatever_the_anchor():
     for anchor in ("current", "sampler", "recomputed"):
         pulled = replace(dapo(), anchor=anchor, kl=KL(0.1, k3, ratio=token))
         assert pulled.compares_with_old
     assert not replace(dapo(), anchor="sampler", kl=KL(0.1, k3)).compares_with_old
 
 
-def test_a_coefficient_stays_where_it_is_when_its_metric_is_not_a_number():
+def test_a_coefficient_does_not_change_if_its_metric_is_not_a_number():
     objective = replace(dapo(), kl=KL(Proportional(0.1, initial=0.3), k2))
-    before = objective.first_coefficients()
-    after = objective.next_coefficients(before, {"kl": float("nan")})
+    before = first_coefficients(objective)
+    after = next_coefficients(objective, before, {"kl": float("nan")})
     np.testing.assert_array_equal(after["kl"], before["kl"])
 
 
@@ -456,7 +529,7 @@ def test_gradients_are_finite_though_the_ratio_of_a_long_response_is_not(each):
 
 
 @every_preset
-def test_an_empty_response_has_no_gradient_and_spoils_no_other(objective):
+def test_an_empty_response_has_no_gradient_and_breaks_no_other(objective):
     case = random_case()
     emptied_PGT = case.action_PGT.copy()
     emptied_PGT[0, 1] = False
@@ -498,21 +571,18 @@ def test_weights_are_those_worked_out_by_hand():
     np.testing.assert_allclose(token_mean(action_PGT, all_PG), action_PGT / 8)
     np.testing.assert_allclose(prompt_mean(action_PGT, all_PG), action_PGT / np.array([[[6]], [[2]]]) / 2)
     np.testing.assert_allclose(sequence_sum(action_PGT, all_PG), action_PGT / 4)
-    np.testing.assert_allclose(token_sum(action_PGT, all_PG), action_PGT * 1.0)
     np.testing.assert_allclose(FixedLength(10)(action_PGT, all_PG), action_PGT / 40)
     np.testing.assert_allclose(FixedLength()(action_PGT, all_PG), action_PGT / 16)
 
 
-def test_denominators_do_not_know_of_responses_that_do_not_count():
+def test_denominators_leave_out_responses_that_do_not_count():
     action_PGT, counted_PG = jnp.ones((2, 2, 4), bool), jnp.array([[True, False], [False, False]])
     for weighting in (sequence_mean, token_mean, prompt_mean):
         np.testing.assert_allclose(weighting(action_PGT, counted_PG)[0, 0], 0.25)
         assert weighting(action_PGT, counted_PG).sum() == 1
 
 
-@pytest.mark.parametrize(
-    "weighting", [sequence_mean, token_mean, prompt_mean, sequence_sum, token_sum, FixedLength(10)]
-)
+@pytest.mark.parametrize("weighting", [sequence_mean, token_mean, prompt_mean, sequence_sum, FixedLength(10)])
 @pytest.mark.parametrize("counted", [True, False])
 def test_an_empty_batch_has_no_weights(weighting, counted):
     counted_PG = jnp.full((2, 3), counted)
@@ -530,7 +600,7 @@ def test_only_a_kl_term_that_counts_needs_a_reference():
     )
 
 
-def test_a_kl_term_of_weight_zero_is_no_term():
+def test_a_kl_term_with_a_coefficient_of_zero_is_no_term():
     case, weightless = random_case(), replace(grpo(), kl=KL(0.0, k3))
     batch = replace(batch_of(weightless, case), ref_logprobs_PGT=None)
     assert loss_of(weightless, jnp.asarray(case.new_PGT, jnp.float32), batch) == measure(grpo(kl=0.0), case)[0]
@@ -539,7 +609,7 @@ def test_a_kl_term_of_weight_zero_is_no_term():
 def test_clipped_tokens_are_counted_by_the_sign_of_their_advantage():
     case = random_case(P=3, G=4, T=8, spread=0.5)
     batch = batch_of(dapo(), case)
-    sums = dapo()(jnp.asarray(case.new_PGT, jnp.float32), batch.rollouts.entropy_PGT, batch)[1]
+    sums = objectives.loss(dapo(), jnp.asarray(case.new_PGT, jnp.float32), batch.rollouts.entropy_PGT, batch)[1]
     ratio_PGT = np.exp(case.new_PGT - case.old_PGT)
     advantages_PG1 = (case.rewards_PG - case.rewards_PG.mean(axis=1, keepdims=True))[..., None]
     low = np.sum(case.action_PGT & (ratio_PGT < 0.8) & (advantages_PG1 < 0))
@@ -643,6 +713,23 @@ def test_coefficients_are_finite_however_far_the_policy_has_moved(surrogate, exp
     assert np.isfinite(coefficients(surrogate, np.full(2, x), np.array([-1.0, 1.0]), np.array([-90.0, -0.1]))).all()
 
 
+# Truncated responses, and options of the recipes.
+
+
+def test_overlong_filtering_leaves_truncated_responses_out_of_the_loss_but_not_of_their_group():
+    case, truncated_PG = random_case(P=3, G=4), np.zeros((3, 4), bool)
+    truncated_PG[0, 1] = truncated_PG[2, 3] = True
+    filtered, plain = (batch_of(dapo(filter_truncated=each), case, ended_PG=~truncated_PG) for each in (True, False))
+    np.testing.assert_array_equal(filtered.advantages, plain.advantages)
+    np.testing.assert_array_equal(filtered.weights_PGT[truncated_PG], 0.0)
+    np.testing.assert_allclose(filtered.weights_PGT.sum(), 1.0, rtol=1e-6)
+
+
+def test_the_options_of_the_rubric_recipe_are_its_shaping():
+    assert rubric().shaping == ()
+    assert rubric(gate=(0, 2), length_penalty=0.2).shaping == (Gate((0, 2)), Brevity(0.2))
+
+
 # Identities between objectives.
 
 
@@ -652,7 +739,7 @@ def same(one: Objective, other: Objective, case: Case, factor: float = 1.0) -> N
     np.testing.assert_allclose(ours_PGT, factor * theirs_PGT, rtol=1e-4, atol=1e-6)
 
 
-def test_gspo_by_token_is_gspo_where_advantages_are_those_of_responses():
+def test_gspo_token_is_gspo_if_advantages_are_those_of_responses():
     same(gspo(0.05, 0.05), gspo_token(0.05, 0.05), random_case(P=4))
 
 
@@ -688,7 +775,7 @@ def test_real_is_reinforce_with_listwise_advantages():
     np.testing.assert_allclose(measure(real(t), case)[1], 5 * expected_PGT, rtol=1e-4, atol=1e-6)
 
 
-def test_dro_is_reinforce_less_a_squared_log_ratio():
+def test_dro_is_reinforce_minus_a_squared_log_ratio():
     case = random_case(P=4)
     batch = batch_of(dro(0.3), case)
     new_PGT = jnp.asarray(case.new_PGT, jnp.float32)
@@ -703,20 +790,22 @@ def test_dro_is_reinforce_less_a_squared_log_ratio():
     np.testing.assert_allclose(measure(dro(0.3), case)[1], expected_PGT, rtol=1e-4, atol=1e-6)
 
 
-# A sampler that is not the trainer, references, and what users write themselves.
+# Corrections, groups with equal rewards, coefficients and references.
 
 
-def test_the_sampler_as_anchor_refuses_a_correction_for_the_sampler():
-    with pytest.raises(ValueError, match="leave out the correction"):
-        replace(dapo(), anchor="sampler", correction=TokenTruncation())
+def test_the_sampler_as_anchor_refuses_corrections_for_the_sampler_alone():
+    for correction in (TokenTruncation(), TokenMask(), SequenceTruncation(), SequenceMask()):
+        with pytest.raises(ValueError, match=rf"leave {type(correction).__name__}\(.* out of the corrections"):
+            replace(dapo(), anchor="sampler", corrections=(OffPolicyMask(), correction))
+    assert replace(dapo(), anchor="sampler", corrections=(OffPolicyMask(),)).corrections == (OffPolicyMask(),)
 
 
 def test_a_correction_of_one_changes_nothing():
     case = random_case()
-    same(replace(dapo(), correction=TokenTruncation(2.0)), dapo(), replace(case, old_PGT=case.old_PGT))
+    same(replace(dapo(), corrections=(TokenTruncation(2.0),)), dapo(), replace(case, old_PGT=case.old_PGT))
 
 
-def test_groups_that_agree_leave_the_denominators():
+def test_groups_with_equal_rewards_are_left_out_of_the_denominators():
     case = random_case(P=3)
     agreed = replace(case, rewards_PG=np.concatenate([np.full((1, 3), 0.5), case.rewards_PG[1:]]))
     alone = Case(*(array[1:] for array in vars(agreed).values()))
@@ -739,6 +828,6 @@ def test_a_coefficient_follows_its_target():
     same(adaptive, fixed, case)
 
 
-def test_a_reference_moves_by_sensible_shares():
+def test_a_reference_that_moves_by_a_share_of_zero_is_refused():
     with pytest.raises(ValueError, match="share"):
         Reference(every=10, share=0.0)

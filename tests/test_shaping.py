@@ -1,4 +1,4 @@
-"""Rewards made into other rewards, and who takes part: against hand calculations and loops."""
+"""Shaping and selection against hand calculations and loops."""
 
 import itertools
 import math
@@ -8,19 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.objectives.shaping import (
+from grpo_jax.objectives.selection import (
     Best,
-    Brevity,
-    Gate,
     LargestAdvantages,
     MostVaried,
-    SoftOverlong,
     ended,
     lively,
     lively_in_parts,
-    nothing_for_truncated,
     reward_per_token,
 )
+from grpo_jax.objectives.shaping import Brevity, Gate, SoftOverlong, nothing_for_truncated
 from grpo_jax.structs import Scored
 
 NAN = math.nan
@@ -35,7 +32,7 @@ def scored(rewards_PG, lengths_PG=None, ended_PG=None, parts_PGR=None, T: int = 
     return Scored(rewards_PG, parts_PGR, jnp.ones(parts_PGR.shape[2]), action_PGT, ended_PG)
 
 
-def test_length_is_punished_in_proportion_in_its_last_share():
+def test_the_penalty_for_length_grows_from_zero_to_one_over_the_last_share():
     """The figures of TRL 1.16.0's soft_overlong with a maximum of 100 and a cache of 20."""
     lengths = [[4, 9, 6, 1, 30, 80, 95, 100]]
     shaped = SoftOverlong(0.2)(scored(np.zeros((1, 8)), lengths, T=100))
@@ -47,7 +44,7 @@ def test_a_limit_may_be_shorter_than_the_longest_response():
     np.testing.assert_allclose(shaped.rewards_PG, [[0, 0, -0.5, -1.0]], atol=1e-6)
 
 
-def test_a_truncated_response_is_worth_nothing_and_one_without_a_score_stays_without():
+def test_a_truncated_response_earns_nothing_and_one_without_a_score_gets_none():
     shaped = nothing_for_truncated(scored([[1.0, 0.7, NAN]], ended_PG=[[True, False, False]]))
     np.testing.assert_array_equal(shaped.rewards_PG, [[1.0, 0.0, NAN]])
 
@@ -59,7 +56,7 @@ def test_a_truncated_response_is_not_better_than_a_wrong_one():
     np.testing.assert_array_equal(shaped.parts_PGR, [[[1.0, -0.5], [-1.0, 0.0], [0.0, -2.0]]])
 
 
-def test_brevity_is_asked_for_where_the_group_succeeds():
+def test_length_costs_more_in_groups_that_succeed():
     shaped = Brevity(0.5)(scored([[1.0, 1.0], [0.0, 0.0]], [[2, 10], [2, 10]]))
     np.testing.assert_allclose(shaped.rewards_PG, [[1 - 0.5 * 0.2, 0.5], [0.0, 0.0]], atol=1e-6)
 
@@ -71,13 +68,13 @@ def test_a_gate_multiplies_the_reward_and_its_parts():
     np.testing.assert_allclose(shaped.parts_PGR[0, 1], [0.0, 0.0])
 
 
-def test_groups_that_differ_are_told_by_their_spread_and_not_by_their_mean():
+def test_groups_that_differ_are_found_by_their_spread_and_not_by_their_mean():
     rewards_PG = [[0.5, 0.5, 0.5], [0.0, 1.0, 0.5], [NAN, 0.3, 0.3], [0.1, 0.1, 0.1 + 1e-6], [NAN, NAN, NAN]]
     np.testing.assert_array_equal(lively(scored(rewards_PG))[:, 0], [False, True, False, True, False])
 
 
-def test_groups_that_differ_in_a_part_that_weighs_are_told_though_their_totals_agree():
-    """Criteria that add up to the same; one that only watches; a penalty that belongs to no part; nothing at all."""
+def test_groups_that_differ_in_a_weighted_part_are_found_though_their_totals_are_equal():
+    """Parts with equal sums; a part with a weight of 0; a penalty that is in no part; no difference at all."""
     parts_PGR = np.zeros((4, 2, 3))
     parts_PGR[0] = [[1, 0, 0], [0, 1, 0]]
     parts_PGR[1] = [[0, 0, 1], [0, 0, 0]]
@@ -87,20 +84,20 @@ def test_groups_that_differ_in_a_part_that_weighs_are_told_though_their_totals_a
     np.testing.assert_array_equal(lively(several)[:, 0], [False, False, True, False])
 
 
-@pytest.mark.parametrize("place", [-1, 2])
-def test_a_gate_by_a_reward_that_is_not_there_is_refused(place):
+@pytest.mark.parametrize("position", [-1, 2])
+def test_a_gate_by_a_reward_that_does_not_exist_is_refused(position):
     with pytest.raises(ValueError, match="There are 2 rewards, counted from 0"):
-        Gate((place,))(scored([[0.5, 0.9]], parts_PGR=np.ones((1, 2, 2))))
+        Gate((position,))(scored([[0.5, 0.9]], parts_PGR=np.ones((1, 2, 2))))
 
 
-def test_the_best_are_the_shortest_or_those_with_the_most_reward_for_a_token():
+def test_the_best_are_the_shortest_or_those_with_the_most_reward_per_token():
     some = scored([[1.0, 1.0, 0.4, NAN]], [[8, 4, 1, 2]])
     np.testing.assert_array_equal(Best(2)(some), [[False, False, True, True]])
     np.testing.assert_array_equal(Best(2, reward_per_token)(some), [[False, True, True, False]])
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_the_most_varied_are_those_of_trying_all(count):
+def test_the_most_varied_are_those_found_by_trying_every_choice(count):
     rewards_PG = np.random.default_rng(0).integers(0, 5, (6, 6)) / 4
     kept_PG = np.asarray(MostVaried(count)(scored(rewards_PG)))
     for rewards_G, kept_G in zip(rewards_PG, kept_PG, strict=True):

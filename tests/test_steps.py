@@ -22,8 +22,10 @@ from grpo_jax.learner import update as learning
 from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import tiny
 from grpo_jax.objectives import Objective
+from grpo_jax.objectives.coefficients import Proportional, Stepwise
 from grpo_jax.objectives.corrections import TopEntropy
-from grpo_jax.objectives.penalties import KL, Proportional, Reference, Stepwise, Term, entropy, k2
+from grpo_jax.objectives.kl import KL, Reference, k2
+from grpo_jax.objectives.terms import Term, entropy
 from grpo_jax.objectives.weightings import token_mean
 from grpo_jax.optimizers import adamw
 from grpo_jax.rewards import Mix
@@ -328,9 +330,7 @@ def test_parts_that_users_write_train():
 
 def test_the_gradient_of_users_parts_is_the_one_of_their_formula(rollouts):
     """d/dparams of the mean over tokens of 0.5 A log pi for the first two tokens of each response, A = +1 or -1."""
-    objective = replace(
-        objectives.dapo(), surrogate=halved, advantage=above_a_half, masks=(FirstTokens(),), correction=None
-    )
+    objective = replace(objectives.dapo(), surrogate=halved, advantage=above_a_half, masks=(FirstTokens(),))
     algorithm = build(objective=objective)
     state, _ = again(algorithm, fresh(algorithm), rollouts)
     weights_PGT = np.where(REWARDS_PGR > 0.5, 1.0, -1.0) * 0.5 * rollouts.action_PGT / rollouts.action_PGT.sum()
@@ -406,10 +406,10 @@ def test_a_config_names_parts_that_users_write(config, rollouts):
     assert objective.masks[2] == TopEntropy(0.9)
     assert objective.select == ()
     kept = objectives.verifiable(clip_low=0.1)
-    assert (objective.weighting, objective.shaping, objective.correction) == (
+    assert (objective.weighting, objective.shaping, objective.corrections) == (
         kept.weighting,
         kept.shaping,
-        kept.correction,
+        kept.corrections,
     )
     by_hand = replace(
         kept,
@@ -525,7 +525,7 @@ def test_microbatches_and_devices_change_nothing_but_rounding(name, whole):
 def test_what_makes_an_objective_special_moves_the_parameters(name, whole):
     """Or the test above would be one of the same objective several times."""
     plain = replace(
-        CUT[name], masks=(), terms=(), correction=None, select=(), kl=None, surrogate=objectives.dapo().surrogate
+        CUT[name], masks=(), terms=(), corrections=(), select=(), kl=None, surrogate=objectives.dapo().surrogate
     )
     expected, found = change_of(plain, whole), change_of(CUT[name], whole)
     assert largest_change(expected, found) > 1e-3

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grpo_jax import objectives
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.distribution import Distribution
@@ -21,8 +22,9 @@ from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models.families import NAMES, read_shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.weights import load_weights
-from grpo_jax.objectives import Objective, scored_of
+from grpo_jax.objectives import Objective, credit, first_coefficients, next_coefficients, scored_of
 from grpo_jax.objectives.advantages import Advantage, GroupStd, group_mean
+from grpo_jax.objectives.coefficients import Stepwise
 from grpo_jax.objectives.corrections import (
     OffPolicyMask,
     SequenceMask,
@@ -31,9 +33,10 @@ from grpo_jax.objectives.corrections import (
     TokenTruncation,
     TopEntropy,
 )
-from grpo_jax.objectives.penalties import KL, Stepwise, Term, entropy, k3
+from grpo_jax.objectives.kl import KL, k3
 from grpo_jax.objectives.ratios import BoundedProduct, sequence, sequence_product, token
 from grpo_jax.objectives.surrogates import ClippedRatio, ClippedWeight, GammaWeight, GeometricClip, SoftGate
+from grpo_jax.objectives.terms import Term, entropy
 from grpo_jax.objectives.weightings import FixedLength, sequence_mean, sequence_sum, token_mean
 from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, Tokens
 
@@ -83,6 +86,9 @@ def objective_of(case: dict) -> Objective:
     vespo, gmpo = case["loss_type"] == "vespo", case["loss_type"] == "gmpo"
     level = LEVELS[case["importance_sampling_level"]]
     threshold, share = case["off_policy_mask_threshold"], case["top_entropy_quantile"]
+    corrections = () if threshold is None else (OffPolicyMask(threshold),)
+    if case["is_ratio"] and not vespo:
+        corrections = (Given(grouped(f"in.base.{case['is_ratio']}")), *corrections)
     terms = ()
     if case["use_adaptive_entropy"]:
         bonus = Stepwise(case["entropy_target"], case["entropy_coef"], case["entropy_coef_delta"])
@@ -96,8 +102,7 @@ def objective_of(case: dict) -> Objective:
         ratio=BoundedProduct(20.0) if vespo else level,
         anchor="sampler" if vespo and case["is_ratio"] else "recomputed",
         masks=(TopEntropy(share),) if share < 1 else (),
-        correction=Given(grouped(f"in.base.{case['is_ratio']}")) if case["is_ratio"] and not vespo else None,
-        live_masks=() if threshold is None else (OffPolicyMask(threshold),),
+        corrections=corrections,
         kl=KL(case["beta"], k3, ratio=level if case["use_bias_correction_kl"] and not gmpo else None)
         if case["beta"]
         else None,
@@ -130,7 +135,7 @@ def rollouts_of(action_PGT: jax.Array, prompts: Prompts, tokens_PGT: jax.Array, 
 
 
 def batch_of(objective: Objective, case: dict) -> Batch:
-    """These rows as the first of some equal parts of a batch, which is how TRL accumulates gradients."""
+    """These rows as the first of some equal microbatches of a batch, which is how TRL accumulates gradients."""
     name, steps = case["input"], case["gradient_accumulation_steps"] if case["mode"] == "train" else 1
     action_PGT = action_of(name)
     prompts = Prompts(jnp.zeros((P, 1), jnp.int32), jnp.ones((P, 1), bool))
@@ -150,14 +155,14 @@ def batch_of(objective: Objective, case: dict) -> Batch:
     everything, known = together(rollouts), together({key: a for key, a in arrays.items() if a is not None})
     nothing_PG1 = jnp.zeros((steps * P, G, 1))
     scored = scored_of(nothing_PG1, jnp.ones(1), everything)
-    coefficients = objective.first_coefficients()
-    batch = objective.batch(everything, scored, NO_KEY, coefficients=coefficients, **known)
+    coefficients = first_coefficients(objective)
+    batch = credit(objective, everything, scored, NO_KEY, coefficients=coefficients, **known)
     first = jax.tree.map(lambda a: a[:P] if a.ndim > 1 else a, batch)
     return replace(first, advantages=grouped(f"in.{name}.advantages"))
 
 
 def log_of(case: dict) -> jax.Array:
-    """The log of TRL's ratio of trainer to sampler, which VESPO takes in; of a response, at its first token."""
+    """The log of TRL's ratio of trainer to sampler, which VESPO includes; that of a response is at its first token."""
     log_PGT = jnp.clip(jnp.log(jnp.maximum(grouped(f"in.base.{case['is_ratio']}"), 1e-8)), jnp.log(1e-8), 20.0)
     T = action_of("base").shape[2]
     return log_PGT if log_PGT.shape[2] == T else jnp.pad(log_PGT, ((0, 0), (0, 0), (0, T - 1)))
@@ -165,7 +170,9 @@ def log_of(case: dict) -> jax.Array:
 
 def measure(objective: Objective, name: str, batch: Batch):
     logprobs_PGT, entropy_PGT = grouped(f"in.{name}.per_token_logps"), grouped(f"in.{name}.entropies")
-    return jax.value_and_grad(objective, (0, 1), has_aux=True)(logprobs_PGT, entropy_PGT, batch)
+    return jax.value_and_grad(partial(objectives.loss, objective), (0, 1), has_aux=True)(
+        logprobs_PGT, entropy_PGT, batch
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,8 +186,8 @@ def test_loss_gradient_and_metrics_are_those_of_trl(case, gradient):
     (loss, sums), (gradient_PGT, entropy_PGT) = measure(objective, case["input"], batch)
     np.testing.assert_allclose(loss, case["loss"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(gradient_PGT, gradient.reshape(gradient_PGT.shape), rtol=1e-4, atol=1e-5)
-    places = np.flatnonzero(ARRAYS["entropy_gradients_of"] == case["id"])
-    theirs = ARRAYS["entropy_gradients"][places[0]] if places.size else np.zeros(gradient.shape)
+    found = np.flatnonzero(ARRAYS["entropy_gradients_of"] == case["id"])
+    theirs = ARRAYS["entropy_gradients"][found[0]] if found.size else np.zeros(gradient.shape)
     np.testing.assert_allclose(entropy_PGT, theirs.reshape(entropy_PGT.shape), rtol=1e-4, atol=1e-5)
     tokens = jnp.sum(batch.rollouts.action_PGT)
     for key in comparable(case):
@@ -188,7 +195,7 @@ def test_loss_gradient_and_metrics_are_those_of_trl(case, gradient):
 
 
 def comparable(case: dict) -> list[str]:
-    """TRL counts responses where the ratio is a response's, and never those that the cap stops."""
+    """The metrics that mean the same: TRL counts responses if the ratio is one of responses, and ignores the cap."""
     keys = ["kl"] if case["beta"] and case["loss_type"] != "gmpo" else []
     clips = case["loss_type"] in ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
     if clips and case["importance_sampling_level"] == "token":
@@ -196,13 +203,13 @@ def comparable(case: dict) -> list[str]:
     return keys
 
 
-def test_an_entropy_bonus_that_adapts_moves_as_that_of_trl():
+def test_an_adaptive_entropy_bonus_changes_as_that_of_trl():
     case = next(DEFAULTS | case for case in RECORD["losses"] if case.get("use_adaptive_entropy"))
     objective = objective_of(case)
     batch = batch_of(objective, case)
     entropy_PGT = jnp.where(action_of(case["input"]), grouped(f"in.{case['input']}.entropies"), 0.0)
     measured = {"entropy": jnp.sum(entropy_PGT) / jnp.sum(batch.rollouts.action_PGT)}
-    following = objective.next_coefficients(batch.coefficients, measured)["term 1"]
+    following = next_coefficients(objective, batch.coefficients, measured)["term 1"]
     np.testing.assert_allclose(following, [case["metrics"]["entropy_coef_after"]] * 2, rtol=1e-6)
 
 
@@ -233,7 +240,7 @@ def test_rloo_with_a_clipped_ratio_of_the_sequence_is_that_of_trl(index):
     case = DEFAULTS | {"loss_type": "rloo"} | RECORD["rloo"][index]
     high = case["epsilon"] if case["epsilon_high"] is None else case["epsilon_high"]
     surrogate = ClippedRatio(case["epsilon"], high)
-    objective = Objective(Advantage(group_mean, GroupStd()), surrogate, sequence_mean, sequence_product)
+    objective = Objective(Advantage(group_mean, GroupStd()), surrogate, sequence_mean, ratio=sequence_product)
     (loss, _), (gradient_PGT, _) = measure(objective, case["input"], batch_of(objective, case))
     np.testing.assert_allclose(loss, case["loss"], rtol=1e-4, atol=1e-6)
     theirs_PGT = grouped(f"rloo.{index}.grad_logps")
@@ -263,7 +270,7 @@ def scored_batch(case: dict, objective: Objective) -> Batch:
     rollouts = rollouts_of(action_PGT, prompts, tokens_PGT, case["temperature"])
     known = {"old_logprobs_PGT": jnp.asarray(old)[:, None], "ref_logprobs_PGT": jnp.asarray(ref)[:, None]}
     rollouts = replace(rollouts, logprobs_PGT=known["old_logprobs_PGT"])
-    batch = objective.batch(rollouts, scored_of(jnp.zeros((6, 1, 1)), jnp.ones(1), rollouts), NO_KEY, **known)
+    batch = credit(objective, rollouts, scored_of(jnp.zeros((6, 1, 1)), jnp.ones(1), rollouts), NO_KEY, **known)
     return replace(batch, advantages=jnp.asarray(ARRAYS["in.base.advantages"])[:, None])
 
 
@@ -285,7 +292,9 @@ def test_log_probs_loss_and_parameter_gradients_of_a_model_are_those_of_trl(case
 
     logprobs_PGT, pull_back = jax.vjp(lambda params: score(policy, params, batch.rollouts), params)
     nothing_PGT = jnp.zeros(logprobs_PGT.shape)
-    (loss, _), slope_PGT = jax.value_and_grad(objective, has_aux=True)(logprobs_PGT, nothing_PGT, batch)
+    (loss, _), slope_PGT = jax.value_and_grad(partial(objectives.loss, objective), has_aux=True)(
+        logprobs_PGT, nothing_PGT, batch
+    )
     norms = norms_of(*pull_back(slope_PGT))
     theirs_BT = ARRAYS[f"B.T{case['temperature']}.per_token_logps"]
     np.testing.assert_allclose(logprobs_PGT[:, 0], theirs_BT, atol=1e-4)

@@ -4,54 +4,53 @@ import argparse
 import dataclasses
 import inspect
 import re
+from types import FunctionType
 from typing import Any
 
-from grpo_jax import objectives
 from grpo_jax.config import ConfigError, parameters
 from grpo_jax.config.names import suggestion
-from grpo_jax.objectives import Objective
+from grpo_jax.objectives import PRESETS, Objective
 from grpo_jax.objectives.advantages import Advantage, unscaled
 
-RECIPES = ("verifiable", "rubric")
-PRESETS = [*RECIPES, *(name for name in objectives.__all__ if name not in ("Objective", "scored_of", *RECIPES))]
 COLUMNS = ("preset", "source", "advantage", "ratio", "surrogate", "weighting", "other choices")
 SHOWN = ("advantage", "ratio", "surrogate", "weighting", "anchor")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the table of presets, or one of them with its formula; the exit code."""
+    """Prints the table of presets, or one preset with its formula. Returns the exit code."""
+    named = {preset.__name__: preset for preset in PRESETS}
     if arguments.name is None:
         print(markdown() if arguments.markdown else table())
-    elif arguments.name in PRESETS:
-        print(describe(arguments.name))
+    elif arguments.name in named:
+        print(describe(arguments.name, named[arguments.name]))
     else:
-        raise ConfigError(f"there is no objective {arguments.name}{suggestion(arguments.name, PRESETS)}")
+        raise ConfigError(f"there is no objective {arguments.name}{suggestion(arguments.name, named)}")
     return 0
 
 
 def table() -> str:
-    """One line for each preset, in columns."""
-    rows = [COLUMNS, *(row(name) for name in PRESETS)]
-    widths = [max(len(line[column]) for line in rows) for column in range(len(COLUMNS))]
+    """One line of text for each preset, in columns."""
+    lines = [COLUMNS, *map(cells, PRESETS)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in rows
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
 
 
 def markdown() -> str:
-    """The same for a page."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *(row(name) for name in PRESETS)]
+    """The same table in Markdown."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *map(cells, PRESETS)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def row(name: str) -> tuple[str, ...]:
-    """What a preset is made of."""
-    objective = getattr(objectives, name)()
+def cells(preset: FunctionType) -> tuple[str, ...]:
+    """The name, the source and the choices of a preset, in the order of `COLUMNS`."""
+    objective = preset()
     ratio = "" if objective.anchor == "current" else shown(objective.ratio)
     ratio += " to the sampler" if objective.anchor == "sampler" else ""
     return (
-        name,
-        source(name),
+        preset.__name__,
+        source(preset),
         shown(objective.advantage),
         ratio or "none",
         shown(objective.surrogate),
@@ -61,18 +60,14 @@ def row(name: str) -> tuple[str, ...]:
 
 
 def others(objective: Objective) -> str:
-    """Choices beyond the usual ones."""
+    """The choices that have no column of their own and are not the default."""
     fields = [field for field in dataclasses.fields(objective) if field.name not in SHOWN]
-    given = [
-        (field.name, getattr(objective, field.name))
-        for field in fields
-        if getattr(objective, field.name) != field.default
-    ]
-    return "; ".join(f"{name}: {shown(value)}" for name, value in given)
+    given = [(field, getattr(objective, field.name)) for field in fields]
+    return "; ".join(f"{field.name}: {shown(value)}" for field, value in given if value != field.default)
 
 
 def shown(value: Any) -> str:
-    """A choice, nearly as it would be written."""
+    """A choice, nearly as it is written in Python."""
     if isinstance(value, tuple):
         return ", ".join(shown(item) for item in value) or "none"
     if isinstance(value, Advantage):
@@ -85,17 +80,16 @@ def shown(value: Any) -> str:
     return value.__name__ if inspect.isfunction(value) else "none" if value is None else str(value)
 
 
-def source(name: str) -> str:
-    """The paper that a preset's docstring names first."""
-    found = re.search(r"arXiv:[\d.]+\d", inspect.getdoc(getattr(objectives, name)))
+def source(preset: FunctionType) -> str:
+    """The first paper that a preset's docstring names; an empty string if it names none."""
+    found = re.search(r"arXiv:[\d.]+\d", inspect.getdoc(preset) or "")
     return found[0] if found else ""
 
 
-def describe(name: str) -> str:
+def describe(name: str, preset: FunctionType) -> str:
     """A preset's source and formula, its knobs with their defaults, and all of its choices."""
-    preset = getattr(objectives, name)
     knobs = parameters(f"grpo_jax.objectives:{name}").values()
-    lines = [inspect.getdoc(preset), "", "knobs, as `objective: {use: " + name + ", ...}`:"]
+    lines = [inspect.getdoc(preset) or "", "", "knobs, as `objective: {use: " + name + ", ...}`:"]
     lines += [f"  {knob.name}: {knob.default}{'  # ' + knob.comment if knob.comment else ''}" for knob in knobs] or [
         "  none"
     ]

@@ -51,21 +51,29 @@ def load(target: str) -> Any:
     return getattr(owner, name)
 
 
-# Modules that have moved since a config may have been written; run directories hold such configs.
+# Modules that have moved since a config may have been written; run directories hold such configs. Where a module was
+# divided, the names are looked up in each of the new ones.
+SHAPING = ("grpo_jax.objectives.shaping", "grpo_jax.objectives.selection")
 MOVED = {
-    "grpo_jax.advantages": "grpo_jax.objectives.advantages",
-    "grpo_jax.shaping": "grpo_jax.objectives.shaping",
-    "grpo_jax.runtime.optimizer": "grpo_jax.optimizers",
+    "grpo_jax.advantages": ("grpo_jax.objectives.advantages",),
+    "grpo_jax.shaping": SHAPING,
+    "grpo_jax.objectives.shaping": SHAPING,
+    "grpo_jax.objectives.penalties": (
+        "grpo_jax.objectives.kl",
+        "grpo_jax.objectives.coefficients",
+        "grpo_jax.objectives.terms",
+    ),
+    "grpo_jax.runtime.optimizer": ("grpo_jax.optimizers",),
 }
 
 
 def split(target: str) -> tuple[str, str]:
     """Module and name of `package.module:name`, where they are today."""
     module, _, name = target.partition(":")
-    module = MOVED.get(module, module)
     if not all(part.isidentifier() for part in [*module.split("."), name]):
         raise ValueError(f"expected a public name or package.module:name, got {target!r}")
-    return module, name
+    modules = MOVED.get(module, (module,))
+    return next((each for each in modules if len(modules) > 1 and find(each, name)), modules[0]), name
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:

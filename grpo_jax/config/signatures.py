@@ -128,8 +128,15 @@ def _parameter(
 
 
 def _default(node: ast.expr, source: Source) -> Any:
-    if isinstance(node, ast.Name) and (found := constant(source, node.id)):
-        node, source = found
+    match node:
+        case ast.Name(id=name) if found := constant(source, name):
+            node, source = found
+        case ast.Attribute(value=ast.Name(id=name), attr=field):  # the default of another class's field
+            owner = find(source.module, name)
+            if owner is not None and isinstance(owner.node, ast.ClassDef):
+                fields = _class_parameters(owner.node, owner.source)
+                if field in fields:
+                    return fields[field].default
     value = literal(node)
     return Default.COMPUTED if value is ... else value
 

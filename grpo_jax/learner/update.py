@@ -23,6 +23,7 @@ from grpo_jax.learner.microbatches import Cut, arrange, check_cut, choose, cut, 
 from grpo_jax.learner.packing import Microbatch
 from grpo_jax.learner.room import responses_at_once
 from grpo_jax.metrics import describe_mismatch
+from grpo_jax.objectives import credit, loss, next_coefficients
 from grpo_jax.structs import Batch, Metrics, Params, Policy, Rollouts, Scored, TrainState
 
 Shardings = tuple[Any, tuple[Sharding, ...]]  # of a state: its tree, and a sharding for each leaf
@@ -64,7 +65,7 @@ def compare(
     fixed: dict[str, Array],
 ) -> Batch:
     """The batch that the objective makes of rollouts and rewards; `fixed` are log-probs by their names in a `Batch`."""
-    return algorithm.objective.batch(rollouts, scored, key, coefficients=coefficients, **fixed)
+    return credit(algorithm.objective, rollouts, scored, key, coefficients=coefficients, **fixed)
 
 
 def microbatches(algorithm: Algorithm, params: Params, rollouts: Rollouts) -> tuple[Cut, list[list[Microbatch]]]:
@@ -100,10 +101,10 @@ def learn(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[TrainS
             total, logprobs_pgT = add_gradient(algorithm, shardings, state.params, total, chosen, each.slots_PBW)
             if index == 0:
                 first_PGT = put(first_PGT, each.index_p, each.index_pg, logprobs_pgT, mesh)
-        loss, sums, gradient = total
+        value, sums, gradient = total
         last = index + 1 == algorithm.minibatches
         state, norm = descend(algorithm, shardings, state, gradient, int(last))
-        record.losses.append(loss)
+        record.losses.append(value)
         record.norms.append(norm)
         record.sums.append(sums)
     old_PGT = first_PGT if batch.old_logprobs_PGT is None else batch.old_logprobs_PGT
@@ -145,7 +146,7 @@ def follow(algorithm: Algorithm, state: TrainState, batch: Batch, metrics: Metri
     used = {f"coefficient/{name}": pair[1] for name, pair in state.coefficients.items()}
     if state.coefficients:
         learned = jnp.any(batch.rollouts.action_PGT)
-        moved = objective.next_coefficients(state.coefficients, metrics)
+        moved = next_coefficients(objective, state.coefficients, metrics)
         coefficients = jax.tree.map(lambda new, old: jnp.where(learned, new, old), moved, state.coefficients)
         state = replace(state, coefficients=coefficients)
     moves = objective.kl.reference if objective.kl is not None else None
@@ -172,8 +173,8 @@ def zeros(
 ) -> Any:
     """The loss, statistics and gradient that `add_gradient` adds the first microbatch to."""
     shapes, _ = jax.eval_shape(partial(add_gradient, algorithm, shardings), params, None, chosen, slots_PBW)
-    loss, sums, gradient = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    return loss, sums, _sharded(shardings, gradient)
+    value, sums, gradient = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return value, sums, _sharded(shardings, gradient)
 
 
 @program(static_argnames=("algorithm", "shardings"), donate_argnames="total")
@@ -184,12 +185,12 @@ def add_gradient(
     Donates `total`.
     """
 
-    def loss(params: Params) -> tuple[Array, tuple[Metrics, Array]]:
+    def loss_of(params: Params) -> tuple[Array, tuple[Metrics, Array]]:
         logprobs_PGT, entropy_PGT = token_logprobs(algorithm.policy, params, chosen.rollouts, slots_PBW)
-        loss, sums = algorithm.objective(logprobs_PGT, entropy_PGT, chosen)
-        return loss, (sums, logprobs_PGT)
+        value, sums = loss(algorithm.objective, logprobs_PGT, entropy_PGT, chosen)
+        return value, (sums, logprobs_PGT)
 
-    (value, (sums, logprobs_PGT)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    (value, (sums, logprobs_PGT)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
     found = value, sums, gradient
     value, sums, gradient = found if total is None else jax.tree.map(jnp.add, total, found)
     return (value, sums, _sharded(shardings, gradient)), logprobs_PGT

@@ -1,8 +1,8 @@
-"""Rewards into advantages: how much better than its group each response was.
+"""Advantages: how much better than its group each response was.
 
-Most advantages are a center (what is subtracted) and a scale (what is divided by). Both are functions of a batch's
-`Scored` rewards, and both leave out responses that could not be scored (NaN), whose advantage is zero. Anything that
-turns `Scored` into `[P, G]` or, where credit differs between tokens, `[P, G, T]` is an advantage.
+Most advantages subtract a center from the reward and divide by a scale. Center and scale are functions of `Scored`, and
+leave out responses that could not be scored (NaN), whose advantage is zero. Any function from `Scored` to `[P, G]` or,
+where credit differs between tokens, to `[P, G, T]` is an advantage.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from grpo_jax.objectives.scored import actions, beyond_parts, lengths, reward_parts
 from grpo_jax.structs import Scored
 
 Baseline = Callable[[Scored], Array]
@@ -21,7 +22,7 @@ Baseline = Callable[[Scored], Array]
 
 @dataclass(frozen=True)
 class Advantage:
-    """(reward - center) / scale, and zero for responses without a reward."""
+    """(reward - center) / scale; zero for responses without a reward."""
 
     center: Baseline
     scale: Baseline
@@ -33,26 +34,28 @@ class Advantage:
 
 @dataclass(frozen=True)
 class EachPart:
-    """The advantage of every reward part by itself, added up by the parts' weights (GDPO, arXiv:2601.05242).
+    """The weighted sum of the advantages of the reward parts, each computed by itself (GDPO, arXiv:2601.05242).
 
-    What was added to the total and to no part, such as a penalty for length, is compared with the group's mean and
-    added as it is: dividing it by its own deviation would make a small one as large as any.
+    What shaping added to the total but to no part, such as a penalty for length, is centred on its group's mean and
+    added without a scale: divided by its own deviation, a small penalty would count as much as a large one.
     """
 
     advantage: Callable[[Scored], Array]
 
     def __call__(self, scored: Scored) -> Float[Array, "P G"]:
-        parts = jnp.moveaxis(scored.parts_PGR, 2, 0)
-        each_RPG = jnp.stack([self.advantage(replace(scored, rewards_PG=part_PG)) for part_PG in parts])
+        parts_PGR, weights_R = reward_parts(scored)
+        each_RPG = jnp.stack(
+            [self.advantage(replace(scored, rewards_PG=part_PG)) for part_PG in jnp.moveaxis(parts_PGR, 2, 0)]
+        )
         added = replace(scored, rewards_PG=beyond_parts(scored))
-        return jnp.sum(each_RPG * scored.weights_R[:, None, None], axis=0) + Advantage(group_mean, unscaled)(added)
+        return jnp.sum(each_RPG * weights_R[:, None, None], axis=0) + CENTERED(added)
 
 
 @dataclass(frozen=True)
 class Whitened:
-    """An advantage less its mean, divided by its deviation (n-1) plus `epsilon`, over the whole batch.
+    """An advantage minus its mean over the batch, divided by its deviation (n-1) plus `epsilon`.
 
-    Of `unit` response every scored response counts the same, of unit token every token.
+    With `unit` response every scored response counts the same in mean and deviation, with token every token.
     """
 
     advantage: Callable[[Scored], Array]
@@ -62,45 +65,17 @@ class Whitened:
     def __call__(self, scored: Scored) -> Array:
         advantages = self.advantage(scored)
         known_PG = ~jnp.isnan(scored.rewards_PG)
-        counts = known_PG[:, :, None] & scored.action_PGT
-        if advantages.ndim == 2:
-            counts = known_PG if self.unit == "response" else jnp.sum(counts, axis=2)
+        counts = known_PG
+        if advantages.ndim == 3 or self.unit == "token":
+            counts = known_PG[:, :, None] & actions(scored)
+            counts = counts if advantages.ndim == 3 else jnp.sum(counts, axis=2)
         number = jnp.maximum(jnp.sum(counts), 1)
         above = advantages - jnp.sum(counts * advantages) / number
         std = jnp.sqrt(jnp.sum(counts * jnp.square(above)) / jnp.maximum(number - 1, 1))
         return jnp.where(counts > 0, above / (std + self.epsilon), 0.0)
 
 
-def weighted_total(rewards_PGR: Float[Array, "P G R"], weights_R: Float[Array, " R"]) -> Float[Array, "P G"]:
-    """The weighted sum of the parts that could be scored; NaN where none could."""
-    total_PG = jnp.nansum(rewards_PGR * weights_R[None, None, :], axis=2)
-    return jnp.where(jnp.isnan(rewards_PGR).all(axis=2), jnp.nan, total_PG)
-
-
-def beyond_parts(scored: Scored) -> Float[Array, "P G"]:
-    """What the total has that the weighted parts do not have, rounding left out."""
-    parts_PG = weighted_total(scored.parts_PGR, scored.weights_R)
-    size_PG = jnp.nansum(jnp.abs(scored.parts_PGR * scored.weights_R[None, None, :]), axis=2)
-    added_PG = scored.rewards_PG - parts_PG
-    return jnp.where(jnp.abs(added_PG) <= 1e-5 * size_PG, 0.0, added_PG)
-
-
-# Centers: what a reward is compared with.
-
-
-def nothing(scored: Scored) -> Float[Array, "1 1"]:
-    """Zero: the reward itself counts."""
-    return jnp.zeros((1, 1), scored.rewards_PG.dtype)
-
-
-@dataclass(frozen=True)
-class Constant:
-    """The same number for every response, as a center or as a scale."""
-
-    value: float
-
-    def __call__(self, scored: Scored) -> Float[Array, "1 1"]:
-        return jnp.full((1, 1), self.value, scored.rewards_PG.dtype)
+# Centers: what is subtracted from the reward.
 
 
 def group_mean(scored: Scored) -> Float[Array, "P 1"]:
@@ -110,32 +85,35 @@ def group_mean(scored: Scored) -> Float[Array, "P 1"]:
 
 
 def leave_one_out(scored: Scored) -> Float[Array, "P G"]:
-    """The mean reward of the other responses of the group (RLOO, arXiv:2402.14740); in a group of one, its own."""
+    """The mean reward of the other responses of the group (RLOO, arXiv:2402.14740); in a group of one, the reward."""
     least_P1, above_PG, count_P1 = _above_least(scored.rewards_PG)
     others_PG = jnp.nansum(above_PG, axis=1, keepdims=True) - above_PG
     return jnp.where(count_P1 > 1, least_P1 + others_PG / jnp.maximum(count_P1 - 1, 1), scored.rewards_PG)
 
 
 def length_weighted(scored: Scored) -> Float[Array, "P 1"]:
-    """The mean reward of each group, in which a response counts by its length (OPO, arXiv:2505.23585)."""
+    """The mean reward of each group, in which each response is weighted by its length (OPO, arXiv:2505.23585)."""
     least_P1, above_PG, _ = _above_least(scored.rewards_PG)
-    lengths_PG = jnp.where(jnp.isnan(above_PG), 0, jnp.sum(scored.action_PGT, axis=2))
+    lengths_PG = jnp.where(jnp.isnan(above_PG), 0, lengths(scored))
     total_P1 = jnp.maximum(jnp.sum(lengths_PG, axis=1, keepdims=True), 1)
     return least_P1 + jnp.nansum(above_PG * lengths_PG, axis=1, keepdims=True) / total_P1
 
 
 def greedy_answer(scored: Scored) -> Float[Array, "P 1"]:
-    """The reward of the greedy answer to the prompt (ReMax, arXiv:2310.10505)."""
+    """The reward of the greedy response to the prompt (ReMax, arXiv:2310.10505)."""
     if scored.greedy_P1 is None:
-        raise ValueError("Nobody answered greedily: set greedy_baseline of the objective, and algorithm.sample_greedy.")
+        raise ValueError(
+            "Scored.greedy_P1 is missing: this center is the reward of the greedy response; set greedy_baseline of the"
+            " objective."
+        )
     return scored.greedy_P1
 
 
 def _above_least(rewards_PG: Array) -> tuple[Array, Array, Array]:
-    """Each group's least reward, what rewards have beyond it, and how many there are.
+    """Each group's least reward, the rewards minus it, and how many rewards there are.
 
-    Means are taken of what is beyond the least, so that a group which agrees on 1.1 has exactly no advantage: rounding
-    would leave it one in a million, and dividing by a vanishing deviation would make it matter.
+    Means are taken of these differences, so that a group whose rewards are all 1.1 has an advantage of exactly zero:
+    rounding errors would be about 1e-6, and division by a deviation near zero would make them matter.
     """
     known_PG = ~jnp.isnan(rewards_PG)
     least_P1 = jnp.min(rewards_PG, axis=1, keepdims=True, where=known_PG, initial=jnp.inf)
@@ -153,7 +131,7 @@ def unscaled(scored: Scored) -> Float[Array, "1 1"]:
 
 @dataclass(frozen=True)
 class GroupStd:
-    """The standard deviation of each group (n-1 in the denominator) plus `epsilon`."""
+    """The standard deviation of each group's rewards (n-1 in the denominator) plus `epsilon`."""
 
     epsilon: float = 1e-4
 
@@ -183,13 +161,15 @@ class GroupMean:
 
 
 def lively_share(scored: Scored) -> Float[Array, "1 1"]:
-    """The share of groups whose rewards differ: dividing by it makes up for those that teach nothing (GPG)."""
+    """The fraction of groups whose rewards differ. Dividing by it compensates for the other groups, which give no
+    gradient (GPG, arXiv:2504.02546).
+    """
     lively_P = differs(scored.rewards_PG)
     return jnp.maximum(jnp.sum(lively_P), 1).reshape(1, 1) / len(lively_P)
 
 
 def differs(rewards_PG: Float[Array, "P G"]) -> Array:
-    """Which groups have rewards that are not all the same."""
+    """Which groups have rewards that are not all equal."""
     _, above_PG, _ = _above_least(rewards_PG)
     return jnp.nan_to_num(above_PG).max(axis=1) > 0
 
@@ -200,17 +180,23 @@ def _std(rewards_PG: Array, mean: Array, axis: tuple[int, ...]) -> Array:
     return jnp.sqrt(squares / jnp.maximum(count - 1, 1))
 
 
-# Advantages of their own.
+# The usual combinations.
+
+CENTERED, STANDARD = Advantage(group_mean, unscaled), Advantage(group_mean, GroupStd())
+BY_BATCH = Advantage(group_mean, BatchStd())
+
+
+# Advantages without center and scale.
 
 
 def no_advantage(scored: Scored) -> Float[Array, "P G"]:
-    """Zero: rewards are watched and teach nothing."""
+    """Zero: rewards are measured, but nothing is learned from them."""
     return jnp.zeros_like(scored.rewards_PG)
 
 
 @dataclass(frozen=True)
 class Leader:
-    """Only the best response of a group has an advantage: how far it is ahead of the second (arXiv:2503.19595)."""
+    """Best reward minus second best, for the best response of each group; zero for the others (arXiv:2503.19595)."""
 
     def __call__(self, scored: Scored) -> Float[Array, "P G"]:
         known_PG = ~jnp.isnan(scored.rewards_PG)
@@ -223,10 +209,10 @@ class Leader:
 
 @dataclass(frozen=True)
 class PassAtK:
-    """The advantage of a response as one of k that are drawn from its group, of which the best counts.
+    """The advantage of a response as one of k drawn from its group, where the best of the k counts.
 
-    In closed form for rewards that are right (above `right`) or wrong (arXiv:2508.10751, section 2.4). A group of fewer
-    than k teaches nothing.
+    The closed form for rewards that are right (above `right`) or wrong (arXiv:2508.10751, section 2.4). A group of
+    fewer than k responses has no advantage.
     """
 
     k: int = 4
@@ -234,7 +220,7 @@ class PassAtK:
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise ValueError(f"At least one response is drawn; got k = {self.k}.")
+            raise ValueError(f"k is the number of responses that are drawn, at least 1; got {self.k}.")
 
     def __call__(self, scored: Scored) -> Float[Array, "P G"]:
         known_PG = ~jnp.isnan(scored.rewards_PG)
@@ -249,7 +235,7 @@ class PassAtK:
 
 
 def _chance(wrong_P1: Array, number_P1: Array, start: int, stop: int) -> Array:
-    """That draws `start` to `stop` are all wrong, when those before were."""
+    """The probability that draws `start` to `stop` are all wrong, given that all draws before were wrong."""
     chance_P1 = jnp.ones(wrong_P1.shape)
     for drawn in range(start, stop):
         chance_P1 *= jnp.maximum(wrong_P1 - drawn, 0) / jnp.maximum(number_P1 - drawn, 1)
@@ -258,7 +244,7 @@ def _chance(wrong_P1: Array, number_P1: Array, start: int, stop: int) -> Array:
 
 @dataclass(frozen=True)
 class Signed:
-    """One number for responses that are right (reward above `right`), another for the rest, whatever their group."""
+    """`positive` for right responses (reward above `right`), `negative` for the others, whatever their group."""
 
     positive: float = 0.1
     negative: float = -1.0
@@ -269,23 +255,23 @@ class Signed:
         return jnp.where(jnp.isnan(scored.rewards_PG), 0.0, advantages_PG)
 
 
-# Credit: rewards of single tokens, and what each token has ahead of it.
+# Credit of single tokens.
 
 
 def outcome_at_end(scored: Scored) -> Float[Array, "P G T"]:
-    """The rewards of single tokens where they are, and what else is in a response's reward at its last token."""
-    T = scored.action_PGT.shape[2]
-    last_PG1 = jnp.max(jnp.where(scored.action_PGT, jnp.arange(T)[None, None], -1), axis=2, keepdims=True)
-    steps_PGT = jnp.zeros(scored.action_PGT.shape) if scored.steps_PGT is None else jnp.nan_to_num(scored.steps_PGT)
+    """The rewards of single tokens, with the rest of the response's reward added at its last token."""
+    action_PGT = actions(scored)
+    T = action_PGT.shape[2]
+    last_PG1 = jnp.max(jnp.where(action_PGT, jnp.arange(T)[None, None], -1), axis=2, keepdims=True)
+    steps_PGT = jnp.zeros(action_PGT.shape) if scored.steps_PGT is None else jnp.nan_to_num(scored.steps_PGT)
     rest_PG = jnp.nan_to_num(scored.rewards_PG - jnp.sum(steps_PGT, axis=2))
     return steps_PGT + jnp.where(jnp.arange(T)[None, None] == last_PG1, rest_PG[:, :, None], 0.0)
 
 
 @dataclass(frozen=True)
 class GroupSteps:
-    """Rewards of steps less the mean of all steps of the group, over their deviation (n-1) plus `epsilon`.
-
-    Process supervision as in DeepSeekMath (arXiv:2402.03300, section 4.1.3).
+    """Rewards of steps minus the mean over all steps of the group, divided by their deviation (n-1) plus `epsilon`
+    (process supervision, DeepSeekMath, arXiv:2402.03300, section 4.1.3).
     """
 
     epsilon: float = 1e-4
@@ -293,7 +279,7 @@ class GroupSteps:
     def __call__(self, scored: Scored) -> Float[Array, "P G T"]:
         if scored.steps_PGT is None:
             raise ValueError(
-                "No rewards of steps: process supervision needs a reward that returns grpo_jax.rewards.Steps."
+                "Scored.steps_PGT is missing: process supervision needs a reward that returns grpo_jax.rewards.Steps."
             )
         steps_PN = scored.steps_PGT.reshape(len(scored.steps_PGT), -1)
         flat = replace(scored, rewards_PG=steps_PN)
@@ -303,7 +289,7 @@ class GroupSteps:
 
 @dataclass(frozen=True)
 class ReturnToGo:
-    """What each token has ahead of it: the sum of rewards from itself on, each later one `discount` times as much."""
+    """The sum of rewards from each token on; each later reward counts `discount` times as much as the one before."""
 
     rewards: Callable[[Scored], Array]
     discount: float = 1.0
@@ -314,7 +300,7 @@ class ReturnToGo:
             ahead_PG = reward_PG + jnp.where(action_PG, self.discount, 1.0) * ahead_PG
             return ahead_PG, ahead_PG
 
-        rewards_PGT = self.rewards(scored)
-        by_token = (jnp.moveaxis(rewards_PGT, 2, 0), jnp.moveaxis(scored.action_PGT, 2, 0))
+        rewards_PGT, action_PGT = self.rewards(scored), actions(scored)
+        by_token = (jnp.moveaxis(rewards_PGT, 2, 0), jnp.moveaxis(action_PGT, 2, 0))
         _, ahead_TPG = jax.lax.scan(add, jnp.zeros(rewards_PGT.shape[:2]), by_token, reverse=True)
-        return jnp.where(scored.action_PGT, jnp.moveaxis(ahead_TPG, 0, 2), 0.0)
+        return jnp.where(action_PGT, jnp.moveaxis(ahead_TPG, 0, 2), 0.0)

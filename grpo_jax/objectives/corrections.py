@@ -1,11 +1,12 @@
-"""Which tokens move the policy, and how much: corrections for a sampler that is not the trainer, and masks.
+"""Corrections and masks: which tokens move the policy, and how much.
 
-A correction and a live mask are functions of `Tokens`, evaluated with the gradient but without one of their own; they
-look at nothing beyond a response, so microbatches do not change them. A mask is a function of `Tokens` and a key, and
-sees the whole batch, once, before any gradient: log-probs, entropy and ratio are then those of when it was prepared.
+A correction is a function of `Tokens`, evaluated with the loss but without a gradient of its own; it looks at one
+response at a time, so microbatches do not change it. A mask is a function of `Tokens` and a key. It sees the whole
+batch once, before any gradient, with log-probs, entropies and ratios from when the batch was made.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +18,19 @@ from grpo_jax.structs import Tokens
 
 
 def gap(tokens: Tokens) -> Float[Array, "P G T"]:
-    """Log-probs of the trainer less those of the sampler; zero where either is not known."""
+    """Log-probs of the trainer minus those of the sampler; zero where either is NaN."""
     return jnp.where(tokens.action_PGT, jnp.nan_to_num(tokens.trainer_PGT - tokens.sampler_PGT), 0.0)
 
 
-# Corrections: the ratio of trainer to sampler, bounded. `low` and `high` are the ratio's own bounds.
+# Corrections for the difference between sampler and trainer: the ratio of trainer to sampler, bounded by `low` and
+# `high`. The mark `corrects_sampler` makes objectives refuse them beside a ratio that compares with the sampler anyway.
 
 
 @dataclass(frozen=True)
 class TokenTruncation:
-    """The ratio of each token, between `low` and `high` (truncated importance sampling)."""
+    """The ratio of each token, clipped to [low, high] (truncated importance sampling)."""
 
+    corrects_sampler: ClassVar[bool] = True
     high: float = 2.0
     low: float = 0.0
 
@@ -37,8 +40,9 @@ class TokenTruncation:
 
 @dataclass(frozen=True)
 class TokenMask:
-    """The ratio of each token, and zero for those whose ratio is not between `low` and `high` (IcePop)."""
+    """The ratio of each token; zero if it is not in [low, high] (IcePop)."""
 
+    corrects_sampler: ClassVar[bool] = True
     low: float = 0.5
     high: float = 5.0
 
@@ -48,8 +52,9 @@ class TokenMask:
 
 @dataclass(frozen=True)
 class SequenceTruncation:
-    """The ratio of the whole response, between `low` and `high`. Long responses differ more, so they are cut more."""
+    """The ratio of the whole response, clipped to [low, high]. Long responses differ more, so more are clipped."""
 
+    corrects_sampler: ClassVar[bool] = True
     high: float = 3.0
     low: float = 0.0
 
@@ -59,38 +64,14 @@ class SequenceTruncation:
 
 @dataclass(frozen=True)
 class SequenceMask:
-    """The ratio of the whole response, and zero for responses whose ratio is not between `low` and `high`."""
+    """The ratio of the whole response; zero if it is not in [low, high]."""
 
+    corrects_sampler: ClassVar[bool] = True
     low: float = 0.0
     high: float = 3.0
 
     def __call__(self, tokens: Tokens) -> Array:
         return _inside(_of_response(tokens), self.low, self.high)
-
-
-@dataclass(frozen=True)
-class GeometricMask:
-    """One for responses whose tokens' mean ratio, the geometric one, is between `low` and `high`; zero for others."""
-
-    low: float = 0.999
-    high: float = 1.001
-
-    def __call__(self, tokens: Tokens) -> Array:
-        ratio_PG1 = jnp.exp(mean_of(gap(tokens), tokens.action_PGT))
-        inside_PG1 = (ratio_PG1 >= self.low) & (ratio_PG1 <= self.high)
-        return jnp.broadcast_to(inside_PG1.astype(jnp.float32), tokens.action_PGT.shape)
-
-
-@dataclass(frozen=True)
-class DivergenceMask:
-    """One for responses whose mean k3 estimate of the divergence from the sampler is below `most`; zero for others."""
-
-    most: float = 1e-3
-
-    def __call__(self, tokens: Tokens) -> Array:
-        gap_PGT = gap(tokens)
-        k3_PG1 = mean_of(bounded_exp(gap_PGT) - 1 - gap_PGT, tokens.action_PGT)
-        return jnp.broadcast_to((k3_PG1 < self.most).astype(jnp.float32), tokens.action_PGT.shape)
 
 
 def _of_response(tokens: Tokens) -> Array:
@@ -102,13 +83,13 @@ def _inside(ratio_PGT: Array, low: float, high: float) -> Array:
     return jnp.where((ratio_PGT >= low) & (ratio_PGT <= high), ratio_PGT, 0.0)
 
 
-# Live masks.
+# A correction that follows the present policy.
 
 
 @dataclass(frozen=True)
 class OffPolicyMask:
-    """Leaves out bad responses that the policy no longer gives: negative advantage, and tokens on average more than
-    `most` nats less likely than when sampled (DeepSeek-V3.2, arXiv:2512.02556).
+    """Leaves out bad responses that have become unlikely: those with a negative advantage whose tokens are on average
+    more than `most` nats less likely than when they were sampled (DeepSeek-V3.2, arXiv:2512.02556).
     """
 
     most: float = 0.5
@@ -123,7 +104,7 @@ class OffPolicyMask:
 
 @dataclass(frozen=True)
 class TopEntropy:
-    """The `share` of the batch's tokens with the most entropy (80/20 rule, arXiv:2506.01939)."""
+    """Keeps the fraction `share` of the batch's tokens with the highest entropy (80/20 rule, arXiv:2506.01939)."""
 
     share: float = 0.2
 
@@ -135,8 +116,8 @@ class TopEntropy:
 
 @dataclass(frozen=True)
 class CovarianceClip:
-    """Leaves out a random `share` of the batch's tokens, of those whose covariance of log-prob and advantage is between
-    `low` and `high`: they are what entropy is lost by (Clip-Cov, arXiv:2505.22617).
+    """Leaves out random tokens, the fraction `share` of the batch, among those whose covariance of log-prob and
+    advantage is between `low` and `high`: such tokens reduce the entropy (Clip-Cov, arXiv:2505.22617).
     """
 
     share: float = 2e-4
@@ -153,7 +134,9 @@ class CovarianceClip:
 
 @dataclass(frozen=True)
 class TopCovariance:
-    """The `share` of the batch's tokens with the largest covariance of log-prob and advantage (KL-Cov)."""
+    """Keeps the fraction `share` of the batch's tokens with the largest covariance of log-prob and advantage (KL-Cov,
+    arXiv:2505.22617).
+    """
 
     share: float = 2e-4
 
@@ -163,7 +146,7 @@ class TopCovariance:
 
 
 def covariance(tokens: Tokens) -> Float[Array, "P G T"]:
-    """Each token's part in the covariance of log-prob and advantage over the batch."""
+    """Each token's contribution to the covariance of log-prob and advantage over the batch."""
     number = jnp.maximum(jnp.sum(tokens.action_PGT), 1)
 
     def off(values_PGT: Array) -> Array:
@@ -174,6 +157,6 @@ def covariance(tokens: Tokens) -> Float[Array, "P G T"]:
 
 
 def _rank(numbers_PGT: Array) -> Array:
-    """The place of each number among all of them, the smallest first."""
+    """The rank of each number among all of them; the smallest has rank 0."""
     flat = numbers_PGT.ravel()
     return jnp.zeros(flat.shape, jnp.int32).at[jnp.argsort(flat)].set(jnp.arange(len(flat))).reshape(numbers_PGT.shape)

@@ -1,4 +1,7 @@
-"""Log-ratios: differences of log-probs, zero where there is no action, at the level that an objective compares on."""
+"""Log-ratios: from differences of log-probs, which are zero where there is no action, to the log-ratio of each token.
+
+Some choices give every token of a response the same log-ratio, that of the response.
+"""
 
 from dataclasses import dataclass
 
@@ -6,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
+
+LARGEST_LOG = 80.0  # float32 ends at e^88
 
 
 def token(difference_PGT: Float[Array, "P G T"], action_PGT: Bool[Array, "P G T"]) -> Float[Array, "P G T"]:
@@ -19,20 +24,20 @@ def sequence(difference_PGT: Float[Array, "P G T"], action_PGT: Bool[Array, "P G
 
 
 def sequence_token(difference_PGT: Float[Array, "P G T"], action_PGT: Bool[Array, "P G T"]) -> Float[Array, "P G T"]:
-    """The sequence ratio in value, with each token's own gradient (GSPO-token, arXiv:2507.18071, equation 14)."""
+    """The value of `sequence` with each token's own gradient (GSPO-token, arXiv:2507.18071, equation 14)."""
     mean_PG1 = jax.lax.stop_gradient(mean_of(difference_PGT, action_PGT))
     return mean_PG1 + difference_PGT - jax.lax.stop_gradient(difference_PGT)
 
 
 def sequence_product(difference_PGT: Float[Array, "P G T"], action_PGT: Bool[Array, "P G T"]) -> Float[Array, "P G T"]:
-    """The summed log-ratio of the response: the exact importance ratio of the whole sequence."""
+    """The sum of the response's log-ratios: the exact importance ratio of the whole sequence."""
     return jnp.broadcast_to(jnp.sum(difference_PGT, axis=2, keepdims=True), difference_PGT.shape)
 
 
 @dataclass(frozen=True)
 class BoundedProduct:
-    """The summed log-ratio of the response (VESPO, arXiv:2602.10693), of which no token gives more than `bound`, as in
-    its authors' code.
+    """The sum of the response's log-ratios, each clipped to [-bound, bound] (VESPO, arXiv:2602.10693, as in its
+    authors' code).
     """
 
     bound: float = 20.0
@@ -43,17 +48,12 @@ class BoundedProduct:
         return sequence_product(jnp.clip(difference_PGT, -self.bound, self.bound), action_PGT)
 
 
-def prefix(difference_PGT: Float[Array, "P G T"], action_PGT: Bool[Array, "P G T"]) -> Float[Array, "P G T"]:
-    """The log-ratio of the response up to each token: exact for what the token was chosen after, itself included."""
-    return jnp.cumsum(difference_PGT, axis=2)
-
-
 def mean_of(values_PGT: Float[Array, "P G T"], action_PGT: Bool[Array, "P G T"]) -> Float[Array, "P G 1"]:
-    """The mean over each response's tokens; zero for one without any."""
+    """The mean over each response's tokens; zero for a response without tokens."""
     number_PG1 = jnp.maximum(jnp.sum(action_PGT, axis=2, keepdims=True), 1)
     return jnp.sum(jnp.where(action_PGT, values_PGT, 0.0), axis=2, keepdims=True) / number_PG1
 
 
 def bounded_exp(log_ratio_PGT: Array) -> Array:
-    """The ratio, flat beyond e^80: float32 ends at e^88, and infinity times a gradient of zero is not a number."""
-    return jnp.exp(jnp.minimum(log_ratio_PGT, 80.0))
+    """The ratio, constant beyond e^80: infinity times a gradient of zero would be NaN."""
+    return jnp.exp(jnp.minimum(log_ratio_PGT, LARGEST_LOG))

@@ -1,6 +1,6 @@
-"""Surrogates: from `Tokens` to what is maximised, token by token, in the form its paper gives; JAX differentiates it.
+"""Surrogates: from `Tokens` to what is maximised for each token, in the form of the paper; JAX differentiates it.
 
-Where a paper stops a gradient, so does the code. Where every ratio is one, all of them but `Listwise` have the gradient
+Where a paper stops a gradient, so does the code. If every ratio is one, all surrogates but `Listwise` have the gradient
 of the advantage times the log-prob.
 """
 
@@ -32,8 +32,8 @@ def importance(tokens: Tokens) -> Array:
 class ClippedRatio:
     """min(r A, clip(r, 1 - low, 1 + high) A): PPO's surrogate (arXiv:1707.06347, equation 7) with two bounds.
 
-    `cap` bounds the ratio of the unclipped branch as well, so a negative advantage stops pulling on tokens whose ratio
-    has grown beyond it (dual clip).
+    `cap` also bounds the ratio in the unclipped branch, so a token with a negative advantage has no gradient once its
+    ratio is above the cap (dual clip).
     """
 
     low: float = 0.2
@@ -51,7 +51,7 @@ class ClippedRatio:
 @dataclass(frozen=True)
 class ClippedWeight:
     """sg(clip(r, low, high)) A log pi: every token keeps a gradient, with a bounded weight (CISPO, arXiv:2506.13585,
-    equation 4). The bounds are the ratio's own, not distances from one.
+    equation 4). `low` and `high` are bounds of the ratio itself, not distances from one.
     """
 
     low: float = 0.0
@@ -64,7 +64,7 @@ class ClippedWeight:
 
 @dataclass(frozen=True)
 class Interval:
-    """r A where low < r < high, and no gradient outside, whatever the sign of the advantage."""
+    """r A where low < r < high; no gradient elsewhere, whatever the sign of the advantage."""
 
     low: float = 0.5
     high: float = 5.0
@@ -75,8 +75,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class TrustRegionTV:
-    """sg(min(r, cap)) A log pi, unless a token's probability has moved further than `low` or `high` in the direction
-    in which its advantage pulls (DPPO with total variation, arXiv:2602.04879).
+    """sg(min(r, cap)) A log pi, and zero for a token whose probability has already risen by more than `high` (A > 0)
+    or fallen by more than `low` (DPPO with total variation, arXiv:2602.04879).
     """
 
     low: float = 0.15
@@ -91,7 +91,9 @@ class TrustRegionTV:
 
 @dataclass(frozen=True)
 class TrustRegionKL:
-    """As `TrustRegionTV`, by the KL divergence between drawing the token or not, from the anchor to the policy."""
+    """As `TrustRegionTV`, with the change measured by the KL divergence, from the anchor to the policy, of the two-way
+    choice between this token and all others.
+    """
 
     low: float = 0.05
     high: float = 0.05
@@ -108,7 +110,7 @@ class TrustRegionKL:
 
 
 def _log_rest(logprobs_PGT: Array) -> Array:
-    """The log-probability of all other tokens."""
+    """The log-probability of all other tokens together."""
     return jnp.log(jnp.maximum(-jnp.expm1(logprobs_PGT), 1e-8))
 
 
@@ -120,7 +122,7 @@ def _capped(tokens: Tokens, cap: float, inside_PGT: Array) -> Array:
 
 @dataclass(frozen=True)
 class SoftGate:
-    """A 4/t sigmoid(t (r - 1)): a clip without an edge, with a temperature for each sign (SAPO, arXiv:2511.20347)."""
+    """A 4/t sigmoid(t (r - 1)): a smooth clip, with one temperature t for each sign of A (SAPO, arXiv:2511.20347)."""
 
     positive: float = 1.0
     negative: float = 1.05
@@ -133,8 +135,8 @@ class SoftGate:
 
 @dataclass(frozen=True)
 class GammaWeight:
-    """sg(exp(rate + power log w - rate w)) A log pi, w the ratio: a weight that is 1 at w = 1 and fades on both sides
-    (VESPO, arXiv:2602.10693). Positive and negative advantages have their own shape.
+    """sg(exp(rate + power log w - rate w)) A log pi, w the ratio: the weight is 1 at w = 1 and decays on both sides
+    (VESPO, arXiv:2602.10693). Positive and negative advantages have their own power and rate.
     """
 
     power_positive: float = 2.0
@@ -152,8 +154,8 @@ class GammaWeight:
 
 
 def tapered(tokens: Tokens) -> Array:
-    """sg(c) A log pi, where c is one for positive advantages and the ratio, at most one, for others: bad responses
-    that the policy no longer gives stop to matter (TOPR, arXiv:2503.14286).
+    """sg(c) A log pi, where c is 1 if A > 0 and min(r, 1) otherwise: a bad response counts less as it becomes less
+    likely (TOPR, arXiv:2503.14286).
     """
     ratio_PGT = jnp.minimum(stop_gradient(bounded_exp(tokens.log_ratio_PGT)), 1.0)
     weight_PGT = jnp.where(tokens.advantages_PGT > 0, 1.0, ratio_PGT)
@@ -162,8 +164,8 @@ def tapered(tokens: Tokens) -> Array:
 
 @dataclass(frozen=True)
 class GeometricClip:
-    """A exp(mean of x), x the token log-ratios, each bounded on the side to which its advantage pulls: by `high` above
-    and -`low` below (GMPO, arXiv:2507.20673). Use it with the token ratio; advantages are those of the response.
+    """A exp(mean of x) over the response, x the log-ratio of a token, at most `high` if A > 0 and at least -`low`
+    otherwise (GMPO, arXiv:2507.20673). Use it with the token ratio and with advantages of responses.
     """
 
     low: float = 0.4
@@ -177,10 +179,11 @@ class GeometricClip:
 
 @dataclass(frozen=True)
 class Listwise:
-    """-log(1 + sum over good of e^(-s/t)) - log(1 + sum over bad of e^(s/t)), s a response's log-ratio: good responses
-    are told from bad ones as by a classifier (REAL, arXiv:2602.05630). Use it with the sequence ratio.
+    """-log(1 + sum over good of e^(-s/t)) - log(1 + sum over bad of e^(s/t)), s the log-ratio of a response: good
+    responses are separated from bad ones as by a classifier (REAL, arXiv:2602.05630). Use it with the sequence ratio.
 
-    Every token has its group's value, so a mean over responses gives the mean over prompts. A group has to be whole.
+    Every token has the value of its group, so a mean over responses is the mean over prompts. A microbatch must hold
+    whole groups.
     """
 
     temperature: float = 0.5
@@ -194,7 +197,7 @@ class Listwise:
 
 
 def _log_one_more(x_PG: Array, chosen_PG: Array) -> Array:
-    """log(1 + sum of e^x over the chosen)."""
+    """log(1 + sum of e^x), the sum over the chosen responses of each group."""
     x_PG = jnp.where(chosen_PG, x_PG, -jnp.inf)
     zero_P1 = jnp.zeros((len(x_PG), 1), x_PG.dtype)
     return jax.nn.logsumexp(jnp.concatenate([zero_P1, x_PG], axis=1), axis=1, keepdims=True)

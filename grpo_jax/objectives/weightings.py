@@ -1,8 +1,8 @@
 """Weightings: how much each token counts in the loss, `(action_PGT, counted_PG) -> weights_PGT`.
 
-Made once for the whole global batch, before any gradient, so microbatches, devices and minibatches change nothing.
-`counted_PG` are the responses that denominators know of: what selection left out is neither in the sum nor in them,
-while a response without any token of its own is in them.
+They are computed once for the whole global batch, before any gradient, so microbatches, devices and minibatches change
+nothing. `counted_PG` says which responses the denominators count: a response that selection left out is in neither sum
+nor denominator; a counted response without tokens is in the denominator.
 """
 
 from dataclasses import dataclass
@@ -36,23 +36,18 @@ def sequence_sum(action_PGT: Bool[Array, "P G T"], counted_PG: Bool[Array, "P G"
     return (action_PGT & counted_PG[:, :, None]) / jnp.maximum(jnp.sum(counted_PG), 1)
 
 
-def token_sum(action_PGT: Bool[Array, "P G T"], counted_PG: Bool[Array, "P G"]) -> Float[Array, "P G T"]:
-    """The sum over all tokens."""
-    return (action_PGT & counted_PG[:, :, None]).astype(jnp.float32)
-
-
 @dataclass(frozen=True)
 class FixedLength:
     """The mean over responses of the sum over their tokens, divided by a constant `length` in tokens.
 
-    No length is the longest that the sampler allows.
+    A length of None is the longest that the sampler allows: the width of the arrays.
     """
 
     length: int | None = None
 
     def __post_init__(self) -> None:
         if self.length is not None and self.length < 1:
-            raise ValueError(f"Responses are divided by a length of at least 1 token; got {self.length}.")
+            raise ValueError(f"The length that responses are divided by is at least 1 token; got {self.length}.")
 
     def __call__(self, action_PGT: Bool[Array, "P G T"], counted_PG: Bool[Array, "P G"]) -> Float[Array, "P G T"]:
         length = action_PGT.shape[2] if self.length is None else self.length

@@ -16,8 +16,8 @@ from grpo_jax.devices.placing import everywhere, place_prompts
 from grpo_jax.devices.programs import program
 from grpo_jax.devices.sharding import PROMPTS, fit
 from grpo_jax.grpo import Phase, sample, score
-from grpo_jax.objectives.shaping import lively as lively_in_total
-from grpo_jax.objectives.shaping import lively_in_parts
+from grpo_jax.objectives.selection import lively as lively_in_total
+from grpo_jax.objectives.selection import lively_in_parts
 from grpo_jax.scoring import Rewards, scored
 from grpo_jax.structs import Prompts, Rollouts, TrainState
 from grpo_jax.training.order import pick, step_key

@@ -1,4 +1,4 @@
-"""What a person sees while training: one line a step, what is going on meanwhile, and how long it will take."""
+"""What training prints: the phase it is in, one line for each step, and an estimate of the time that is left."""
 
 import logging
 import sys
@@ -20,14 +20,14 @@ def clock_text(seconds: float) -> str:
 
 
 class Announcements(logging.Handler):
-    """Passes on what the library says of its work: that it compiles, above all."""
+    """Prints the log messages of the library, such as that it compiles a program."""
 
     def __init__(self, say: Callable[[str], None]):
         super().__init__(logging.INFO)
         self.say = say
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Says the message of a record."""
+        """Prints the message of a log record."""
         self.say(record.getMessage())
 
 
@@ -51,7 +51,7 @@ class Progress:
 
     @contextmanager
     def phase(self, name: str) -> Generator[None]:
-        """Times what happens inside, and says that it happens. A step's times of the same phase add up."""
+        """Times the block, and shows that it runs. Blocks of the same name in one step add up."""
         new = name not in self.seen
         self.seen.add(name)
         self._show(
@@ -86,16 +86,16 @@ class Progress:
         return times
 
     def finish(self, name: str, text: str) -> None:
-        """Prints what a phase between two steps came to, and how long it took."""
+        """Prints the result of a phase between two steps, and how long it took."""
         self.say(f"{text}  {self.times.pop(name):.1f} s")
         self.compiled = 0.0
 
     def elapsed(self) -> str:
-        """How long it has been."""
+        """The time since the start, as text."""
         return clock_text(time.monotonic() - self.begun)
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Prints a line, on the one host that speaks."""
         self._show("")
         if self.speaks:
             print(text, flush=True)

@@ -1,4 +1,4 @@
-"""A run directory: what was asked for, what happened, and the answers that were given.
+"""A run directory: settings, metrics, answers and checkpoints, as they are written and as they are read.
 
 config.yaml                 every setting, and where it came from
 metrics.jsonl               one line a step, written when the step ends
@@ -23,7 +23,7 @@ CONFIG, METRICS, RETIRED = "config.yaml", "metrics.jsonl", "retired.jsonl"
 
 @dataclass(frozen=True)
 class Run:
-    """Where runs are kept. A new run of the same name gets the next number: `name`, `name-2`, `name-3`."""
+    """The name of a run, and the folder of all runs. A second run of the same name is `name-2`, then `name-3`."""
 
     name: str = "grpo"
     root: str = "runs"
@@ -58,7 +58,7 @@ class Run:
 
 
 class RunDirectory:
-    """Reads what a run has left on disk."""
+    """Reads a run directory."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -112,7 +112,7 @@ class Record:
             (self.path / CONFIG).write_text(text)
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line of numbers; a number that is not finite is written as null, which JSON has."""
+        """Writes one line of numbers. A number that is not finite becomes null, as JSON has no other word for it."""
         numbers = {name: float(value) for name, value in metrics.items()}
         finite = {"step": step} | {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self.history.append(finite)
@@ -125,13 +125,13 @@ class Record:
         self.events.flush()
 
     def retire(self, step: int, examples: Sequence[int]) -> None:
-        """One line with the indices of training examples that are not asked any more."""
+        """Writes one line with the indices of training examples that are not asked any more."""
         if examples and self.writes:
             with self.solved.open("a") as file:
                 file.write(json.dumps({"step": step, "examples": list(examples)}) + "\n")
 
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]], host: int | None = None) -> None:
-        """One line for each answer of a step; a `host` among several has a file of its own."""
+        """Writes one line for each answer of a step. Each of several hosts has its own file, by its number `host`."""
         folder = self.path / "completions"
         folder.mkdir(exist_ok=True)
         lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
@@ -139,7 +139,7 @@ class Record:
         (folder / f"step_{step:06d}{part}.jsonl").write_text("".join(lines), encoding="utf-8")
 
     def close(self) -> None:
-        """Writes what is still waiting."""
+        """Closes the files."""
         if self.events is not None:
             self.events.close()
 
@@ -149,7 +149,7 @@ def _read(file: Path) -> list[dict[str, Any]]:
 
 
 def _replace(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A file of these rows instead of what it was; whoever reads it meanwhile gets one or the other."""
+    """Replaces a file by these rows in one step, so that a reader never sees a part of it."""
     new = file.with_suffix(".new")
     new.write_text("".join(json.dumps(row) + "\n" for row in rows))
     new.replace(file)

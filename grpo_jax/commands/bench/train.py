@@ -21,7 +21,7 @@ from grpo_jax.grpo import init, step
 from grpo_jax.learner import learn
 from grpo_jax.learner.update import check_split
 from grpo_jax.models import Shape
-from grpo_jax.objectives import scored_of, verifiable
+from grpo_jax.objectives import credit, scored_of, verifiable
 from grpo_jax.optimizers import adamw
 from grpo_jax.rewards import Example
 from grpo_jax.structs import Rollouts, Scored, TrainState
@@ -101,7 +101,7 @@ def random_answers(arguments: argparse.Namespace, subject: Subject, algorithm: A
 
 def time_updates(arguments: argparse.Namespace, algorithm: Algorithm, state: TrainState, subject: Subject):
     """Medians over `--repeat` updates after the first, which compiles."""
-    batch = algorithm.objective.batch(*random_answers(arguments, subject, algorithm), jax.random.key(0))
+    batch = credit(algorithm.objective, *random_answers(arguments, subject, algorithm), jax.random.key(0))
     states = [state]
     padding = []
 

@@ -28,6 +28,7 @@ from grpo_jax.grpo import init
 from grpo_jax.learner.microbatches import Cut, cut
 from grpo_jax.learner.update import add_gradient, check_split, descend, shardings_of
 from grpo_jax.models import Shape, decoder_policy, find_shape
+from grpo_jax.objectives import first_coefficients
 from grpo_jax.rollout import Sampler, stages
 from grpo_jax.rollout.sizes import prefix_length, ring_lengths
 from grpo_jax.structs import Batch, Params, Policy, Prompts, Rollouts, TrainState, bucket
@@ -305,7 +306,7 @@ def microbatch_shapes(case: Case, how: Cut) -> tuple[Batch, Any]:
         numbers_PGT,
         numbers_PGT if objective.masks else None,
         (numbers_PGT,) * len(objective.terms),
-        jax.eval_shape(objective.first_coefficients),
+        jax.eval_shape(partial(first_coefficients, objective)),
         **dict.fromkeys(case.algorithm.compared_with(case.state), numbers_PGT),
     )
     return batch, rows((P, G, T), jnp.int32)

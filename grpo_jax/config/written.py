@@ -103,13 +103,13 @@ def _null() -> yaml.Node:
 
 
 def _overlay(under: Mapping[str, Written], over: Mapping[str, Written]) -> dict[str, Written]:
-    """The sections of both; where both have one, that of `over` comes first."""
+    """The sections of both; where both have a section, the values of `over` count."""
     merged = {name: _overlay_section(name, under[name], over[name]) for name in over if name in under}
     return {**under, **over, **merged}
 
 
 def _overlay_section(name: str, under: Written, over: Written) -> Written:
-    """The keys of both, with the values of `over` first. A list or another owner replaces the section instead."""
+    """The keys of both, with the values of `over` where both have one. A list or another owner replaces all keys."""
     where = under.location if over.location == COMMAND_LINE else over.location
     if over.items or _changes_owner(name, under, over):
         return Written(where, over.keys, over.items)

@@ -26,7 +26,7 @@ GIB = 2**30
 def plan(name: str, chips: int) -> dict:
     """The figures of one slice."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        work = [f"train.prompts={chips}", f"algorithm.microbatch={chips}"]
+        work = [f"train.prompts={chips}", "algorithm.responses_at_once=8"]
         grpo_jax(["plan", str(CONFIG), "--topology", name, "--json", file.name, *work])
         return json.loads(Path(file.name).read_text()) | {"slice": name, "chips": chips}
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from grpo_jax.algorithm import Algorithm
-from grpo_jax.commands.plan.programs import assemble
+from grpo_jax.commands.plan.case import assemble
 from grpo_jax.commands.plan.topology import find_slice
 from grpo_jax.config import read
 from grpo_jax.devices.mesh import Layout

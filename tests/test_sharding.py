@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from grpo_jax.commands.plan.programs import find_policy
+from grpo_jax.commands.plan.case import find_policy
 from grpo_jax.commands.plan.topology import find_slice
 from grpo_jax.config import read
 from grpo_jax.devices.mesh import Layout, check_hosts, host_mesh, hosts_of

@@ -10,10 +10,12 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from grpo_jax.cli import main
-from grpo_jax.commands.plan import command as plan
+from grpo_jax.commands.plan import case as plan_case
 from grpo_jax.commands.plan import programs as plan_programs
+from grpo_jax.commands.plan.advice import advice
+from grpo_jax.commands.plan.case import Case
 from grpo_jax.commands.plan.hlo import collective_bytes
-from grpo_jax.commands.plan.programs import Case, Phase
+from grpo_jax.commands.plan.programs import Phase
 from grpo_jax.commands.plan.topology import Slice, find_slice
 from grpo_jax.config import Config, read
 from grpo_jax.models.decoder import Rope, Shape
@@ -50,7 +52,7 @@ model: {name: qwen3-0.6b, remat: full}
 task: {use: arithmetic}
 rollout: {responses: 8, max_tokens: 256}
 objective: {use: dapo}
-algorithm: {microbatch: 4}
+algorithm: {responses_at_once: 32}
 train: {steps: 1, prompts: 8, max_prompt_tokens: 128}
 """
 LONG = ("rollout.max_tokens=2048", "train.max_prompt_tokens=512")
@@ -68,8 +70,8 @@ def case_of(tmp_path, monkeypatch):
     pytest.importorskip("libtpu", reason="libtpu is large, and only these tests need it where there is no TPU")
 
     def assemble(topology: str, *overrides: str, **sizes: int) -> Case:
-        monkeypatch.setattr(plan_programs, "find_shape", lambda name: replace(SHAPE, **sizes))
-        return plan_programs.assemble(config_of(tmp_path, *overrides), find_slice(topology))
+        monkeypatch.setattr(plan_case, "find_shape", lambda name: replace(SHAPE, **sizes))
+        return plan_case.assemble(config_of(tmp_path, *overrides), find_slice(topology))
 
     return assemble
 
@@ -147,7 +149,7 @@ def test_the_copy_for_sampling_is_gathered_once_and_a_plan_of_eight_chips_counts
 @pytest.mark.slow
 def test_learning_compiles_for_eight_chips_with_its_state_donated_and_its_attention_fused(case_of):
     case = case_of("v5e-8", *EIGHT, layers=2)
-    learn, step = plan_programs.compile_learning(case, 4)
+    learn, step = plan_programs.compile_learning(case, case.cut(8))
     weights = plan_programs.device_bytes(case.state.params)
     assert step.memory_analysis().alias_size_in_bytes > 0.99 * plan_programs.device_bytes(case.state)
     assert learn.memory_analysis().alias_size_in_bytes > 0.99 * weights  # the gradient is added to in place
@@ -161,11 +163,11 @@ def test_learning_compiles_for_eight_chips_with_its_state_donated_and_its_attent
 
 @pytest.mark.slow
 def test_on_four_hosts_learning_gathers_a_layer_at_a_time_and_decoding_no_weight(case_of):
-    case = case_of("v5e-16", "train.prompts=16", "algorithm.microbatch=16", layers=12)
-    learned, decoded = plan_programs.compile_learning(case, 16)[0], plan_programs.compile_decoding(case)
+    case = case_of("v5e-16", "train.prompts=16", "algorithm.responses_at_once=8", layers=12)
+    learned, decoded = plan_programs.compile_learning(case, case.cut(8))[0], plan_programs.compile_decoding(case)
     assert 0 < largest_gathered(learned.as_text()) <= SHAPE.feedforward * SHAPE.width
     assert largest_gathered(decoded.as_text()) < SHAPE.width * SHAPE.width / 2
-    assert case.rows == (4, 8)  # a host has a fourth of the prompts
+    assert case.sampled == (4, 8, 1)  # a host has a fourth of the prompts
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_a_plan_says_what_fits(tmp_path, capsys):
     config.write_text(CONFIG.replace("qwen3-0.6b", "tiny"))
     assert main(["plan", str(config), "--topology", "v5e-1", "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
-    assert figures["fits"] and figures["largest_microbatch"] == 8
+    assert figures["fits"] and figures["largest_responses_at_once"] == 64
     for phase in ("sample", "train"):
         assert figures[phase]["temp_bytes"] < figures[phase]["peak_hbm_bytes"] < figures["hbm_limit_bytes"]
         assert figures[phase]["argument_bytes"] > 4 * 200_000 * (phase == "train")
@@ -200,17 +202,18 @@ def case_without_compiler(tmp_path, *overrides: str) -> Case:
         **supplied, objective=config.objective.build(), optimizer=config.optimizer.build()
     )
     mesh = config.mesh.build().mesh()
-    return Case(config, algorithm, SHAPE, config.train.build(), find_slice("v5e-8"), mesh, mesh)
+    sampler = supplied["sample"]
+    return Case(config, algorithm, sampler, SHAPE, config.train.build(), find_slice("v5e-8"), mesh, mesh)
 
 
 def test_a_plan_counts_a_teacher_and_has_greedy_answers_where_they_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(Slice, "devices", lambda self: jax.devices())
     found, taught = find_slice("v5e-8"), ("objective.use=distillation", "teacher.name=qwen3-0.6b")
-    alone, pupil = (plan_programs.assemble(config_of(tmp_path, *EIGHT, *more), found) for more in ((), taught))
+    alone, pupil = (plan_case.assemble(config_of(tmp_path, *EIGHT, *more), found) for more in ((), taught))
     assert alone.teacher_bytes == 0
     assert pupil.teacher_bytes == plan_programs.device_bytes(alone.state.params)
     asked = config_of(tmp_path, *EIGHT, "objective.use=remax")
-    greedy = plan_programs.assemble(asked, found).algorithm.sample_greedy
+    greedy = plan_case.assemble(asked, found).algorithm.engine.greedy()
     assert (greedy.temperature, greedy.responses) == (0.0, 1)
 
 
@@ -236,25 +239,25 @@ ROOM, NO_ROOM = Phase(1), Phase(None)
             ["rollout.max_tokens=128", "optimizer.use=adafactor", "optimizer.moments=bfloat16"],
         ),
         (
-            ("algorithm.microbatch=8", "mesh.fsdp=2", "mesh.data=1", "mesh.tensor=4"),
+            ("mesh.fsdp=2", "mesh.data=1", "mesh.tensor=4"),
             ROOM,
             Phase(2**40, temporary=100),
-            2,
-            ["algorithm.microbatch=2", "rollout.max_tokens=128", "optimizer.use=adafactor"],
+            8,
+            ["model.remat=offload", "algorithm.responses_at_once=8", "rollout.max_tokens=128"],
         ),
         (
             ("optimizer.moments=bfloat16", "model.remat=none", "mesh.fsdp=8", "mesh.data=1"),
             ROOM,
             Phase(2**40, temporary=100),
             None,
-            ["model.remat=full", "rollout.max_tokens=128", "algorithm.group_parts=2"],
+            ["model.remat=full", "rollout.max_tokens=128", "algorithm.responses_at_once=4"],
         ),
     ],
 )
 def test_advice_names_what_saves_most_and_nothing_that_is_set(tmp_path, overrides, sample, train, largest, expected):
-    case = case_without_compiler(tmp_path, "algorithm.microbatch=8", *overrides)
-    figures = FIGURES | {"largest_microbatch": largest}
-    assert plan.advice(case, figures, sample, train) == expected
+    case = case_without_compiler(tmp_path, "algorithm.responses_at_once=64", *overrides)
+    figures = FIGURES | {"largest_responses_at_once": largest}
+    assert advice(case, figures, sample, train) == expected
 
 
 @pytest.mark.parametrize(
@@ -317,4 +320,4 @@ ENTRY %main (a: f32[2,4]) -> f32[8,4] {
     )
     assert collective_bytes(pieces) == 8 * 4 * 4 + 16 * 2  # one gather, which goes on beside the loop
     endless = program.replace(', backend_config={"known_trip_count":{"n":"5"}}', "")
-    assert collective_bytes(endless, turns=3) == 3 * 8 * 4 * 4 + 16 * 2
+    assert collective_bytes(endless, iterations=3) == 3 * 8 * 4 * 4 + 16 * 2

@@ -146,6 +146,13 @@ def _contains_any(decode: Callable[[Sequence[int]], str], stop: tuple[str, ...],
     return any(text in decode(ids) for text in stop)
 
 
+def native_sampler(engine: object) -> Sampler:
+    """The engine, if it is the native sampler; any other is refused."""
+    if not isinstance(engine, Sampler):
+        raise ValueError("A plan is made for the native sampler, as only its memory is known; leave out rollout.use.")
+    return engine
+
+
 def programs() -> int:
     """How many programs of the sampler this process has needed, to read, decode, grow buffers and compact rows."""
     return _program.cache_info().currsize

@@ -32,7 +32,7 @@ class Subject:
     policy: Policy
     shape: Shape
     params: Params
-    kind: np.dtype
+    dtype: np.dtype
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -54,16 +54,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def load_model(arguments: argparse.Namespace) -> Subject:
     """The model of the arguments: from a directory, by its name, or random in a well-known shape."""
-    mesh, kind = Layout().mesh(), jnp.dtype(arguments.dtype)
+    mesh, dtype = Layout().mesh(), jnp.dtype(arguments.dtype)
     name = arguments.model.removeprefix("random:")
     if name == arguments.model:
         model = load(name, activations=arguments.dtype, remat=arguments.remat)
-        return Subject(model.policy, model.shape, model.params(mesh), kind)
+        return Subject(model.policy, model.shape, model.params(mesh), dtype)
     if name not in SHAPES:
         raise ValueError(f"There is no shape {name!r} for random weights; there are {', '.join(SHAPES)}.")
-    policy = decoder_policy(SHAPES[name], kind, arguments.remat)
+    policy = decoder_policy(SHAPES[name], dtype, arguments.remat)
     layout = weight_shardings(policy.shapes, mesh)
-    return Subject(policy, SHAPES[name], jax.jit(policy.init, out_shardings=layout)(jax.random.key(0)), kind)
+    return Subject(policy, SHAPES[name], jax.jit(policy.init, out_shardings=layout)(jax.random.key(0)), dtype)
 
 
 def random_prompts(arguments: argparse.Namespace, shape: Shape) -> Prompts:
@@ -100,7 +100,7 @@ def describe(arguments: argparse.Namespace, subject: Subject) -> str:
     size = sum(array.size for array in jax.tree.leaves(subject.params))
     mean = "" if arguments.mean_tokens is None else f", ending at random after {arguments.mean_tokens} on average"
     return (
-        f"{arguments.model}: {size / 1e6:.1f} M parameters, {subject.kind.name}, on {jax.device_count()}"
+        f"{arguments.model}: {size / 1e6:.1f} M parameters, {subject.dtype.name}, on {jax.device_count()}"
         f" {jax.devices()[0].device_kind} device(s), JAX {jax.__version__}\n{arguments.prompts} prompts of"
         f" {arguments.prompt_tokens} tokens, {arguments.responses} responses of {arguments.response_tokens}{mean};"
         f" median of {arguments.repeat}"

@@ -34,12 +34,12 @@ def check(arguments: argparse.Namespace, subject: Subject) -> None:
 
 def measure(arguments: argparse.Namespace, subject: Subject) -> tuple[dict[str, float], str]:
     """The figures, and a table of them for people."""
-    shape, kind = subject.shape, subject.kind
-    matmul, memory = matmul_rate(kind) * jax.device_count(), memory_rate() * jax.device_count()
+    shape, dtype = subject.shape, subject.dtype
+    matmul, memory = matmul_rate(dtype) * jax.device_count(), memory_rate() * jax.device_count()
     print(f"matrix product {matmul / 1e9:.0f} GFLOP/s, memory {memory / 1e9:.1f} GB/s; compiling and sampling ...")
     prompts, sampler = random_prompts(arguments, shape), build_sampler(arguments, shape)
     figures = time_rollouts(arguments, sampler, subject.policy, subject.params, prompts)
-    roof = find_roof(shape, arguments, figures["tokens"], kind, matmul, memory)
+    roof = find_roof(shape, arguments, figures["tokens"], dtype, matmul, memory)
     figures |= {
         "roof_tokens_per_s": figures["tokens"] / (roof.prefill_s + roof.decode_s),
         "matmul_flop_per_s": matmul,
@@ -130,15 +130,15 @@ def to_the_cap(sampler: Sampler, policy: Policy, params: Params, prompts: Prompt
 
 
 def find_roof(
-    shape: Shape, arguments: argparse.Namespace, tokens: float, kind: np.dtype, matmul: float, memory: float
+    shape: Shape, arguments: argparse.Namespace, tokens: float, dtype: np.dtype, matmul: float, memory: float
 ) -> Roof:
     """The larger of the arithmetic and the memory floor of each phase, if nothing were computed or read twice."""
     P, G, L = arguments.prompts, arguments.responses, arguments.prompt_tokens
     T = tokens / (P * G)
     body, head = matrix_sizes(shape)
     scores = attention_cost(shape)
-    position = 2 * shape.layers * shape.kv_heads * shape.channels * kind.itemsize  # bytes of keys and values
-    weights = (body + head) * kind.itemsize
+    position = 2 * shape.layers * shape.kv_heads * shape.channels * dtype.itemsize  # bytes of keys and values
+    weights = (body + head) * dtype.itemsize
     prefill = max((P * L * (2 * body + scores * L / 2) + 2 * P * head) / matmul, weights / memory)
     arithmetic = P * G * T * (2 * (body + head) + scores * (L + T / 2)) / matmul
     traffic = (T * (weights + P * L * position) + P * G * T * T / 2 * position) / memory

@@ -12,10 +12,10 @@ from jax.typing import DTypeLike
 REPEATS = 8
 
 
-def matmul_rate(kind: DTypeLike) -> float:
+def matmul_rate(dtype: DTypeLike) -> float:
     """FLOP/s of a square matrix product on one device, the best of a few."""
     N = 2048 if jax.default_backend() == "cpu" else 8192
-    square = jnp.ones((N, N), kind)
+    square = jnp.ones((N, N), dtype)
     multiply = jax.jit(jnp.matmul)
     return 2 * N**3 / _best(lambda: multiply(square, square))
 

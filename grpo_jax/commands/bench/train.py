@@ -40,7 +40,7 @@ def check(arguments: argparse.Namespace, subject: Subject) -> None:
 
 def measure(arguments: argparse.Namespace, subject: Subject) -> tuple[dict[str, float], str]:
     """The figures, and a table of them for people. The matrix product is measured before and after."""
-    before = matmul_rate(subject.kind)
+    before = matmul_rate(subject.dtype)
     print(f"matrix product {before / 1e9:.0f} GFLOP/s; compiling and learning ...", flush=True)
     algorithm = build_algorithm(arguments, subject)
     state = init(algorithm, subject.params)
@@ -49,7 +49,7 @@ def measure(arguments: argparse.Namespace, subject: Subject) -> tuple[dict[str, 
         state = jax.device_put(state, weight_shardings(state, mesh))
     time_one = time_steps if arguments.what == "step" else time_updates
     figures = time_one(arguments, algorithm, state, subject)
-    matmul = (before + matmul_rate(subject.kind)) / 2 * jax.device_count()
+    matmul = (before + matmul_rate(subject.dtype)) / 2 * jax.device_count()
     figures |= {"matmul_flop_per_s": matmul, "peak_bytes": float(peak_bytes())}
     if arguments.what == "train":
         figures["mfu"] = figures["useful_flop"] / figures["train_step_s"] / matmul
@@ -95,7 +95,7 @@ def random_answers(arguments: argparse.Namespace, subject: Subject, algorithm: A
     mesh = mesh_of(prompts)
     *parts, rewards_PG = arrays if mesh is None else place_prompts(arrays, mesh)
     parts, rewards_PG = [jnp.asarray(a) for a in parts], jnp.asarray(rewards_PG)
-    rollouts = Rollouts(prompts, *parts, distribution=algorithm.sample.distribution)
+    rollouts = Rollouts(prompts, *parts, distribution=build_sampler(arguments, subject.shape).distribution)
     return rollouts, scored_of(rewards_PG[:, :, None], jnp.ones(1), rollouts)
 
 

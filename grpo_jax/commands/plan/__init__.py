@@ -1,5 +1,5 @@
 """`grpo-jax plan`."""
 
-from grpo_jax.commands.plan.command import run
+from grpo_jax.commands.plan.report import run
 
 __all__ = ["run"]

@@ -7,19 +7,19 @@ COLLECTIVES = r"all-gather|all-reduce|reduce-scatter|all-to-all|collective-permu
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
 
 
-def collective_bytes(program: str, turns: int = 1) -> int:
+def collective_bytes(program: str, iterations: int = 1) -> int:
     """Bytes of the results that collectives give to each device in one run; loops count as often as they run.
 
-    A loop that does not count up to a constant, such as that of decoding, counts `turns` times.
+    A loop that does not count up to a constant, such as that of decoding, counts `iterations` times.
     """
     parts = re.split(r"\n(?=\S.*\{\n)", program)
     bodies = {part.removeprefix("ENTRY ").lstrip("%").partition(" ")[0]: part for part in parts}
     entry = next(name for name, part in bodies.items() if part.startswith("ENTRY"))
-    straight, looped = _moved(entry, bodies, turns, {})
+    straight, looped = _moved(entry, bodies, iterations, {})
     return sum(straight.values()) + looped
 
 
-def _moved(name: str, bodies: dict[str, str], turns: int, known: dict) -> tuple[dict[str, int], int]:
+def _moved(name: str, bodies: dict[str, str], iterations: int, known: dict) -> tuple[dict[str, int], int]:
     """What a computation moves by channel, since a collective that runs beside others is written in pieces, of which
     some may stand in loops; and what its loops move.
     """
@@ -33,11 +33,11 @@ def _moved(name: str, bodies: dict[str, str], turns: int, known: dict) -> tuple[
             key = channel[0] if channel else line
             straight[key] = max(straight.get(key, 0), _result_bytes(line))
         elif " while(" in line:
-            inside, deeper = _moved(re.search(r"body=%?([\w.\-]+)", line)[1], bodies, turns, known)
-            loops.append((_count(line, bodies, turns), inside, deeper))
+            inside, deeper = _moved(_named("body", line), bodies, iterations, known)
+            loops.append((_count(line, bodies, iterations), inside, deeper))
         else:
             for called in re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", line):
-                inside, deeper = _moved(called, bodies, turns, known)
+                inside, deeper = _moved(called, bodies, iterations, known)
                 straight |= {key: max(straight.get(key, 0), size) for key, size in inside.items()}
                 looped += deeper
     for count, inside, deeper in loops:
@@ -46,21 +46,27 @@ def _moved(name: str, bodies: dict[str, str], turns: int, known: dict) -> tuple[
     return known[name]
 
 
-def _count(line: str, bodies: dict[str, str], turns: int) -> int:
+def _count(line: str, bodies: dict[str, str], iterations: int) -> int:
     """How often a loop runs: as the compiler notes, or the constant that its counter is compared with."""
     if noted := re.search(r"known_trip_count\D+(\d+)", line):
         return int(noted[1])
-    condition = bodies.get(re.search(r"condition=%?([\w.\-]+)", line)[1], "")
+    condition = bodies.get(_named("condition", line), "")
     compared = re.search(r"ROOT .* compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT", condition)
     limit = compared and re.search(rf"%?{re.escape(compared[1])} = \S+ constant\((\d+)\)", condition)
-    return int(limit[1]) if limit else turns
+    return int(limit[1]) if limit else iterations
+
+
+def _named(what: str, line: str) -> str:
+    """The computation that an instruction names as its `what`; empty if it names none."""
+    found = re.search(rf"{what}=%?([\w.\-]+)", line)
+    return found[1] if found else ""
 
 
 def _result_bytes(line: str) -> int:
     """The size of what an instruction gives; of a started one, which lists its operands first, the larger half."""
     result = re.split(rf" (?:{COLLECTIVES})", line.partition(" = ")[2])[0]
     sizes = [
-        BYTES.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n)
-        for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)
+        BYTES.get(dtype, 4) * math.prod(int(n) for n in shape.split(",") if n)
+        for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)
     ]
     return max(sizes, default=0) if "-start(" in line else sum(sizes)

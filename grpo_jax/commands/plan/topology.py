@@ -14,8 +14,8 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One kind of TPU: memory a program may use, in bytes; FLOP/s in bfloat16; bytes/s of its memory, and of what it
-    takes from its neighbours.
+    """A generation of TPU: bytes of memory that a program may use, FLOP/s in bfloat16, bytes/s of its memory, and
+    bytes/s that it receives from its neighbours.
 
     Sources: the compiler's own out-of-memory limit for memory, Google Cloud's pages of each kind for the rest.
     """
@@ -24,8 +24,8 @@ class Chip:
     flops: float
     bandwidth: float
     links: float
-    platform: str  # what the compiler calls it
-    options: tuple[tuple[str, str], ...] = ()  # what else it is told
+    platform: str  # the compiler's name for it
+    options: tuple[tuple[str, str], ...] = ()  # further options of the compiler
     cores: int = 1  # a slice's name counts cores on the older kinds
     axes: int = 2
 

@@ -1,0 +1,134 @@
+"""What a plan is made for: the objects of a config on a TPU slice, without a weight or a data set."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from grpo_jax.algorithm import Algorithm
+from grpo_jax.commands.plan.topology import Slice
+from grpo_jax.config import Config
+from grpo_jax.devices.memory import device_bytes
+from grpo_jax.devices.mesh import check_hosts, host_mesh, prompt_parts
+from grpo_jax.devices.sharding import devices_per_group, fit, weight_shardings
+from grpo_jax.grpo import init
+from grpo_jax.learner.microbatches import Cut, cut
+from grpo_jax.learner.room import choices_of, responses_that_fit
+from grpo_jax.learner.update import check_split
+from grpo_jax.models import Shape, decoder_policy, find_shape
+from grpo_jax.rollout import Sampler, native_sampler
+from grpo_jax.rollout.sizes import prompts_held
+from grpo_jax.structs import Policy, TrainState, bucket
+from grpo_jax.training.overview import copy_bytes
+from grpo_jax.training.session import Settings
+
+
+@dataclass(frozen=True)
+class Case:
+    """A config on a slice."""
+
+    config: Config
+    algorithm: Algorithm
+    sampler: Sampler
+    shape: Shape
+    settings: Settings
+    slice: Slice
+    mesh: Mesh
+    host_mesh: Mesh  # what one host samples with; all of the mesh, if there is one host
+
+    @property
+    def state(self) -> TrainState:
+        """The shapes of the train state, with their shardings."""
+        state = jax.eval_shape(partial(init, self.algorithm), self.algorithm.policy.shapes)
+        return placed(state, weight_shardings(state, self.mesh))
+
+    @property
+    def length(self) -> int:
+        """Positions of the longest prompts."""
+        return bucket(self.settings.max_prompt_tokens)
+
+    @property
+    def sampled(self) -> tuple[int, int, int]:
+        """What one host samples, as the sampler decides it: rows held at once, responses in each, and rounds."""
+        prompts, sampler, hosts = self.settings.prompts, self.sampler, self.mesh.size // self.host_mesh.size
+        spread = devices_per_group(prompts, sampler.responses, self.mesh)
+        rows, at_once = prompts * spread // hosts, sampler.at_once and -(-sampler.at_once * spread // hosts)
+        held = prompts_held(rows, at_once, prompt_parts(self.host_mesh))
+        return held, sampler.responses // spread, -(-rows // held)
+
+    @property
+    def choices(self) -> list[int]:
+        """The numbers of responses that a device can learn from at once, all of them first."""
+        return choices_of(self.settings.prompts // self.algorithm.minibatches, self.sampler.responses, self.mesh)
+
+    @property
+    def responses_at_once(self) -> int:
+        """How many responses a device learns from at once: what the config says, or what is estimated to fit."""
+        if self.algorithm.responses_at_once is not None:
+            return min(self.algorithm.responses_at_once, self.choices[0])
+        P, G, T = self.settings.prompts, self.sampler.responses, self.sampler.max_tokens
+        return responses_that_fit(self.algorithm, P, G, self.length, T, self.mesh, int(self.slice.chip.memory))
+
+    def cut(self, responses_at_once: int) -> Cut:
+        """How minibatches are cut if each device learns from so many responses at once."""
+        minibatches = self.algorithm.minibatches
+        return cut(self.settings.prompts, self.sampler.responses, minibatches, responses_at_once, self.mesh)
+
+    @property
+    def reference_bytes(self) -> int:
+        """The bytes of the reference policy on each device; 0 if the objective has none."""
+        return device_bytes(self.state.reference)
+
+    @property
+    def teacher_bytes(self) -> int:
+        """The bytes of the teacher's weights on each device; 0 if there is none."""
+        if self.algorithm.teacher is None:
+            return 0
+        params = self.algorithm.teacher[1]
+        return device_bytes(placed(params, weight_shardings(params, self.mesh)))
+
+
+def assemble(config: Config, found: Slice) -> Case:
+    """The case of a config on a slice; refuses what would be refused before a training."""
+    settings: Settings = config.train.build()
+    shape, policy = find_policy(config.model.arguments)
+    teacher = None
+    if config.teacher is not None:
+        taught = find_policy(config.teacher.arguments)[1]
+        teacher = taught, taught.shapes
+    sampler = native_sampler(config.rollout.build(ends=(0,), decode=str))
+    algorithm = config.algorithm.build(
+        policy=policy,
+        sample=sampler,
+        decode=str,
+        reward=len,
+        objective=config.objective.build(),
+        optimizer=config.optimizer.build(),
+        teacher=teacher,
+    )
+    mesh = config.mesh.build().mesh(found.devices(), copy_bytes(policy), found.chip.memory)
+    check_hosts(mesh)
+    check_split(algorithm, settings.prompts, sampler.responses, mesh)
+    one = mesh if found.hosts == 1 else host_mesh(mesh, found.host.devices())
+    return Case(config, algorithm, sampler, shape, settings, found, mesh, one)
+
+
+def find_policy(model: Mapping[str, Any]) -> tuple[Shape, Policy]:
+    """The shape and the policy that a section of a config means, as they are on a TPU."""
+    shape = find_shape(model["name"])
+    dtype = jnp.dtype("bfloat16" if model["activations"] == "auto" else model["activations"])
+    return shape, decoder_policy(shape, dtype, model["remat"], platform="tpu")
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """Shapes with these shardings."""
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
+
+
+def fitted(tree: Any, spec: PartitionSpec, mesh: Mesh) -> Any:
+    """Shapes that are all divided by one rule."""
+    return placed(tree, jax.tree.map(lambda a: fit(spec, a.shape, mesh), tree))

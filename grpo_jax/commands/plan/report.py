@@ -1,0 +1,137 @@
+"""`grpo-jax plan`: what a config needs on a TPU slice, whether it fits, and what would help."""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from grpo_jax.commands.plan.advice import advice
+from grpo_jax.commands.plan.case import Case, assemble
+from grpo_jax.commands.plan.programs import Phase, decoding_inputs, plan_learning, plan_sampling
+from grpo_jax.commands.plan.search import fits, largest, timed
+from grpo_jax.commands.plan.topology import GIB, find_slice
+from grpo_jax.config import ConfigError
+from grpo_jax.devices.memory import device_bytes
+from grpo_jax.training.overview import table as overview
+
+UTILISATION = 0.4  # of arithmetic while learning, of memory's bandwidth while decoding, of the links between chips
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints what fits, and writes it to a file if asked; 0 if it fits, 1 if not."""
+    jax.config.update("jax_enable_compilation_cache", False)  # such programs cannot be loaded again without a TPU
+    try:
+        case = assemble(arguments.config, find_slice(arguments.topology))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    print(introduction(case), flush=True)
+    sample = timed("sampling", partial(plan_sampling, case)) or Phase(None)
+    train = timed("learning", partial(plan_learning, case, case.responses_at_once)) or Phase(None)
+    figures = measure(case, sample, train)
+    print(table(figures, sample, train))
+    if figures["fits"]:
+        print("It fits.")
+    else:
+        print(f"It does not fit. What helps most: {', '.join(advice(case, figures, sample, train))}.")
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n")
+    return 0 if figures["fits"] else 1
+
+
+def introduction(case: Case) -> str:
+    """What is compiled, as text."""
+    sampler, found = case.sampler, case.slice
+    devices = overview(
+        case.mesh, found.hosts, case.algorithm.policy, case.state, case.settings.prompts, sampler.responses
+    )
+    how = "" if case.algorithm.responses_at_once is not None else " (estimated from memory)"
+    return (
+        f"{found.name}: {found.chips} chip(s) of {found.chip.memory / GIB:.2f} GiB \n{devices}\n"
+        f"{case.settings.prompts} prompts of {case.length} tokens, {sampler.responses} responses of"
+        f" {sampler.max_tokens}; a device learns from {case.responses_at_once} responses at once{how}; compiling ..."
+    )
+
+
+def measure(case: Case, sample: Phase, train: Phase) -> dict[str, Any]:
+    """All figures, as JSON has them: bytes on each device, and seconds."""
+    served, shared, own, _ = decoding_inputs(case)
+    weights = device_bytes(case.state.params)
+    figures = {
+        "fits": fits(case, sample) and fits(case, train),
+        "hbm_limit_bytes": case.slice.chip.memory,
+        "weights_bytes": weights,
+        "optimizer_bytes": device_bytes(case.state.opt_state),
+        "reference_bytes": case.reference_bytes,
+        "teacher_bytes": case.teacher_bytes,
+        "sampling_copy_bytes": device_bytes(served),
+        "kv_cache_bytes": device_bytes((shared, own)),
+        "responses_at_once": case.responses_at_once,
+        "largest_responses_at_once": largest(case, train) if sample.peak is not None else None,
+        "ppo_critic_bytes": 2 * weights + device_bytes(case.state.opt_state),
+        "sample": plain(sample),
+        "train": plain(train),
+    }
+    return figures | estimate(case, figures)
+
+
+def estimate(case: Case, figures: dict[str, Any]) -> dict[str, float]:
+    """Seconds of a step at `UTILISATION` of the chip's rates, with every response at its longest.
+
+    Learning is 8 FLOP for each weight and token (6, and 2 for what the backward pass computes again). Decoding reads
+    the weights and all keys and values for each token. What chips send each other is not hidden behind either.
+    """
+    sampler, chip = case.sampler, case.slice.chip
+    P, G, T = case.settings.prompts, sampler.responses, sampler.max_tokens
+    size = sum(a.size for a in jax.tree.leaves(case.algorithm.policy.shapes))
+    learning = 8 * size * P * (case.length + G * T) / (case.slice.chips * chip.flops)
+    read = figures["sampling_copy_bytes"] + figures["kv_cache_bytes"]
+    decoding = case.sampled[2] * T * read / chip.bandwidth
+    moving = {phase: figures[phase]["collective_bytes"] / chip.links for phase in ("sample", "train")}
+    return {
+        "estimated_sample_s": (decoding + moving["sample"]) / UTILISATION,
+        "estimated_train_s": (learning + moving["train"]) / UTILISATION,
+    }
+
+
+def plain(phase: Phase) -> dict[str, int | None]:
+    """A phase as JSON has it."""
+    return {
+        "peak_hbm_bytes": phase.peak,
+        "argument_bytes": phase.argument,
+        "temp_bytes": phase.temporary,
+        "collective_bytes": phase.collective,
+    }
+
+
+def gib(number: int | float | None) -> str:
+    """A number of bytes, as text."""
+    if number is None:
+        return "more than there is"
+    return f"{number / GIB:7.2f} GiB" if number > GIB / 10 else f"{number / 2**20:7.2f} MiB"
+
+
+def table(figures: dict[str, Any], sample: Phase, train: Phase) -> str:
+    """The figures as a table for people."""
+    most = figures["largest_responses_at_once"]
+    lines = [
+        f"weights         {gib(figures['weights_bytes'])}   (float32, on each device)",
+        f"optimiser       {gib(figures['optimizer_bytes'])}",
+        f"reference       {gib(figures['reference_bytes'])}",
+        *([f"teacher         {gib(figures['teacher_bytes'])}"] if figures["teacher_bytes"] else []),
+        f"sampling copy   {gib(figures['sampling_copy_bytes'])}",
+        f"keys and values {gib(figures['kv_cache_bytes'])}",
+        f"sampling needs  {gib(sample.peak)}   temporaries {gib(sample.temporary)},"
+        f" moved between devices {gib(sample.collective)} a step",
+        f"learning needs  {gib(train.peak)}   temporaries {gib(train.temporary)},"
+        f" moved between devices {gib(train.collective)} a step",
+        f"limit           {gib(figures['hbm_limit_bytes'])}",
+        f"most responses that a device can learn from at once: {most or 'none found'}",
+        *(phase.message for phase in (sample, train) if phase.message),
+        f"PPO's critic would add {gib(figures['ppo_critic_bytes'])} (a second model and its optimiser)",
+        f"estimate: sampling {figures['estimated_sample_s']:.1f} s, learning {figures['estimated_train_s']:.1f} s a"
+        f" step, at {UTILISATION} of bandwidth, arithmetic and links, every response at its longest",
+    ]
+    return "\n".join(lines)

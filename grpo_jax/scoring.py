@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import mesh_of
-from grpo_jax.devices.placing import everywhere, from_hosts, host_places, host_rows, place_prompts
+from grpo_jax.devices.placing import everywhere, from_hosts, place_prompts, prompts_of_host, values_of_host
 from grpo_jax.objectives import scored_of
 from grpo_jax.rewards import as_mix, judge, place_steps
 from grpo_jax.structs import Rollouts, Scored
@@ -38,14 +38,14 @@ class Rewards:
 def score_rollouts(algorithm: Algorithm, rollouts: Rollouts, examples: Sequence[Any], step: int) -> Rewards:
     """The rewards of all responses. `step` is for TRL's reward functions that ask for it."""
     ids, mesh = chosen_tokens(rollouts), mesh_of(rollouts)
-    index_p = host_places(mesh, len(examples))
+    index_p = prompts_of_host(mesh, len(examples))
     own = [examples[index] for index in index_p]
     texts = decoded(algorithm.decode, ids)
     parts_pGR, ends = judge(algorithm.reward, own, texts, ids, step)
     unknown = bool(np.isnan(parts_pGR).all())  # whether there would have been rewards of steps, too
     steps_PGT = None
     if _any_host(bool(ends) or unknown):
-        steps_PGT = from_hosts(place_steps(ends, ids, algorithm.decode, host_rows(rollouts.action_PGT)), mesh)
+        steps_PGT = from_hosts(place_steps(ends, ids, algorithm.decode, values_of_host(rollouts.action_PGT)), mesh)
     parts_PGR, greedy_P1R = everywhere(from_hosts(parts_pGR, mesh)), None
     if rollouts.greedy is not None:
         greedy_P1R = score_rollouts(algorithm, rollouts.greedy, examples, step).parts_PGR
@@ -54,7 +54,7 @@ def score_rollouts(algorithm: Algorithm, rollouts: Rollouts, examples: Sequence[
 
 def chosen_tokens(rollouts: Rollouts) -> list[list[list[int]]]:
     """The ids that the policy chose in each response of this host's prompts, end tokens included."""
-    tokens_pGT, action_pGT = host_rows(rollouts.tokens_PGT), host_rows(rollouts.action_PGT)
+    tokens_pGT, action_pGT = values_of_host(rollouts.tokens_PGT), values_of_host(rollouts.action_PGT)
     pairs = zip(tokens_pGT, action_pGT, strict=True)
     return [[ids[chosen].tolist() for ids, chosen in zip(*group, strict=True)] for group in pairs]
 

@@ -51,7 +51,7 @@ def test_a_benchmark_learns_from_all_of_its_answers_though_none_ends():
 @pytest.mark.parametrize("what", ["train", "step"])
 def test_learning_is_measured_and_written(what, tmp_path, capsys):
     file = tmp_path / "figures.json"
-    assert main(["bench", what, *FEW, "--response-tokens", "6", "--microbatch", "4", "--json", str(file)]) == 0
+    assert main(["bench", what, *FEW, "--response-tokens", "6", "--responses-at-once", "8", "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
     assert figures["compile_s"] > 0 and figures["peak_bytes"] > 1e8
     assert f"{figures[f'{what}_step_s' if what == 'train' else 'step_s']:.2f} s" in capsys.readouterr().out
@@ -115,9 +115,9 @@ def test_what_cannot_be_measured_is_refused(arguments, words, capsys):
         assert words in capsys.readouterr().err
 
 
-def test_a_microbatch_that_does_not_divide_is_refused(capsys):
-    assert main(["bench", "train", *FEW, "--response-tokens", "6", "--microbatch", "3"]) == 2
-    assert "microbatches of 3; choose 1, 2, 4 or 8" in capsys.readouterr().err
+def test_responses_at_once_that_do_not_divide_are_rounded_down(capsys):
+    assert main(["bench", "train", *FEW, "--response-tokens", "6", "--responses-at-once", "3", "--repeat", "1"]) == 0
+    assert "learning" in capsys.readouterr().out
 
 
 def test_a_count_has_to_be_positive(capsys):

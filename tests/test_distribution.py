@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from grpo_jax.devices.mesh import Layout, on
+from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.placing import place_prompts
 from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.distribution import EXCLUDED, Distribution, draw, greedy
@@ -177,7 +177,7 @@ def test_scores_under_a_penalty_and_their_gradients_do_not_depend_on_the_mesh(pr
     grad = jax.jit(jax.grad(total, has_aux=True))
     expected = grad(one, rollouts, some_PGT)
     many = jax.tree.map(jax.device_put, jax.tree.map(np.asarray, one), weight_shardings(one, mesh))
-    with on(mesh):
+    with jax.set_mesh(mesh):
         found = grad(many, *place_prompts((rollouts, some_PGT), mesh))
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=2e-4)

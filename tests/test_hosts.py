@@ -20,7 +20,7 @@ import pytest
 
 from grpo_jax.config import build, read
 from grpo_jax.devices.mesh import Layout, check_hosts
-from grpo_jax.devices.placing import from_hosts, host_places, host_rows
+from grpo_jax.devices.placing import from_hosts, prompts_of_host, values_of_host
 from grpo_jax.hosts import ending, meeting, store
 from grpo_jax.models import tiny
 from grpo_jax.rewards import Mix
@@ -472,8 +472,8 @@ def test_held_out_prompts_that_do_not_fill_the_devices_are_all_answered_and_coun
 def test_a_global_array_is_made_of_what_the_hosts_have():
     mesh = Layout(data=2, fsdp=2, tensor=2).mesh()
     own = np.arange(24).reshape(8, 3)
-    assert host_places(mesh, 8).tolist() == list(range(8))
-    np.testing.assert_array_equal(host_rows(from_hosts(own, mesh)), own)
+    assert prompts_of_host(mesh, 8).tolist() == list(range(8))
+    np.testing.assert_array_equal(values_of_host(from_hosts(own, mesh)), own)
     check_hosts(mesh)
 
 

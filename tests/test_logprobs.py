@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax.commands.plan.hlo import collective_bytes
-from grpo_jax.devices.mesh import Layout, on
+from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.placing import place_prompts
 from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.distribution import Distribution
@@ -64,7 +64,7 @@ def received_bytes(chunk: int, monkeypatch) -> int:
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
     layout = weight_shardings(shapes, mesh)
     params = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, layout)
-    with on(mesh):
+    with jax.set_mesh(mesh):
         return collective_bytes(
             jax.jit(jax.grad(total), out_shardings=layout).lower(params, rollouts).compile().as_text()
         )

@@ -12,7 +12,7 @@ from grpo_jax.commands.plan.case import find_policy
 from grpo_jax.commands.plan.topology import find_slice
 from grpo_jax.config import read
 from grpo_jax.devices.mesh import Layout, check_hosts, host_mesh, hosts_of
-from grpo_jax.devices.placing import host_places
+from grpo_jax.devices.placing import prompts_of_host
 from grpo_jax.devices.sharding import devices_per_group
 from grpo_jax.training.overview import copy_bytes
 
@@ -123,7 +123,7 @@ def test_a_group_stays_on_one_host():
 
 def test_a_process_that_controls_every_host_has_all_prompts():
     assert jax.process_count() == 1
-    assert host_places(Layout(data=1, fsdp=16).mesh(chips_of()), 32).tolist() == list(range(32))
+    assert prompts_of_host(Layout(data=1, fsdp=16).mesh(chips_of()), 32).tolist() == list(range(32))
 
 
 @pytest.mark.parametrize(

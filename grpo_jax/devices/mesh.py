@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,12 +109,7 @@ def mesh_of(tree: Any) -> Mesh | None:
     return None
 
 
-def on(mesh: Mesh | None) -> AbstractContextManager:
-    """A context in which kernels and log-probs, which divide their work by hand, find the mesh."""
-    return nullcontext() if mesh is None else jax.set_mesh(mesh)
-
-
-def prompt_parts(mesh: Mesh | AbstractMesh) -> int:
+def prompt_shards(mesh: Mesh | AbstractMesh) -> int:
     """The number of shards that the prompts of a step are divided into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 

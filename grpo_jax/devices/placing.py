@@ -13,7 +13,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax.devices.mesh import host_mesh, mesh_of, prompt_parts, shard_devices
+from grpo_jax.devices.mesh import host_mesh, mesh_of, prompt_shards, shard_devices
 from grpo_jax.devices.sharding import PROMPTS, fit
 
 
@@ -33,13 +33,13 @@ def from_hosts(own: np.ndarray, mesh: Mesh | None) -> Array:
     """One array of all prompts, made of what each host has: divided by prompts where they divide, else replicated."""
     if mesh is None:
         return jax.numpy.asarray(own)
-    P = own.shape[0] * prompt_parts(mesh) // len(_host_shards(mesh))
+    P = own.shape[0] * prompt_shards(mesh) // len(_host_shards(mesh))
     sharding = fit(PROMPTS, (P, *own.shape[1:]), mesh)
     if jax.process_count() == 1:
         return jax.device_put(own, sharding)
     if sharding.is_fully_replicated:
         return place(_gathered(own, mesh), sharding)
-    position = {prompt: position for position, prompt in enumerate(host_places(mesh, P).tolist())}
+    position = {prompt: position for position, prompt in enumerate(prompts_of_host(mesh, P).tolist())}
 
     def shard(index: tuple[slice, ...] | None) -> np.ndarray:
         start, stop, _ = (slice(None) if index is None else index[0]).indices(P)
@@ -55,11 +55,11 @@ def _gathered(own: np.ndarray, mesh: Mesh) -> np.ndarray:
     return np.concatenate([gathered[process] for process in order])
 
 
-def host_places(mesh: Mesh | None, P: int) -> np.ndarray:
+def prompts_of_host(mesh: Mesh | None, P: int) -> np.ndarray:
     """The indices, of P prompts, of those whose responses this host samples and scores."""
     if mesh is None:
         return np.arange(P)
-    shards = prompt_parts(mesh)
+    shards = prompt_shards(mesh)
     spread = shards // math.gcd(P, shards)  # devices that share the responses to a prompt
     positions = np.arange(P * spread).reshape(shards, -1)[_host_shards(mesh)].reshape(-1)
     return np.unique(positions // spread)
@@ -68,17 +68,17 @@ def host_places(mesh: Mesh | None, P: int) -> np.ndarray:
 def _host_shards(mesh: Mesh) -> list[int]:
     """The shards of the prompts whose devices this host has; all of them if one process controls every host."""
     if jax.process_count() == 1:
-        return list(range(prompt_parts(mesh)))
+        return list(range(prompt_shards(mesh)))
     hosts = [{device.process_index for device in devices} for devices in shard_devices(mesh)]
     return [shard for shard, of_shard in enumerate(hosts) if of_shard == {jax.process_index()}]
 
 
-def host_rows(array: Array | np.ndarray) -> np.ndarray:
+def values_of_host(array: Array | np.ndarray) -> np.ndarray:
     """The part of an array with first axis P that belongs to this host's prompts, in their order."""
     if isinstance(array, np.ndarray) or array.is_fully_addressable:
         return np.asarray(array)
     if array.is_fully_replicated:
-        return np.asarray(array)[host_places(mesh_of(array), array.shape[0])]
+        return np.asarray(array)[prompts_of_host(mesh_of(array), array.shape[0])]
     shards = {shard.index[0].indices(array.shape[0])[0]: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
@@ -100,7 +100,7 @@ def _on_host(a: Array) -> Array:
     spec = PartitionSpec(*("data" if axes == PROMPTS[0] else axes for axes in sharding.spec))
     shape = list(a.shape)
     if spec and spec[0] == "data":
-        shape[0] = a.shape[0] // prompt_parts(whole) * len(own)
+        shape[0] = a.shape[0] // prompt_shards(whole) * len(own)
     of_device = {shard.device: shard.data for shard in a.addressable_shards}
     arrays = [of_device[device] for device in mesh.devices.flat]
     return jax.make_array_from_single_device_arrays(tuple(shape), NamedSharding(mesh, spec), arrays)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax.devices.mesh import hosts_of, prompt_parts
+from grpo_jax.devices.mesh import hosts_of, prompt_shards
 from grpo_jax.structs import axes_of
 
 MeshAxes = str | tuple[str, ...] | None
@@ -90,7 +90,7 @@ def devices_per_group(prompts: int, responses: int, mesh: Mesh | None) -> int:
     """The number of devices that each group is spread over, so that all devices have equally many responses: 1 where
     there are enough prompts. Refuses numbers that cannot be spread evenly.
     """
-    shards = 1 if mesh is None else prompt_parts(mesh)
+    shards = 1 if mesh is None else prompt_shards(mesh)
     spread, hosts = shards // math.gcd(prompts, shards), hosts_of(mesh)
     if spread > 1 and prompts % hosts:
         raise ValueError(

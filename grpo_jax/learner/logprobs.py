@@ -20,7 +20,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
-from grpo_jax.devices.mesh import prompt_parts
+from grpo_jax.devices.mesh import prompt_shards
 from grpo_jax.devices.sharding import ROWS
 from grpo_jax.distribution import EXCLUDED
 from grpo_jax.structs import Params, Policy, Rollouts
@@ -96,7 +96,7 @@ def _head(policy: Policy, params: Params, hidden: Array) -> tuple[Callable[..., 
 def _shards(P: int) -> int:
     """Over how many devices P prompts are divided; each of them computes a chunk of its own."""
     mesh = jax.sharding.get_abstract_mesh()
-    parts = 1 if mesh.empty else prompt_parts(mesh)
+    parts = 1 if mesh.empty else prompt_shards(mesh)
     return parts if P % parts == 0 else 1
 
 

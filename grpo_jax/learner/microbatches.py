@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax.devices.mesh import prompt_parts
+from grpo_jax.devices.mesh import prompt_shards
 from grpo_jax.devices.programs import program
 from grpo_jax.devices.sharding import PROMPTS, devices_per_group, fit
 from grpo_jax.learner.packing import Microbatch, divide
@@ -39,7 +39,7 @@ class Cut:
 
 def cut(P: int, G: int, minibatches: int, responses_at_once: int | None, mesh: Mesh | None) -> Cut:
     """The largest microbatches in which no device learns from more than so many responses; None sets no bound."""
-    shards = 1 if mesh is None else prompt_parts(mesh)
+    shards = 1 if mesh is None else prompt_shards(mesh)
     spread = devices_per_group(P // minibatches, G, mesh)
     rows, each = P // minibatches * spread // shards, G // spread  # of each device
     bound = rows * each if responses_at_once is None else max(responses_at_once, 1)
@@ -63,7 +63,7 @@ def arrange(rollouts: Rollouts, minibatches: int, how: Cut, mesh: Mesh | None) -
     P, G, T = rollouts.tokens_PGT.shape
     length_PG = np.asarray(lengths(rollouts.valid_PGT | rollouts.action_PGT, mesh))
     length_rg = length_PG.reshape(P * how.spread, G // how.spread)
-    shards = 1 if mesh is None else prompt_parts(mesh)
+    shards = 1 if mesh is None else prompt_shards(mesh)
     arranged = []
     for minibatch in range(minibatches):
         row_r = np.arange(P * how.spread).reshape(P, how.spread)[minibatch::minibatches].reshape(-1)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.memory import device_memory
-from grpo_jax.devices.mesh import mesh_of, prompt_parts
+from grpo_jax.devices.mesh import mesh_of, prompt_shards
 from grpo_jax.devices.sharding import devices_per_group, weight_shardings
 from grpo_jax.distribution import Distribution
 from grpo_jax.learner.logprobs import CHUNK_TOKENS, token_logprobs
@@ -45,7 +45,7 @@ def responses_that_fit(algorithm: Algorithm, P: int, G: int, L: int, T: int, mes
 
 def choices_of(P: int, G: int, mesh: Mesh | None) -> list[int]:
     """The numbers of responses that a device can learn from at once, all of a minibatch of P prompts first."""
-    spread, shards = devices_per_group(P, G, mesh), 1 if mesh is None else prompt_parts(mesh)
+    spread, shards = devices_per_group(P, G, mesh), 1 if mesh is None else prompt_shards(mesh)
     rows, each = P * spread // shards, G // spread
     whole = [n * each for n in range(rows, 0, -1) if rows % n == 0]
     return whole + [each // n for n in range(2, each + 1) if each % n == 0]

@@ -231,6 +231,8 @@ def fixed_logprobs(algorithm: Algorithm, policy: Policy, params: Params, rollout
 
 
 @program(static_argnames="policy")
-def microbatch_logprobs(policy: Policy, params: Params, rollouts: Rollouts, slots_PBW: Array | np.ndarray) -> Array:
-    """The log-probs of a microbatch."""
+def microbatch_logprobs(
+    policy: Policy, params: Params, rollouts: Rollouts, slots_PBW: Array | np.ndarray | None
+) -> Array:
+    """The log-probs of a microbatch, computed in packed rows if there are slots."""
     return token_logprobs(policy, params, rollouts, slots_PBW)[0]

@@ -19,8 +19,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from grpo_jax.devices.memory import free_bytes
-from grpo_jax.devices.mesh import mesh_of, prompt_parts
-from grpo_jax.devices.placing import from_hosts, host_places, on_host
+from grpo_jax.devices.mesh import mesh_of, prompt_shards
+from grpo_jax.devices.placing import from_hosts, on_host, prompts_of_host
 from grpo_jax.devices.sharding import PROMPTS, devices_per_group, fit, serving_shardings
 from grpo_jax.distribution import Distribution, SamplingSettings
 from grpo_jax.rollout import stages
@@ -83,7 +83,7 @@ class Sampler(SamplingSettings):
         served, own = _serve(policy, params), divided
         if mesh is not None and jax.process_count() > 1:  # each host answers its own prompts, and waits for no other
             served, own = on_host((served, divided))
-            index_p = host_places(mesh, P * spread)
+            index_p = prompts_of_host(mesh, P * spread)
             key_PG, params = key_PG[index_p], served
             sampler = replace(sampler, at_once=sampler.at_once and -(-sampler.at_once // jax.process_count()))
         found = _Sampling(sampler, policy, params, served, own, key_PG).finished()
@@ -167,7 +167,7 @@ class _Sampling:
         (P, L), G, T = prompts.tokens_PL.shape, sampler.responses, sampler.max_tokens
         self.sampler, self.policy, self.params, self.prompts = sampler, policy, params, prompts
         self.mesh = mesh_of(prompts)
-        self.shards = prompt_parts(self.mesh) if self.mesh is not None else 1
+        self.shards = prompt_shards(self.mesh) if self.mesh is not None else 1
         self.served, self.key_PG = served, key_PG
         self.rings, self.L = ring_lengths(T), prefix_length(L)
         self.padding = bucket(L) - L  # prompts are read at one of a few lengths

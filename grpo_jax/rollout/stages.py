@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from grpo_jax.devices.mesh import prompt_parts
+from grpo_jax.devices.mesh import prompt_shards
 from grpo_jax.devices.programs import program
 from grpo_jax.devices.sharding import CACHE, LOGITS, PROMPTS, fit, prefix_sharding
 from grpo_jax.distribution import Distribution, draw, greedy
@@ -97,7 +97,7 @@ def decode(
     mesh: Mesh | None,
 ) -> tuple[Any, Rows]:
     """The cache and the rows after one stage. Donates both."""
-    S, shards = rows.tokens_PGS.shape[2], 1 if mesh is None else prompt_parts(mesh)
+    S, shards = rows.tokens_PGS.shape[2], 1 if mesh is None else prompt_shards(mesh)
 
     def goes_on(carry: tuple[Any, Rows]) -> Array:
         rows = carry[1]

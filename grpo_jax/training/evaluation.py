@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import jax
 
 from grpo_jax.algorithm import Algorithm
-from grpo_jax.devices.mesh import mesh_of, prompt_parts
+from grpo_jax.devices.mesh import mesh_of, prompt_shards
 from grpo_jax.devices.placing import place_prompts
 from grpo_jax.grpo import Phase
 from grpo_jax.metrics import describe_rewards
@@ -41,7 +41,7 @@ def evaluate_questions(
 ) -> dict[str, float]:
     """As `evaluate`, with prompts that are encoded already."""
     count, mesh = len(questions.examples), mesh_of(params)
-    shards = 1 if mesh is None else prompt_parts(mesh)
+    shards = 1 if mesh is None else prompt_shards(mesh)
     filled = math.ceil(count / shards) * shards  # prompts have to divide over the devices: the first are asked again
     prompts, examples = questions.choose([index % count for index in range(filled)])
     engine = algorithm.engine.greedy() or algorithm.engine

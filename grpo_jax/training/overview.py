@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 
 from grpo_jax.devices.memory import gigabytes
-from grpo_jax.devices.mesh import prompt_parts
+from grpo_jax.devices.mesh import prompt_shards
 from grpo_jax.devices.sharding import devices_per_group, serving_shardings
 from grpo_jax.structs import Policy, TrainState
 
@@ -29,7 +29,7 @@ def table(mesh: Mesh, hosts: int, policy: Policy, state: TrainState, prompts: in
 
 def _on_each(mesh: Mesh, prompts: int, responses: int | None) -> str:
     """What each device has of the prompts and their responses, where it is known how many there are."""
-    shards = prompt_parts(mesh)
+    shards = prompt_shards(mesh)
     if responses is None:
         return f"{prompts / shards:g} prompt(s)"
     spread = devices_per_group(prompts, responses, mesh)

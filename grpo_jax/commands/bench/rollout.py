@@ -4,15 +4,14 @@ import argparse
 import statistics
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 
 import jax
 import numpy as np
 
 from grpo_jax.commands.bench.command import Subject, attention_cost, matrix_sizes, median_seconds, random_prompts
 from grpo_jax.commands.bench.roof import matmul_rate, memory_rate
-from grpo_jax.devices.mesh import mesh_of, on
-from grpo_jax.learner.logprobs import token_logprobs
+from grpo_jax.devices.mesh import mesh_of
+from grpo_jax.learner.update import microbatch_logprobs
 from grpo_jax.models import Shape
 from grpo_jax.rollout import Sampler, programs, stages
 from grpo_jax.rollout.sizes import prefix_length
@@ -71,8 +70,7 @@ def time_rollouts(arguments: argparse.Namespace, sampler: Sampler, policy: Polic
         P, L = prompts.tokens_PL.shape
         key_PG = jax.random.split(jax.random.key(key), (P, sampler.responses))
         shape = (prefix_length(L), sampler.responses, 1)
-        with on(mesh):
-            last_PD, *_ = stages.read(policy, params, prompts, shape, sampler.int8_cache, mesh)
+        last_PD, *_ = stages.read(policy, params, prompts, shape, sampler.int8_cache, mesh)
         served = policy.serve(params)
         rows = stages.begin(policy, sampler.distribution, served, None, last_PD, key_PG, 1, 1, mesh)
         jax.block_until_ready(rows)
@@ -102,8 +100,7 @@ def time_rollouts(arguments: argparse.Namespace, sampler: Sampler, policy: Polic
 
 def logprob_gap(policy: Policy, params: Params, rollouts: Rollouts) -> dict[str, float]:
     """How far the sampler's log-probs are from those that training computes, in nats."""
-    with on(mesh_of(params)):
-        exact_PGT, _ = jax.jit(partial(token_logprobs, policy))(params, rollouts)
+    exact_PGT = microbatch_logprobs(policy, params, rollouts, None)
     gap = np.abs(np.asarray(exact_PGT - rollouts.logprobs_PGT))[np.asarray(rollouts.action_PGT)]
     return {"logprob_gap_mean": float(gap.mean()), "logprob_gap_max": float(gap.max())}
 
@@ -115,13 +112,12 @@ def to_the_cap(sampler: Sampler, policy: Policy, params: Params, prompts: Prompt
     served, key_PG = policy.serve(params), jax.random.split(jax.random.key(0), (P, sampler.responses))
     shape = (prefix_length(L), sampler.responses, T)
 
-    def decode(turns: int) -> float:
-        with on(mesh):
-            last_PD, shared, own = stages.read(policy, params, prompts, shape, sampler.int8_cache, mesh)
+    def decode(steps: int) -> float:
+        last_PD, shared, own = stages.read(policy, params, prompts, shape, sampler.int8_cache, mesh)
         rows = stages.begin(policy, distribution, served, None, last_PD, key_PG, T, T, mesh)
         jax.block_until_ready((own, rows))
         begun = time.perf_counter()
-        until = stages.Until(cursor=turns, prompts=-1, width=1, free=P + 1)
+        until = stages.Until(cursor=steps, prompts=-1, width=1, free=P + 1)
         jax.block_until_ready(stages.decode(policy, distribution, served, shared, own, rows, T, until, mesh))
         return time.perf_counter() - begun
 

@@ -5,7 +5,7 @@ from typing import Any
 from grpo_jax.commands.plan.case import Case
 from grpo_jax.commands.plan.programs import Phase
 from grpo_jax.commands.plan.search import fits
-from grpo_jax.devices.mesh import prompt_parts
+from grpo_jax.devices.mesh import prompt_shards
 
 Saved = dict[str, int | float]
 
@@ -43,7 +43,7 @@ def _for_sampling(case: Case, figures: dict[str, Any]) -> Saved:
         f"rollout.max_tokens={sampler.max_tokens // 2}": caches * sampler.responses / (2 * sampler.responses + 1)
     }
     rows, _, rounds = case.sampled
-    if rows > prompt_parts(case.host_mesh):
+    if rows > prompt_shards(case.host_mesh):
         held = -(-case.settings.prompts // rounds)
         found[f"rollout.at_once={held // 2}"] = caches / 2
     if not sampler.int8_cache:

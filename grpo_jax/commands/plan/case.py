@@ -13,7 +13,7 @@ from grpo_jax.algorithm import Algorithm
 from grpo_jax.commands.plan.topology import Slice
 from grpo_jax.config import Config
 from grpo_jax.devices.memory import device_bytes
-from grpo_jax.devices.mesh import check_hosts, host_mesh, prompt_parts
+from grpo_jax.devices.mesh import check_hosts, host_mesh, prompt_shards
 from grpo_jax.devices.sharding import devices_per_group, fit, weight_shardings
 from grpo_jax.grpo import init
 from grpo_jax.learner.microbatches import Cut, cut
@@ -57,7 +57,7 @@ class Case:
         prompts, sampler, hosts = self.settings.prompts, self.sampler, self.mesh.size // self.host_mesh.size
         spread = devices_per_group(prompts, sampler.responses, self.mesh)
         rows, at_once = prompts * spread // hosts, sampler.at_once and -(-sampler.at_once * spread // hosts)
-        held = prompts_held(rows, at_once, prompt_parts(self.host_mesh))
+        held = prompts_held(rows, at_once, prompt_shards(self.host_mesh))
         return held, sampler.responses // spread, -(-rows // held)
 
     @property

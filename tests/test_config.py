@@ -391,6 +391,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
 
 
 OLD_DEFAULTS = "algorithm:\n  microbatch: null  # default\n  group_parts: 1  # default\n"
+OLD_DEFAULTS += "objective:\n  correction: null  # default\n  live_masks: []  # default\n"
 
 
 def test_old_keys_with_their_old_defaults_are_ignored(config_file):
@@ -497,7 +498,7 @@ def test_a_wrong_choice_of_an_objective_is_refused_with_its_location(config_file
         read(config_file(MINIMAL + f"objective:\n  use: dapo\n  {choice}\n", "config.yaml"))
 
 
-def test_a_part_of_an_objective_may_be_a_number_or_nothing_where_it_says_so(config_file):
+def test_a_choice_of_an_objective_may_be_a_number_or_an_empty_list_where_its_type_allows(config_file):
     objective = "objective:\n  use: prorl_v2\n  corrections: []\n  kl: {coefficient: 0.5, estimator: k2}\n"
     built = read(config_file(MINIMAL + objective)).objective.build()
     assert built.corrections == ()

@@ -27,7 +27,7 @@ class Roof:
 
 
 def check(arguments: argparse.Namespace, subject: Subject) -> None:
-    """Refuses what the model or the memory has no room for."""
+    """Refuses more positions than the model has, and more cache than there is memory."""
     build_sampler(arguments, subject.shape).check_room(subject.policy, random_prompts(arguments, subject.shape))
 
 

@@ -28,7 +28,7 @@ from grpo_jax.structs import Rollouts, Scored, TrainState
 
 
 def check(arguments: argparse.Namespace, subject: Subject) -> None:
-    """Refuses what the model has no positions for, and microbatches that do not divide."""
+    """Refuses more positions than the model has, and prompts that the devices cannot share."""
     check_split(build_algorithm(arguments, subject), arguments.prompts, arguments.responses, mesh_of(subject.params))
     length = arguments.prompt_tokens + arguments.response_tokens
     if length > subject.policy.max_positions:

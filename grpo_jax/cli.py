@@ -107,8 +107,13 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--int8-cache", action="store_true", help="keys and values in 8 bits, and what this changes in log-probs"
     )
-    remat = setting(LOAD, "remat") | {"default": "products"}  # memory is rarely short in a benchmark
-    parser.add_argument("--remat", **remat, help="what each layer keeps for the backward pass; default: %(default)s")
+    kept = setting(LOAD, "remat")["choices"]
+    parser.add_argument(  # memory is rarely short in a benchmark
+        "--remat",
+        choices=kept,
+        default="products",
+        help="kept of each layer for the backward pass; default: %(default)s",
+    )
     parser.add_argument(
         "--responses-at-once", type=count, help="responses a device learns from at once; default: found from memory"
     )

@@ -4,6 +4,7 @@ What the backward pass keeps is read off the traced program (the residuals of it
 optimiser state and gradients are counted as they are sharded. `grpo-jax plan` compiles the program and knows exactly.
 """
 
+import logging
 import math
 from functools import cache
 from typing import Any
@@ -40,7 +41,11 @@ def responses_that_fit(algorithm: Algorithm, P: int, G: int, L: int, T: int, mes
     """
     choices = choices_of(P // algorithm.minibatches, G, mesh)
     fitting = (n for n in choices if needed_bytes(algorithm, n, choices[0], G, L, T, mesh) <= FRACTION * memory)
-    return next(fitting, choices[-1])
+    found = next(fitting, choices[-1])
+    if found < choices[0]:
+        said = "by its memory a device learns from %d of its %d responses at once (algorithm.responses_at_once)"
+        logging.getLogger("grpo_jax").info(said, found, choices[0])
+    return found
 
 
 def choices_of(P: int, G: int, mesh: Mesh | None) -> list[int]:

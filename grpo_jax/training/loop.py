@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from grpo_jax.algorithm import Algorithm
+from grpo_jax.devices.memory import device_memory
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.placing import everywhere
 from grpo_jax.grpo import prepare, update
@@ -87,6 +88,8 @@ def start(
     session = assemble(model, task, algorithm, settings, layout)
     meeting.check_same(session.facts() | {"code in its current folder": meeting.user_code_version()})
     meeting.check_same({"mesh": str(session.mesh.shape)}, "Set mesh.data, mesh.fsdp and mesh.tensor.")
+    if algorithm.responses_at_once is None:
+        meeting.check_same({"memory of a device": str(device_memory())}, "Set algorithm.responses_at_once.")
     state = first_state(session)
     path = path or Path(store.decide(lambda: str(run.create())))
     meeting.check_shared_directory(path)

@@ -1,4 +1,4 @@
-"""What packing saves: useful positions out of all that are computed, for made-up lengths. Prints a Markdown table."""
+"""Measures what packing saves, with made-up lengths: python docs/measure_packing.py prints a table in Markdown."""
 
 import numpy as np
 
@@ -14,17 +14,19 @@ LENGTHS = {
 
 
 def useful(name: str, mean: int) -> tuple[float, float]:
-    """Shares of useful positions: in rows of their own, cut to the longest of each part, and in packed rows."""
+    """Fractions of computed positions that hold tokens: with a row for each response, as long as the longest of its
+    microbatch, and with packed rows.
+    """
     random = np.random.default_rng(0)
     tokens, apart, packed = 0, 0, 0
     for _ in range(BATCHES):
         length_PG = LENGTHS[name](random) * mean * np.exp(random.normal(0, 0.4, (P, 1)))
         length_PG = np.clip(length_PG.astype(int), 1, T)
         tokens += length_PG.sum()
-        packed += sum(part.slots_PBW.size for part in divide(length_PG, T, AT_ONCE, 1, 1))
-        slots = sorted({S for _, S in sizes(G, T)})
+        packed += sum(each.slots_PBW.size for each in divide(length_PG, T, AT_ONCE, splits=1, shards=1))
+        slots = sorted({W for _, W in sizes(G, T)})
         longest = np.sort(length_PG.max(axis=1)).reshape(-1, AT_ONCE).max(axis=1)
-        apart += sum(AT_ONCE * G * next(S for S in slots if S >= n) for n in longest)
+        apart += sum(AT_ONCE * G * next(W for W in slots if W >= n) for n in longest)
     return tokens / apart, tokens / packed
 
 

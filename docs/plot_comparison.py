@@ -1,6 +1,5 @@
 """Draws runs side by side: python docs/plot_comparison.py docs/comparison.svg runs/grpo runs/dapo ... (needs `dev`)."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,24 +9,27 @@ import numpy as np
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
+from grpo_jax import RunDirectory
+
 WINDOW = 5  # steps that a point of a curve is the mean of
 
 
 def main(picture: str, *runs: str) -> None:
-    """Writes an SVG: rewards of training prompts, rewards of held-out prompts, entropy; prints the last of each."""
+    """Writes an SVG of training reward, held-out reward and entropy. Prints the last rewards of each run."""
     plt.rcParams |= {"svg.hashsalt": "grpo_jax", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     for number, run in enumerate(runs):
-        rows = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-        steps = [row for row in rows if "reward" in row]
-        exams = [row for row in rows if "eval/reward" in row]
+        directory = RunDirectory(run)
         style = {"color": f"C{number}", "label": Path(run).name}
         for panel, name in zip(panels[[0, 2]], ("reward", "entropy"), strict=True):
-            smooth = np.convolve([row[name] for row in steps], np.full(WINDOW, 1 / WINDOW), "valid")
-            panel.plot([row["step"] for row in steps][WINDOW - 1 :], smooth, **style)
-        panels[1].plot([row["step"] for row in exams], [row["eval/reward"] for row in exams], "o-", **style)
-        last = np.mean([row["reward"] for row in steps[-WINDOW:]])
-        print(f"{style['label']:12} reward {last:.3f}  held out {exams[-1]['eval/reward']:.3f}  steps {len(steps)}")
+            steps, values = directory.column(name)
+            smooth = np.convolve(values, np.full(WINDOW, 1 / WINDOW), "valid")
+            panel.plot(steps[WINDOW - 1 :], smooth, **style)
+        evaluated, held_out = directory.column("eval/reward")
+        panels[1].plot(evaluated, held_out, "o-", **style)
+        rewards = directory.column("reward")[1]
+        last = np.mean(rewards[-WINDOW:])
+        print(f"{style['label']:12} reward {last:.3f}  held out {held_out[-1]:.3f}  steps {len(rewards)}")
     titles = (
         f"reward, mean of {WINDOW} steps",
         "greedy reward, held-out prompts",

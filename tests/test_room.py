@@ -18,7 +18,7 @@ from grpo_jax.learner import room
 from grpo_jax.learner import update as learning
 from grpo_jax.learner.microbatches import cut
 from grpo_jax.models import tiny
-from grpo_jax.objectives import dapo, grpo
+from grpo_jax.objectives import dapo, grpo, real
 from grpo_jax.rollout import Sampler
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -62,6 +62,11 @@ def test_choices_are_all_cuts_that_leave_every_device_the_same_work():
     for n in room.choices_of(16, 4, mesh):
         how = cut(16, 4, 1, n, mesh)
         assert how.rows // 8 * (4 // how.splits) == n
+
+
+def test_groups_stay_whole_if_the_loss_compares_their_responses():
+    assert room.choices_of(6, 4, None, whole_groups=True) == [24, 12, 8, 4]
+    assert room.responses_that_fit(build(objective=real()), 6, 4, 32, 16, None, memory=1) == 4
 
 
 def test_more_memory_never_means_fewer_responses_and_a_reference_needs_its_own():

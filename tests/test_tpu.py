@@ -16,7 +16,7 @@ from grpo_jax.commands.plan.advice import advice
 from grpo_jax.commands.plan.case import Case
 from grpo_jax.commands.plan.hlo import collective_bytes
 from grpo_jax.commands.plan.programs import Phase
-from grpo_jax.commands.plan.topology import Slice, find_slice
+from grpo_jax.commands.plan.topology import GIB, Slice, find_slice
 from grpo_jax.config import Config, read
 from grpo_jax.models.decoder import Rope, Shape
 from grpo_jax.models.policy import decoder_policy
@@ -219,45 +219,72 @@ def test_a_plan_counts_a_teacher_and_has_greedy_answers_where_they_are_asked_for
 
 FIGURES = {"weights_bytes": 4, "optimizer_bytes": 8, "reference_bytes": 0, "kv_cache_bytes": 100}
 ROOM, NO_ROOM = Phase(1), Phase(None)
+LARGE = Phase(2**40, temporary=100)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "sample", "train", "largest", "expected"),
+    ("overrides", "sample", "train", "others", "expected"),
     [
         (
             ("mesh.data=-1",),
             NO_ROOM,
             ROOM,
-            8,
+            {},
             ["rollout.int8_cache=true", "rollout.max_tokens=128", "mesh.fsdp=8 mesh.data=1"],
         ),
         (
             ("rollout.int8_cache=true", "rollout.at_once=8", "mesh.fsdp=-1", "mesh.data=1"),
             NO_ROOM,
             ROOM,
-            8,
+            {},
             ["rollout.max_tokens=128", "optimizer.use=adafactor", "optimizer.moments=bfloat16"],
         ),
         (
             ("mesh.fsdp=2", "mesh.data=1", "mesh.tensor=4"),
             ROOM,
-            Phase(2**40, temporary=100),
-            8,
+            LARGE,
+            {8: Phase(LARGE.peak - 75)},
             ["model.remat=offload", "algorithm.responses_at_once=8", "rollout.max_tokens=128"],
         ),
         (
             ("optimizer.moments=bfloat16", "model.remat=none", "mesh.fsdp=8", "mesh.data=1"),
             ROOM,
-            Phase(2**40, temporary=100),
-            None,
-            ["model.remat=full", "rollout.max_tokens=128", "algorithm.responses_at_once=4"],
+            LARGE,
+            {4: Phase(LARGE.peak + 4), 2: NO_ROOM},
+            ["model.remat=full", "rollout.max_tokens=128", "optimizer.use=adafactor"],
         ),
     ],
 )
-def test_advice_names_what_saves_most_and_nothing_that_is_set(tmp_path, overrides, sample, train, largest, expected):
+def test_advice_names_what_saves_most_and_nothing_that_is_set(tmp_path, overrides, sample, train, others, expected):
     case = case_without_compiler(tmp_path, "algorithm.responses_at_once=64", *overrides)
-    figures = FIGURES | {"largest_responses_at_once": largest}
-    assert advice(case, figures, sample, train) == expected
+    assert advice(case, FIGURES, sample, {case.responses_at_once: train} | others) == expected
+
+
+@pytest.mark.parametrize(
+    ("peaks", "advised"),
+    [
+        ({8: 40, 4: 30, 2: 14, 1: 12}, 2),
+        ({8: 40, 4: 30, 2: None}, 4),
+        ({8: 40, 4: 41}, None),
+        ({8: None, 4: 20, 2: 18}, 2),
+        ({4: 20, 8: 15}, 8),  # learning from all at once adds no gradients up
+    ],
+)
+def test_the_advised_number_of_responses_at_once_fits_or_needs_less_than_now(tmp_path, peaks, advised):
+    """Peaks are in GiB, of 15.75; the first number of responses is the one that is set."""
+    case = case_without_compiler(
+        tmp_path, "mesh.fsdp=8", "mesh.data=1", f"algorithm.responses_at_once={next(iter(peaks))}"
+    )
+    learned = {n: Phase(peak and peak * GIB, temporary=100) for n, peak in peaks.items()}
+    named = [name for name in advice(case, FIGURES, ROOM, learned) if "responses_at_once" in name]
+    assert named == ([] if advised is None else [f"algorithm.responses_at_once={advised}"])
+
+
+def test_advice_about_responses_at_once_is_estimated_where_no_other_number_was_tried(tmp_path):
+    settings = ("model.remat=none", "mesh.fsdp=8", "mesh.data=1", "rollout.max_tokens=2048")
+    case = case_without_compiler(tmp_path, *settings)
+    assert case.estimated_peak(4) < case.estimated_peak(8)
+    assert "algorithm.responses_at_once=4" in advice(case, FIGURES, NO_ROOM, {8: NO_ROOM})
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def responses_that_fit(algorithm: Algorithm, P: int, G: int, L: int, T: int, mes
 
     It is at least one, so that a program too large for the device is the compiler's to refuse.
     """
-    choices = choices_of(P // algorithm.minibatches, G, mesh)
+    choices = choices_of(P // algorithm.minibatches, G, mesh, whole_groups=algorithm.compares_in_groups)
     fitting = (n for n in choices if needed_bytes(algorithm, n, choices[0], G, L, T, mesh) <= FRACTION * memory)
     found = next(fitting, choices[-1])
     if found < choices[0]:
@@ -48,12 +48,14 @@ def responses_that_fit(algorithm: Algorithm, P: int, G: int, L: int, T: int, mes
     return found
 
 
-def choices_of(P: int, G: int, mesh: Mesh | None) -> list[int]:
-    """The numbers of responses that a device can learn from at once, all of a minibatch of P prompts first."""
+def choices_of(P: int, G: int, mesh: Mesh | None, whole_groups: bool = False) -> list[int]:
+    """The numbers of responses that a device can learn from at once, all of a minibatch of P prompts first. With
+    `whole_groups` there are none that split a group.
+    """
     spread, shards = devices_per_group(P, G, mesh), 1 if mesh is None else prompt_shards(mesh)
     rows, each = P * spread // shards, G // spread
     whole = [n * each for n in range(rows, 0, -1) if rows % n == 0]
-    return whole + [each // n for n in range(2, each + 1) if each % n == 0]
+    return whole + [each // n for n in range(2, each + 1) if each % n == 0 and not whole_groups]
 
 
 def needed_bytes(algorithm: Algorithm, n: int, most: int, G: int, L: int, T: int, mesh: Mesh | None) -> int:

@@ -33,6 +33,7 @@ from grpo_jax.rollout.sizes import (
     prompts_held,
     ring_lengths,
     row_shapes,
+    rows_at_once,
 )
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows, bucket, prompt_shapes
 
@@ -76,16 +77,16 @@ class Sampler(SamplingSettings):
         """`responses` responses to each prompt. Where prompts are fewer than devices, groups are spread over them."""
         mesh, (P, G) = mesh_of(prompts), (len(prompts.tokens_PL), self.responses)
         spread = devices_per_group(P, G, mesh)
-        key_PG = _row_keys(key, P, G).reshape(P * spread, -1)
+        key_PG = row_keys(key, P, G).reshape(P * spread, -1)
         divided = prompts if spread == 1 else _repeated(prompts, spread, mesh)
-        sampler = replace(self, responses=G // spread, at_once=self.at_once and self.at_once * spread)
+        sampler = replace(self, responses=G // spread, at_once=rows_at_once(self.at_once, spread, hosts=1))
         sampler.check_room(policy, divided)
         served, own = _serve(policy, params), divided
         if mesh is not None and jax.process_count() > 1:  # each host answers its own prompts, and waits for no other
             served, own = on_host((served, divided))
             index_p = prompts_of_host(mesh, P * spread)
             key_PG, params = key_PG[index_p], served
-            sampler = replace(sampler, at_once=sampler.at_once and -(-sampler.at_once // jax.process_count()))
+            sampler = replace(sampler, at_once=rows_at_once(self.at_once, spread, jax.process_count()))
         found = _Sampling(sampler, policy, params, served, own, key_PG).finished()
         action_PGT = found.action_PGT
         arrays = (found.tokens_PGT, action_PGT, action_PGT, found.logprobs_PGT, found.entropy_PGT, found.ended_PG)
@@ -322,7 +323,7 @@ def _repeated(prompts: Prompts, spread: int, mesh: Mesh) -> Prompts:
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def _row_keys(key: Array, P: int, G: int) -> Array:
+def row_keys(key: Array, P: int, G: int) -> Array:
     """A key for each row of a rollout, whatever other rows there are."""
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(P * G)).reshape(P, G)
 

@@ -32,6 +32,11 @@ def prompts_held(P: int, at_once: int | None, shards: int) -> int:
     return P if at_once is None else min(P, -(-at_once // shards) * shards)
 
 
+def rows_at_once(at_once: int | None, spread: int, hosts: int) -> int | None:
+    """How many rows each host is asked to hold at once, if `at_once` prompts of `spread` rows are asked for."""
+    return None if at_once is None else -(-at_once * spread // hosts)
+
+
 def ring_lengths(max_tokens: int) -> list[int]:
     """Lengths of the responses' cache, from the shortest to `max_tokens`."""
     lengths = [max_tokens]

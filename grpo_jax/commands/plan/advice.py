@@ -1,22 +1,27 @@
-"""Settings that make a step smaller, and the bytes that each saves on a device."""
+"""Settings with which a device needs less memory, and the bytes that each saves."""
 
 from typing import Any
 
 from grpo_jax.commands.plan.case import Case
 from grpo_jax.commands.plan.programs import Phase
-from grpo_jax.commands.plan.search import fits
+from grpo_jax.commands.plan.search import FAR_TOO_MUCH, fits
 from grpo_jax.devices.mesh import prompt_shards
+from grpo_jax.devices.sharding import devices_per_group
+from grpo_jax.rollout.sizes import prompts_held, rows_at_once
 
 Saved = dict[str, int | float]
 
 
-def advice(case: Case, figures: dict[str, Any], sample: Phase, train: Phase) -> list[str]:
-    """The three settings that save most of what is too much, in that order; none that is set already."""
+def advice(case: Case, figures: dict[str, Any], sample: Phase, learned: dict[int, Phase]) -> list[str]:
+    """The three settings that save most of what is too much, in that order; none that is set already.
+
+    `learned` is what learning needs, by the number of responses at once, for the numbers that were tried.
+    """
     found = _for_state(case, figures)
     if not fits(case, sample):
         found |= _for_sampling(case, figures)
-    if not fits(case, train):
-        found |= _for_learning(case, figures, train)
+    if not fits(case, learned[case.responses_at_once]):
+        found |= _for_learning(case, learned)
     ranked = sorted((name for name, saved in found.items() if saved > 0), key=lambda name: found[name], reverse=True)
     return [*ranked, "a larger slice"][:3]
 
@@ -26,7 +31,7 @@ def _for_state(case: Case, figures: dict[str, Any]) -> Saved:
     weights, optimizer = figures["weights_bytes"], case.config.optimizer
     found: Saved = {}
     if "moments" in optimizer.arguments:
-        found["optimizer.use=adafactor"] = 2 * weights
+        found["optimizer.use=adafactor"] = figures["optimizer_bytes"]
         if optimizer.arguments["moments"] == "float32":
             found["optimizer.moments=bfloat16"] = weights / 2
     if figures["reference_bytes"]:
@@ -38,33 +43,60 @@ def _for_state(case: Case, figures: dict[str, Any]) -> Saved:
 
 
 def _for_sampling(case: Case, figures: dict[str, Any]) -> Saved:
+    """Settings that make the caches smaller."""
     sampler, caches = case.sampler, figures["kv_cache_bytes"]
-    found: Saved = {
-        f"rollout.max_tokens={sampler.max_tokens // 2}": caches * sampler.responses / (2 * sampler.responses + 1)
-    }
-    rows, _, rounds = case.sampled
-    if rows > prompt_shards(case.host_mesh):
-        held = -(-case.settings.prompts // rounds)
-        found[f"rollout.at_once={held // 2}"] = caches / 2
+    found: Saved = {}
+    if sampler.max_tokens > 1:
+        saved = caches * sampler.responses / (2 * sampler.responses + 1)
+        found[f"rollout.max_tokens={sampler.max_tokens // 2}"] = saved
     if not sampler.int8_cache:
         found["rollout.int8_cache=true"] = caches / 2
+    held, fewer = case.sampled[0], _half_of_the_prompts(case)
+    if fewer is not None:
+        found[f"rollout.at_once={fewer[0]}"] = caches * (1 - fewer[1] / held)
     return found
 
 
-def _for_learning(case: Case, figures: dict[str, Any], train: Phase) -> Saved:
+def _half_of_the_prompts(case: Case) -> tuple[int, int] | None:
+    """An `at_once` of half the prompts that are held now, and the rows that a host holds then; None if not fewer."""
+    held, hosts = case.sampled[0], case.mesh.size // case.host_mesh.size
+    spread = devices_per_group(case.settings.prompts, case.sampler.responses, case.mesh)
+    at_once = max(held * hosts // spread // 2, 1)
+    rows = prompts_held(held, rows_at_once(at_once, spread, hosts), prompt_shards(case.host_mesh))
+    return (at_once, rows) if rows < held else None
+
+
+def _for_learning(case: Case, learned: dict[int, Phase]) -> Saved:
+    """Settings that make the temporaries of the backward pass smaller."""
     sampler, shape, now = case.sampler, case.shape, case.responses_at_once
-    temporary = train.temporary or case.slice.chip.memory  # the compiler does not say by how much it failed
-    found: Saved = {f"rollout.max_tokens={sampler.max_tokens // 2}": temporary / 2}
-    second_gradient = figures["weights_bytes"] if now == case.choices[0] else 0
-    fewer = figures["largest_responses_at_once"] or next((n for n in case.choices if n < now), None)
-    if fewer is not None and fewer < now:
-        found[f"algorithm.responses_at_once={fewer}"] = temporary * (1 - fewer / now) - second_gradient
+    temporary = learned[now].temporary or case.slice.chip.memory  # the compiler does not say by how much it failed
+    found = _for_microbatches(case, learned)
+    if sampler.max_tokens > 1:
+        found[f"rollout.max_tokens={sampler.max_tokens // 2}"] = temporary / 2
     tokens = now * (case.length / sampler.responses + sampler.max_tokens)
-    inputs = 2 * tokens * shape.width * shape.layers
     remat = case.config.model.arguments["remat"]
     if remat in ("none", "products"):
         wide = 2 * (shape.heads + shape.kv_heads) * shape.channels + 2 * shape.width + 3 * shape.feedforward
         found["model.remat=full"] = min(2 * tokens * wide * shape.layers / case.mesh.shape["tensor"], temporary)
     elif remat == "full":
-        found["model.remat=offload"] = min(inputs, temporary)
+        found["model.remat=offload"] = min(2 * tokens * shape.width * shape.layers, temporary)
     return found
+
+
+def _for_microbatches(case: Case, learned: dict[int, Phase]) -> Saved:
+    """Another number of responses at once: the most that fit, else that of the lowest peak of those that were tried.
+
+    Fewer may need more, as the gradients of several microbatches are added up. Where nothing else was tried, peaks are
+    estimated.
+    """
+    now, memory = case.responses_at_once, case.slice.chip.memory
+    peaks = {n: phase.peak for n, phase in learned.items() if phase.peak is not None}
+    present = peaks.pop(now, FAR_TOO_MUCH * memory)
+    if len(learned) == 1:
+        present = case.estimated_peak(now)
+        peaks = {n: case.estimated_peak(n) for n in case.choices if n < now}
+    if not peaks:
+        return {}
+    fitting = [n for n, peak in peaks.items() if peak <= memory]
+    best = max(fitting) if fitting else min(peaks, key=lambda n: peaks[n])
+    return {f"algorithm.responses_at_once={best}": present - peaks[best]}

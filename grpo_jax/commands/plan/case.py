@@ -17,11 +17,11 @@ from grpo_jax.devices.mesh import check_hosts, host_mesh, prompt_shards
 from grpo_jax.devices.sharding import devices_per_group, fit, weight_shardings
 from grpo_jax.grpo import init
 from grpo_jax.learner.microbatches import Cut, cut
-from grpo_jax.learner.room import choices_of, responses_that_fit
+from grpo_jax.learner.room import choices_of, needed_bytes, responses_that_fit
 from grpo_jax.learner.update import check_split
 from grpo_jax.models import Shape, decoder_policy, find_shape
 from grpo_jax.rollout import Sampler, native_sampler
-from grpo_jax.rollout.sizes import prompts_held
+from grpo_jax.rollout.sizes import prompts_held, rows_at_once
 from grpo_jax.structs import Policy, TrainState, bucket
 from grpo_jax.training.overview import copy_bytes
 from grpo_jax.training.session import Settings
@@ -56,22 +56,29 @@ class Case:
         """What one host samples, as the sampler decides it: rows held at once, responses in each, and rounds."""
         prompts, sampler, hosts = self.settings.prompts, self.sampler, self.mesh.size // self.host_mesh.size
         spread = devices_per_group(prompts, sampler.responses, self.mesh)
-        rows, at_once = prompts * spread // hosts, sampler.at_once and -(-sampler.at_once * spread // hosts)
+        rows, at_once = prompts * spread // hosts, rows_at_once(sampler.at_once, spread, hosts)
         held = prompts_held(rows, at_once, prompt_shards(self.host_mesh))
         return held, sampler.responses // spread, -(-rows // held)
 
     @property
     def choices(self) -> list[int]:
         """The numbers of responses that a device can learn from at once, all of them first."""
-        return choices_of(self.settings.prompts // self.algorithm.minibatches, self.sampler.responses, self.mesh)
+        P, whole_groups = self.settings.prompts // self.algorithm.minibatches, self.algorithm.compares_in_groups
+        return choices_of(P, self.sampler.responses, self.mesh, whole_groups)
 
     @property
     def responses_at_once(self) -> int:
-        """How many responses a device learns from at once: what the config says, or what is estimated to fit."""
-        if self.algorithm.responses_at_once is not None:
-            return min(self.algorithm.responses_at_once, self.choices[0])
+        """How many responses a device learns from at once: what the config allows, or what is estimated to fit."""
+        allowed = self.algorithm.responses_at_once
+        if allowed is not None:
+            return next(n for n in self.choices if n <= allowed)
         P, G, T = self.settings.prompts, self.sampler.responses, self.sampler.max_tokens
         return responses_that_fit(self.algorithm, P, G, self.length, T, self.mesh, int(self.slice.chip.memory))
+
+    def estimated_peak(self, responses_at_once: int) -> int:
+        """The bytes that a device needs to learn from so many responses at once, estimated without compiling."""
+        G, T, most = self.sampler.responses, self.sampler.max_tokens, self.choices[0]
+        return needed_bytes(self.algorithm, responses_at_once, most, G, self.length, T, self.mesh)
 
     def cut(self, responses_at_once: int) -> Cut:
         """How minibatches are cut if each device learns from so many responses at once."""
@@ -93,7 +100,7 @@ class Case:
 
 
 def assemble(config: Config, found: Slice) -> Case:
-    """The case of a config on a slice; refuses what would be refused before a training."""
+    """The case of a config on a slice; refuses what training would refuse, too."""
     settings: Settings = config.train.build()
     shape, policy = find_policy(config.model.arguments)
     teacher = None

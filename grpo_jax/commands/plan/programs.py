@@ -18,6 +18,7 @@ from grpo_jax.learner.microbatches import Cut
 from grpo_jax.learner.update import add_gradient, descend, shardings_of
 from grpo_jax.objectives import first_coefficients
 from grpo_jax.rollout import stages
+from grpo_jax.rollout.native import row_keys
 from grpo_jax.rollout.sizes import prefix_length, ring_lengths
 from grpo_jax.structs import Batch, Params, prompt_shapes, rollout_shapes
 
@@ -141,7 +142,7 @@ def decoding_inputs(case: Case) -> tuple[Any, Any, Any, Any]:
     policy, sampler, mesh = case.algorithm.policy, case.sampler, case.host_mesh
     (P, G, _), L, T = case.sampled, case.length, sampler.max_tokens
     served, prompts = jax.eval_shape(policy.serve, policy.shapes), prompt_shapes(P, L)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (P, G)))
+    keys = jax.eval_shape(lambda: row_keys(jax.random.key(0), P, G))
     read = partial(stages.read, policy, shape=(prefix_length(L), G, T), int8=sampler.int8_cache, mesh=None)
     last_PD, shared, own = jax.eval_shape(read, policy.shapes, prompts)
     start = partial(stages.begin, policy, sampler.distribution, max_tokens=T, S=T, mesh=None)

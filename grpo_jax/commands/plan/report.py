@@ -11,7 +11,7 @@ import jax
 from grpo_jax.commands.plan.advice import advice
 from grpo_jax.commands.plan.case import Case, assemble
 from grpo_jax.commands.plan.programs import Phase, decoding_inputs, plan_learning, plan_sampling
-from grpo_jax.commands.plan.search import fits, largest, timed
+from grpo_jax.commands.plan.search import fits, largest, search, timed
 from grpo_jax.commands.plan.topology import GIB, find_slice
 from grpo_jax.config import ConfigError
 from grpo_jax.devices.memory import device_bytes
@@ -30,12 +30,13 @@ def run(arguments: argparse.Namespace) -> int:
     print(introduction(case), flush=True)
     sample = timed("sampling", partial(plan_sampling, case)) or Phase(None)
     train = timed("learning", partial(plan_learning, case, case.responses_at_once)) or Phase(None)
-    figures = measure(case, sample, train)
+    learned = {case.responses_at_once: train} if sample.peak is None else search(case, train)
+    figures = measure(case, sample, learned)
     print(table(figures, sample, train))
     if figures["fits"]:
         print("It fits.")
     else:
-        print(f"It does not fit. What helps most: {', '.join(advice(case, figures, sample, train))}.")
+        print(f"It does not fit. What helps most: {', '.join(advice(case, figures, sample, learned))}.")
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n")
     return 0 if figures["fits"] else 1
@@ -55,8 +56,11 @@ def introduction(case: Case) -> str:
     )
 
 
-def measure(case: Case, sample: Phase, train: Phase) -> dict[str, Any]:
-    """All figures, as JSON has them: bytes on each device, and seconds."""
+def measure(case: Case, sample: Phase, learned: dict[int, Phase]) -> dict[str, Any]:
+    """All figures, as JSON has them: bytes on each device, and seconds. `learned` is what learning needs, by the number
+    of responses at once.
+    """
+    train = learned[case.responses_at_once]
     served, shared, own, _ = decoding_inputs(case)
     weights = device_bytes(case.state.params)
     figures = {
@@ -69,7 +73,7 @@ def measure(case: Case, sample: Phase, train: Phase) -> dict[str, Any]:
         "sampling_copy_bytes": device_bytes(served),
         "kv_cache_bytes": device_bytes((shared, own)),
         "responses_at_once": case.responses_at_once,
-        "largest_responses_at_once": largest(case, train) if sample.peak is not None else None,
+        "largest_responses_at_once": largest(case, learned) if sample.peak is not None else None,
         "ppo_critic_bytes": 2 * weights + device_bytes(case.state.opt_state),
         "sample": plain(sample),
         "train": plain(train),

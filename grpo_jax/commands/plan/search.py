@@ -22,24 +22,28 @@ def fits(case: Case, phase: Phase) -> bool:
     return phase.peak is not None and phase.peak <= case.slice.chip.memory
 
 
-def largest(case: Case, present: Phase) -> int | None:
-    """The most responses that a device is known to learn from at once, found by halving the choices; None without any.
+def search(case: Case, present: Phase) -> dict[int, Phase]:
+    """What learning needs, by the number of responses at once, for the numbers that are tried to find the largest
+    that fits: the choices are halved again and again.
 
     Temporaries grow with the responses. A program that they would make far too large is not compiled, and one that
-    takes the compiler longer than `PATIENCE` is left out.
+    takes the compiler longer than `PATIENCE` counts as too large.
     """
     choices, most = sorted(case.choices), case.choices[0]
     phases: dict[int, Phase] = {case.responses_at_once: present}
-    best = None
     while choices:
         middle = most if most in choices else choices[len(choices) // 2]  # all at once adds no gradients up
         if middle not in phases and _expected(middle, phases) < FAR_TOO_MUCH * case.slice.chip.memory:
             found = timed(f"learning from {middle} responses at once", partial(in_time, case, middle))
             phases[middle] = found or Phase(None)
         fitting = middle in phases and fits(case, phases[middle])
-        best = middle if fitting else best
         choices = [n for n in choices if (n > middle) == fitting and n != middle]
-    return best
+    return phases
+
+
+def largest(case: Case, phases: dict[int, Phase]) -> int | None:
+    """The most responses at once that are known to fit; None if none are."""
+    return max((n for n, phase in phases.items() if fits(case, phase)), default=None)
 
 
 def timed(name: str, work: Callable[[], Phase | None]) -> Phase | None:

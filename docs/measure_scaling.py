@@ -1,9 +1,10 @@
-"""What a device needs and receives as a slice grows, each chip having the same work: a table and a picture.
+"""Measures the memory and the traffic of a chip as a slice grows, with the same work for each chip.
 
     python docs/measure_scaling.py
 
-Compiles one config for slices of 8 to 256 chips with `grpo-jax plan`, a prompt for each chip: no TPU is needed, but 15
-to 30 minutes are. Figures that are in scaling.jsonl already are not made again.
+Compiles one config for slices of 8 to 256 chips with `grpo-jax plan`, with one prompt for each chip. This needs no TPU
+and takes 15 to 30 minutes. Figures that scaling.jsonl has already are not measured again. Prints a table and draws
+scaling.svg.
 """
 
 import json

@@ -48,6 +48,11 @@ def serving_shardings(tree: Any, mesh: Mesh) -> Any:
     return _by_letters(tree, mesh, SERVING)
 
 
+def with_shardings(tree: Any, shardings: Any) -> Any:
+    """The shapes of a tree with these shardings, for programs that are compiled and not run."""
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
+
+
 def fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding by `spec` of an array of this shape, without axes that it lacks or that do not divide evenly."""
     return NamedSharding(mesh, _trimmed(list(spec)[: len(shape)], shape, mesh))

@@ -1,4 +1,4 @@
-"""What lies where on the devices, as a small table for people."""
+"""How arrays are divided over the devices, as a table for people."""
 
 import math
 
@@ -7,16 +7,14 @@ from jax.sharding import Mesh
 
 from grpo_jax.devices.memory import gigabytes
 from grpo_jax.devices.mesh import prompt_shards
-from grpo_jax.devices.sharding import devices_per_group, serving_shardings
+from grpo_jax.devices.sharding import devices_per_group, serving_shardings, with_shardings
 from grpo_jax.structs import Policy, TrainState
 
 
 def table(mesh: Mesh, hosts: int, policy: Policy, state: TrainState, prompts: int, responses: int | None) -> str:
     """A line for each kind of array: which axes of the mesh divide it, and how much of it a device has."""
     copy = jax.eval_shape(policy.serve, policy.shapes)
-    copy = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), copy, serving_shardings(copy, mesh)
-    )
+    copy = with_shardings(copy, serving_shardings(copy, mesh))
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     lines = {
         "mesh": f"{shape}: {mesh.size} device(s) on {hosts} host(s)",
@@ -28,7 +26,7 @@ def table(mesh: Mesh, hosts: int, policy: Policy, state: TrainState, prompts: in
 
 
 def _on_each(mesh: Mesh, prompts: int, responses: int | None) -> str:
-    """What each device has of the prompts and their responses, where it is known how many there are."""
+    """The prompts and responses on each device; only the prompts, if the number of responses is not known."""
     shards = prompt_shards(mesh)
     if responses is None:
         return f"{prompts / shards:g} prompt(s)"
@@ -44,6 +42,6 @@ def _divided(mesh: Mesh, *axes: str) -> str:
 
 
 def copy_bytes(policy: Policy) -> int:
-    """Bytes of the whole copy for sampling."""
+    """The bytes of the whole copy of the weights for sampling."""
     copy = jax.eval_shape(policy.serve, policy.shapes)
     return sum(a.dtype.itemsize * math.prod(a.shape) for a in jax.tree.leaves(copy))

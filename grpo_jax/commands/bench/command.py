@@ -1,4 +1,4 @@
-"""`grpo-jax bench`: how fast this machine samples and learns, next to what it could do at most."""
+"""`grpo-jax bench`: how fast this machine samples and learns, and how fast it could be at most."""
 
 import argparse
 import importlib
@@ -36,7 +36,7 @@ class Subject:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the figures, and writes them to a file if asked; the exit code."""
+    """Prints the figures, and writes them to a file if asked. Returns the exit code."""
     keep_programs()
     bench = importlib.import_module(f"grpo_jax.commands.bench.{MEASURES[arguments.what]}")
     try:
@@ -75,7 +75,7 @@ def random_prompts(arguments: argparse.Namespace, shape: Shape) -> Prompts:
 
 
 def median_seconds(work: Callable[[int], None], repeat: int) -> float:
-    """The median of a few runs, each with its own number."""
+    """The median time of some runs; `work` gets the number of the run."""
     seconds = []
     for index in range(repeat):
         begun = time.perf_counter()
@@ -96,7 +96,7 @@ def attention_cost(shape: Shape) -> int:
 
 
 def describe(arguments: argparse.Namespace, subject: Subject) -> str:
-    """What is measured, for people."""
+    """What is measured, as text."""
     size = sum(array.size for array in jax.tree.leaves(subject.params))
     mean = "" if arguments.mean_tokens is None else f", ending at random after {arguments.mean_tokens} on average"
     return (

@@ -20,7 +20,7 @@ from grpo_jax.structs import Params, Policy, Prompts, Rollouts
 
 @dataclass(frozen=True)
 class Roof:
-    """The least seconds that arithmetic and memory leave to the two phases of a rollout."""
+    """The shortest time that arithmetic and memory bandwidth allow for the two phases of a rollout."""
 
     prefill_s: float
     decode_s: float
@@ -49,16 +49,18 @@ def measure(arguments: argparse.Namespace, subject: Subject) -> tuple[dict[str, 
 
 
 def build_sampler(arguments: argparse.Namespace, shape: Shape) -> Sampler:
-    """One that never ends early, as no token is an end, or at random after `--mean-tokens` on average, as one token in
-    so many is.
+    """A sampler whose responses all have full length, as no token ends them. With `--mean-tokens` they end at random,
+    after so many tokens on average, as one token in so many ends them.
     """
     T, mean, V = arguments.response_tokens, arguments.mean_tokens, shape.vocabulary
     ends = [V] if mean is None else np.random.default_rng(0).permutation(V)[: max(1, V // mean)].tolist()
     return Sampler(tuple(ends), responses=arguments.responses, max_tokens=T, int8_cache=arguments.int8_cache)
 
 
-def time_rollouts(arguments: argparse.Namespace, sampler: Sampler, policy: Policy, params: Params, prompts: Prompts):
-    """Medians over `--repeat` rollouts, each of which has run before, so that nothing is compiled meanwhile."""
+def time_rollouts(
+    arguments: argparse.Namespace, sampler: Sampler, policy: Policy, params: Params, prompts: Prompts
+) -> dict[str, float]:
+    """The median times of `--repeat` rollouts. Each has run once before, so nothing is compiled meanwhile."""
     begun, mesh = time.perf_counter(), mesh_of(prompts)
     tokens = []
 
@@ -106,7 +108,7 @@ def logprob_gap(policy: Policy, params: Params, rollouts: Rollouts) -> dict[str,
 
 
 def to_the_cap(sampler: Sampler, policy: Policy, params: Params, prompts: Prompts, repeat: int) -> float:
-    """Seconds of decoding without stages: one cache of `max_tokens`, every row until then."""
+    """The seconds of decoding without stages: every row for `max_tokens` steps, in a cache of that length."""
     (P, L), mesh = prompts.tokens_PL.shape, mesh_of(prompts)
     T, distribution = sampler.max_tokens, replace(sampler.distribution, min_tokens=sampler.max_tokens)
     served, key_PG = policy.serve(params), jax.random.split(jax.random.key(0), (P, sampler.responses))
@@ -128,7 +130,7 @@ def to_the_cap(sampler: Sampler, policy: Policy, params: Params, prompts: Prompt
 def find_roof(
     shape: Shape, arguments: argparse.Namespace, tokens: float, dtype: np.dtype, matmul: float, memory: float
 ) -> Roof:
-    """The larger of the arithmetic and the memory floor of each phase, if nothing were computed or read twice."""
+    """The time of each phase by arithmetic or by memory, whichever is longer, if nothing is computed or read twice."""
     P, G, L = arguments.prompts, arguments.responses, arguments.prompt_tokens
     T = tokens / (P * G)
     body, head = matrix_sizes(shape)
@@ -142,7 +144,7 @@ def find_roof(
 
 
 def table(figures: dict[str, float], roof: Roof) -> str:
-    """The figures for people."""
+    """The figures as a table for people."""
     cap, gap = figures.get("to_the_cap_s"), figures.get("logprob_gap_mean")
     more = "" if cap is None else f"\nto the cap{cap:8.2f} s   the rollout took {figures['rollout_s'] / cap:.2f} of it"
     if gap is not None:

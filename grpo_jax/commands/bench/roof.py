@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured: the rate of a large matrix product, and the bandwidth of its memory."""
+"""Measures what this machine can do at most: the rate of a large matrix product, and the bandwidth of its memory."""
 
 import time
 from collections.abc import Callable

@@ -3,6 +3,7 @@
 import argparse
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -99,8 +100,10 @@ def random_answers(arguments: argparse.Namespace, subject: Subject, algorithm: A
     return rollouts, scored_of(rewards_PG[:, :, None], jnp.ones(1), rollouts)
 
 
-def time_updates(arguments: argparse.Namespace, algorithm: Algorithm, state: TrainState, subject: Subject):
-    """Medians over `--repeat` updates after the first, which compiles."""
+def time_updates(
+    arguments: argparse.Namespace, algorithm: Algorithm, state: TrainState, subject: Subject
+) -> dict[str, float]:
+    """The median times of `--repeat` updates after the first, which compiles."""
     batch = credit(algorithm.objective, *random_answers(arguments, subject, algorithm), jax.random.key(0))
     states = [state]
     padding = []
@@ -122,8 +125,10 @@ def time_updates(arguments: argparse.Namespace, algorithm: Algorithm, state: Tra
     }
 
 
-def time_steps(arguments: argparse.Namespace, algorithm: Algorithm, state: TrainState, subject: Subject):
-    """Medians over `--repeat` whole steps (sampling, scoring, learning) after the first, which compiles."""
+def time_steps(
+    arguments: argparse.Namespace, algorithm: Algorithm, state: TrainState, subject: Subject
+) -> dict[str, float]:
+    """The median times of `--repeat` whole steps (sampling, scoring, learning) after the first, which compiles."""
     prompts = random_prompts(arguments, subject.shape)
     examples = [Example("", "")] * arguments.prompts
     states = [state]
@@ -138,8 +143,8 @@ def time_steps(arguments: argparse.Namespace, algorithm: Algorithm, state: Train
     return {"step_s": step_s, "step_tokens_per_s": tokens / step_s, "tokens": tokens, "compile_s": compile_s}
 
 
-def first_and_median(work, repeat: int) -> tuple[float, float]:
-    """What the first call takes beyond the others, and the median of those."""
+def first_and_median(work: Callable[[int], None], repeat: int) -> tuple[float, float]:
+    """The median time of some calls, and before it the time that the first call, which compiles, takes beyond that."""
     begun = time.perf_counter()
     work(0)
     first = time.perf_counter() - begun
@@ -158,7 +163,7 @@ def useful_flop(shape: Shape, arguments: argparse.Namespace, length_PG: np.ndarr
 
 
 def peak_bytes() -> int:
-    """The most memory one device has held; on a CPU, this process."""
+    """The peak memory of one device; on a CPU, that of this process."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     if all(stats) and all("peak_bytes_in_use" in stat for stat in stats):
         return max(stat["peak_bytes_in_use"] for stat in stats)
@@ -166,7 +171,7 @@ def peak_bytes() -> int:
 
 
 def table(arguments: argparse.Namespace, figures: dict[str, float]) -> str:
-    """The figures for people."""
+    """The figures as a table for people."""
     memory = f"memory    {figures['peak_bytes'] / 1e9:8.1f} GB at most\ncompiling {figures['compile_s']:8.1f} s"
     if arguments.what == "step":
         return f"step      {figures['step_s']:8.2f} s   {figures['step_tokens_per_s']:.0f} new tokens/s\n{memory}"

@@ -14,7 +14,7 @@ from grpo_jax.commands.plan.topology import Slice
 from grpo_jax.config import Config
 from grpo_jax.devices.memory import device_bytes
 from grpo_jax.devices.mesh import check_hosts, host_mesh, prompt_shards
-from grpo_jax.devices.sharding import devices_per_group, fit, weight_shardings
+from grpo_jax.devices.sharding import devices_per_group, fit, weight_shardings, with_shardings
 from grpo_jax.grpo import init
 from grpo_jax.learner.microbatches import Cut, cut
 from grpo_jax.learner.room import choices_of, needed_bytes, responses_that_fit
@@ -44,7 +44,7 @@ class Case:
     def state(self) -> TrainState:
         """The shapes of the train state, with their shardings."""
         state = jax.eval_shape(partial(init, self.algorithm), self.algorithm.policy.shapes)
-        return placed(state, weight_shardings(state, self.mesh))
+        return with_shardings(state, weight_shardings(state, self.mesh))
 
     @property
     def length(self) -> int:
@@ -96,7 +96,7 @@ class Case:
         if self.algorithm.teacher is None:
             return 0
         params = self.algorithm.teacher[1]
-        return device_bytes(placed(params, weight_shardings(params, self.mesh)))
+        return device_bytes(with_shardings(params, weight_shardings(params, self.mesh)))
 
 
 def assemble(config: Config, found: Slice) -> Case:
@@ -131,11 +131,6 @@ def find_policy(model: Mapping[str, Any]) -> tuple[Shape, Policy]:
     return shape, decoder_policy(shape, dtype, model["remat"], platform="tpu")
 
 
-def placed(tree: Any, shardings: Any) -> Any:
-    """Shapes with these shardings."""
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
-
-
 def fitted(tree: Any, spec: PartitionSpec, mesh: Mesh) -> Any:
     """Shapes that are all divided by one rule."""
-    return placed(tree, jax.tree.map(lambda a: fit(spec, a.shape, mesh), tree))
+    return with_shardings(tree, jax.tree.map(lambda a: fit(spec, a.shape, mesh), tree))

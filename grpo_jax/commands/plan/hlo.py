@@ -8,7 +8,7 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "f32": 4, "
 
 
 def collective_bytes(program: str, iterations: int = 1) -> int:
-    """Bytes of the results that collectives give to each device in one run; loops count as often as they run.
+    """The bytes that each device receives from collectives in one run; loops count as often as they run.
 
     A loop that does not count up to a constant, such as that of decoding, counts `iterations` times.
     """
@@ -20,8 +20,8 @@ def collective_bytes(program: str, iterations: int = 1) -> int:
 
 
 def _moved(name: str, bodies: dict[str, str], iterations: int, known: dict) -> tuple[dict[str, int], int]:
-    """What a computation moves by channel, since a collective that runs beside others is written in pieces, of which
-    some may stand in loops; and what its loops move.
+    """The bytes that a computation moves, by channel, and the bytes that its loops move. A collective that overlaps
+    with other work is written in several pieces with the same channel, some of them inside loops.
     """
     if name in known:
         return known[name]
@@ -47,7 +47,7 @@ def _moved(name: str, bodies: dict[str, str], iterations: int, known: dict) -> t
 
 
 def _count(line: str, bodies: dict[str, str], iterations: int) -> int:
-    """How often a loop runs: as the compiler notes, or the constant that its counter is compared with."""
+    """How often a loop runs: as the compiler notes it, else the constant that its counter is compared with."""
     if noted := re.search(r"known_trip_count\D+(\d+)", line):
         return int(noted[1])
     condition = bodies.get(_named("condition", line), "")
@@ -63,7 +63,7 @@ def _named(what: str, line: str) -> str:
 
 
 def _result_bytes(line: str) -> int:
-    """The size of what an instruction gives; of a started one, which lists its operands first, the larger half."""
+    """The bytes of an instruction's result. A `-start` lists its operands too, so only its largest array counts."""
     result = re.split(rf" (?:{COLLECTIVES})", line.partition(" = ")[2])[0]
     sizes = [
         BYTES.get(dtype, 4) * math.prod(int(n) for n in shape.split(",") if n)

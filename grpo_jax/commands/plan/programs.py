@@ -10,10 +10,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from grpo_jax.commands.plan.case import Case, fitted, placed
+from grpo_jax.commands.plan.case import Case, fitted
 from grpo_jax.commands.plan.hlo import collective_bytes
 from grpo_jax.devices.memory import device_bytes
-from grpo_jax.devices.sharding import CACHE, PROMPTS, prefix_sharding, serving_shardings, weight_shardings
+from grpo_jax.devices.sharding import (
+    CACHE,
+    PROMPTS,
+    prefix_sharding,
+    serving_shardings,
+    weight_shardings,
+    with_shardings,
+)
 from grpo_jax.learner.microbatches import Cut
 from grpo_jax.learner.update import add_gradient, descend, shardings_of
 from grpo_jax.objectives import first_coefficients
@@ -148,8 +155,8 @@ def decoding_inputs(case: Case) -> tuple[Any, Any, Any, Any]:
     start = partial(stages.begin, policy, sampler.distribution, max_tokens=T, S=T, mesh=None)
     rows = jax.eval_shape(lambda served, *rest: start(served, *rest), served, prompts, last_PD, keys)
     return (
-        placed(served, serving_shardings(served, mesh)),
-        placed(shared, jax.tree.map(lambda a: prefix_sharding(a.shape, mesh), shared)),
+        with_shardings(served, serving_shardings(served, mesh)),
+        with_shardings(shared, jax.tree.map(lambda a: prefix_sharding(a.shape, mesh), shared)),
         fitted(own, CACHE, mesh),
         fitted(rows, PROMPTS, mesh),
     )
@@ -162,7 +169,7 @@ def compile_learning(case: Case, how: Cut) -> tuple[jax.stages.Compiled, jax.sta
     shardings = shardings_of(state)
     total, _ = add_gradient.eval_shape(algorithm, shardings, state.params, None, chosen, slots)
     replicated = NamedSharding(mesh, PartitionSpec())
-    total = placed(total, (*jax.tree.map(lambda _: replicated, total[:2]), weight_shardings(total[2], mesh)))
+    total = with_shardings(total, (*jax.tree.map(lambda _: replicated, total[:2]), weight_shardings(total[2], mesh)))
     alone = how.splits == 1 and how.rows == case.settings.prompts // algorithm.minibatches * how.spread
     before = None if alone else total
     learn = add_gradient.lower(algorithm, shardings, state.params, before, chosen, slots).compile()

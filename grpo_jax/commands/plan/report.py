@@ -50,7 +50,7 @@ def introduction(case: Case) -> str:
     )
     how = "" if case.algorithm.responses_at_once is not None else " (estimated from memory)"
     return (
-        f"{found.name}: {found.chips} chip(s) of {found.chip.memory / GIB:.2f} GiB \n{devices}\n"
+        f"{found.name}: {found.chips} chip(s) of {found.chip.memory / GIB:.2f} GiB\n{devices}\n"
         f"{case.settings.prompts} prompts of {case.length} tokens, {sampler.responses} responses of"
         f" {sampler.max_tokens}; a device learns from {case.responses_at_once} responses at once{how}; compiling ..."
     )
@@ -85,7 +85,7 @@ def estimate(case: Case, figures: dict[str, Any]) -> dict[str, float]:
     """Seconds of a step at `UTILISATION` of the chip's rates, with every response at its longest.
 
     Learning is 8 FLOP for each weight and token (6, and 2 for what the backward pass computes again). Decoding reads
-    the weights and all keys and values for each token. What chips send each other is not hidden behind either.
+    the weights and all keys and values for each token. Transfers between chips are assumed to overlap with neither.
     """
     sampler, chip = case.sampler, case.slice.chip
     P, G, T = case.settings.prompts, sampler.responses, sampler.max_tokens
@@ -132,7 +132,7 @@ def table(figures: dict[str, Any], sample: Phase, train: Phase) -> str:
         f"learning needs  {gib(train.peak)}   temporaries {gib(train.temporary)},"
         f" moved between devices {gib(train.collective)} a step",
         f"limit           {gib(figures['hbm_limit_bytes'])}",
-        f"most responses that a device can learn from at once: {most or 'none found'}",
+        f"largest that fits: {f'algorithm.responses_at_once={most}' if most else 'no number of responses at once'}",
         *(phase.message for phase in (sample, train) if phase.message),
         f"PPO's critic would add {gib(figures['ppo_critic_bytes'])} (a second model and its optimiser)",
         f"estimate: sampling {figures['estimated_sample_s']:.1f} s, learning {figures['estimated_train_s']:.1f} s a"

@@ -1,4 +1,4 @@
-"""From how many responses a device can learn at once, found by compiling."""
+"""Finds from how many responses a device can learn at once, by compiling."""
 
 import multiprocessing
 import time
@@ -47,7 +47,7 @@ def largest(case: Case, phases: dict[int, Phase]) -> int | None:
 
 
 def timed(name: str, work: Callable[[], Phase | None]) -> Phase | None:
-    """A phase, with a line about how long it took to compile."""
+    """The phase that `work` returns. Prints how long that took."""
     begun = time.monotonic()
     phase = work()
     outcome = f"compiled {name} in" if phase else f"gave up compiling {name} after"

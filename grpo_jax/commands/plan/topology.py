@@ -1,4 +1,4 @@
-"""TPU slices by the names people know, as devices that programs can be compiled for without having them."""
+"""TPU slices by their usual names, as devices that programs are compiled for where there is no TPU."""
 
 import difflib
 import math

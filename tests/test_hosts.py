@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from grpo_jax.training.session import assemble, first_state
 
 REWARDS = """
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 def evens(example, response):
     return sum(ord(letter) % 2 == 0 for letter in response) / 10
@@ -441,6 +443,17 @@ def test_a_run_resumed_after_sigterm_equals_one_that_was_not_stopped(alone, tmp_
     train(tmp_path, 1, 8, "--resume")
     for a, b in zip(weights(alone, 4), weights(tmp_path / "runs" / "t", 4), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_leaves_signals_as_it_found_them_and_may_run_in_a_thread():
+    before = signal.getsignal(signal.SIGTERM)
+    stop = ending.StopSignal()
+    assert signal.getsignal(signal.SIGTERM) != before
+    stop.close()
+    assert signal.getsignal(signal.SIGTERM) == before
+    with ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(ending.StopSignal).result().after_step()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_on_one_host_every_check_passes_and_errors_are_raised():

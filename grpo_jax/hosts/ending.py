@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -81,15 +82,27 @@ class StopSignal:
         self.received = False
         self.several = store.host_count() > 1
         self.checks = 0
+        self.previous: dict[int, Any] = {}  # what the signals did before
         if not self.several:
-            signal.signal(signal.SIGTERM, self._catch)
+            self._listen(signal.SIGTERM)
 
     def catch_interrupts(self) -> None:
         """Makes Ctrl-C on several hosts save and stop, too. To be called before the first step: there is nothing to
         save before.
         """
         if self.several:
-            signal.signal(signal.SIGINT, self._catch)
+            self._listen(signal.SIGINT)
+
+    def close(self) -> None:
+        """Lets the signals do what they did before."""
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous = {}
+
+    def _listen(self, number: int) -> None:
+        if threading.current_thread() is threading.main_thread():  # no other thread may set what a signal does
+            self.previous.setdefault(number, signal.getsignal(number))
+            signal.signal(number, self._catch)
 
     def _catch(self, number: int, frame: object) -> None:
         self.received = True

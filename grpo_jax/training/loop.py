@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,17 +83,25 @@ def start(
     resume: bool = False,
 ) -> Started:
     """Everything before the first step. The hosts agree that they run the same before anything large is on a device."""
-    run, stop = Run() if run is None else run, ending.StopSignal()
-    path = Path(store.decide(lambda: str(run.latest()))) if resume else None
-    session = assemble(model, task, algorithm, settings, layout)
+    run = Run() if run is None else run
+    with ExitStack() as opened:  # is closed again if the run cannot start
+        stop = opened.enter_context(closing(ending.StopSignal()))
+        path = Path(store.decide(lambda: str(run.latest()))) if resume else None
+        started = _open(assemble(model, task, algorithm, settings, layout), run, path, config, stop)
+        opened.pop_all()
+    return started
+
+
+def _open(session: Session, run: Run, path: Path | None, config: str, stop: ending.StopSignal) -> Started:
+    """The state and the directory of a run, new unless there is a `path`, once all hosts have agreed."""
     meeting.check_same(session.facts() | {"code in its current folder": meeting.user_code_version()})
     meeting.check_same({"mesh": str(session.mesh.shape)}, "Set mesh.data, mesh.fsdp and mesh.tensor.")
-    if algorithm.responses_at_once is None:
+    if session.algorithm.responses_at_once is None:
         meeting.check_same({"memory of a device": str(device_memory())}, "Set algorithm.responses_at_once.")
     state = first_state(session)
     path = path or Path(store.decide(lambda: str(run.create())))
     meeting.check_shared_directory(path)
-    checkpoints = Checkpoints(path / "checkpoints", settings.keep)
+    checkpoints = Checkpoints(path / "checkpoints", session.settings.keep)
     if checkpoints.latest is not None:
         state = checkpoints.restore(state)
     record = Record(path, int(state.step), store.is_first())
@@ -106,7 +114,7 @@ def start(
 
 def finish(started: Started) -> Trained:
     """All steps of a run that has been started. Its files are closed when this ends, also after Ctrl-C."""
-    with closing(started.record), closing(started.checkpoints):
+    with closing(started.stop), closing(started.record), closing(started.checkpoints):
         try:
             return _loop(started)
         except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULE_OF = {
     "Algorithm": "algorithm",
     "Batch": "structs",
     "Engine": "rollout",
@@ -38,17 +38,17 @@ _HOMES = {
     "train": "training",
     "update": "grpo",
 }
-_ROOMS = ("objectives", "rewards", "tasks", "config")  # modules that are names of the package, too
+_MODULES = ("objectives", "rewards", "tasks", "config")  # modules that are names of the package, too
 
-__all__ = sorted([*_HOMES, *_ROOMS])
+__all__ = sorted([*_MODULE_OF, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in _MODULES:
         return import_module(f"grpo_jax.{name}")
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'grpo_jax' has no attribute {name!r}")
-    return getattr(import_module(f"grpo_jax.{_HOMES[name]}"), name)
+    return getattr(import_module(f"grpo_jax.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

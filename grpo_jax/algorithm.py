@@ -55,8 +55,8 @@ class Algorithm:
     def compared_with(self, state: TrainState) -> dict[str, tuple[Policy, Params]]:
         """The policies whose log-probs have to be known before the gradient, by their names in a `Batch`.
 
-        The log-probs of the policy itself are computed only where they are not those of the gradient's own pass: for
-        several minibatches, or a KL term in the reward. Otherwise the ratio is one at the only update.
+        The log-probs of the policy itself are computed only for a KL term in the reward, or for several minibatches if
+        the objective compares with them. Otherwise those of the gradient's own pass are used.
         """
         objective, compared = self.objective, {}
         if objective.needs_old_logprobs or (self.minibatches > 1 and objective.compares_with_old):

@@ -14,10 +14,10 @@ Engines sample (`rollout/`), plain Python scores (`scoring.py`, `rewards/`), an 
 (`objectives/`), and gradients are added up over microbatches (`learner/`). All of them are arguments (`Algorithm`), so
 research code calls these functions with its own.
 
-Three things differ from the paper (DeepSeekMath, arXiv:2402.03300): (1) the weights of the tokens are fixed for the
-whole global batch before the gradient, so microbatches, minibatches and devices change nothing but rounding;
-(2) deviations are those of a sample (n-1), plus a small constant; (3) a response that could not be scored is left out
-of its group's mean and gets no advantage.
+Three things differ from the paper (DeepSeekMath, arXiv:2402.03300): (1) the weights of the tokens are computed from
+the whole global batch before any gradient, so microbatches and devices change nothing but rounding; (2) deviations are
+those of a sample (n-1), plus a small constant; (3) a response that could not be scored is left out of its group's mean
+and gets no advantage.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ Phase = Callable[[str], AbstractContextManager]  # entered around "sampling", "s
 
 @partial(jax.jit, static_argnames="algorithm")
 def init(algorithm: Algorithm, params: Params) -> TrainState:
-    """The state before the first update. It takes the parameters over; a reference policy is a copy of them."""
+    """The state before the first update, which frees `params`; a reference policy is a copy of them."""
     reference = jax.tree.map(jnp.copy, params) if algorithm.objective.needs_reference else None
     opt_state, coefficients = algorithm.optimizer.init(params), first_coefficients(algorithm.objective)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, reference, coefficients)

@@ -1,4 +1,4 @@
-"""The optimiser: optax's AdamW behind gradient clipping, with a linear warm-up."""
+"""The optimisers: optax's AdamW or Adafactor after gradient clipping, with a linear warm-up."""
 
 from typing import Literal
 
@@ -35,7 +35,7 @@ def adafactor(
 ) -> optax.GradientTransformation:
     """Adafactor (arXiv:1804.04235): of the squared gradients of a matrix it keeps the sums of rows and columns.
 
-    Without momentum and relative steps, so the state is nearly nothing next to the weights.
+    It has no momentum and no relative steps, so its state is small next to the weights.
     """
     descend = optax.inject_hyperparams(
         optax.adafactor, static_args=("decay_rate", "multiply_by_parameter_scale", "min_dim_size_to_factor")

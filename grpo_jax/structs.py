@@ -13,9 +13,10 @@ Array names end in their axes, one letter per axis. This is the legend, and ther
 A small letter is some of an axis, in its order or another: `index_p` are some prompts, `hidden_PBwD` has some slots of
 each row. A small n counts pieces: `hidden_nPBwD` has a first axis of n chunks.
 
-A group is an axis: a prompt is stored once and its G responses are rows of the second axis. A row P of every array is a
-prompt, wherever it is computed. Every per-token array is aligned with its own token, and masks are made by whoever
-knows: the sampler says which tokens it chose (`action`), and which later ones may attend to (`valid`).
+A group is an axis: a prompt is stored once and its G responses are rows of the second axis. Index P of the
+first axis is the same prompt in every array. Every per-token array is aligned with its own token, and masks are made
+where it is known what they say: the sampler says which tokens it chose (`action`), and which later ones may attend to
+(`valid`).
 """
 
 import re
@@ -152,8 +153,8 @@ class Batch:
     `weights_PGT` says how much each token counts in the loss, fixed for the whole global batch before any gradient.
     `keep_PGT` is the factor that masks give each token's surrogate (None: one), and `term_weights_PGT` are the weights
     of the objective's further terms. `coefficients` are the states of the adaptive coefficients. `old_logprobs_PGT` is
-    None if the log-probs of the gradient's own pass stand for them: the ratio is then one. `metrics` describe the
-    rollouts and their rewards.
+    None if the log-probs of the gradient's own pass are used in their place; a ratio to them is then one. `metrics`
+    describe the rollouts and their rewards.
     """
 
     rollouts: Rollouts

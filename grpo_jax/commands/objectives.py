@@ -89,7 +89,7 @@ def source(preset: FunctionType) -> str:
 def describe(name: str, preset: FunctionType) -> str:
     """A preset's source and formula, its knobs with their defaults, and all of its choices."""
     knobs = parameters(f"grpo_jax.objectives:{name}").values()
-    lines = [inspect.getdoc(preset) or "", "", "knobs, as `objective: {use: " + name + ", ...}`:"]
+    lines = [inspect.getdoc(preset) or "", "", "settings, as `objective: {use: " + name + ", ...}`:"]
     lines += [f"  {knob.name}: {knob.default}{'  # ' + knob.comment if knob.comment else ''}" for knob in knobs] or [
         "  none"
     ]

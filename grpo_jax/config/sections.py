@@ -113,7 +113,7 @@ def _build(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class RewardPart:
-    """One item of `rewards`. An instance of a class is the reward; a function is the reward itself."""
+    """One item of `rewards`. If the target is a class, its instance is the reward; a function is the reward itself."""
 
     call: Call
     weight: float = 1.0

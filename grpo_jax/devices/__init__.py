@@ -1,1 +1,1 @@
-"""Devices: the mesh, shardings, placement, programs, memory, process settings. Nothing here knows of GRPO."""
+"""Devices: the mesh, shardings, placement of prompts and groups, programs, memory, process settings."""

@@ -25,7 +25,7 @@ class Layout:
 
     data: int | None = None  # null: one for each slice, or the rest where fsdp is given
     fsdp: int | None = None  # null: the rest
-    tensor: int | None = None  # null: smallest power of two with which the sampling copy fits in a third of a device
+    tensor: int | None = None  # null: the rest if both others are given, else as few as hold the copy for sampling
 
     def mesh(self, devices: list[Device] | None = None, copy_bytes: int = 0, memory: int | float | None = None) -> Mesh:
         """A mesh over all devices, or these. Where `tensor` is left out, it depends on the bytes of the whole copy for

@@ -92,8 +92,8 @@ def _divides(mesh: Mesh | AbstractMesh, axis: str | tuple[str, ...], size: int) 
 
 
 def devices_per_group(prompts: int, responses: int, mesh: Mesh | None) -> int:
-    """The number of devices that each group is spread over, so that all devices have equally many responses: 1 where
-    there are enough prompts. Refuses numbers that cannot be spread evenly.
+    """The number of devices that each group is spread over, so that all devices have equally many responses: 1 if
+    the devices divide the prompts. Refuses numbers that cannot be spread evenly.
     """
     shards = 1 if mesh is None else prompt_shards(mesh)
     spread, hosts = shards // math.gcd(prompts, shards), hosts_of(mesh)

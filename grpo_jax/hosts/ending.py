@@ -1,7 +1,7 @@
 """Ends a run on all hosts when one raises an error, any gets a signal, or one stops sending heartbeats.
 
-Every host says which host was the reason, and why. Without this the others would wait inside a collective operation
-until JAX aborts them, with a number and a stack trace.
+After an error or a missing heartbeat, the other hosts print which host it was, and why. Without this they would wait
+inside a collective operation until JAX aborts them, with a number and a stack trace.
 """
 
 import atexit

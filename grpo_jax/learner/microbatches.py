@@ -1,7 +1,7 @@
 """Cutting a batch into microbatches, and putting what they give together again.
 
 A user says how many responses a device learns from at once, and everything else follows: each microbatch has the same
-number of prompts on every device. Where there are fewer prompts than devices, a group is spread over several devices,
+number of prompts on every device. If the devices do not divide the prompts, a group is spread over several devices,
 each of which reads the prompt; where one group is more than a device may learn from at once, it is split in turn.
 What is cut are tokens, masks and numbers for each token: small arrays, wherever they live.
 """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-FRACTIONS = (4, 2, 1)  # a row is this fraction of the longest response
+FRACTIONS = (4, 2, 1)  # a row has the longest possible response's slots, divided by one of these
 FEWEST_SLOTS = 64
 QUARTERS = (1, 2, 3, 4)  # of the rows
 

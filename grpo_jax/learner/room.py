@@ -37,13 +37,13 @@ def responses_at_once(algorithm: Algorithm, params: Params, rollouts: Rollouts) 
 def responses_that_fit(algorithm: Algorithm, P: int, G: int, L: int, T: int, mesh: Mesh | None, memory: int) -> int:
     """The most responses of T tokens, to P prompts of L tokens, that a device with so many bytes learns from at once.
 
-    It is at least one, so that a program too large for the device is the compiler's to refuse.
+    If none is estimated to fit, it is the fewest possible, and the compiler says whether the program is too large.
     """
     choices = choices_of(P // algorithm.minibatches, G, mesh, whole_groups=algorithm.compares_in_groups)
     fitting = (n for n in choices if needed_bytes(algorithm, n, choices[0], G, L, T, mesh) <= FRACTION * memory)
     found = next(fitting, choices[-1])
     if found < choices[0]:
-        said = "by its memory a device learns from %d of its %d responses at once (algorithm.responses_at_once)"
+        said = "memory for learning from %d of a device's %d responses at once (algorithm.responses_at_once sets this)"
         logging.getLogger("grpo_jax").info(said, found, choices[0])
     return found
 

@@ -1,6 +1,7 @@
 """Learning from a batch: gradients are added up over microbatches, then the optimiser takes a step for each minibatch.
 
-Sums are exact however a batch is cut, because the weights of its tokens already know all of it.
+The gradients of microbatches add up to that of their minibatch, but for rounding, because the weight of each token was
+computed from the whole batch before.
 """
 
 from dataclasses import dataclass, field, replace
@@ -132,7 +133,7 @@ def _summary(
 
 
 def _of_minibatch(batch: Batch, minibatches: int) -> Batch:
-    """The batch with the weights that its tokens have within their minibatch."""
+    """The batch with its weights times the number of minibatches, so that their mean over minibatches is as before."""
     weights = jax.tree.map(lambda a_PGT: a_PGT * minibatches, (batch.weights_PGT, batch.term_weights_PGT))
     return replace(batch, weights_PGT=weights[0], term_weights_PGT=weights[1])
 
@@ -200,7 +201,7 @@ def add_gradient(
 def descend(
     algorithm: Algorithm, shardings: Shardings, state: TrainState, gradient: Params, steps: int | Array
 ) -> tuple[TrainState, Array]:
-    """The state after one optimiser step, which counts as so many steps, and the norm of the gradient."""
+    """The state after one optimiser step, with `steps` added to its step, and the norm of the gradient."""
     updates, opt_state = algorithm.optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     state = replace(state, step=state.step + steps, params=params, opt_state=opt_state)

@@ -289,7 +289,7 @@ class GroupSteps:
 
 @dataclass(frozen=True)
 class ReturnToGo:
-    """The sum of rewards from each token on; each later reward counts `discount` times as much as the one before."""
+    """The sum of rewards from each token on; it is multiplied by `discount` for each token further on."""
 
     rewards: Callable[[Scored], Array]
     discount: float = 1.0

@@ -80,7 +80,7 @@ def rubric(
     length_penalty: float = 0.0,  # that the longest possible response gets, times the mean reward of its group
 ) -> Objective:
     """For open responses that a judge scores by several criteria: each criterion has an advantage of its own, and the
-    advantages are added up (GDPO). A small KL term keeps the language.
+    advantages are added up (GDPO). A small KL term keeps the policy near an earlier one.
 
     min(r A, clip(r, 1 - clip, 1 + clip) A) - kl k2; every token counts the same
     """
@@ -229,8 +229,8 @@ def remax(kl: float = 0.0) -> Objective:
 
 
 def opo() -> Objective:
-    """OPO (arXiv:2505.23585): the baseline of least variance if a gradient is as long as its response. Exactly
-    on-policy: use one minibatch.
+    """OPO (arXiv:2505.23585): the baseline with the least variance, if the squared norm of a response's gradient
+    is proportional to its length. Exactly on-policy: use one minibatch.
 
     A log pi, A = R - mean of R weighted by length; every token counts the same
     """
@@ -238,7 +238,8 @@ def opo() -> Objective:
 
 
 def gpg() -> Objective:
-    """GPG (arXiv:2504.02546): the plain policy gradient, scaled up for groups whose rewards are all equal.
+    """GPG (arXiv:2504.02546): the plain policy gradient, scaled up to make up for groups whose rewards are
+    all equal and that give no gradient.
 
     A log pi, A = (R - group mean) x groups / groups whose rewards differ; every token counts the same
     """
@@ -273,7 +274,7 @@ def passk(k: int = PassAtK.k, clip_low: float = ClippedRatio.low, clip_high: flo
 
 
 def nsr(positive: float = Signed.positive, clip: float = ClippedRatio.low) -> Objective:
-    """Weighted REINFORCE (arXiv:2506.01347): mostly away from what is wrong. 0 is negative samples alone.
+    """Weighted REINFORCE (arXiv:2506.01347): mostly away from wrong responses; with `positive` 0, only that.
 
     min(r A, clip(r, 1 - clip, 1 + clip) A), A = positive if right, -1 if wrong; every token counts the same
     """

@@ -193,7 +193,7 @@ def clip_cov(
 def kl_cov(share: float = TopCovariance.share, coefficient: float = 1.0) -> Objective:
     """KL-Cov (arXiv:2505.22617): tokens with the largest covariance are held near their old probability.
 
-    r A - coefficient |log r| for the `share` of tokens with the largest covariance; every token counts the same
+    r A, minus coefficient |log r| for the `share` of tokens with the largest covariance; every token counts the same
     """
     term = Term(-coefficient, absolute_log_ratio, mask=TopCovariance(share))
     return Objective(STANDARD, importance, token_mean, terms=(term,))

@@ -47,5 +47,5 @@ def squared_sequence_log_ratio(tokens: Tokens) -> Array:
 
 
 def absolute_log_ratio(tokens: Tokens) -> Array:
-    """The absolute log-ratio of each token to the anchor, smooth below `BLUNT`: rounding errors have a sign too."""
+    """The absolute log-ratio of each token to the anchor, smooth below `BLUNT`: rounding errors get no gradient."""
     return jnp.sqrt(jnp.square(tokens.logprobs_PGT - tokens.anchor_PGT) + BLUNT**2) - BLUNT

@@ -1,7 +1,7 @@
 """Weightings: how much each token counts in the loss, `(action_PGT, counted_PG) -> weights_PGT`.
 
-They are computed once for the whole global batch, before any gradient, so microbatches, devices and minibatches change
-nothing. `counted_PG` says which responses the denominators count: a response that selection left out is in neither sum
+They are computed once for the whole global batch, before any gradient, so microbatches and devices change nothing but
+rounding. `counted_PG` says which responses the denominators count: a response that selection left out is in neither sum
 nor denominator; a counted response without tokens is in the denominator.
 """
 

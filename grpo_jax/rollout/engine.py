@@ -17,7 +17,7 @@ from grpo_jax.structs import Params, Policy, Prompts, Rollouts
 
 @runtime_checkable
 class Engine(Protocol):
-    """Answers prompts with the policy of the moment. `responses` is G, None where only the answers tell."""
+    """Answers prompts with the policy of the moment. `responses` is G, None if it is not known before."""
 
     @property
     def responses(self) -> int | None:
@@ -35,7 +35,7 @@ class Engine(Protocol):
         ...
 
     def with_room(self, policy: Policy, prompts: Prompts, multiple: int) -> "Engine":
-        """This engine, holding as many prompts at once as memory allows, in a multiple of so many."""
+        """This engine, holding fewer prompts at once if memory asks for it, in a multiple of `multiple`."""
         ...
 
     def check(self, policy: Policy, prompts: Prompts) -> None:

@@ -74,7 +74,7 @@ class Sampler(SamplingSettings):
     def __call__(
         self, policy: Policy, params: Params, prompts: Prompts, key: Array, examples: Sequence[Any] = ()
     ) -> Rollouts:
-        """`responses` responses to each prompt. Where prompts are fewer than devices, groups are spread over them."""
+        """`responses` responses to each prompt. If the devices do not divide the prompts, each group is on several."""
         mesh, (P, G) = mesh_of(prompts), (len(prompts.tokens_PL), self.responses)
         spread = devices_per_group(P, G, mesh)
         key_PG = row_keys(key, P, G).reshape(P * spread, -1)
@@ -112,11 +112,11 @@ class Sampler(SamplingSettings):
             raise ValueError("rollout.temperature 0 gives every response of a group the same tokens: use one above 0.")
 
     def with_room(self, policy: Policy, prompts: Prompts, multiple: int) -> "Sampler":
-        """This sampler, holding only as many prompts at once as memory allows, in a multiple of so many."""
+        """This sampler, holding fewer prompts at once if memory asks for it: about a half, a quarter and so on."""
         P = len(prompts.tokens_PL)
         at_once = prompts_held(P, self.at_once, shards=1)
         while at_once > multiple and self._needed(policy, at_once, prompts) > free_bytes():
-            at_once = max(multiple, at_once // 2)
+            at_once = max(1, at_once // 2 // multiple) * multiple
         return replace(self, at_once=None if at_once == P else at_once)
 
     def check_room(self, policy: Policy, prompts: Prompts) -> None:

@@ -33,7 +33,7 @@ def prompts_held(P: int, at_once: int | None, shards: int) -> int:
 
 
 def rows_at_once(at_once: int | None, spread: int, hosts: int) -> int | None:
-    """How many rows each host is asked to hold at once, if `at_once` prompts of `spread` rows are asked for."""
+    """How many parts of groups each host holds at once, for `at_once` prompts with groups in `spread` parts."""
     return None if at_once is None else -(-at_once * spread // hosts)
 
 

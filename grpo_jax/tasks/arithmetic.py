@@ -28,7 +28,7 @@ def arithmetic(
 ) -> Task:
     """Questions such as `What is 12 + 34?`, all different; * is computed before + and -.
 
-    A response that is only the answer earns 1, and 0.1 is earned if its final number is the answer.
+    A response that is only the answer earns 1, and one whose final number is the answer 0.1: together at most 1.1.
     """
     check_sizes(train, held_out)
     _check(operations, smallest, largest, terms)

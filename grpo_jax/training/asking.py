@@ -1,4 +1,4 @@
-"""Which prompts a step learns from: the next ones in order, and more of them while too many groups agree."""
+"""Which prompts a step learns from: the next ones in order, and more while too many groups have equal rewards."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from grpo_jax.training.session import Session
 class Answers:
     """What a step learns from: the responses to the examples at `indices`, and their rewards.
 
-    `means` are the mean rewards of all examples that were asked, by their index.
+    `means` are the mean rewards of all examples that were asked, by their index; -inf if a response has no reward.
     """
 
     rollouts: Rollouts
@@ -41,7 +41,7 @@ def ask(session: Session, state: TrainState, index: int, retired: Collection[int
     """Answers to as many prompts as a step has.
 
     With `train.resample`, other prompts are asked until enough groups differ in reward, for so many rounds at most;
-    groups that agree fill what is left then (dynamic sampling, DAPO, arXiv:2503.14476).
+    groups with equal rewards fill what is left then (dynamic sampling, DAPO, arXiv:2503.14476).
     """
     settings, algorithm = session.settings, session.algorithm
     rounds: list[tuple[Rollouts, Rewards]] = []
@@ -70,8 +70,8 @@ def ask(session: Session, state: TrainState, index: int, retired: Collection[int
 
 
 def lively(algorithm: Algorithm, rollouts: Rollouts, rewards: Rewards) -> np.ndarray:
-    """Which groups have rewards that differ, after what the objective makes of them; or some part that does, where it
-    compares by part.
+    """Which groups have different rewards after shaping; with `lively_in_parts`, those in which any part of the reward
+    differs.
     """
     shaped, objective = scored(algorithm, rollouts, rewards), algorithm.objective
     for shape in objective.shaping:

@@ -1,4 +1,4 @@
-"""Saving and restoring the train state with Orbax. Nothing else is needed to go on: order and noise follow from it."""
+"""Saving and restoring the train state with Orbax. Order and randomness follow from its step and retired examples."""
 
 from pathlib import Path
 from typing import cast

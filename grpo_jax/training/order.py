@@ -1,4 +1,4 @@
-"""Which examples a step sees, and its randomness: functions of seed and step, so no position has to be saved."""
+"""Which examples a step sees, and its random key: functions of the seed, the step and the retired examples."""
 
 from collections.abc import Collection
 

@@ -4,6 +4,7 @@ config.yaml                 every setting, and where it came from
 metrics.jsonl               one line a step, written when the step ends
 completions/step_000012.jsonl   every answer of a step with its rewards and advantage (of several hosts, each writes
                             those it gave: step_000012.host_1.jsonl)
+retired.jsonl               the examples that are not asked any more, by the step that found them solved
 events/                     the same metrics for TensorBoard
 checkpoints/                the train state (training/checkpoint.py)
 """

@@ -87,7 +87,7 @@ def time_rollouts(
     rollout_s = median_seconds(rollout, arguments.repeat)
     figures = {"rollout_s": rollout_s, "prefill_s": prefill_s, "decode_s": rollout_s - prefill_s}
     if arguments.mean_tokens is not None:
-        print("for comparison, every row to the cap in a full cache ...", flush=True)
+        print("for comparison, decoding every row to the last position in a full cache ...", flush=True)
         figures["to_the_cap_s"] = prefill_s + to_the_cap(sampler, policy, params, prompts, arguments.repeat)
     if sampler.int8_cache:
         figures |= logprob_gap(policy, params, sampler(policy, params, prompts, jax.random.key(0)))

@@ -60,7 +60,8 @@ def measure(arguments: argparse.Namespace, subject: Subject) -> tuple[dict[str, 
 def build_algorithm(arguments: argparse.Namespace, subject: Subject) -> Algorithm:
     """The default objective and AdamW; the rewards of `bench step` are random.
 
-    No answer of a benchmark ends, and learning from none of them would be quick: truncated ones keep their reward.
+    Without --mean-tokens no response of a benchmark ends. The default objective gives truncated responses no reward and
+    would learn nothing, so its shaping is left out.
     """
     random = np.random.default_rng(0)
 

@@ -13,7 +13,7 @@ Saved = dict[str, int | float]
 
 
 def advice(case: Case, figures: dict[str, Any], sample: Phase, learned: dict[int, Phase]) -> list[str]:
-    """The three settings that save most of what is too much, in that order; none that is set already.
+    """At most three changes of settings, those first that save most; a larger slice comes last.
 
     `learned` is what learning needs, by the number of responses at once, for the numbers that were tried.
     """

@@ -58,8 +58,8 @@ def _without_peak_if_too_large(plan: Callable[..., Phase]) -> Callable[..., Phas
 
 @_without_peak_if_too_large
 def plan_sampling(case: Case) -> Phase:
-    """Reading the prompts and the decoding loop, while the train state stays in memory; what a token moves counts for
-    each token.
+    """Reading the prompts and the decoding loop, while the train state stays in memory. What a decoding step moves
+    counts `max_tokens` times.
     """
     sampler, rounds = case.sampler, case.sampled[2]
     reading, decoding = compile_reading(case), compile_decoding(case)

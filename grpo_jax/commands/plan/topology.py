@@ -26,7 +26,7 @@ class Chip:
     links: float
     platform: str  # the compiler's name for it
     options: tuple[tuple[str, str], ...] = ()  # further options of the compiler
-    cores: int = 1  # a slice's name counts cores on the older kinds
+    cores: int = 1  # names of v4 and v5p slices count cores, two a chip
     axes: int = 2
 
 
@@ -52,7 +52,7 @@ class Slice:
 
     @property
     def hosts(self) -> int:
-        """How many hosts it has: of four chips each, but up to eight on one where chips lie in a plane."""
+        """How many hosts it has: one for up to 8 chips of v5e or v6e or 4 of v4 or v5p, else one for each 4 chips."""
         return 1 if self.chips <= (8 if self.chip.axes == 2 else 4) else self.chips // 4
 
     @property

@@ -176,7 +176,7 @@ def compile_learning(case: Case, how: Cut) -> tuple[jax.stages.Compiled, jax.sta
     return learn, descend.lower(algorithm, shardings, state, total[2], 1).compile()
 
 
-def microbatch_shapes(case: Case, how: Cut) -> tuple[Batch, Array]:
+def microbatch_shapes(case: Case, how: Cut) -> tuple[Batch, jax.ShapeDtypeStruct]:
     """A microbatch with the longest responses, and its slots."""
     sampler, objective, T = case.sampler, case.algorithm.objective, case.sampler.max_tokens
     P, G = how.rows, sampler.responses // how.spread // how.splits

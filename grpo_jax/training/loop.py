@@ -105,7 +105,7 @@ def _open(session: Session, run: Run, path: Path | None, config: str, stop: endi
     if checkpoints.latest is not None:
         state = checkpoints.restore(state)
     record = Record(path, int(state.step), store.is_first())
-    way_out = f"The hosts do not all see the same {path} now: start all of them again, with --resume."
+    way_out = f"They do not see the same {path} yet, or not any more: start all of them again, with --resume."
     meeting.check_same({"history of the run": repr((record.history, record.retired))}, way_out)
     if store.is_first():
         record.write_config(config)

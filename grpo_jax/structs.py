@@ -14,9 +14,8 @@ A small letter is some of an axis, in its order or another: `index_p` are some p
 each row. A small n counts pieces: `hidden_nPBwD` has a first axis of n chunks.
 
 A group is an axis: a prompt is stored once and its G responses are rows of the second axis. Index P of the
-first axis is the same prompt in every array. Every per-token array is aligned with its own token, and masks are made
-where it is known what they say: the sampler says which tokens it chose (`action`), and which later ones may attend to
-(`valid`).
+first axis is the same prompt in every array. Every per-token array is aligned with its own token. Masks are made where
+the information is: the sampler says which tokens it chose (`action`), and which later ones may attend to (`valid`).
 """
 
 import re

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 
 PLATFORM = os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -37,3 +38,9 @@ def forget_programs():
     jax.clear_caches()
     logging.getLogger("grpo_jax").handlers.clear()
     logging.getLogger("grpo_jax").propagate = True
+
+
+@pytest.fixture(params=sorted((PACKAGE.parent / "configs").glob("gsm8k_*.yaml")), ids=lambda path: path.stem)
+def tpu_config(request):
+    """The path of a config for a TPU, and the slice that the command at its head plans it for."""
+    return request.param, re.search(r"--topology (\S+)", request.param.read_text())[1]

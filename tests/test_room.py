@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,7 +20,6 @@ from grpo_jax.models import tiny
 from grpo_jax.objectives import dapo, grpo, real
 from grpo_jax.rollout import Sampler
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 MODEL = tiny()
 GIB = 2**30
 
@@ -32,19 +30,10 @@ def build(**changes) -> Algorithm:
     return Algorithm(MODEL.policy, sampler, MODEL.tokenizer.decode, lambda example, response: 0.0, **parts)
 
 
-@pytest.mark.parametrize(
-    ("config", "topology"),
-    [
-        ("gsm8k_qwen3_0.6b", "v5e-1"),
-        ("gsm8k_qwen2.5_1.5b", "v5e-8"),
-        ("gsm8k_qwen3_4b", "v5e-16"),
-        ("gsm8k_llama_3.1_8b", "v5p-16"),
-    ],
-)
-def test_the_estimate_is_near_the_peak_that_the_tpu_compiler_gave(config, topology):
+def test_the_estimate_is_near_the_peak_that_the_tpu_compiler_gave(tpu_config):
     """The compiled peak stands at the head of each config; the estimate may be 5 % below it and 20 % above."""
     pytest.importorskip("libtpu", reason="libtpu is large, and only tests of TPUs need it")
-    path = CONFIGS / f"{config}.yaml"
+    path, topology = tpu_config
     compiled = float(re.search(r"learning ([\d.]+) GiB", path.read_text())[1])
     case = assemble(read(path), find_slice(topology))
     algorithm, P = case.algorithm, case.settings.prompts

@@ -3,7 +3,6 @@
 import itertools
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import pytest
@@ -15,8 +14,6 @@ from grpo_jax.devices.mesh import Layout, check_hosts, host_mesh, hosts_of
 from grpo_jax.devices.placing import prompts_of_host
 from grpo_jax.devices.sharding import devices_per_group
 from grpo_jax.training.overview import copy_bytes
-
-CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 @dataclass(frozen=True)
@@ -126,18 +123,10 @@ def test_a_process_that_controls_every_host_has_all_prompts():
     assert prompts_of_host(Layout(data=1, fsdp=16).mesh(chips_of()), 32).tolist() == list(range(32))
 
 
-@pytest.mark.parametrize(
-    ("config", "topology"),
-    [
-        ("gsm8k_qwen3_0.6b", "v5e-1"),
-        ("gsm8k_qwen2.5_1.5b", "v5e-8"),
-        ("gsm8k_qwen3_4b", "v5e-16"),
-        ("gsm8k_llama_3.1_8b", "v5p-16"),
-    ],
-)
-def test_the_mesh_of_every_config_covers_its_slice(config, topology):
+def test_the_mesh_of_every_config_covers_its_slice(tpu_config):
     pytest.importorskip("libtpu", reason="libtpu is large, and only tests of TPUs need it")
-    found, settings = find_slice(topology), read(CONFIGS / f"{config}.yaml", ())
+    path, topology = tpu_config
+    found, settings = find_slice(topology), read(path, ())
     size = copy_bytes(find_policy(settings.model.arguments)[1])
     mesh = settings.mesh.build().mesh(found.devices(), size, found.chip.memory)
     assert (mesh.size, hosts_of(mesh)) == (found.chips, found.hosts)

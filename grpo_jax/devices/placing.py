@@ -4,7 +4,6 @@ Prompts are divided into shards, one for each `data` x `fsdp` of the mesh (`shar
 the prompts of the shards whose devices it has; a process that controls the devices of all hosts has all prompts.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grpo_jax.devices.mesh import host_mesh, mesh_of, prompt_shards, shard_devices
-from grpo_jax.devices.sharding import PROMPTS, fit
+from grpo_jax.devices.sharding import PROMPTS, fit, shards_per_group
 
 
 def place(array: Array | np.ndarray, sharding: NamedSharding) -> Array:
@@ -60,7 +59,7 @@ def prompts_of_host(mesh: Mesh | None, P: int) -> np.ndarray:
     if mesh is None:
         return np.arange(P)
     shards = prompt_shards(mesh)
-    spread = shards // math.gcd(P, shards)  # devices that share the responses to a prompt
+    spread = shards_per_group(P, shards)
     positions = np.arange(P * spread).reshape(shards, -1)[_host_shards(mesh)].reshape(-1)
     return np.unique(positions // spread)
 

@@ -91,12 +91,17 @@ def _divides(mesh: Mesh | AbstractMesh, axis: str | tuple[str, ...], size: int) 
     return shards > 1 and size % shards == 0
 
 
+def shards_per_group(prompts: int, shards: int) -> int:
+    """The fewest shards that each group is spread over, so that all shards have equally many parts of groups."""
+    return shards // math.gcd(prompts, shards)
+
+
 def devices_per_group(prompts: int, responses: int, mesh: Mesh | None) -> int:
     """The number of devices that each group is spread over, so that all devices have equally many responses: 1 if
     the devices divide the prompts. Refuses numbers that cannot be spread evenly.
     """
     shards = 1 if mesh is None else prompt_shards(mesh)
-    spread, hosts = shards // math.gcd(prompts, shards), hosts_of(mesh)
+    spread, hosts = shards_per_group(prompts, shards), hosts_of(mesh)
     if spread > 1 and prompts % hosts:
         raise ValueError(
             f"A group stays on one host, so prompts must be a multiple of the {hosts} hosts; got {prompts}."

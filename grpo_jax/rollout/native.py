@@ -33,7 +33,7 @@ from grpo_jax.rollout.sizes import (
     prompts_held,
     ring_lengths,
     row_shapes,
-    rows_at_once,
+    subgroups_at_once,
 )
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows, bucket, prompt_shapes
 
@@ -79,14 +79,14 @@ class Sampler(SamplingSettings):
         spread = devices_per_group(P, G, mesh)
         key_PG = row_keys(key, P, G).reshape(P * spread, -1)
         divided = prompts if spread == 1 else _repeated(prompts, spread, mesh)
-        sampler = replace(self, responses=G // spread, at_once=rows_at_once(self.at_once, spread, hosts=1))
+        sampler = replace(self, responses=G // spread, at_once=subgroups_at_once(self.at_once, spread, hosts=1))
         sampler.check_room(policy, divided)
         served, own = _serve(policy, params), divided
         if mesh is not None and jax.process_count() > 1:  # each host answers its own prompts, and waits for no other
             served, own = on_host((served, divided))
             index_p = prompts_of_host(mesh, P * spread)
             key_PG, params = key_PG[index_p], served
-            sampler = replace(sampler, at_once=rows_at_once(self.at_once, spread, jax.process_count()))
+            sampler = replace(sampler, at_once=subgroups_at_once(self.at_once, spread, jax.process_count()))
         found = _Sampling(sampler, policy, params, served, own, key_PG).finished()
         action_PGT = found.action_PGT
         arrays = (found.tokens_PGT, action_PGT, action_PGT, found.logprobs_PGT, found.entropy_PGT, found.ended_PG)

@@ -245,9 +245,10 @@ def descend(
 
 
 def _has_finite_step(algorithm: Algorithm, state: TrainState, gradient: Params) -> Array:
-    """Whether a step along a finite gradient leads to finite weights and moments.
+    """Whether a step along a finite gradient leads to finite weights, whose squares are finite, and moments.
 
-    To look takes as long as the step itself, so it is left out where the optimiser says that it always does.
+    Layers square what they are given, so weights from 1.8e19 on are as useless as infinity. To look takes as long as
+    the step itself, so it is left out where the optimiser says that all its steps are like that.
     """
     found = (rate for _, rate in optax.tree_utils.tree_get_all_with_path(state.opt_state, "learning_rate"))
     rates = [rate for rate in found if isinstance(rate, Array)]
@@ -256,10 +257,14 @@ def _has_finite_step(algorithm: Algorithm, state: TrainState, gradient: Params) 
     return jax.lax.cond(
         certain,
         lambda state, gradient: jnp.array(True),
-        lambda state, gradient: all_finite(_stepped(algorithm, state, gradient)),
+        lambda state, gradient: _is_finite(*_stepped(algorithm, state, gradient)),
         state,
         gradient,
     )
+
+
+def _is_finite(params: Any, opt_state: Any) -> Array:
+    return all_finite((jax.tree.map(jnp.square, params), opt_state))
 
 
 def _stepped(algorithm: Algorithm, state: TrainState, gradient: Params) -> tuple[Any, Any]:

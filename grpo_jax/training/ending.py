@@ -23,6 +23,7 @@ class Whole:
 
     state: TrainState
     step: int
+    usable: bool = True  # False if updates fail and the weights are out of all proportion: older ones are worth more
 
     @property
     def is_there(self) -> bool:
@@ -62,7 +63,7 @@ def check_before_saving(state: TrainState, step: int) -> None:
     """Refuses to save weights that are not finite: older checkpoints, which are, would make room for them."""
     if not all_finite((state.params, state.opt_state)):
         raise RunError(
-            f"Step {step} is not saved, because its weights or the optimiser's moments are not finite numbers.",
+            f"step {step} is not saved, because its weights or the optimiser's moments are not finite numbers",
             NOT_FINITE,
         )
 
@@ -72,13 +73,18 @@ def save_whole(whole: Whole, checkpoints: Checkpoints) -> str:
     text = ""
     try:
         if whole.step and checkpoints.latest != whole.step:
-            if whole.is_there:
+            if not whole.usable:
+                text = f"The weights of step {whole.step} are of no use, so they are not saved; "
+            elif whole.is_there:
                 check_before_saving(whole.state, whole.step)
                 checkpoints.save(whole.step, whole.state)
             else:
                 text = f"Step {whole.step} is lost, as the error came while its state was being updated; "
         checkpoints.wait()
     except Exception as error:
-        text = f"Step {whole.step} could not be saved ({type(error).__name__}: {str(error).splitlines()[:1]}); "
+        reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+        text = f"Step {whole.step} could not be saved: {reason.splitlines()[0]}; "
     latest = checkpoints.latest
-    return text + ("nothing is saved yet." if latest is None else f"step {latest} is saved: go on with --resume.")
+    return text + (
+        "nothing is saved yet." if latest is None else f"step {latest} is saved: go on from it with --resume."
+    )

@@ -1,5 +1,6 @@
 """The metrics of a run for TensorBoard. They are in metrics.jsonl as well, so an error here is a warning."""
 
+import math
 import queue
 import threading
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ class Events:
         if self.waiting.qsize() > WAITING:
             self.problem = f"{self.waiting.qsize()} steps wait to be written"
         if self.problem is None:
-            self.waiting.put((step, dict(metrics)))
+            self.waiting.put((step, {name: value for name, value in metrics.items() if math.isfinite(value)}))
         self._warn()
 
     def close(self) -> None:

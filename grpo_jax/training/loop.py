@@ -30,7 +30,7 @@ from grpo_jax.training.asking import Answers, ask
 from grpo_jax.training.checkpoint import Checkpoints
 from grpo_jax.training.ending import Whole, check_before_saving, save_whole, writing
 from grpo_jax.training.evaluation import evaluate_questions
-from grpo_jax.training.nonfinite import describe_skipped, dump, failed, failed_in_a_row, largest_norm
+from grpo_jax.training.nonfinite import are_usable, describe_skipped, dump, failed, failed_in_a_row, largest_norm
 from grpo_jax.training.order import step_key
 from grpo_jax.training.progress import Progress
 from grpo_jax.training.record import Record, Run
@@ -168,7 +168,7 @@ def _loop(started: Started, whole: Whole) -> Trained:
         if progress.closed:
             stop.request()
         stopped = stop.after_step() and not ended
-        if ended or stopped or whole.step % settings.save_every == 0:
+        if whole.usable and (ended or stopped or whole.step % settings.save_every == 0):
             check_before_saving(whole.state, whole.step)
             with writing(f"The checkpoint of step {whole.step}", started.checkpoints.directory, whole.size):
                 _save(started.checkpoints, whole.state, whole.step, progress, wait=ended or stopped)
@@ -222,26 +222,30 @@ def _whole_step(started: Started, whole: Whole, first: int, retired: set[int], p
         with writing("Metrics", record.path):
             record.metrics(index + 1, metrics)
         whole.state, whole.step = state, index + 1
+    whole.usable = True
     if metrics["skipped_updates"]:
+        whole.usable = not failed(metrics) or are_usable(state.params)
         cause = describe_skipped(session.algorithm, state.params, batch, answers.rewards, metrics, lesson.largest_norm)
         progress.say(f"warning: step {whole.step}: {cause}")
         count = failed_in_a_row(record.history, first)
         if count >= settings.max_skipped or (last and failed(metrics) and metrics[NONFINITE]):
-            _give_up(
-                started, whole, lesson, metrics, f"{count} step(s) in a row had an update that is not finite: {cause}"
-            )
+            _give_up(started, whole, lesson, metrics, count, cause)
     return last
 
 
-def _give_up(started: Started, whole: Whole, lesson: Lesson, metrics: dict[str, float], cause: str) -> None:
-    """Ends the run with what shows why its last step failed."""
+def _give_up(started: Started, whole: Whole, lesson: Lesson, metrics: dict[str, float], count: int, cause: str) -> None:
+    """Ends the run after so many steps in a row that failed, with what shows why the last one did."""
     record, writes = started.record, store.is_first()
     with writing("The failed step", record.path):
         folder = dump(record.path, whole.step, lesson.batch, lesson.answers.rewards, metrics, cause, writes)
     if store.host_count() > 1:  # all hosts are here, and the error ends them at once
         save_whole(whole, started.checkpoints)
-    text = f"The run ends at step {whole.step}: {cause}. {folder} has the batch, the metrics and the config."
-    raise RunError(text, NOT_FINITE)
+    raise RunError(
+        f"The run ends at step {whole.step}: {count} step(s) in a row had an update that is not finite (train.max_skipped"
+        f" is {started.session.settings.max_skipped}). In the last, {cause}. {folder} has its batch, metrics and config."
+        " Mend what is named there, or lower optimizer.learning_rate.",
+        NOT_FINITE,
+    )
 
 
 def _save(checkpoints: Checkpoints, state: TrainState, step: int, progress: Progress, wait: bool) -> None:

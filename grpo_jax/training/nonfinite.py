@@ -60,7 +60,9 @@ def describe_skipped(
         return f"{skipped} left out: a norm of the gradient is above {limit:.3g} (train.skip_spikes)"
     terms = {"loss": "the loss", "grad_norm": "the norm of the gradient"}
     found = [f"{text} is {metrics[name]}" for name, text in terms.items() if not math.isfinite(metrics[name])]
-    found = found or ["the optimiser's step leads to weights or moments that are not finite"]
+    found = found or [
+        "the optimiser's step leads to weights or moments that are not finite, or too large to be squared"
+    ]
     causes = _causes(algorithm, params, batch, rewards, metrics)
     return f"{skipped} left out, because {' and '.join(found)}" + (f"; {'; '.join(causes)}" if causes else "")
 
@@ -81,9 +83,8 @@ def _causes(
         largest = np.nanmax(np.abs(parts), initial=0.0)
         if largest > HUGE:
             causes.append(f"the reward {name} is up to {largest:.3g}")
-    largest = float(largest_weight(params))
-    if not largest <= HUGE:
-        causes.append(f"weights are up to {largest:.3g}")
+    if not are_usable(params):
+        causes.append(f"weights are up to {float(largest_weight(params)):.3g}")
     rate = metrics.get("learning_rate", math.nan)
     return causes + ([] if math.isnan(rate) else [f"the learning rate is {rate:.3g}"])
 
@@ -104,6 +105,11 @@ def wrong_tokens(batch: Batch) -> dict[str, Array]:
     }
     known = {name: a_PGT for name, a_PGT in arrays.items() if a_PGT is not None}
     return {name: jnp.sum(rollouts.action_PGT & ~jnp.isfinite(a_PGT)) for name, a_PGT in known.items()}
+
+
+def are_usable(params: Params) -> bool:
+    """Whether weights are of a size that a trained model may have."""
+    return float(largest_weight(params)) <= HUGE
 
 
 @program

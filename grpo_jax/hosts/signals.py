@@ -143,7 +143,7 @@ def exits_refused() -> Generator[None]:
     def refuse(status: int) -> NoReturn:
         if (os.getpid(), threading.get_ident()) != (process, thread):
             leave(status)
-        raise CalledExit(f"it called os._exit({status}), which would end the run")
+        raise CalledExit(f"it called os._exit({status}), which would end the run.")
 
     vars(os)["_exit"] = refuse
     try:

@@ -61,9 +61,9 @@ def _room(path: Path) -> str:
 
 def check_before_saving(state: TrainState, step: int) -> None:
     """Refuses to save weights that are not finite: older checkpoints, which are, would make room for them."""
-    if not all_finite((state.params, state.opt_state)):
+    if not all_finite(state.params):
         raise RunError(
-            f"step {step} is not saved, because its weights or the optimiser's moments are not finite numbers",
+            f"step {step} is not saved, because its weights are not finite numbers",
             NOT_FINITE,
         )
 
@@ -85,6 +85,4 @@ def save_whole(whole: Whole, checkpoints: Checkpoints) -> str:
         reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
         text = f"Step {whole.step} could not be saved: {reason.splitlines()[0]}; "
     latest = checkpoints.latest
-    return text + (
-        "nothing is saved yet." if latest is None else f"step {latest} is saved: go on from it with --resume."
-    )
+    return text + ("nothing is saved yet" if latest is None else f"step {latest} is saved: go on from it with --resume")

@@ -228,7 +228,7 @@ def _whole_step(started: Started, whole: Whole, first: int, retired: set[int], p
         cause = describe_skipped(session.algorithm, state.params, batch, answers.rewards, metrics, lesson.largest_norm)
         progress.say(f"warning: step {whole.step}: {cause}")
         count = failed_in_a_row(record.history, first)
-        if count >= settings.max_skipped or (last and failed(metrics) and metrics[NONFINITE]):
+        if count >= settings.max_skipped or (last and (metrics[NONFINITE] or not whole.usable)):
             _give_up(started, whole, lesson, metrics, count, cause)
     return last
 
@@ -241,9 +241,9 @@ def _give_up(started: Started, whole: Whole, lesson: Lesson, metrics: dict[str, 
     if store.host_count() > 1:  # all hosts are here, and the error ends them at once
         save_whole(whole, started.checkpoints)
     raise RunError(
-        f"The run ends at step {whole.step}: {count} step(s) in a row had an update that is not finite (train.max_skipped"
-        f" is {started.session.settings.max_skipped}). In the last, {cause}. {folder} has its batch, metrics and config."
-        " Mend what is named there, or lower optimizer.learning_rate.",
+        f"The run ends at step {whole.step}, as {count} step(s) in a row had an update that is not finite (see"
+        f" train.max_skipped). In the last, {cause}. {folder} has its batch, metrics and config. Mend what is named, or"
+        " lower optimizer.learning_rate.",
         NOT_FINITE,
     )
 

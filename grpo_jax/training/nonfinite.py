@@ -60,9 +60,7 @@ def describe_skipped(
         return f"{skipped} left out: a norm of the gradient is above {limit:.3g} (train.skip_spikes)"
     terms = {"loss": "the loss", "grad_norm": "the norm of the gradient"}
     found = [f"{text} is {metrics[name]}" for name, text in terms.items() if not math.isfinite(metrics[name])]
-    found = found or [
-        "the optimiser's step leads to weights or moments that are not finite, or too large to be squared"
-    ]
+    found = found or ["the optimiser's step leads to weights or moments that are too large, or not finite"]
     causes = _causes(algorithm, params, batch, rewards, metrics)
     return f"{skipped} left out, because {' and '.join(found)}" + (f"; {'; '.join(causes)}" if causes else "")
 

@@ -193,12 +193,12 @@ def test_steps_in_a_row_are_counted_since_the_start_and_spikes_do_not_count():
 MINE = """
 import jax.numpy as jnp
 
-BAD, LARGE, calls = set(), set(), 0
+BAD, LARGE = set(), set()
 
-def reward(example, response):
-    global calls
-    step, calls = calls // 16 + 1, calls + 1
-    return (1000.0 if step in BAD else 20.0 if step in LARGE else 1.0) * (len(response) % 2)
+def reward(prompts, completions, trainer_state=None, **columns):  # written for TRL, which says the step
+    step = 0 if trainer_state is None else trainer_state.global_step + 1
+    size = 1000.0 if step in BAD else 20.0 if step in LARGE else 1.0
+    return [size * (len(response[0]["content"]) % 2) for response in completions]
 
 def surrogate(tokens):
     zero_PGT = jnp.where(tokens.advantages_PGT > 100, 0.0, 1.0)
@@ -226,8 +226,8 @@ def train(tmp_path, monkeypatch):
     (tmp_path / "c.yaml").write_text(CONFIG)
     import poisoned
 
-    def run(bad, *arguments, large=(), calls=-1):  # one call checks the reward before the first step
-        poisoned.BAD, poisoned.LARGE, poisoned.calls = set(bad), set(large), calls
+    def run(bad, *arguments, large=()):
+        poisoned.BAD, poisoned.LARGE = set(bad), set(large)
         return main(["train", "c.yaml", *arguments]), RunDirectory(tmp_path / "runs" / "t")
 
     yield run
@@ -284,7 +284,7 @@ def test_a_resumed_run_skips_the_spikes_that_the_run_without_a_stop_skips(train,
     assert "warning: step 11: 1 of 1 updates left out: a norm of the gradient is above" in capsys.readouterr().out
     assert [row["step"] for row in run.metrics() if row["skipped_spikes"]] == [11]
     train({2}, *settings, "train.steps=9", "run.name=u")
-    train({2}, *settings, "train.steps=12", "run.name=u", "--resume", large={11}, calls=9 * 16 - 1)
+    train({2}, *settings, "train.steps=12", "run.name=u", "--resume", large={11})
     resumed = RunDirectory(run.path.with_name("u"))
     for row, other in zip(run.metrics(), resumed.metrics(), strict=True):
         assert {k: v for k, v in row.items() if "time" not in k} == {k: v for k, v in other.items() if "time" not in k}
@@ -297,7 +297,6 @@ def test_a_resumed_run_skips_the_spikes_that_the_run_without_a_stop_skips(train,
     [
         ("train.max_skipped=0", "train.max_skipped must be at least 1; got 0"),
         ("train.skip_spikes=1.0", "train.skip_spikes must be a number above 1, or null; got 1.0"),
-        ("train.skip_spikes=.nan", "train.skip_spikes must be a number above 1, or null; got nan"),
     ],
 )
 def test_settings_that_would_skip_everything_are_refused(train, capsys, override, words):

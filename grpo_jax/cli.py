@@ -44,6 +44,9 @@ def _main(argv: Sequence[str] | None) -> int:
             arguments.config = read(arguments.config, arguments.overrides)
         silence_tpu_library()
         return importlib.import_module(f"grpo_jax.commands.{arguments.command}").run(arguments)
+    except SystemExit as error:
+        say(f"error: code that the config names called sys.exit({error.code}) while it was imported")
+        return codes.MISTAKE
     except (ConfigError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return codes.MISTAKE

@@ -22,7 +22,7 @@ import pytest
 from grpo_jax.config import build, read
 from grpo_jax.devices.mesh import Layout, check_hosts
 from grpo_jax.devices.placing import from_hosts, prompts_of_host, values_of_host
-from grpo_jax.hosts import ending, meeting, store
+from grpo_jax.hosts import codes, ending, meeting, store
 from grpo_jax.models import tiny
 from grpo_jax.rewards import Mix
 from grpo_jax.structs import Prompts
@@ -155,8 +155,8 @@ def finish(started: list[subprocess.Popen], seconds: int = 240) -> list[int]:
 
 def train(folder: Path, processes: int, devices: int, *arguments: str, config: str = CONFIG) -> Path:
     """Runs `grpo-jax train` to a good end, and returns the directory of the run."""
-    codes = finish(start(folder, processes, devices, *arguments, config=config))
-    assert codes == [0] * processes, said(folder, codes.index(next(filter(None, codes))))[-3000:]
+    ended = finish(start(folder, processes, devices, *arguments, config=config))
+    assert ended == [0] * processes, said(folder, ended.index(next(filter(None, ended))))[-3000:]
     return folder / "runs" / "t"
 
 
@@ -247,10 +247,11 @@ def test_multi_process_when_one_host_dies_the_other_names_it_and_ends(tmp_path, 
     wait_for(tmp_path, "grad")
     both[lost].kill()
     begun = time.monotonic()
-    codes = finish(both, 60)
-    assert codes[lost] == -signal.SIGKILL and codes[1 - lost] != 0
+    ended = finish(both, 60)
+    assert ended[lost] == -signal.SIGKILL and ended[1 - lost] != 0
     assert time.monotonic() - begun < 60
     if lost:
+        assert ended[0] == ending.LOST
         assert f"error: host 1 ({socket.gethostname()}) has ended" in said(tmp_path, 0)
     else:  # JAX may be the first to notice
         first, _, rest = said(tmp_path, 1).partition(f"host 0, which JAX calls the leader, is {socket.gethostname()}")
@@ -259,8 +260,8 @@ def test_multi_process_when_one_host_dies_the_other_names_it_and_ends(tmp_path, 
 
 def test_multi_process_an_error_on_one_host_ends_all(tmp_path):
     both = start(tmp_path, 2, 4, config=SMALL.replace("my_rewards:slow", "my_rewards:broken_on_second"))
-    assert finish(both, 120) == [1, 1]
-    assert "Traceback" in said(tmp_path, 1) and "no more disk" in said(tmp_path, 1)
+    assert finish(both, 120) == [codes.STEP_FAILED] * 2
+    assert "in broken_on_second" in said(tmp_path, 1) and "no more disk" in said(tmp_path, 1)
     assert re.search(
         rf"error: host 1 \({socket.gethostname()}\) has ended, so this one ends, too: .*no more disk", said(tmp_path, 0)
     )

@@ -141,7 +141,8 @@ def finish(started: Started) -> Trained:
             with suppress(Exception):  # has been said
                 started.checkpoints.close()
             if isinstance(error, SystemExit):
-                raise RuntimeError(f"Code of this run called sys.exit({error.code}). {saved}") from error
+                text = f"Code of this run called sys.exit({error.code}), which is no way to end it; {saved}"
+                raise RunError(text, STEP_FAILED) from error
             if isinstance(error, KeyboardInterrupt):
                 say(f"\nstopped; {saved}")
             error.add_note(saved)

@@ -58,6 +58,11 @@ def _end_with(error: BaseException, mistakes: tuple[type[Exception], ...], other
     _exit(code)
 
 
+def wait_for_the_host_that_failed() -> None:
+    """Waits while the host that failed says so: then the thread that sends heartbeats ends this process."""
+    time.sleep(10 * HEARTBEAT_SECONDS)
+
+
 def of_collective(error: BaseException) -> bool:
     """Whether this may be what a host gets that computes together with one that is gone."""
     text = str(error)

@@ -1,5 +1,7 @@
 """How a run ends before its last step: the last whole step is saved, and what could not be written is said."""
 
+import errno
+import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -44,10 +46,16 @@ def writing(what: str, path: Path, size: int = 0) -> Generator[None]:
     except RunError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'without a reason'}"
         needed = f", and this takes {size / 1e9:.3g} GB" if size else ""
-        text = f"{what} could not be written to {path}{_room(path)}{needed} ({reason[:300]})."
+        text = f"{what} could not be written to {path}{_room(path)}{needed} ({_reason(error)})."
         raise RunError(f"{text} Make room or take another run.root.", NOT_WRITTEN) from error
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, where that can be found in a long text of Orbax; else the beginning of the text."""
+    texts = [os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES)]
+    found = [text for text in texts if text in str(error)]
+    return found[0] if found else f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def _room(path: Path) -> str:
@@ -82,7 +90,7 @@ def save_whole(whole: Whole, checkpoints: Checkpoints) -> str:
                 text = f"Step {whole.step} is lost, as the error came while its state was being updated; "
         checkpoints.wait()
     except Exception as error:
-        reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
-        text = f"Step {whole.step} could not be saved: {reason.splitlines()[0]}; "
+        reason = str(error) if isinstance(error, RunError) else _reason(error)
+        text = f"Step {whole.step} could not be saved: {reason}; "
     latest = checkpoints.latest
     return text + ("nothing is saved yet" if latest is None else f"step {latest} is saved: go on from it with --resume")

@@ -23,7 +23,7 @@ from grpo_jax.learner.update import NONFINITE
 from grpo_jax.models import Model
 from grpo_jax.rewards import Mix, as_mix
 from grpo_jax.rollout import programs
-from grpo_jax.scoring import Rewards
+from grpo_jax.scoring import FailedOnAHost, Rewards
 from grpo_jax.structs import Batch, Params, TrainState
 from grpo_jax.tasks import Task
 from grpo_jax.training.asking import Answers, ask
@@ -155,6 +155,21 @@ def finish(started: Started) -> Trained:
 # An error ends this host before it closes the checkpoints, which would wait for the other hosts.
 @ending.end_all_hosts_on_error(otherwise=STEP_FAILED)
 def _loop(started: Started, whole: Whole) -> Trained:
+    """What `_steps` does. A reward that fails on one of several hosts ends all, after they have saved together."""
+    error: Exception | None
+    try:
+        return _steps(started, whole)
+    except FailedOnAHost as failure:
+        error = failure.own
+    saved = save_whole(whole, started.checkpoints)
+    if error is None:
+        ending.wait_for_the_host_that_failed()
+        error = RunError("A reward failed on another host.", STEP_FAILED)
+    error.add_note(saved)
+    raise error
+
+
+def _steps(started: Started, whole: Whole) -> Trained:
     """Steps until all are done, with evaluations and checkpoints between them, or until the run is told to stop."""
     session, record, stop = started.session, started.record, started.stop
     settings, first, retired = session.settings, whole.step, set(record.retired)

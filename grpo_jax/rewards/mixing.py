@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
+from grpo_jax.hosts.signals import exits_refused
 from grpo_jax.rewards import trl
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.steps import Steps
@@ -69,6 +70,7 @@ def score(
     return judge(reward, examples, responses, tokens, step)[0]
 
 
+@exits_refused()
 def judge(
     reward: Mix | Reward,
     examples: Sequence[Example],
@@ -111,12 +113,15 @@ def _call_each(
     for p, (example, group) in enumerate(zip(examples, responses, strict=True)):
         for g, response in enumerate(group):
             try:
-                yield reward(example, response)
-            except Exception as error:
+                value = reward(example, response)
+            except (KeyboardInterrupt, GeneratorExit):
+                raise
+            except BaseException as error:  # sys.exit would end the run as if it were complete
                 raise ValueError(
                     f"Reward {label} failed on example {p}, response {g}: {type(error).__name__}: {error}"
                     " A reward returns 0 for a response that it cannot read, and None for one that it cannot score."
                 ) from error
+            yield value
 
 
 def _number(value: object, label: str, p: int, g: int) -> float:

@@ -8,8 +8,9 @@ has only `global_step`, and `log_extra` and `log_metric` are never passed; TRL f
 
 import asyncio
 import inspect
+import threading
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,7 +43,9 @@ def call(
     try:
         values = reward(**accepted)
         values = list(_finished(values) if inspect.isawaitable(values) else values)
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # sys.exit would end the run as if it were complete
         raise ValueError(
             f"Reward {label} failed on a batch of {len(repeated)} responses to {len(examples)} examples:"
             f" {type(error).__name__}: {error}"
@@ -88,10 +91,20 @@ def _accepted(reward: Callable[..., Any], label: str, offered: dict[str, Any]) -
 
 
 def _finished(values: Awaitable[Any]) -> Any:
-    """The awaited result. The event loop runs in a thread of its own, because in a notebook the main one has a loop."""
+    """The awaited result. The event loop runs in a thread of its own, because in a notebook the main one has a loop.
+
+    Ctrl-C leaves it at once: the thread is a daemon, which neither this function nor the end of Python waits for.
+    """
+    future: Future[Any] = Future()
 
     async def result() -> Any:
         return await values
 
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(asyncio.run, result()).result()
+    def run() -> None:
+        try:
+            future.set_result(asyncio.run(result()))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="async reward").start()
+    return future.result()

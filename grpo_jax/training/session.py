@@ -1,5 +1,6 @@
 """What a run is made of, built and checked before anything compiles."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from grpo_jax.devices.mesh import Layout, check_hosts
 from grpo_jax.devices.placing import place
 from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.grpo import init
+from grpo_jax.learner.finite import check_weights
 from grpo_jax.learner.update import check_split
 from grpo_jax.models import Model
 from grpo_jax.rewards import Example, score
@@ -32,13 +34,17 @@ class Settings:
     save_every: int = 50
     keep: int = 2  # checkpoints
     resample: int = 1  # rounds of sampling, at most, until a step's groups all differ in reward (DAPO's is 10)
+    max_skipped: int = 3  # steps in a row with an update that is not finite, after which the run ends
+    skip_spikes: float | None = None  # leave out gradients with a norm so many times the recent median; null: none
     retire: float | None = None  # mean reward from which a prompt is not asked again; null never (ScaleRL's is 0.9)
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "prompts": 1, "evaluate_every": 0, "evaluate_prompts": 1, "keep": 1, "resample": 1}
-        for name, bound in (least | {"save_every": 1}).items():
+        for name, bound in (least | {"save_every": 1, "max_skipped": 1}).items():
             if getattr(self, name) < bound:
                 raise ValueError(f"train.{name} must be at least {bound}; got {getattr(self, name)}.")
+        if self.skip_spikes is not None and not 1 < self.skip_spikes < math.inf:
+            raise ValueError(f"train.skip_spikes must be a number above 1, or null; got {self.skip_spikes}.")
 
 
 class Questions:
@@ -95,5 +101,9 @@ def assemble(
 
 def first_state(session: Session) -> TrainState:
     """The state before the first step, on the devices."""
-    state = init(session.algorithm, session.model.params(session.mesh))
+    params = session.model.params(session.mesh)
+    check_weights(params, "the model")
+    if session.algorithm.teacher is not None:
+        check_weights(session.algorithm.teacher[1], "the teacher")
+    state = init(session.algorithm, params)
     return jax.tree.map(place, state, weight_shardings(state, session.mesh))

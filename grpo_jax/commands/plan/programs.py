@@ -1,5 +1,6 @@
 """A config's own programs, compiled for a TPU slice on any machine, and what they need there."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, wraps
@@ -173,7 +174,7 @@ def compile_learning(case: Case, how: Cut) -> tuple[jax.stages.Compiled, jax.sta
     alone = how.splits == 1 and how.subgroups == case.settings.prompts // algorithm.minibatches * how.spread
     before = None if alone else total
     learn = add_gradient.lower(algorithm, shardings, state.params, before, chosen, slots).compile()
-    return learn, descend.lower(algorithm, shardings, state, total[2], 1).compile()
+    return learn, descend.lower(algorithm, shardings, state, total, 1, math.inf).compile()
 
 
 def microbatch_shapes(case: Case, how: Cut) -> tuple[Batch, jax.ShapeDtypeStruct]:

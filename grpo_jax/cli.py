@@ -10,6 +10,7 @@ from typing import Any
 
 from grpo_jax import __version__
 from grpo_jax.devices.process import keep_pages, silence_tpu_library
+from grpo_jax.redaction import print_redacted, redact
 
 OVERRIDES = "section.key=value: replaces a value of the config, e.g. train.steps=20"
 LOAD, SAMPLER = "grpo_jax.models:load", "grpo_jax.rollout:Sampler"  # owners of settings that are options here, too
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. A config that cannot be used, or a missing file, is one line of text and exit status 2."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     keep_pages()
+    sys.excepthook = print_redacted
     sys.path.append(os.getcwd())  # so that `use: my_module:my_reward` is found
     from grpo_jax.config import ConfigError, read
 
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         silence_tpu_library()
         return importlib.import_module(f"grpo_jax.commands.{arguments.command}").run(arguments)
     except (ConfigError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redact(f"error: {error}"), file=sys.stderr)
         return 2
 
 

@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -19,6 +18,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from grpo_jax.hosts import store
+from grpo_jax.redaction import print_redacted, redact
 
 RESUMABLE = 75  # exit status of a run that was told to stop, and has saved: --resume goes on (EX_TEMPFAIL)
 LOST = 76  # exit status where another host is missing: --resume goes on from the last checkpoint, if there is one
@@ -47,14 +47,14 @@ def end_all_hosts_on_error(*one_line: type[Exception]) -> Generator[None, None, 
 def _end_with(error: BaseException, one_line: tuple[type[Exception], ...]) -> None:
     """Stores the error for the other hosts and ends this process at once: JAX's own exit would wait for the others."""
     if isinstance(error, one_line):
-        code, text = 2, str(error)
+        code, text = 2, redact(str(error))
         print(f"error: {text}", file=sys.stderr, flush=True)
     elif isinstance(error, KeyboardInterrupt):
         code, text = 130, "it was interrupted"
         print("\ninterrupted; all other hosts end, too", file=sys.stderr, flush=True)
     else:
-        code, text = 1, f"{type(error).__name__}: {error}"
-        traceback.print_exception(error)
+        code, text = 1, redact(f"{type(error).__name__}: {error}")
+        print_redacted(type(error), error, error.__traceback__)
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
         time.sleep(SILENCE_SECONDS + 4 * HEARTBEAT_SECONDS)  # if a lost host was the cause, its name is printed first
     _ending.set()

@@ -23,11 +23,11 @@
 
 Coefficients of `kl` and `terms` may adapt from step to step (coefficients.py).
 
-A token that a mask leaves out has no gradient from the surrogate if the surrogate of a token depends on that token alone.
-The gradient of a `sequence` ratio (gspo, luspo, real) goes to all tokens of the response: as in TRL 1.16, a mask then
-leaves terms out of the sum, and those that remain still move every token of their response. With `sequence_token` the
-ratio has the same value, and tokens that are left out do not move. `GeometricClip` (gmpo) takes its mean over the tokens
-that are kept, also as in TRL. Masks do not apply to `kl` and `terms`; a term has a mask of its own.
+A token that a mask leaves out has no gradient from the surrogate if the surrogate of a token depends on that token
+alone. The gradient of a `sequence` ratio (gspo, luspo, real) goes to all tokens of the response: as in TRL 1.16, a mask
+then leaves terms out of the sum, and those that remain still move every token of their response. With `sequence_token`
+the ratio has the same value, and tokens that are left out do not move. `GeometricClip` (gmpo) takes its mean over the
+tokens that are kept, also as in TRL. Masks do not apply to `kl` and `terms`; a term has a mask of its own.
 """
 
 from collections.abc import Callable

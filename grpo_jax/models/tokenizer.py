@@ -5,7 +5,6 @@ it is encoded as plain text, so that a data set cannot end the user's turn or sp
 """
 
 import functools
-import json
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ import tokenizers
 from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from grpo_jax.models.files import AGAIN, read_json, token_ids
 from grpo_jax.structs import Prompts, bucket
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # or it would advise to install torch
@@ -113,7 +113,12 @@ class Tokenizer:
 
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer in a model's directory, with all ids that end a response."""
-    loaded = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    try:
+        loaded = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each kind of damage raises another class, and some a bare Exception
+        raise ValueError(
+            f"{directory} has no tokenizer that can be read ({type(error).__name__}: {error}). {AGAIN}"
+        ) from error
     backend = cast(PreTrainedTokenizerBase, loaded)
     ends = {backend.eos_token_id, *_generation_ends(directory), *_turn_ends(backend)} - {None}
     if not ends:
@@ -191,8 +196,7 @@ def _size(backend: PreTrainedTokenizerBase) -> int:
 
 def _generation_ends(directory: Path) -> list[int]:
     path = directory / "generation_config.json"
-    ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", []) if path.is_file() else []
-    return ends if isinstance(ends, list) else [ends]
+    return token_ids(path, read_json(path), "eos_token_id") if path.is_file() else []
 
 
 def _turn_ends(backend: PreTrainedTokenizerBase) -> list[int]:

@@ -1,8 +1,9 @@
-"""Corrections and masks: which tokens move the policy, and how much.
+"""Corrections and masks: which tokens' surrogates count, and how much.
 
 A correction is a function of `Tokens`, evaluated with the loss but without a gradient of its own; it looks at one
 response at a time, so microbatches do not change it. A mask is a function of `Tokens` and a key. It sees the whole
-batch once, before any gradient, with log-probs, entropies and ratios from when the batch was made.
+batch once, before any gradient, with log-probs, entropies and ratios from when the batch was made. Where the gradient
+goes if the ratio is one of responses, the docstring of objective.py says.
 """
 
 from dataclasses import dataclass

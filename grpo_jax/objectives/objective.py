@@ -9,7 +9,7 @@
 - advantage    `Scored` -> advantages_PG or advantages_PGT                               (advantages.py)
 - prune        (`Scored`, advantages) -> keep_PG: which responses count in the loss      (selection.py)
 - weighting    (action_PGT, counted_PG) -> weights_PGT: how much each token counts       (weightings.py)
-- masks        (`Tokens`, key) -> keep_PGT: which tokens move the policy                 (corrections.py)
+- masks        (`Tokens`, key) -> keep_PGT: whose surrogates count                       (corrections.py)
 
 `loss` (loss.py) uses these with the gradient, on one microbatch after the other:
 
@@ -22,6 +22,12 @@
 - terms        what else is maximised                                                    (terms.py)
 
 Coefficients of `kl` and `terms` may adapt from step to step (coefficients.py).
+
+A token that a mask leaves out has no gradient from the surrogate if the surrogate of a token depends on that token
+alone. The gradient of a `sequence` ratio (gspo, luspo, real) goes to all tokens of the response: as in TRL 1.16, a mask
+then leaves terms out of the sum, and those that remain still move every token of their response. With `sequence_token`
+the ratio has the same value, and tokens that are left out do not move. `GeometricClip` (gmpo) takes its mean over the
+tokens that are kept, also as in TRL. Masks do not apply to `kl` and `terms`; a term has a mask of its own.
 """
 
 from collections.abc import Callable

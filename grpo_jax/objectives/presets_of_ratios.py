@@ -31,6 +31,8 @@ def gspo(clip_low: float = 3e-4, clip_high: float = 4e-4) -> Objective:
     """GSPO (arXiv:2507.18071): one length-normalised ratio for each response.
 
     min(s A, clip(s, 1 - clip_low, 1 + clip_high) A), s = exp(mean log r); mean over each response
+
+    With a mask, tokens that are left out still move, as they are in s (as in TRL); with `gspo_token` they do not.
     """
     return Objective(STANDARD, ClippedRatio(clip_low, clip_high), sequence_mean, ratio=sequence)
 
@@ -47,6 +49,8 @@ def luspo(clip_low: float = 2e-3, clip_high: float = 2.5e-3) -> Objective:
     """LUSPO (arXiv:2602.05261): GSPO in which each response is weighted by its length.
 
     min(s A, clip(s, 1 - clip_low, 1 + clip_high) A), s = exp(mean log r); sum over each response
+
+    With a mask, tokens that are left out still move, as they are in s; with `ratio: sequence_token` they do not.
     """
     return Objective(STANDARD, ClippedRatio(clip_low, clip_high), sequence_sum, ratio=sequence)
 
@@ -55,6 +59,8 @@ def gmpo(clip: float = GeometricClip.low) -> Objective:
     """GMPO (arXiv:2507.20673): the geometric mean of the token ratios, each clipped in log space.
 
     A exp(mean of log r, at most `clip` if A > 0 and at least -`clip` otherwise); mean over each response
+
+    With a mask, the mean is over the tokens that are kept.
     """
     return Objective(STANDARD, GeometricClip(clip, clip), sequence_mean)
 
@@ -64,6 +70,9 @@ def cispo(low: float = ClippedWeight.low, high: float = ClippedWeight.high) -> O
     lower bound and leaves the upper one open; 5 is what TRL takes for ScaleRL (arXiv:2510.13786).
 
     sg(clip(r, low, high)) A log pi; every token counts the same
+
+    Every token of the batch, as in TRL and verl. The paper divides by the tokens of each group, so that every prompt
+    counts the same: `weighting: prompt_mean`.
     """
     return Objective(STANDARD, ClippedWeight(low, high), token_mean)
 
@@ -213,6 +222,8 @@ def real(temperature: float = Listwise.temperature, right: float = Signed.right)
     whole groups.
 
     -log(1 + sum over right of e^(-s/t)) - log(1 + sum over wrong of e^(s/t)), s = mean log r; mean over prompts
+
+    With a mask, tokens that are left out still move, as they are in s.
     """
     return Objective(Signed(1.0, right=right), Listwise(temperature), sequence_mean, ratio=sequence)
 

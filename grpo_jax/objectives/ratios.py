@@ -19,12 +19,17 @@ def token(difference_PGT: Float[Array, "P G T"], action_PGT: Bool[Array, "P G T"
 
 
 def sequence(difference_PGT: Float[Array, "P G T"], action_PGT: Bool[Array, "P G T"]) -> Float[Array, "P G T"]:
-    """The mean log-ratio of the response: the length-normalised sequence ratio (GSPO, arXiv:2507.18071)."""
+    """The mean log-ratio of the response: the length-normalised sequence ratio (GSPO, arXiv:2507.18071).
+
+    Its gradient goes to every token of the response, also to those that a mask leaves out.
+    """
     return jnp.broadcast_to(mean_of(difference_PGT, action_PGT), difference_PGT.shape)
 
 
 def sequence_token(difference_PGT: Float[Array, "P G T"], action_PGT: Bool[Array, "P G T"]) -> Float[Array, "P G T"]:
-    """The value of `sequence` with each token's own gradient (GSPO-token, arXiv:2507.18071, equation 14)."""
+    """The value of `sequence` with each token's own gradient (GSPO-token, arXiv:2507.18071, equation 14), so that a
+    token that a mask leaves out does not move.
+    """
     mean_PG1 = jax.lax.stop_gradient(mean_of(difference_PGT, action_PGT))
     return mean_PG1 + difference_PGT - jax.lax.stop_gradient(difference_PGT)
 

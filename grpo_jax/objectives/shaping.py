@@ -26,7 +26,12 @@ class SoftOverlong:
 
 
 def nothing_for_truncated(scored: Scored) -> Scored:
-    """The reward of a truncated response, and each of its parts, is at most zero."""
+    """The reward of a truncated response, and each of its parts, is at most zero.
+
+    This punishes truncation only where zero is the worst reward. Where wrong responses have negative rewards, a right
+    response that was truncated is still better than a wrong one: shift the rewards, so that none is below zero, or
+    leave this out.
+    """
     ended_PG, parts_PGR = ends(scored), scored.parts_PGR
     rewards_PG = jnp.where(ended_PG, scored.rewards_PG, jnp.minimum(scored.rewards_PG, 0.0))
     if parts_PGR is not None:

@@ -166,15 +166,20 @@ def tapered(tokens: Tokens) -> Array:
 class GeometricClip:
     """A exp(mean of x) over the response, x the log-ratio of a token, at most `high` if A > 0 and at least -`low`
     otherwise (GMPO, arXiv:2507.20673). Use it with the token ratio and with advantages of responses.
+
+    It applies the objective's masks itself: the mean is over the tokens that are kept (as in TRL), and the response
+    counts as much as without a mask.
     """
 
+    applies_masks: ClassVar[bool] = True
     low: float = 0.4
     high: float = 0.4
 
     def __call__(self, tokens: Tokens) -> Array:
         x_PGT, rises_PGT = tokens.log_ratio_PGT, tokens.advantages_PGT > 0
         x_PGT = jnp.where(rises_PGT, jnp.minimum(x_PGT, self.high), jnp.maximum(x_PGT, -self.low))
-        return bounded_exp(mean_of(x_PGT, tokens.action_PGT)) * tokens.advantages_PGT
+        kept_PGT = tokens.action_PGT if tokens.keep_PGT is None else tokens.action_PGT & (tokens.keep_PGT > 0)
+        return bounded_exp(mean_of(x_PGT, kept_PGT)) * tokens.advantages_PGT
 
 
 @dataclass(frozen=True)

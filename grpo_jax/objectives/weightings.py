@@ -19,13 +19,17 @@ def sequence_mean(action_PGT: Bool[Array, "P G T"], counted_PG: Bool[Array, "P G
 
 
 def token_mean(action_PGT: Bool[Array, "P G T"], counted_PG: Bool[Array, "P G"]) -> Float[Array, "P G T"]:
-    """Every token of the batch counts the same."""
+    """Every token of the batch counts the same, as in TRL and verl. DAPO and CISPO as published divide by the tokens of
+    each group instead, which is `prompt_mean`; the two are equal where all groups have as many tokens.
+    """
     counted_PGT = action_PGT & counted_PG[:, :, None]
     return counted_PGT / jnp.maximum(jnp.sum(counted_PGT), 1)
 
 
 def prompt_mean(action_PGT: Bool[Array, "P G T"], counted_PG: Bool[Array, "P G"]) -> Float[Array, "P G T"]:
-    """Every prompt counts the same, and so does every token of its responses (ScaleRL, arXiv:2510.13786)."""
+    """Every prompt counts the same, and so does every token of its responses (ScaleRL, arXiv:2510.13786, and
+    the published DAPO and CISPO).
+    """
     counted_PGT = action_PGT & counted_PG[:, :, None]
     tokens_P11 = jnp.sum(counted_PGT, axis=(1, 2), keepdims=True)
     return counted_PGT / jnp.maximum(tokens_P11, 1) / jnp.maximum(jnp.sum(tokens_P11 > 0), 1)

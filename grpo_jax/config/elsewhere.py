@@ -1,7 +1,7 @@
 """What settings of other programs are called here, for messages about unknown keys.
 
-The names of TRL are those of its `GRPOConfig` and of the `TrainingArguments` of transformers; those of verl are paths in
-its `ppo_trainer.yaml`. A name that is the same here has no line.
+The names of TRL are those of its `GRPOConfig` and of the `TrainingArguments` of transformers; those of verl are paths
+in its `ppo_trainer.yaml`. A name that is the same here has no line.
 """
 
 KL = "objective.kl, a number with `objective: {use: grpo}`, and else kl: {coefficient: 0.04, estimator: k3}"
@@ -9,12 +9,12 @@ CLIP = "objective.clip_low, or objective.clip with `objective: {use: grpo}` (opt
 AT_ONCE = "algorithm.responses_at_once, how many responses each device learns from at once (null: found from memory)"
 PROMPTS = "train.prompts, the prompts of a step, each with rollout.responses responses"
 PASSES = "algorithm.minibatches, the optimiser steps for each batch of rollouts, each from another part of it"
-ITERATIONS = "not here: a batch of rollouts is learned from once, in algorithm.minibatches optimiser steps; leave it out"
+ITERATIONS = "not here: each batch is learned from once, in algorithm.minibatches optimiser steps; leave it out"
 STEPS = "train.steps; an epoch is the number of training examples divided by train.prompts"
 REFERENCE = "part of objective.kl: {coefficient: 0.04, estimator: k3, reference: {every: 512, share: 0.6}}"
 EVALUATE = "train.evaluate_every, in steps; 0 never"
 ALGORITHM = "objective.use, as in objective: {use: grpo}"
-SCALE = "part of objective.use: dr_grpo does not divide by the deviation, and objective.advantage names any other choice"
+SCALE = "part of objective.use: dr_grpo does not divide by the deviation; objective.advantage names other choices"
 REWARD = "rewards, a list such as [exact, {use: 'my_rewards:politeness', weight: 0.2}]"
 MASKED = "objective.filter_truncated, of `objective: {use: dapo}`"
 RATIO = "objective.ratio, such as sequence; objective: {use: gspo} is the published method"

@@ -22,11 +22,21 @@ MEANINGS = (
     (r"parsing a (flow|block) node", "a value is missing here, or a sign too many; write one value", False),
     (r"quoted scalar.*unexpected", "this quote is never closed; end the text with the same quote", True),
     (r"unknown escape|escape sequence", r"a \\ in double quotes begins an escape; use single quotes, or \\\\", False),
-    (r"block scalar", f"only a comment may follow | or > on its line; begin the text on the next line, or {QUOTE}", True),
-    (r"expected <block end>, but found '-'", "this item is indented otherwise than those above; begin all items in the"
-     " same column", False),
-    (r"expected <block end>", f"this line is indented otherwise than those above, or text follows a quote; {INDENT}",
-     False),
+    (
+        r"block scalar",
+        f"the text after | or > begins on the next line; or {QUOTE}",
+        True,
+    ),
+    (
+        r"expected <block end>, but found '-'",
+        "this item is indented otherwise than those above; begin all items in the same column",
+        False,
+    ),
+    (
+        r"expected <block end>",
+        f"this line is indented otherwise than those above, or text follows a quote; {INDENT}",
+        False,
+    ),
     (r"single document", "a second document begins here; keep one, without ---", False),
 )
 GLUED = re.compile(r"\s*(?:- )?([A-Za-z_][\w-]*):([^\s:/].*)")

@@ -41,7 +41,7 @@ def score_rollouts(algorithm: Algorithm, rollouts: Rollouts, examples: Sequence[
     index_p = prompts_of_host(mesh, len(examples))
     own = [examples[index] for index in index_p]
     texts = decoded(algorithm.decode, ids)
-    parts_pGR, ends = judge(algorithm.reward, own, texts, ids, step)
+    parts_pGR, ends = judge(algorithm.reward, own, texts, ids, step, algorithm.reward_seconds)
     unknown = bool(np.isnan(parts_pGR).all())  # whether there would have been rewards of steps, too
     steps_PGT = None
     if _any_host(bool(ends) or unknown):

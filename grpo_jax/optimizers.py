@@ -5,6 +5,8 @@ from typing import Literal
 import jax.numpy as jnp
 import optax
 
+from grpo_jax.ranges import WHOLE, check_range
+
 LARGEST_SQUARED = 1e15  # the sum of squares of so large a gradient is far from the end of float32
 
 
@@ -28,6 +30,10 @@ def adamw(
     ] = "float32",  # type of the mean gradient; bfloat16 saves 2 bytes a parameter
 ) -> optax.GradientTransformation:
     """AdamW whose state carries the current rate as `learning_rate`, so that it can be logged."""
+    check_range("optimizer.b1", b1, least=0, below=1)
+    check_range("optimizer.b2", b2, least=0, below=1)
+    check_range("optimizer.epsilon", epsilon, above=0, most=1)
+    check_range("optimizer.weight_decay", weight_decay, least=0, most=1)
     descend = optax.inject_hyperparams(optax.adamw, static_args=("b1", "b2", "eps", "weight_decay", "mu_dtype"))
     rate = _warmed_up(learning_rate, warmup_steps, clip_norm)
     steps = optax.chain(
@@ -48,6 +54,7 @@ def adafactor(
 
     It has no momentum and no relative steps, so its state is small next to the weights.
     """
+    check_range("optimizer.decay", decay, above=0, most=1)
     descend = optax.inject_hyperparams(
         optax.adafactor, static_args=("decay_rate", "multiply_by_parameter_scale", "min_dim_size_to_factor")
     )
@@ -60,7 +67,8 @@ def adafactor(
 
 
 def _warmed_up(learning_rate: float, warmup_steps: int, clip_norm: float) -> optax.Schedule:
-    if learning_rate <= 0 or clip_norm <= 0:
-        raise ValueError(f"learning_rate and clip_norm must be above 0; got {learning_rate} and {clip_norm}.")
+    check_range("optimizer.learning_rate", learning_rate, above=0, most=1)
+    check_range("optimizer.clip_norm", clip_norm, above=0)
+    check_range("optimizer.warmup_steps", warmup_steps, least=0, most=WHOLE)
     steps = max(warmup_steps, 1)
     return optax.linear_schedule(learning_rate / steps, learning_rate, steps - 1)

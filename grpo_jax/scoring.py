@@ -53,7 +53,7 @@ def score_rollouts(algorithm: Algorithm, rollouts: Rollouts, examples: Sequence[
     texts = decoded(algorithm.decode, ids)
     failure: Exception | None = None
     try:
-        parts_pGR, ends = judge(algorithm.reward, own, texts, ids, step)
+        parts_pGR, ends = judge(algorithm.reward, own, texts, ids, step, algorithm.reward_seconds)
     except Exception as error:
         if jax.process_count() == 1:
             raise

@@ -14,14 +14,21 @@ from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from grpo_jax.rewards.example import Example
 
+TELLING = {"completions", "completion_ids"}  # parameters that only a function for TRL has
+PASSED = {"prompts", "trainer_state", "log_extra", "log_metric"}  # that it may have instead, beside **kwargs
+FAILURES = (Exception, SystemExit, asyncio.CancelledError)  # of a reward; sys.exit would end the run as if complete
 NOT_PASSED = {"prompt", "completion", "completion_ids"}  # columns that TRL does not pass on
 
 
 def is_trl(reward: Callable[..., Any]) -> bool:
-    """Whether the reward was written for TRL: it has a parameter named completions."""
-    return "completions" in inspect.signature(reward).parameters
+    """Whether the reward was written for TRL: by the names of its parameters, as TRL passes all by keyword."""
+    parameters = inspect.signature(reward).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return bool(TELLING & set(parameters) or (takes_all and PASSED & set(parameters)))
 
 
 def call(
@@ -42,17 +49,19 @@ def call(
     accepted = _accepted(reward, label, offered)
     try:
         values = reward(**accepted)
-        values = list(_finished(values) if inspect.isawaitable(values) else values)
-    except (KeyboardInterrupt, GeneratorExit):
-        raise
-    except BaseException as error:  # sys.exit would end the run as if it were complete
+        values = _finished(values) if inspect.isawaitable(values) else values
+    except FAILURES as error:
         raise ValueError(
             f"Reward {label} failed on a batch of {len(repeated)} responses to {len(examples)} examples:"
             f" {type(error).__name__}: {error}"
         ) from error
+    if not isinstance(values, list | tuple) and not (isinstance(values, np.ndarray) and values.ndim == 1):
+        raise ValueError(
+            f"Reward {label} must return a list with one value per completion; got a {type(values).__name__}."
+        )
     if len(values) != len(repeated):
         raise ValueError(f"Reward {label} must return one value per completion: {len(repeated)}; got {len(values)}.")
-    return values
+    return list(values)
 
 
 def _columns(examples: Sequence[Example]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from grpo_jax.learner.microbatches import Cut, cut
 from grpo_jax.learner.room import choices_of, needed_bytes, responses_that_fit
 from grpo_jax.learner.update import check_split
 from grpo_jax.models import Shape, decoder_policy, find_shape
+from grpo_jax.objectives.checking import check_group
 from grpo_jax.rollout import Sampler, native_sampler
 from grpo_jax.rollout.sizes import prompts_held, subgroups_at_once
 from grpo_jax.structs import Policy, TrainState, bucket
@@ -120,6 +121,7 @@ def assemble(config: Config, found: Slice) -> Case:
     mesh = config.mesh.build().mesh(found.devices(), copy_bytes(policy), found.chip.memory)
     check_hosts(mesh)
     check_split(algorithm, settings.prompts, sampler.responses, mesh)
+    check_group(algorithm.objective, sampler.responses)
     one = mesh if found.hosts == 1 else host_mesh(mesh, found.host.devices())
     return Case(config, algorithm, sampler, shape, settings, found, mesh, one)
 

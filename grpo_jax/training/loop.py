@@ -27,6 +27,7 @@ from grpo_jax.tasks import Task
 from grpo_jax.training.asking import ask
 from grpo_jax.training.checkpoint import Checkpoints
 from grpo_jax.training.evaluation import evaluate_questions
+from grpo_jax.training.health import Health, setup_of
 from grpo_jax.training.order import step_key
 from grpo_jax.training.overview import table as overview
 from grpo_jax.training.progress import Progress
@@ -130,10 +131,11 @@ def _loop(started: Started) -> Trained:
     """Steps until all are done, with evaluations and checkpoints between them, or until the run is told to stop."""
     session, state, record, stop = started.session, started.state, started.record, started.stop
     settings, done, retired = session.settings, int(state.step), set(record.retired)
-    progress = Progress(settings.steps, done, store.is_first())
+    progress = Progress(settings.steps, done, store.is_first(), settings.watchdog_minutes)
     progress.say(introduction(session, state, record.path))
     if session.held_out is not None and not record.history:
         record.metrics(0, _evaluate(session, state.params, progress, 0))
+    health = Health(setup_of(session), record, progress.say)
     stop.catch_interrupts()
     for index in range(done, settings.steps):
         if used_up(session, retired):
@@ -144,6 +146,7 @@ def _loop(started: Started) -> Trained:
         if last or (settings.evaluate_every and (index + 1) % settings.evaluate_every == 0):
             metrics |= _evaluate(session, state.params, progress, index + 1)
         record.metrics(index + 1, metrics)
+        health.look()
         if last or stopped or (index + 1) % settings.save_every == 0:
             _save(started.checkpoints, state, index + 1, progress, wait=last or stopped)
         if stopped:

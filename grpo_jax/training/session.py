@@ -33,12 +33,15 @@ class Settings:
     keep: int = 2  # checkpoints
     resample: int = 1  # rounds of sampling, at most, until a step's groups all differ in reward (DAPO's is 10)
     retire: float | None = None  # mean reward from which a prompt is not asked again; null never (ScaleRL's is 0.9)
+    watchdog_minutes: float = 60.0  # after which a phase (sampling, learning, ...) counts as stuck; 0 never
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "prompts": 1, "evaluate_every": 0, "evaluate_prompts": 1, "keep": 1, "resample": 1}
         for name, bound in (least | {"save_every": 1}).items():
             if getattr(self, name) < bound:
                 raise ValueError(f"train.{name} must be at least {bound}; got {getattr(self, name)}.")
+        if not 0 <= self.watchdog_minutes <= 100_000:
+            raise ValueError(f"train.watchdog_minutes must be from 0 to 100000; got {self.watchdog_minutes}.")
 
 
 class Questions:

@@ -77,7 +77,7 @@ def held_out_falls(seen: Seen) -> str | None:
     step = seen.history[index]["step"]
     return (
         f"the reward rises ({fmean(then):.3g} -> {fmean(now):.3g} since step {step}) while the held-out reward"
-        f" falls ({best:.3g} -> {fallen[-1]:.3g}): the policy learns these prompts by heart, or a weakness of the reward."
-        " Use more training prompts (task), a KL term (objective.kl) or a lower optimizer.learning_rate, or end at step"
-        f" {step}."
+        f" falls ({best:.3g} -> {fallen[-1]:.3g}): the policy learns these prompts by heart, or a weakness of the"
+        " reward. Use more training prompts (task), a KL term (objective.kl) or a lower optimizer.learning_rate, or end"
+        f" at step {step}."
     )

@@ -59,11 +59,12 @@ def clipping(seen: Seen) -> str | None:
 
 def spike(seen: Seen) -> str | None:
     """The norm of the gradient is far above what it usually is."""
-    norms = [norm for norm in seen.last("grad_norm", 2 * seen.limits.before) if norm > 0]
-    if len(norms) <= seen.limits.before or norms[-1] <= seen.limits.spike * median(norms[:-1]):
+    *norms, last = seen.last("grad_norm", 2 * seen.limits.before) or [0.0]
+    before = [norm for norm in norms if norm > 0]  # of steps that taught something
+    if len(before) < seen.limits.before or last <= seen.limits.spike * median(before):
         return None
     return (
-        f"the norm of the gradient was {norms[-1]:.3g}, {norms[-1] / median(norms[:-1]):.0f} times its median. Larger"
+        f"the norm of the gradient was {last:.3g}, {last / median(before):.0f} times its median. Larger"
         " norms than optimizer.clip_norm are scaled down to it: lower that, or optimizer.learning_rate, if the reward"
         " falls."
     )

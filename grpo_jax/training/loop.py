@@ -30,6 +30,7 @@ from grpo_jax.training.asking import Answers, ask
 from grpo_jax.training.checkpoint import Checkpoints
 from grpo_jax.training.ending import Whole, check_before_saving, save_whole, writing
 from grpo_jax.training.evaluation import evaluate_questions
+from grpo_jax.training.health import Health, setup_of
 from grpo_jax.training.nonfinite import are_usable, describe_skipped, dump, failed, failed_in_a_row, largest_norm
 from grpo_jax.training.order import step_key
 from grpo_jax.training.progress import Progress
@@ -173,7 +174,8 @@ def _steps(started: Started, whole: Whole) -> Trained:
     """Steps until all are done, with evaluations and checkpoints between them, or until the run is told to stop."""
     session, record, stop = started.session, started.record, started.stop
     settings, first, retired = session.settings, whole.step, set(record.retired)
-    progress = Progress(settings.steps, first, store.is_first())
+    progress = Progress(settings.steps, first, store.is_first(), settings.watchdog_minutes)
+    health = Health(setup_of(session), record, progress.say)
     stop.catch_interrupts()
     progress.say(introduction(session, whole.state, record.path))
     _evaluate_first(started, whole, progress)
@@ -181,6 +183,7 @@ def _steps(started: Started, whole: Whole) -> Trained:
         if used_up(session, retired):
             break
         ended = _whole_step(started, whole, first, retired, progress)
+        health.look()
         if progress.closed:
             stop.request()
         stopped = stop.after_step() and not ended

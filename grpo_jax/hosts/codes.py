@@ -9,6 +9,7 @@ NOT_WRITTEN = 74  # EX_IOERR
 RESUMABLE = 75  # EX_TEMPFAIL
 LOST = 76
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+NOT_READ = 141  # 128 + SIGPIPE
 
 MEANINGS = {
     COMPLETE: "the run is complete",
@@ -20,6 +21,7 @@ MEANINGS = {
     RESUMABLE: "told to stop by SIGTERM or SIGHUP, or its output was closed; saved, --resume goes on",
     LOST: "another host is missing; --resume goes on from the last checkpoint",
     INTERRUPTED: "Ctrl-C; the last whole step is saved",
+    NOT_READ: "nobody reads the output any more, as in `| head` (train saves, and ends with 75)",
 }
 
 

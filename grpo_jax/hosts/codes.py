@@ -21,7 +21,7 @@ MEANINGS = {
     RESUMABLE: "told to stop by SIGTERM or SIGHUP, or its output was closed; saved, --resume goes on",
     LOST: "another host is missing; --resume goes on from the last checkpoint",
     INTERRUPTED: "Ctrl-C; the last whole step is saved",
-    NOT_READ: "the output was piped into a command that stopped reading, such as head (training then saves, and ends with 75)",
+    NOT_READ: "the output went to a command that stopped reading, such as head; training saves and ends with 75",
 }
 
 

@@ -5,7 +5,7 @@ import argparse
 from grpo_jax.config import ConfigError, build, render
 from grpo_jax.devices.cache import keep_programs
 from grpo_jax.hosts import ending, meeting
-from grpo_jax.training import finish, start
+from grpo_jax.training import Resume, finish, start
 
 
 @ending.end_all_hosts_on_error(ConfigError, FileNotFoundError)  # the command line, too, prints these as one line
@@ -15,9 +15,10 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         meeting.join()
         same = {"config": text, "version of the code": meeting.code_version()}
-        meeting.check_same(same | {"choice of --resume": str(arguments.resume)})
+        resume = Resume(arguments.strict, arguments.allow_changes) if arguments.resume else None
+        meeting.check_same(same | {"choice of --resume": str(resume)})
         keep_programs()
-        started = start(**build(arguments.config), resume=arguments.resume)
+        started = start(**build(arguments.config), resume=resume)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
     try:

@@ -25,13 +25,14 @@ from grpo_jax.scoring import Rewards
 from grpo_jax.structs import Params, TrainState
 from grpo_jax.tasks import Task
 from grpo_jax.training.asking import ask
-from grpo_jax.training.checkpoint import Checkpoints
+from grpo_jax.training.checkpoint import Checkpoints, size_of
 from grpo_jax.training.evaluation import evaluate_questions
+from grpo_jax.training.opening import Resume, most_at_once, open_run
 from grpo_jax.training.order import step_key
 from grpo_jax.training.overview import table as overview
 from grpo_jax.training.progress import Progress
 from grpo_jax.training.record import Record, Run
-from grpo_jax.training.session import Session, Settings, assemble, first_state
+from grpo_jax.training.session import Session, Settings, assemble
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Started:
     checkpoints: Checkpoints
     record: Record
     stop: ending.StopSignal
+    files: ExitStack  # the record, the checkpoints and the lock of the directory, closed in this order's reverse
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,17 @@ def train(
     run: Run | None = None,
     config: str = "",
     resume: bool = False,
+    strict: bool = False,
+    allow_changes: bool = False,
 ) -> Trained:
     """Trains for `settings.steps` steps and writes a run directory, which `RunDirectory` reads.
 
-    `config` is kept there as config.yaml. `resume` goes on from the newest checkpoint of the newest run of this name.
+    `config` is kept there as config.yaml. `resume` goes on from the newest checkpoint of the newest run of this name
+    that can be verified; it is an error to skip one if `strict`, and to change what is learned unless `allow_changes`.
     On several hosts all of them call this at once, after `grpo_jax.hosts.meeting.join()`.
     """
-    return finish(start(model, task, algorithm, settings, layout, run, config, resume))
+    how = Resume(strict, allow_changes) if resume else None
+    return finish(start(model, task, algorithm, settings, layout, run, config, how))
 
 
 def start(
@@ -80,41 +86,33 @@ def start(
     layout: Layout | None = None,
     run: Run | None = None,
     config: str = "",
-    resume: bool = False,
+    resume: Resume | None = None,
 ) -> Started:
     """Everything before the first step. The hosts agree that they run the same before they load the model's weights."""
     run = Run() if run is None else run
     with ExitStack() as opened:  # is closed again if the run cannot start
         stop = opened.enter_context(closing(ending.StopSignal()))
-        path = Path(store.decide(lambda: str(run.latest()))) if resume else None
-        started = _open(assemble(model, task, algorithm, settings, layout), run, path, config, stop)
+        path = None if resume is None else Path(store.decide(lambda: str(run.latest())))
+        started = _open(assemble(model, task, algorithm, settings, layout), run, path, config, resume, stop)
         opened.pop_all()
     return started
 
 
-def _open(session: Session, run: Run, path: Path | None, config: str, stop: ending.StopSignal) -> Started:
+def _open(
+    session: Session, run: Run, path: Path | None, config: str, resume: Resume | None, stop: ending.StopSignal
+) -> Started:
     """The state and the directory of a run, new unless there is a `path`, once all hosts have agreed."""
     meeting.check_same(session.facts() | {"code in its current folder": meeting.user_code_version()})
     meeting.check_same({"mesh": str(session.mesh.shape)}, "Set mesh.data, mesh.fsdp and mesh.tensor.")
     if session.algorithm.responses_at_once is None:
         meeting.check_same({"memory of a device": str(device_memory())}, "Set algorithm.responses_at_once.")
-    state = first_state(session)
-    path = path or Path(store.decide(lambda: str(run.create())))
-    meeting.check_shared_directory(path)
-    checkpoints = Checkpoints(path / "checkpoints", session.settings.keep)
-    if checkpoints.latest is not None:
-        state = checkpoints.restore(state)
-    record = Record(path, int(state.step), store.is_first())
-    way_out = f"They do not see the same {path} yet, or not any more: start all of them again, with --resume."
-    meeting.check_same({"history of the run": repr((record.history, record.retired))}, way_out)
-    if store.is_first():
-        record.write_config(config)
-    return Started(session, state, checkpoints, record, stop)
+    opened = open_run(session, run, path, config, Resume() if resume is None else resume)
+    return Started(session, opened.state, opened.checkpoints, opened.record, stop, opened.files)
 
 
 def finish(started: Started) -> Trained:
     """All steps of a run that has been started. Its files are closed when this ends, also after Ctrl-C."""
-    with closing(started.stop), closing(started.record), closing(started.checkpoints):
+    with closing(started.stop), started.files:
         try:
             return _loop(started)
         except KeyboardInterrupt:
@@ -144,8 +142,9 @@ def _loop(started: Started) -> Trained:
         if last or (settings.evaluate_every and (index + 1) % settings.evaluate_every == 0):
             metrics |= _evaluate(session, state.params, progress, index + 1)
         record.metrics(index + 1, metrics)
-        if last or stopped or (index + 1) % settings.save_every == 0:
-            _save(started.checkpoints, state, index + 1, progress, wait=last or stopped)
+        best = record.best(settings.keep_best)
+        if last or stopped or (index + 1) % settings.save_every == 0 or best == index + 1:
+            _save(started.checkpoints, state, index + 1, best, progress, wait=last or stopped)
         if stopped:
             progress.say("told to stop: go on with --resume")
             return Trained(record.path, state, complete=False)
@@ -155,9 +154,12 @@ def _loop(started: Started) -> Trained:
     return Trained(record.path, state, complete=True)
 
 
-def _save(checkpoints: Checkpoints, state: TrainState, step: int, progress: Progress, wait: bool) -> None:
+def _save(
+    checkpoints: Checkpoints, state: TrainState, step: int, best: int | None, progress: Progress, wait: bool
+) -> None:
+    """Saves a state in the background, or waits for it. The step `best` is kept, too."""
     with progress.phase("saving"):
-        checkpoints.save(step, state)
+        checkpoints.save(step, state, best)
         if wait:
             checkpoints.wait()
     progress.finish("saving", f"{'saved' if wait else 'in the background, saving'} step {step}")
@@ -232,6 +234,7 @@ def introduction(session: Session, state: TrainState, path: Path) -> str:
         f"{settings.prompts} prompts a step, {algorithm.minibatches} optimiser step(s) each;"
         f" {'no reference policy, as there is no KL term' if kl is None else f'KL coefficient {kl.coefficient}'}\n"
         f"{devices}\n"
+        f"each checkpoint takes up to {size_of(state) / 1e9:.1f} GB; at most {most_at_once(settings)} are on disk at once\n"
         f"{'resuming at' if int(state.step) else 'from'} step {int(state.step)} to {settings.steps}, into {path}"
     )
 

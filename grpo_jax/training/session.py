@@ -30,12 +30,22 @@ class Settings:
     evaluate_every: int = 10  # steps between greedy answers to held-out prompts; 0 never
     evaluate_prompts: int = 64
     save_every: int = 50
-    keep: int = 2  # checkpoints
+    keep: int = 2  # newest checkpoints
+    keep_every: int = 0  # checkpoints of steps that this divides are kept for ever; 0 none
+    keep_best: str | None = None  # the checkpoint with the largest value of this metric is kept, e.g. eval/reward
     resample: int = 1  # rounds of sampling, at most, until a step's groups all differ in reward (DAPO's is 10)
     retire: float | None = None  # mean reward from which a prompt is not asked again; null never (ScaleRL's is 0.9)
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "prompts": 1, "evaluate_every": 0, "evaluate_prompts": 1, "keep": 1, "resample": 1}
+        least = {
+            "steps": 1,
+            "prompts": 1,
+            "evaluate_every": 0,
+            "evaluate_prompts": 1,
+            "keep": 1,
+            "resample": 1,
+            "keep_every": 0,
+        }
         for name, bound in (least | {"save_every": 1}).items():
             if getattr(self, name) < bound:
                 raise ValueError(f"train.{name} must be at least {bound}; got {getattr(self, name)}.")

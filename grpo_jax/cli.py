@@ -122,8 +122,20 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax train`."""
     add_config(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this run")
+    parser.add_argument("--strict", action="store_true", help="with --resume: a damaged checkpoint is an error")
+    parser.add_argument(
+        "--allow-changes", action="store_true", help="with --resume: take settings that change what is learned"
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"exit codes:\n{codes.table()}"
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax checkpoint`."""
+    parser.add_argument(
+        "action", choices=["list", "verify"], help="show the checkpoints of a run, or compare all files"
+    )
+    parser.add_argument("run", help="a run directory, such as runs/quickstart")
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -213,6 +225,7 @@ def count(text: str) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train the model of a config", add_train),
+    "checkpoint": ("list and verify the checkpoints of a run", add_checkpoint),
     "config": ("show a config with every default filled in", add_config),
     "plan": ("show what a config needs on a TPU slice, without one", add_plan),
     "objectives": ("list the objectives that can be trained with", add_objectives),

@@ -2,7 +2,7 @@
 
 import argparse
 
-from grpo_jax.config import ConfigError, build, render
+from grpo_jax.config import ConfigError, build, locate, render
 from grpo_jax.devices.cache import keep_programs
 from grpo_jax.hosts import ending, meeting
 from grpo_jax.training import finish, start
@@ -18,8 +18,10 @@ def run(arguments: argparse.Namespace) -> int:
         meeting.check_same(same | {"choice of --resume": str(arguments.resume)})
         keep_programs()
         started = start(**build(arguments.config), resume=arguments.resume)
+    except ConfigError:
+        raise
     except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(locate(arguments.config, str(error))) from error
     try:
         return 0 if finish(started).complete else ending.RESUMABLE
     except KeyboardInterrupt:

@@ -149,6 +149,6 @@ def _keep_until(file: Path, step: int) -> None:
 
 def _step(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):  # torn when the machine stopped
         return float("inf")

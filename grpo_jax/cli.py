@@ -10,15 +10,34 @@ from typing import Any
 
 from grpo_jax import __version__
 from grpo_jax.devices.process import keep_pages, silence_tpu_library
+from grpo_jax.hosts import codes
+from grpo_jax.hosts.signals import INTERRUPTS, say
+from grpo_jax.redaction import print_redacted
 
 OVERRIDES = "section.key=value: replaces a value of the config, e.g. train.steps=20"
 LOAD, SAMPLER = "grpo_jax.models:load", "grpo_jax.rollout:Sampler"  # owners of settings that are options here, too
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. A config that cannot be used, or a missing file, is one line of text and exit status 2."""
+    """Runs one command. A config that cannot be used, or a missing file, is one line of text and exit status 2.
+
+    Ctrl-C ends every command with exit status 130, also while it loads.
+    """
+    listens = INTERRUPTS.listen()
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:
+        say("\ninterrupted")
+        return codes.INTERRUPTED
+    finally:
+        if listens:
+            INTERRUPTS.close()
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = parse(sys.argv[1:] if argv is None else argv)
     keep_pages()
+    sys.excepthook = print_redacted
     sys.path.append(os.getcwd())  # so that `use: my_module:my_reward` is found
     from grpo_jax.config import ConfigError, read
 
@@ -27,9 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.config = read(arguments.config, arguments.overrides)
         silence_tpu_library()
         return importlib.import_module(f"grpo_jax.commands.{arguments.command}").run(arguments)
+    except SystemExit as error:
+        say(f"error: code that the config names called sys.exit({error.code}) while it was imported")
+        return codes.MISTAKE
     except (ConfigError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        say(f"error: {error}")
+        return codes.MISTAKE
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -66,6 +88,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax train`."""
     add_config(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this run")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"exit codes:\n{codes.table()}"
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:

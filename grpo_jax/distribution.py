@@ -3,6 +3,10 @@
 The sampler draws from it and the trainer scores under it, so both use the same policy. The order is that of
 `transformers`: repetition penalty, minimum length, temperature, top-k, top-p, min-p. Top-k and top-p keep the tokens
 above a threshold, which is found by bisection over the bits of a float: exact, and without a sort.
+
+Ties: tokens of equal probability are kept or left out together, so top-k keeps more than k tokens if some are as likely
+as the k-th, and top-p more than the fewest. In `transformers` top-k does the same, and top-p leaves out those that its
+sort puts last. Tokens less likely than the likeliest one by a factor of e^104 are all alike: 0 in float32.
 """
 
 from collections.abc import Callable
@@ -12,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
+
+from grpo_jax.ranges import WHOLE, check_range
 
 EXCLUDED = -1e30  # finite, so that zero probability times it is zero, and a softmax over nothing else is not NaN
 ONE_BITS = 0x3F800000  # 1.0 as an integer; integers order non-negative floats as the floats themselves
@@ -23,24 +29,20 @@ class SamplingSettings:
     """What is done to the logits before a token is drawn: the settings that a sampler and its distribution share."""
 
     temperature: float = 1.0  # 0 is greedy
-    top_k: int = 0  # keeps so many of the likeliest tokens; 0: all
+    top_k: int = 0  # keeps so many of the likeliest tokens, and those as likely as the last of them; 0: all
     top_p: float = 1.0  # keeps the fewest of the likeliest tokens that together have this probability
     min_p: float = 0.0  # keeps tokens whose probability is at least this fraction of the highest
     repetition_penalty: float = 1.0  # divides positive logits of tokens that occurred before, multiplies negative ones
     min_tokens: int = 0  # excludes end tokens until a response has so many tokens
 
     def __post_init__(self) -> None:
-        rules = {
-            "temperature": (self.temperature >= 0, "at least 0 (0 is greedy)"),
-            "top_k": (self.top_k >= 0, "at least 0 (0 keeps every token)"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (1 keeps every token)"),
-            "min_p": (0 <= self.min_p < 1, "at least 0 and below 1 (0 keeps every token)"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0 (1 is none)"),
-            "min_tokens": (self.min_tokens >= 0, "at least 0"),
-        }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise ValueError(f"{name} must be {rule}; got {getattr(self, name)}.")
+        if self.temperature != 0:
+            check_range("temperature", self.temperature, least=1e-3, most=100, note="(or 0, which is greedy)")
+        check_range("top_k", self.top_k, least=0, most=WHOLE, note="(0 keeps every token)")
+        check_range("top_p", self.top_p, above=0, most=1, note="(1 keeps every token)")
+        check_range("min_p", self.min_p, least=0, below=1, note="(0 keeps every token)")
+        check_range("repetition_penalty", self.repetition_penalty, least=0.01, most=100, note="(1 is none)")
+        check_range("min_tokens", self.min_tokens, least=0, most=WHOLE)
 
 
 @dataclass(frozen=True)

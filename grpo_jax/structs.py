@@ -131,7 +131,8 @@ class Tokens:
 
     Log-probs, entropies and log-ratios are those of the policy and carry gradients; log-ratios are those of tokens or
     of whole responses, as the objective's `ratio` says. `anchor` holds the log-probs that the ratio compares with,
-    `trainer` those of the policy when the batch was made, `sampler` those that the sampler recorded.
+    `trainer` those of the policy when the batch was made, `sampler` those that the sampler recorded. `keep` is the
+    factor that masks give each token (None: one).
     """
 
     action_PGT: Array
@@ -142,6 +143,7 @@ class Tokens:
     anchor_PGT: Array
     trainer_PGT: Array
     sampler_PGT: Array
+    keep_PGT: Array | None = None
 
 
 @jax.tree_util.register_dataclass

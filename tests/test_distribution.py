@@ -126,6 +126,26 @@ def test_greedy_takes_the_first_of_equally_likely_tokens():
     assert int(greedy(logits_11V)[0][0, 0]) == 9
 
 
+def test_top_k_keeps_all_tokens_that_are_as_likely_as_the_last():
+    logits_V = jnp.asarray([1.0, 2.0, 1.0, 0.0, 1.0])
+    kept_V = np.asarray(Distribution(top_k=2)(logits_V, jnp.int32(0))) > EXCLUDED / 2
+    assert kept_V.tolist() == [True, True, True, False, True]
+
+
+def test_top_p_keeps_all_tokens_that_are_as_likely_as_the_last_it_needs():
+    probs_V = np.array([0.2, 0.4, 0.2, 0.2])  # 0.4 and one of 0.2 would be enough
+    kept_V = np.asarray(Distribution(top_p=0.55)(jnp.log(jnp.asarray(probs_V)), jnp.int32(0))) > EXCLUDED / 2
+    assert kept_V.tolist() == [True] * 4
+
+
+def test_the_order_of_equally_likely_tokens_does_not_matter():
+    logits_V = np.round(np.random.default_rng(0).normal(size=V), 1).astype(np.float32)  # many ties
+    order = np.random.default_rng(1).permutation(V)
+    for distribution in (Distribution(top_k=12), Distribution(top_p=0.8)):
+        shaped_V, permuted_V = (distribution(jnp.asarray(each), jnp.int32(0)) for each in (logits_V, logits_V[order]))
+        np.testing.assert_array_equal(shaped_V[order], permuted_V)
+
+
 def test_a_chosen_token_stays_possible_when_rounding_would_exclude_it():
     logits_V = jnp.asarray([2.0, 1.0, 1.0 - 1e-6, 0.0])
     shaped_V = Distribution(top_k=2)(logits_V, jnp.int32(0), None, jnp.int32(2))

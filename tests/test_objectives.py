@@ -1,5 +1,6 @@
 """The presets against loops written from their papers, KL gradients by enumeration, and what must change nothing."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,10 +21,12 @@ from grpo_jax.objectives import (
     dro,
     first_coefficients,
     gfpo,
+    gmpo,
     grpo,
     gspo,
     gspo_token,
     luspo,
+    maxrl,
     next_coefficients,
     pods,
     real,
@@ -42,7 +45,7 @@ from grpo_jax.objectives.corrections import (
     TokenTruncation,
 )
 from grpo_jax.objectives.kl import KL, Reference, k1, k2, k3, k3_with_slope_of_k2
-from grpo_jax.objectives.ratios import sequence_product, token
+from grpo_jax.objectives.ratios import sequence_product, sequence_token, token
 from grpo_jax.objectives.shaping import Brevity, Gate, SoftOverlong
 from grpo_jax.objectives.surrogates import (
     ClippedRatio,
@@ -838,3 +841,111 @@ def test_a_coefficient_follows_its_target():
 def test_a_reference_that_moves_by_a_share_of_zero_is_refused():
     with pytest.raises(ValueError, match="share"):
         Reference(every=10, share=0.0)
+
+
+# Where the gradient of masks goes, and the expected gradients that docs/objectives.md names.
+
+
+@dataclass(frozen=True)
+class EveryOther:
+    """Keeps every other position."""
+
+    def __call__(self, tokens: Tokens, key: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(jnp.arange(tokens.action_PGT.shape[2]) % 2 == 0, tokens.action_PGT.shape)
+
+
+RATIO_OF_RESPONSES = {"gspo", "luspo", "real"}  # their ratio carries a gradient to every token of the response
+
+
+@presets_but(*RATIO_OF_RESPONSES)
+def test_a_token_that_a_mask_leaves_out_does_not_move(objective):
+    case = random_case()
+    _, gradient_PGT = measure(replace(objective, masks=(EveryOther(),)), case)
+    np.testing.assert_array_equal(gradient_PGT[:, :, 1::2], 0.0)
+
+
+@pytest.mark.parametrize("name", sorted(RATIO_OF_RESPONSES))
+def test_with_a_ratio_of_responses_a_token_that_a_mask_leaves_out_moves_as_much_as_the_others(name):
+    case = random_case(spread=1e-5)  # nothing is clipped
+    _, gradient_PGT = measure(replace(OBJECTIVES[name], masks=(EveryOther(),)), case)
+    long = case.action_PGT[:, :, :2].all(axis=2)
+    np.testing.assert_allclose(gradient_PGT[:, :, 1][long], gradient_PGT[:, :, 0][long], rtol=1e-5)
+    assert np.any(gradient_PGT[:, :, 1] != 0)
+
+
+@pytest.mark.parametrize("name", ["gspo", "luspo"])
+def test_a_sequence_ratio_of_tokens_has_the_same_loss_and_does_not_move_what_a_mask_leaves_out(name):
+    case = random_case()
+    masked = replace(OBJECTIVES[name], masks=(EveryOther(),))
+    by_token = replace(masked, ratio=sequence_token)
+    (loss, _), (same, gradient_PGT) = measure(masked, case), measure(by_token, case)
+    np.testing.assert_allclose(loss, same, rtol=1e-6)
+    np.testing.assert_array_equal(gradient_PGT[:, :, 1::2], 0.0)
+    assert np.any(gradient_PGT != 0)
+
+
+def loop_gmpo_of_kept(case: Case) -> float:
+    """TRL's GMPO with a mask: the geometric mean over kept tokens; every response counts the same."""
+    P, G, loss = *case.rewards_PG.shape, 0.0
+    for p, g in np.ndindex(P, G):
+        group = case.rewards_PG[p]
+        A = (group[g] - group.mean()) / (group.std(ddof=1) + 1e-4)
+        kept = [t for t in np.flatnonzero(case.action_PGT[p, g]) if t % 2 == 0]
+        logs = [case.new_PGT[p, g, t] - case.old_PGT[p, g, t] for t in kept]
+        logs = [min(x, 0.4) if A > 0 else max(x, -0.4) for x in logs]
+        loss -= np.exp(sum(logs) / len(logs)) * A / (P * G)
+    return loss
+
+
+def test_gmpo_with_a_mask_is_the_mean_over_kept_tokens_as_in_trl():
+    case = random_case()
+    loss, gradient_PGT = measure(replace(gmpo(), masks=(EveryOther(),)), case)
+    np.testing.assert_allclose(loss, loop_gmpo_of_kept(case), rtol=1e-5)
+    np.testing.assert_allclose(gradient_PGT, slope_of(loop_gmpo_of_kept, case), rtol=1e-3, atol=1e-5)
+
+
+def loop_dapo_by_group(case: Case) -> float:
+    """DAPO as published: the expectation over prompts of a sum over the group's tokens, divided by their number."""
+    return np.mean(
+        [
+            loop_dapo(replace(case, **{name: value[p : p + 1] for name, value in vars(case).items()}))
+            for p in range(len(case.rewards_PG))
+        ]
+    )
+
+
+def test_dapo_by_prompt_is_the_published_one_which_divides_by_the_tokens_of_the_group():
+    case = random_case(P=3, G=4)
+    loss, gradient_PGT = measure(replace(dapo(), weighting=prompt_mean), case)
+    np.testing.assert_allclose(loss, loop_dapo_by_group(case), rtol=1e-4)
+    np.testing.assert_allclose(gradient_PGT, slope_of(loop_dapo_by_group, case), rtol=1e-3, atol=1e-5)
+
+
+def gradient_of_right(objective: Objective, p: float, G: int) -> float:
+    """The expected gradient, by p, of a policy that is right with probability p: the sum over groups of G responses."""
+    expected = 0.0
+    for right in range(G + 1):
+        rewards_PG = (np.arange(G) < right).astype(float)[None]
+        case = Case(rewards_PG, np.ones((1, G, 1), bool), *(np.zeros((1, G, 1)),) * 4)
+        _, slope_PGT = measure(objective, case)
+        score_G = np.where(rewards_PG[0] > 0, 1 / p, -1 / (1 - p))  # of log pi, by p
+        chance = math.comb(G, right) * p**right * (1 - p) ** (G - right)
+        expected -= chance * float(np.asarray(slope_PGT[0, :, 0], np.float64) @ score_G)
+    return expected
+
+
+@pytest.mark.parametrize(("p", "G"), [(0.1, 4), (0.5, 4), (0.9, 2)])
+def test_the_gradients_of_dr_grpo_maxrl_and_rloo_are_those_that_the_docs_name(p, G):
+    np.testing.assert_allclose(gradient_of_right(dr_grpo(length=1), p, G), (G - 1) / G, rtol=1e-5)
+    np.testing.assert_allclose(gradient_of_right(rloo(kl=0.0), p, G), 1.0, rtol=1e-5)
+    terms = [(1 - p) ** (k - 1) for k in range(1, G)]  # the derivative of -(1 - p)^k / k
+    np.testing.assert_allclose(gradient_of_right(maxrl(), p, G), sum(terms), rtol=1e-4)
+
+
+def test_a_truncated_response_beats_a_wrong_one_where_wrong_ones_earn_less_than_zero():
+    rewards_PG, ended_PG = np.array([[1.0, -1.0]]), np.array([[False, True]])
+    case = Case(rewards_PG, np.ones((1, 2, 1), bool), *(np.zeros((1, 2, 1)),) * 4)
+    batch = batch_of(verifiable(), case, ended_PG=ended_PG)
+    assert batch.advantages[0, 0] > 0 > batch.advantages[0, 1]
+    shifted = batch_of(verifiable(), replace(case, rewards_PG=rewards_PG + 1), ended_PG=ended_PG)
+    np.testing.assert_array_equal(shifted.advantages, 0.0)

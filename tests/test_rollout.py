@@ -221,7 +221,7 @@ def test_an_int8_cache_moves_log_probs_little():
         ({"top_p": 0.0}, "top_p must be above 0"),
         ({"top_k": -1}, "top_k must be at least 0"),
         ({"min_p": 1.0}, "min_p must be"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be at least 0.01"),
         ({"min_tokens": 300}, "min_tokens is 300, but max_tokens only 256"),
         ({"stop": ("x",)}, "the tokenizer's `decode`"),
         ({"at_once": 0}, "at_once must be at least 1"),
@@ -238,7 +238,7 @@ def test_an_impossible_sampler_is_refused(changes, words):
     [
         ({"ends": ()}, "No end token"),
         ({"temperature": -1.0}, "at least 0"),
-        ({"max_tokens": 0}, "Nothing to sample"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"max_tokens": 1000}, r"need 10\d\d positions; the model has 1024"),
     ],
 )

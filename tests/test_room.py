@@ -50,7 +50,7 @@ def test_choices_are_all_cuts_that_leave_every_device_the_same_work():
     assert room.choices_of(2, 8, mesh) == [2, 1]  # each group is spread over four devices
     for n in room.choices_of(16, 4, mesh):
         how = cut(16, 4, 1, n, mesh)
-        assert how.rows // 8 * (4 // how.splits) == n
+        assert how.subgroups // 8 * (4 // how.splits) == n
 
 
 def test_groups_stay_whole_if_the_loss_compares_their_responses():
@@ -80,7 +80,7 @@ def test_what_a_user_sets_counts_whatever_the_memory(monkeypatch):
     assert room.responses_at_once(algorithm, params, rollouts) == 1
     assert room.responses_at_once(replace(algorithm, responses_at_once=8), params, rollouts) == 8
     how, (microbatches,) = learning.microbatches(algorithm, params, rollouts)
-    assert (how.rows, how.splits) == (1, 4) and len(microbatches) == 8
+    assert (how.subgroups, how.splits) == (1, 4) and len(microbatches) == 8
     seen = sorted(
         (p, g) for each in microbatches for p, group in zip(each.index_p, each.index_pg, strict=True) for g in group
     )

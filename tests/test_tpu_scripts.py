@@ -604,6 +604,9 @@ def test_a_job_interrupted_before_its_run_was_created_starts_a_new_run(cloud, re
         (["a exited 1", "b exited 76 error: host 0 (a) has ended"], "interrupted"),
         (["a exited 1", "b exited 2 error: an unknown key"], "ended 2"),
         (["a exited 0", "b exited 0 There is no run of numbers"], "ended 0"),
+        (["a exited 65 error: The run ends", "b exited 65"], "ended 65"),  # a person has to look
+        (["a exited 70 error: Reward", "b exited 70"], "ended 70"),
+        (["a exited 74 error: The answers", "b exited 74"], "ended 74"),
         (["a not-ready", "b exited 137"], "not-ready"),
     ],
 )

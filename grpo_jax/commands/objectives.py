@@ -8,7 +8,7 @@ from types import FunctionType
 from typing import Any
 
 from grpo_jax.config import ConfigError, parameters
-from grpo_jax.config.names import suggestion
+from grpo_jax.config.similar import suggestion
 from grpo_jax.objectives import PRESETS, Objective
 from grpo_jax.objectives.advantages import Advantage, unscaled
 

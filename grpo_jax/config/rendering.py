@@ -1,10 +1,14 @@
-"""Writes a `Config` as YAML with every default, and on each line a comment that says where the value was written."""
+"""Writes a `Config` as YAML with every default, and on each line a comment that says where the value was written.
+
+Secrets are written as `***` (redaction.py).
+"""
 
 from collections.abc import Mapping
 
 from grpo_jax.config.sections import SECTIONS, Call, Config, RewardPart
 from grpo_jax.config.signatures import Parameter, parameters
 from grpo_jax.config.values import write_value
+from grpo_jax.redaction import hidden
 
 
 def render(config: Config) -> str:
@@ -33,7 +37,7 @@ def _item(name: str, reward: RewardPart) -> list[str]:
 
 def _line(key: str, value: object, sources: Mapping[str, str], parameter: Parameter | None = None) -> str:
     comment = f" ({parameter.comment})" if parameter is not None and parameter.comment else ""
-    return f"{key}: {write_value(_without_calls(value))}  # {sources[key]}{comment}"
+    return f"{key}: {write_value(hidden(key, _without_calls(value)))}  # {sources[key]}{comment}"
 
 
 def _without_calls(value: object) -> object:

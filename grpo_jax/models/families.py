@@ -3,12 +3,12 @@
 A family is a row of `FAMILIES`: what it changes in the Llama layout.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from grpo_jax.models.decoder import Rope, Shape
+from grpo_jax.models.files import positive_number, read_json, switch, whole_number
 
 
 @dataclass(frozen=True)
@@ -52,32 +52,47 @@ NAMES = {
 def read_shape(directory: Path) -> Shape:
     """The shape that a directory's `config.json` describes; refuses what this decoder would compute differently."""
     file = directory / "config.json"
-    config = json.loads(file.read_text())
+    config = read_json(file)
     name = config.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f"{file}: model_type {name!r} is not supported; the families are {', '.join(FAMILIES)}.")
     family = FAMILIES[name]
     _refuse_variants(file, config)
     try:
-        heads = config["num_attention_heads"]
+        heads, kv_heads, channels = _read_heads(file, config)
+        windowed = family.window is not None and family.window in config
         return Shape(
-            vocabulary=config["vocab_size"],
-            width=config["hidden_size"],
-            feedforward=config["intermediate_size"],
-            layers=config["num_hidden_layers"],
+            vocabulary=whole_number(file, config, "vocab_size"),
+            width=whole_number(file, config, "hidden_size"),
+            feedforward=whole_number(file, config, "intermediate_size"),
+            layers=whole_number(file, config, "num_hidden_layers"),
             heads=heads,
-            kv_heads=config.get("num_key_value_heads", heads),
-            channels=config.get("head_dim") or config["hidden_size"] // heads,
+            kv_heads=kv_heads,
+            channels=channels,
             rope=_read_rope(file, config),
-            norm_epsilon=config["rms_norm_eps"],
-            max_positions=config["max_position_embeddings"],
-            tied=config.get("tie_word_embeddings", False),
-            window=None if family.window is None else config.get(family.window),
+            norm_epsilon=positive_number(file, config, "rms_norm_eps"),
+            max_positions=whole_number(file, config, "max_position_embeddings"),
+            tied=switch(file, {"tie_word_embeddings": False} | config, "tie_word_embeddings"),
+            window=whole_number(file, config, family.window) if windowed else None,
             attention_bias=family.attention_bias,
             head_norm=family.head_norm,
         )
     except KeyError as missing:
         raise ValueError(f"{file}: {missing} is missing; it belongs in the config of a {name} model.") from missing
+
+
+def _read_heads(file: Path, config: dict[str, Any]) -> tuple[int, int, int]:
+    """How many query and key heads there are, and the channels of each."""
+    heads = whole_number(file, config, "num_attention_heads")
+    width = whole_number(file, config, "hidden_size")
+    kv_heads = whole_number(file, {"num_key_value_heads": heads} | config, "num_key_value_heads")
+    channels = whole_number(file, {"head_dim": width // heads} | config, "head_dim")
+    if heads % kv_heads or channels % 2:
+        raise ValueError(
+            f"{file}: num_attention_heads must be a multiple of num_key_value_heads, and head_dim even, as positions"
+            f" rotate pairs of channels; got {heads}, {kv_heads} and {channels}."
+        )
+    return heads, kv_heads, channels
 
 
 def _refuse_variants(file: Path, config: dict[str, Any]) -> None:
@@ -90,20 +105,21 @@ def _refuse_variants(file: Path, config: dict[str, Any]) -> None:
 def _read_rope(file: Path, config: dict[str, Any]) -> Rope:
     """The rotary settings, from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling`."""
     fields = {"rope_theta": config.get("rope_theta", 10000.0)}
-    fields |= config.get("rope_scaling") or {}
-    fields |= config.get("rope_parameters") or {}
+    for key in ("rope_scaling", "rope_parameters"):
+        given = config.get(key, {})
+        if not isinstance(given, dict):
+            raise ValueError(f"{file}: {key} must hold keys and values; got {given!r}.")
+        fields |= {name: value for name, value in given.items() if value is not None}
     scaling = fields.get("rope_type", fields.get("type", "default"))
+    theta = positive_number(file, fields, "rope_theta")
     if scaling == "default":
-        return Rope(fields["rope_theta"])
+        return Rope(theta)
     if scaling == "linear":
-        return Rope(fields["rope_theta"], scaling, fields["factor"])
+        return Rope(theta, scaling, positive_number(file, fields, "factor"))
     if scaling == "llama3":
-        return Rope(
-            fields["rope_theta"],
-            scaling,
-            fields["factor"],
-            fields["low_freq_factor"],
-            fields["high_freq_factor"],
-            fields["original_max_position_embeddings"],
-        )
+        low, high = (positive_number(file, fields, f"{end}_freq_factor") for end in ("low", "high"))
+        if low >= high:
+            raise ValueError(f"{file}: low_freq_factor must be below high_freq_factor; got {low} and {high}.")
+        original = whole_number(file, fields, "original_max_position_embeddings")
+        return Rope(theta, scaling, positive_number(file, fields, "factor"), low, high, original)
     raise ValueError(f"{file}: rope type {scaling!r} is not supported; default, linear and llama3 are.")

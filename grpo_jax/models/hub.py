@@ -6,10 +6,8 @@ safetensors and never pickles, and classes are this library's.
 """
 
 import difflib
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -17,11 +15,13 @@ from safetensors import SafetensorError, safe_open
 
 from grpo_jax import network
 from grpo_jax.models import smollm2
+from grpo_jax.models.files import AGAIN, read_index, read_json, require_beside
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 UNWANTED = ["*/*", "consolidated*"]  # subfolders hold other formats, and consolidated* is Mistral's second copy
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 PICKLES = ("*.bin", "*.pt", "*.pth")
+CHECKSUM = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")  # a line of sha256sum, or of sha256sum -b
 
 
 def locate(name: str) -> Path:
@@ -48,7 +48,7 @@ def check(directory: Path) -> None:
             f"{directory} has no config.json, so it is not a model directory. Name the folder that holds config.json,"
             f" the *.safetensors weights and the tokenizer."
         )
-    if "auto_map" in _json(config_file):
+    if "auto_map" in read_json(config_file):
         raise ValueError(
             f"{config_file} asks for code of its own (auto_map), and code that comes with a model is never run. Use a"
             f" model of a standard class, or delete auto_map if the weights are those of one."
@@ -98,13 +98,6 @@ def _download(repository: str, local_files_only: bool) -> Path:
     return Path(folder)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). Copy or download the model again.") from error
-
-
 def _require_safetensors(directory: Path) -> None:
     weights = sorted(directory.glob("*.safetensors"))
     pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
@@ -120,6 +113,8 @@ def _require_safetensors(directory: Path) -> None:
 
 
 def _require_complete(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path} must be a file with weights, and is a folder. {AGAIN}")
     try:
         with safe_open(path, framework="np"):
             pass
@@ -132,7 +127,7 @@ def _require_complete(path: Path) -> None:
 
 def _require_all_shards(directory: Path) -> None:
     for index in sorted(directory.glob("*.safetensors.index.json")):
-        missing = {name for name in _json(index)["weight_map"].values() if not (directory / name).is_file()}
+        missing = {path.name for path in read_index(index).values() if not path.is_file()}
         if missing:
             raise FileNotFoundError(
                 f"{index} lists weights that are not there: {', '.join(sorted(missing))}. Copy or download the model"
@@ -143,9 +138,16 @@ def _require_all_shards(directory: Path) -> None:
 def _require_checksums(directory: Path) -> None:
     """Compares the files with SHA256SUMS, if the directory has one."""
     manifest = directory / smollm2.CHECKSUMS
-    for line in manifest.read_text().splitlines() if manifest.is_file() else ():
-        expected, name = line.split("  ", 1)
-        if not (directory / name).is_file() or smollm2.sha256(directory / name) != expected:
+    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else (), 1):
+        match = CHECKSUM.fullmatch(line)
+        if match is None:
+            raise ValueError(
+                f"{manifest}:{number} must be a SHA-256 sum and the name of a file, as sha256sum writes it; got"
+                f" {line!r}. Make it again with `sha256sum * > {manifest.name}`, or delete it."
+            )
+        expected, name = match.groups()
+        require_beside(name, manifest)
+        if not (directory / name).is_file() or smollm2.sha256(directory / name) != expected.lower():
             raise ValueError(
                 f"{directory / name} is not the file that {manifest} lists: it is damaged, changed or missing."
                 f" Delete {directory} and get the model again, or delete {manifest.name} if you changed it yourself."

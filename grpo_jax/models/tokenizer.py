@@ -5,7 +5,6 @@ it is encoded as plain text, so that a data set cannot end the user's turn or sp
 """
 
 import functools
-import json
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ import tokenizers
 from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from grpo_jax.models.files import AGAIN, read_json, token_ids
 from grpo_jax.structs import Prompts, bucket
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # or it would advise to install torch
@@ -61,9 +61,16 @@ class Tokenizer:
             )
         return self._encode_conversation(prompt)
 
-    def encode_all(self, prompts: Sequence[Prompt], max_tokens: int) -> Prompts:
-        """The prompts as rows padded on the left to one of a few lengths, none above `max_tokens`."""
-        rows = [self._encode_one(index, prompt, max_tokens) for index, prompt in enumerate(prompts)]
+    def encode_all(self, prompts: Sequence[Prompt], max_tokens: int, sources: Sequence[str] = ()) -> Prompts:
+        """The prompts as rows padded on the left to one of a few lengths, none above `max_tokens`.
+
+        `sources` say in messages where each prompt was read, where that is known.
+        """
+        places = [f" ({source})" if source else "" for source in sources] or [""] * len(prompts)
+        rows = [
+            self._encode_one(f"{index}{place}", prompt, max_tokens)
+            for index, (prompt, place) in enumerate(zip(prompts, places, strict=True))
+        ]
         L = min(bucket(max(map(len, rows))), max_tokens)
         tokens_PL = np.zeros((len(rows), L), np.int32)  # the id of padding does not matter: `valid_PL` masks it
         valid_PL = np.zeros((len(rows), L), bool)
@@ -77,13 +84,16 @@ class Tokenizer:
         text = self.backend.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return cast(str, text)  # it would be a list for a list of lists
 
-    def _encode_one(self, index: int, prompt: Prompt, max_tokens: int) -> list[int]:
-        ids = self.encode(prompt) if prompt else []
+    def _encode_one(self, name: str, prompt: Prompt, max_tokens: int) -> list[int]:
+        try:
+            ids = self.encode(prompt) if prompt else []
+        except Exception as error:
+            raise ValueError(f"Prompt {name} cannot be encoded: {_sentence(error)}") from error
         if not ids:
-            raise ValueError(f"A prompt must not be empty; prompt {index} is. Drop that example, or fill it in.")
+            raise ValueError(f"A prompt must not be empty; prompt {name} is. Drop that example, or fill it in.")
         if len(ids) > max_tokens:
             raise ValueError(
-                f"Prompt {index} has {len(ids)} tokens, and the limit is {max_tokens}. Raise the limit"
+                f"Prompt {name} has {len(ids)} tokens, and the limit is {max_tokens}. Raise the limit"
                 f" (train.max_prompt_tokens in a config), or shorten or filter out such prompts."
             )
         return ids
@@ -113,7 +123,12 @@ class Tokenizer:
 
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer in a model's directory, with all ids that end a response."""
-    loaded = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    try:
+        loaded = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each kind of damage raises another class, and some a bare Exception
+        raise ValueError(
+            f"{directory} has no tokenizer that can be read ({type(error).__name__}: {error}). {AGAIN}"
+        ) from error
     backend = cast(PreTrainedTokenizerBase, loaded)
     ends = {backend.eos_token_id, *_generation_ends(directory), *_turn_ends(backend)} - {None}
     if not ends:
@@ -154,8 +169,20 @@ def _announce_wrapping() -> None:  # cached, so that it warns once
 
 def _rendered(backend: PreTrainedTokenizerBase, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
     """The text of a conversation by the chat template."""
-    text = backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    try:
+        text = backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except Exception as error:  # a template is a program, which may raise anything
+        advice = "Look at the roles and their order, or use another chat template."
+        if any(message.get("role") == "system" for message in messages):
+            advice = "If it knows no system message, leave out task.system and write that text into task.instruction."
+        raise ValueError(f"the model's chat template refuses it: {_sentence(error)} {advice}") from error
     return cast(str, text)  # it would be ids with tokenize=True
+
+
+def _sentence(error: Exception) -> str:
+    """An error as the end of a sentence: its message alone, if it is ours."""
+    text = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    return text if text.endswith(".") else f"{text}."
 
 
 def _control_tokens(backend: PreTrainedTokenizerBase) -> dict[int, Any]:
@@ -191,8 +218,7 @@ def _size(backend: PreTrainedTokenizerBase) -> int:
 
 def _generation_ends(directory: Path) -> list[int]:
     path = directory / "generation_config.json"
-    ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", []) if path.is_file() else []
-    return ends if isinstance(ends, list) else [ends]
+    return token_ids(path, read_json(path), "eos_token_id") if path.is_file() else []
 
 
 def _turn_ends(backend: PreTrainedTokenizerBase) -> list[int]:

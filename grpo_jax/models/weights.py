@@ -1,6 +1,5 @@
 """Weights from safetensors files, each device reading the part that it holds."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -8,12 +7,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from grpo_jax.models.families import NAMES
+from grpo_jax.models.files import read_index
 from grpo_jax.structs import Params, axes_of
 
 Index = tuple[slice, ...]
+FLOATS = ("F64", "F32", "F16", "BF16")  # other types are quantised weights, which need scales that nobody applies
 
 
 class Weights:
@@ -22,12 +23,9 @@ class Weights:
     def __init__(self, directory: Path):
         index = directory / "model.safetensors.index.json"
         if index.exists():
-            self.files = {name: directory / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+            self.files = read_index(index)
         else:
-            self.files = {}
-            for file in sorted(directory.glob("*.safetensors")):
-                with safe_open(file, framework="np") as tensors:
-                    self.files |= dict.fromkeys(tensors.keys(), file)
+            self.files = _files_of_weights(directory)
         self.directory = directory
         self.open: dict[Path, Any] = {}
 
@@ -38,7 +36,25 @@ class Weights:
         file = self.files[name]
         if file not in self.open:
             self.open[file] = safe_open(file, framework="np")
-        return self.open[file].get_slice(name)
+        try:
+            return self.open[file].get_slice(name)
+        except SafetensorError as error:
+            raise ValueError(f"{file}: {name} is not in it, although the index of the weights says so.") from error
+
+
+def _files_of_weights(directory: Path) -> dict[str, Path]:
+    """The file in which each weight is, where no index says it."""
+    files: dict[str, Path] = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, framework="np") as tensors:
+            for name in tensors.keys():
+                if name in files:
+                    raise ValueError(
+                        f"{directory}: {name} is both in {files[name].name} and in {file.name}. Remove the file that is"
+                        f" not part of the model."
+                    )
+                files[name] = file
+    return files
 
 
 def load_weights(directory: Path, shapes: Params, shardings: Params) -> Params:
@@ -103,6 +119,11 @@ def _read_tensor(
     if tensor.get_shape() != expected:
         raise ValueError(
             f"{weights.directory}: {name} has shape {tensor.get_shape()}; its config.json says {expected}."
+        )
+    if tensor.get_dtype() not in FLOATS:
+        raise ValueError(
+            f"{weights.directory}: {name} has type {tensor.get_dtype()}; a weight is one of {', '.join(FLOATS)}."
+            f" Use a version of the model that is not quantised."
         )
     wanted, split_shape = [], []
     for outer, *inner in groups:

@@ -26,8 +26,8 @@ def loss(
     """
     tokens = tokens_of(objective, logprobs_PGT, entropy_PGT, batch)
     action_PGT, coefficients = tokens.action_PGT, batch.coefficients
-    gain_PGT = _factors(objective, tokens, batch) * objective.surrogate(tokens)
-    sums = _without_gradient(objective.surrogate, tokens)
+    gain_PGT = _factors(objective, tokens) * objective.surrogate(tokens)
+    sums = _without_gradient(objective.surrogate, replace(tokens, keep_PGT=None))
     if objective.distillation:
         teacher_PGT = required(batch.teacher_logprobs_PGT, "teacher_logprobs_PGT", "distillation follows a teacher")
         sums["teacher_kl"] = total(stop_gradient(logprobs_PGT) - teacher_PGT, action_PGT)
@@ -45,9 +45,10 @@ def loss(
     return -gain, sums
 
 
-def _factors(objective: Objective, tokens: Tokens, batch: Batch) -> Array:
+def _factors(objective: Objective, tokens: Tokens) -> Array:
     """What masks and corrections multiply the surrogate of each token by."""
-    factors_PGT = jnp.ones(tokens.action_PGT.shape) if batch.keep_PGT is None else batch.keep_PGT
+    applied = tokens.keep_PGT is None or getattr(objective.surrogate, "applies_masks", False)
+    factors_PGT = jnp.ones(tokens.action_PGT.shape) if applied else tokens.keep_PGT
     for correction in objective.corrections:
         factors_PGT = factors_PGT * correction(tokens)
     return stop_gradient(factors_PGT)

@@ -9,7 +9,7 @@
 - advantage    `Scored` -> advantages_PG or advantages_PGT                               (advantages.py)
 - prune        (`Scored`, advantages) -> keep_PG: which responses count in the loss      (selection.py)
 - weighting    (action_PGT, counted_PG) -> weights_PGT: how much each token counts       (weightings.py)
-- masks        (`Tokens`, key) -> keep_PGT: which tokens move the policy                 (corrections.py)
+- masks        (`Tokens`, key) -> keep_PGT: whose surrogates count                       (corrections.py)
 
 `loss` (loss.py) uses these with the gradient, on one microbatch after the other:
 
@@ -22,6 +22,12 @@
 - terms        what else is maximised                                                    (terms.py)
 
 Coefficients of `kl` and `terms` may adapt from step to step (coefficients.py).
+
+A token that a mask leaves out has no gradient from the surrogate if the surrogate of a token depends on that token
+alone. The gradient of a `sequence` ratio (gspo, luspo, real) goes to all tokens of the response: as in TRL 1.16, a mask
+then leaves terms out of the sum, and those that remain still move every token of their response. With `sequence_token`
+the ratio has the same value, and tokens that are left out do not move. `GeometricClip` (gmpo) takes its mean over the
+tokens that are kept, also as in TRL. Masks do not apply to `kl` and `terms`; a term has a mask of its own.
 """
 
 from collections.abc import Callable
@@ -34,6 +40,7 @@ from grpo_jax.objectives.coefficients import Adaptive
 from grpo_jax.objectives.kl import KL
 from grpo_jax.objectives.ratios import token
 from grpo_jax.objectives.terms import Term
+from grpo_jax.ranges import check_range
 from grpo_jax.structs import Scored, Tokens
 
 
@@ -57,6 +64,10 @@ class Objective:
     greedy_baseline: bool = False  # each prompt is answered greedily too, for an advantage that compares with it
 
     def __post_init__(self) -> None:
+        for axis in ("shaping", "select", "prune", "masks", "corrections", "terms"):
+            if not isinstance(getattr(self, axis), tuple):
+                raise ValueError(f"{axis} is a tuple of choices, such as (a,) or (a, b); got {getattr(self, axis)!r}.")
+        check_range("distillation or weight", self.distillation, least=0)
         if self.anchor not in ("current", "recomputed", "sampler"):
             raise ValueError(f"The anchor is current, recomputed or sampler; got {self.anchor!r}.")
         repeated = [each for each in self.corrections if getattr(each, "corrects_sampler", False)]

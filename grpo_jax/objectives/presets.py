@@ -57,7 +57,8 @@ def verifiable(
     most: float = TokenTruncation.high,  # of the ratio of trainer to sampler that a token is weighted by
 ) -> Objective:
     """The default, for responses that are right or wrong: (R - group mean) / batch deviation. Groups whose rewards are
-    all equal are left out of every mean, and a truncated response earns nothing.
+    all equal are left out of every mean, and a truncated response earns nothing: at most 0, which is taken for the
+    worst reward. If wrong responses earn less than 0, shift the rewards or write `shaping: []`.
 
     min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r at most `cap` where A < 0; every token counts the same
     """
@@ -125,6 +126,10 @@ def dr_grpo(
     """Dr. GRPO (arXiv:2503.20783): no division by the group's deviation nor by the response's length.
 
     min(r A, clip(r, 1 - clip, 1 + clip) A), A = R - group mean; sum over each response / length
+
+    The mean contains the response's own reward, so A = (G - 1)/G (R - mean of the others), G responses to each prompt:
+    the expected gradient is (G - 1)/G times that of the expected reward (7/8 for 8), which the learning rate absorbs.
+    `advantage: {center: leave_one_out, scale: unscaled}` has a factor of one.
     """
     return Objective(CENTERED, ClippedRatio(clip, clip), FixedLength(length))
 
@@ -140,6 +145,9 @@ def dapo(
     is train.resample.
 
     min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), A = (R - group mean) / group deviation; every token the same
+
+    Every token of the batch, as in TRL and verl. The paper divides by the tokens of each group, so that
+    every prompt counts the same: `weighting: prompt_mean`.
     """
     return Objective(
         STANDARD,
@@ -251,6 +259,10 @@ def maxrl() -> Objective:
     response earns nothing.
 
     A log pi, A = (R - group mean) / group mean; every token counts the same
+
+    With p the probability of a right response, the log-likelihood is log p = -((1 - p) + (1 - p)^2 / 2 + ...). The
+    expected gradient is that of the first G - 1 terms, for G responses: (1 - (1 - p)^(G - 1)) / p times that of p. It
+    is not that of G terms, because a group that is all wrong has no gradient.
     """
     return Objective(
         Advantage(group_mean, GroupMean()), reinforce, token_mean, anchor="current", shaping=(nothing_for_truncated,)

@@ -25,12 +25,15 @@ from grpo_jax.objectives.surrogates import (
 )
 from grpo_jax.objectives.terms import Term, absolute_log_ratio, squared_log_ratio, squared_sequence_log_ratio
 from grpo_jax.objectives.weightings import FixedLength, prompt_mean, sequence_mean, sequence_sum, token_mean
+from grpo_jax.ranges import check_range
 
 
 def gspo(clip_low: float = 3e-4, clip_high: float = 4e-4) -> Objective:
     """GSPO (arXiv:2507.18071): one length-normalised ratio for each response.
 
     min(s A, clip(s, 1 - clip_low, 1 + clip_high) A), s = exp(mean log r); mean over each response
+
+    With a mask, tokens that are left out still move, as they are in s (as in TRL); with `gspo_token` they do not.
     """
     return Objective(STANDARD, ClippedRatio(clip_low, clip_high), sequence_mean, ratio=sequence)
 
@@ -47,6 +50,8 @@ def luspo(clip_low: float = 2e-3, clip_high: float = 2.5e-3) -> Objective:
     """LUSPO (arXiv:2602.05261): GSPO in which each response is weighted by its length.
 
     min(s A, clip(s, 1 - clip_low, 1 + clip_high) A), s = exp(mean log r); sum over each response
+
+    With a mask, tokens that are left out still move, as they are in s; with `ratio: sequence_token` they do not.
     """
     return Objective(STANDARD, ClippedRatio(clip_low, clip_high), sequence_sum, ratio=sequence)
 
@@ -55,6 +60,8 @@ def gmpo(clip: float = GeometricClip.low) -> Objective:
     """GMPO (arXiv:2507.20673): the geometric mean of the token ratios, each clipped in log space.
 
     A exp(mean of log r, at most `clip` if A > 0 and at least -`clip` otherwise); mean over each response
+
+    With a mask, the mean is over the tokens that are kept.
     """
     return Objective(STANDARD, GeometricClip(clip, clip), sequence_mean)
 
@@ -64,6 +71,9 @@ def cispo(low: float = ClippedWeight.low, high: float = ClippedWeight.high) -> O
     lower bound and leaves the upper one open; 5 is what TRL takes for ScaleRL (arXiv:2510.13786).
 
     sg(clip(r, low, high)) A log pi; every token counts the same
+
+    Every token of the batch, as in TRL and verl. The paper divides by the tokens of each group, so that every prompt
+    counts the same: `weighting: prompt_mean`.
     """
     return Objective(STANDARD, ClippedWeight(low, high), token_mean)
 
@@ -132,6 +142,7 @@ def kimi_k1_5(tau: float = 0.1) -> Objective:
 
     A log pi - tau/2 (log r of the response)^2, A = R - group mean; sum over each response
     """
+    check_range("tau", tau, least=0)
     return Objective(CENTERED, reinforce, sequence_sum, terms=(Term(-tau, squared_sequence_log_ratio),))
 
 
@@ -141,6 +152,7 @@ def kimi_k2_5(low: float = Interval.low, high: float = 2.0, tau: float = 1e-3) -
 
     r A if low < r < high, minus tau (log r)^2 everywhere, A = R - group mean; every token counts the same
     """
+    check_range("tau", tau, least=0)
     return Objective(CENTERED, Interval(low, high), token_mean, terms=(Term(-2 * tau, squared_log_ratio),))
 
 
@@ -195,6 +207,7 @@ def kl_cov(share: float = TopCovariance.share, coefficient: float = 1.0) -> Obje
 
     r A, minus coefficient |log r| for the `share` of tokens with the largest covariance; every token counts the same
     """
+    check_range("coefficient", coefficient, least=0)
     term = Term(-coefficient, absolute_log_ratio, mask=TopCovariance(share))
     return Objective(STANDARD, importance, token_mean, terms=(term,))
 
@@ -205,6 +218,7 @@ def dro(beta: float = 1e-3) -> Objective:
 
     A log pi - beta/2 (log r)^2, A = R - group mean; every token counts the same
     """
+    check_range("beta", beta, least=0)
     return Objective(CENTERED, reinforce, token_mean, terms=(Term(-beta, squared_log_ratio),))
 
 
@@ -213,6 +227,8 @@ def real(temperature: float = Listwise.temperature, right: float = Signed.right)
     whole groups.
 
     -log(1 + sum over right of e^(-s/t)) - log(1 + sum over wrong of e^(s/t)), s = mean log r; mean over prompts
+
+    With a mask, tokens that are left out still move, as they are in s.
     """
     return Objective(Signed(1.0, right=right), Listwise(temperature), sequence_mean, ratio=sequence)
 

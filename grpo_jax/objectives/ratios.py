@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from grpo_jax.ranges import check_range
+
 LARGEST_LOG = 80.0  # float32 ends at e^88
 
 
@@ -19,12 +21,17 @@ def token(difference_PGT: Float[Array, "P G T"], action_PGT: Bool[Array, "P G T"
 
 
 def sequence(difference_PGT: Float[Array, "P G T"], action_PGT: Bool[Array, "P G T"]) -> Float[Array, "P G T"]:
-    """The mean log-ratio of the response: the length-normalised sequence ratio (GSPO, arXiv:2507.18071)."""
+    """The mean log-ratio of the response: the length-normalised sequence ratio (GSPO, arXiv:2507.18071).
+
+    Its gradient goes to every token of the response, also to those that a mask leaves out.
+    """
     return jnp.broadcast_to(mean_of(difference_PGT, action_PGT), difference_PGT.shape)
 
 
 def sequence_token(difference_PGT: Float[Array, "P G T"], action_PGT: Bool[Array, "P G T"]) -> Float[Array, "P G T"]:
-    """The value of `sequence` with each token's own gradient (GSPO-token, arXiv:2507.18071, equation 14)."""
+    """The value of `sequence` with each token's own gradient (GSPO-token, arXiv:2507.18071, equation 14), so that a
+    token that a mask leaves out does not move.
+    """
     mean_PG1 = jax.lax.stop_gradient(mean_of(difference_PGT, action_PGT))
     return mean_PG1 + difference_PGT - jax.lax.stop_gradient(difference_PGT)
 
@@ -41,6 +48,9 @@ class BoundedProduct:
     """
 
     bound: float = 20.0
+
+    def __post_init__(self) -> None:
+        check_range("bound", self.bound, above=0)
 
     def __call__(
         self, difference_PGT: Float[Array, "P G T"], action_PGT: Bool[Array, "P G T"]

@@ -23,7 +23,15 @@ def tokens_of(objective: Objective, logprobs_PGT: Array, entropy_PGT: Array, bat
         advantages_PGT = advantages_PGT + objective.distillation * ahead_PGT
     log_ratio_PGT = objective.ratio(difference_PGT, action_PGT)
     return Tokens(
-        action_PGT, advantages_PGT, logprobs_PGT, entropy_PGT, log_ratio_PGT, anchor_PGT, trainer_PGT, sampler_PGT
+        action_PGT,
+        advantages_PGT,
+        logprobs_PGT,
+        entropy_PGT,
+        log_ratio_PGT,
+        anchor_PGT,
+        trainer_PGT,
+        sampler_PGT,
+        batch.keep_PGT,
     )
 
 

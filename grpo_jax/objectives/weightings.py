@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from grpo_jax.ranges import WHOLE, check_range
+
 
 def sequence_mean(action_PGT: Bool[Array, "P G T"], counted_PG: Bool[Array, "P G"]) -> Float[Array, "P G T"]:
     """Every response counts the same, and so does every token within it."""
@@ -19,13 +21,17 @@ def sequence_mean(action_PGT: Bool[Array, "P G T"], counted_PG: Bool[Array, "P G
 
 
 def token_mean(action_PGT: Bool[Array, "P G T"], counted_PG: Bool[Array, "P G"]) -> Float[Array, "P G T"]:
-    """Every token of the batch counts the same."""
+    """Every token of the batch counts the same, as in TRL and verl. DAPO and CISPO as published divide by the tokens of
+    each group instead, which is `prompt_mean`; the two are equal where all groups have as many tokens.
+    """
     counted_PGT = action_PGT & counted_PG[:, :, None]
     return counted_PGT / jnp.maximum(jnp.sum(counted_PGT), 1)
 
 
 def prompt_mean(action_PGT: Bool[Array, "P G T"], counted_PG: Bool[Array, "P G"]) -> Float[Array, "P G T"]:
-    """Every prompt counts the same, and so does every token of its responses (ScaleRL, arXiv:2510.13786)."""
+    """Every prompt counts the same, and so does every token of its responses (ScaleRL, arXiv:2510.13786, and
+    the published DAPO and CISPO).
+    """
     counted_PGT = action_PGT & counted_PG[:, :, None]
     tokens_P11 = jnp.sum(counted_PGT, axis=(1, 2), keepdims=True)
     return counted_PGT / jnp.maximum(tokens_P11, 1) / jnp.maximum(jnp.sum(tokens_P11 > 0), 1)
@@ -46,8 +52,8 @@ class FixedLength:
     length: int | None = None
 
     def __post_init__(self) -> None:
-        if self.length is not None and self.length < 1:
-            raise ValueError(f"The length that responses are divided by is at least 1 token; got {self.length}.")
+        if self.length is not None:
+            check_range("length", self.length, least=1, most=WHOLE)
 
     def __call__(self, action_PGT: Bool[Array, "P G T"], counted_PG: Bool[Array, "P G"]) -> Float[Array, "P G T"]:
         length = action_PGT.shape[2] if self.length is None else self.length

@@ -14,3 +14,12 @@ class Example:
     prompt: str | list[Message]  # a string is text to continue; messages are a chat
     answer: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)  # the whole row of the data set
+    source: str = field(default="", repr=False, compare=False)  # where it was read, such as rows.jsonl:12
+
+    @property
+    def label(self) -> str:
+        """What a message calls the example: where it was read, if that is known, or else by its question."""
+        if self.source:
+            return self.source
+        last = self.prompt if isinstance(self.prompt, str) else "".join(m["content"] for m in self.prompt[-1:])
+        return f"the example {last[:80]!r}"

@@ -1,6 +1,7 @@
 """What training prints: the phase it is in, one line for each step, and an estimate of the time that is left."""
 
 import logging
+import os
 import sys
 import time
 from collections import deque
@@ -71,6 +72,7 @@ class Progress:
         self.compiled_before = self.clock.seconds
         self.begun = time.monotonic()
         self.live = speaks and sys.stdout.isatty()
+        self.closed = False  # whether nobody reads what is printed any more
         logger = logging.getLogger("grpo_jax")
         logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, Announcements)]
         logger.addHandler(Announcements(self.say))
@@ -135,7 +137,19 @@ class Progress:
         """Prints a line, on the one host that speaks."""
         self._show("")
         if self.speaks:
-            print(text, flush=True)
+            self._print(text + "\n")
+
+    def _print(self, text: str) -> None:
+        """Prints, unless the terminal or the pipe is closed; standard output is nothing from then on."""
+        if self.closed:
+            return
+        try:
+            print(text, end="", flush=True)
+        except OSError:
+            self.closed = True
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, sys.stdout.fileno())  # or Python fails at its end, when it writes what is left
+            os.close(nothing)
 
     def _left(self) -> str:
         recent = sorted(self.durations)
@@ -143,6 +157,6 @@ class Progress:
 
     def _show(self, text: str, keep: bool = False) -> None:
         if self.live:
-            print(f"\r\033[K{text}", end="", flush=True)
+            self._print(f"\r\033[K{text}")
         elif keep and text and self.speaks:
-            print(text, flush=True)
+            self._print(text + "\n")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from grpo_jax.training.events import Events
 
 CONFIG, METRICS, RETIRED = "config.yaml", "metrics.jsonl", "retired.jsonl"
 
@@ -105,7 +105,7 @@ class Record:
             _replace(self.file, self.history)
             if kept or self.solved.exists():
                 _replace(self.solved, kept)
-            self.events = SummaryWriter(str(path / "events"), purge_step=step + 1)
+            self.events = Events(path / "events", step)
 
     def write_config(self, text: str) -> None:
         """Keeps the text of a config; a run that was started from Python may have none."""
@@ -121,9 +121,15 @@ class Record:
             return
         with self.file.open("a") as file:
             file.write(json.dumps(finite) + "\n")
-        for name, value in metrics.items():
-            self.events.add_scalar(name, float(value), step)
-        self.events.flush()
+        self.events.write(step, numbers)
+
+    def amend(self, metrics: Mapping[str, float]) -> None:
+        """Adds to the metrics of the last step: those of an evaluation that was due when the run was stopped."""
+        finite = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+        self.history[-1] |= finite
+        if self.events is not None:
+            _replace(self.file, self.history)
+            self.events.write(self.history[-1]["step"], metrics)
 
     def retire(self, step: int, examples: Sequence[int]) -> None:
         """Writes one line with the indices of training examples that are not asked any more."""

@@ -15,7 +15,8 @@ launch() { # the same launch again is no error: gcloud repeats a command when it
     echo "error: $host is running another training job. First run tpu_scripts/stop.sh" >&2 && return 1
   fi
   rm -f run.exit
-  printf '%q ' "${@:2}" >run.command
+  rm -f run.command
+  (umask 077 && printf '%q ' "${@:2}" >run.command) # it may hold a secret
   echo "$1" >run.number
   setsid nohup bash $scripts/train.sh "${@:2}" </dev/null >>run.log 2>&1 &
   echo "$host started the training job"

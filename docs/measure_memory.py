@@ -1,19 +1,22 @@
 """Measures whether a process that trains for long keeps its memory bounded: prints tables in Markdown.
 
-    python docs/measure_memory.py                  all objectives in turn, 8 steps each, then 2,000 steps of one
+    python docs/measure_memory.py                  all objectives in turn, 3 steps each, then 2,000 steps of one
     python docs/measure_memory.py --steps 400      fewer steps of one
 
 A tiny random model on one CPU device, with prompts and responses of random lengths: what is measured is what the
 program keeps, and not the size of a model. It reads /proc, so it needs Linux.
 """
 
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles twice as fast
+
 import argparse
 import contextlib
 import io
-import os
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -31,7 +34,8 @@ from grpo_jax.training import Run, Settings, train
 
 HEAD = "memory maps | threads | open files | resident MB |\n|---|---|---|---|---|"
 DRAW = np.random.default_rng(0)
-PROMPTS = [Example("a" * int(length), "") for length in DRAW.integers(1, 200, 400)]
+ONE_LENGTH = [Example("a" * 20, str(index)) for index in range(400)]
+LENGTHS = [Example("a" * int(length), "") for length in DRAW.integers(1, 200, 400)]
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def held() -> Held:
     maps = len(Path("/proc/self/maps").read_text().splitlines())
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     megabytes = pages * os.sysconf("SC_PAGESIZE") // 1_000_000
-    return Held(maps, threading.active_count(), len(os.listdir("/proc/self/fd")), megabytes)
+    return Held(maps, len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")), megabytes)
 
 
 def trainable() -> list[Objective]:
@@ -66,14 +70,16 @@ def uneven(example: Example, response: str) -> float:
     return float(len(response) % 3)
 
 
-def run(model: Model, objective: Objective, steps: int, name: str, reward: Callable[..., float] = uneven) -> None:
-    """Trains in silence, with responses that end at random: a quarter of the tokens are end tokens."""
-    sampler = Sampler(tuple(range(0, 256, 8)), responses=8, max_tokens=64)
+def run(
+    model: Model, objective: Objective, steps: int, examples: list[Example], reward: Callable[..., float] = uneven
+) -> None:
+    """Trains in silence, with responses of random lengths: one of eight tokens of the vocabulary ends a response."""
+    sampler = Sampler(tuple(range(0, 256, 8)), responses=8, max_tokens=32)
     algorithm = Algorithm(model.policy, sampler, model.tokenizer.decode, reward, objective, adamw(learning_rate=1e-5))
     settings = Settings(steps=steps, prompts=2, evaluate_every=0, save_every=50, max_prompt_tokens=300)
-    task = Task(PROMPTS, [], as_mix(reward))
+    task = Task(examples, [], as_mix(reward))
     with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
-        train(model, task, algorithm, settings, Layout(data=1), Run(name, folder))
+        train(model, task, algorithm, settings, Layout(data=1), run=Run(root=folder))
 
 
 def objectives_in_turn(steps: int) -> list[Held]:
@@ -81,7 +87,7 @@ def objectives_in_turn(steps: int) -> list[Held]:
     model, found = tiny(remat="none"), []
     print(f"| objectives trained with | {HEAD}")
     for count, objective in enumerate(trainable(), 1):
-        run(model, objective, steps, "turn")
+        run(model, objective, steps, ONE_LENGTH)
         found.append(held())
         if count == 1 or count % 5 == 0:
             print(f"| {count} | {found[-1]} |", flush=True)
@@ -101,7 +107,7 @@ def one_run(steps: int) -> list[Held]:
                 print(f"| {len(found):,} | {found[-1]} |", flush=True, file=sys.__stdout__)
         return uneven(example, response)
 
-    run(tiny(remat="none"), dr_grpo(), steps, "long", watched)
+    run(tiny(remat="none"), dr_grpo(), steps, LENGTHS, watched)
     return found
 
 
@@ -109,7 +115,7 @@ def main() -> None:
     """Prints a table for each of the two."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=2000, help="of the one run; default: %(default)s")
-    parser.add_argument("--each", type=int, default=8, help="steps with each objective; default: %(default)s")
+    parser.add_argument("--each", type=int, default=3, help="steps with each objective; default: %(default)s")
     arguments = parser.parse_args()
     objectives_in_turn(arguments.each)
     one_run(arguments.steps)

@@ -6,15 +6,17 @@ import struct
 LARGEST, SMALLEST = 3.4028234663852886e38, 1.1754943508222875e-38  # of float32; devices round smaller numbers to 0
 WHOLE = 2**31 - 1  # the largest whole number that devices count with
 
+Number = int | float
+
 
 def check_range(
     name: str,
-    value: float,
+    value: Number,
     *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
+    least: Number | None = None,
+    above: Number | None = None,
+    most: Number | None = None,
+    below: Number | None = None,
     note: str = "",
 ) -> None:
     """Refuses a number that is not finite in float32, or not between these bounds.
@@ -33,7 +35,7 @@ def check_range(
         raise ValueError(f"{name} must be {rule or 'a finite number'}{ends}; got {value!r}{rounded}.")
 
 
-def float32(value: float) -> float:
+def float32(value: Number) -> Number:
     """The number that devices compute with in place of this one: infinite if it is too large. Integers stay exact."""
     if isinstance(value, int) or math.isnan(value):
         return value

@@ -89,6 +89,8 @@ def unknown_section(path: str, keys: Mapping[str, object]) -> str:
     name = path.partition(".")[0]
     if name == "<<":
         return "; merge keys are not read: share settings between configs with `base: other.yaml`"
+    if plain(name) in SECTIONS:
+        return f", did you mean {plain(name)}?"
     said = without_blank(name) or meaning(path) or _first_meaning(name, keys) or _elsewhere(name, "")
     if said:
         return said
@@ -100,7 +102,7 @@ def _first_meaning(path: str, keys: Mapping[str, object]) -> str | None:
     """What the first known setting of another program is here that stands in a mapping."""
     for key, value in keys.items():
         inner = f"{path}.{key}"
-        said = _first_meaning(inner, value) if isinstance(value, Mapping) else meaning(inner)
+        said = _first_meaning(inner, value) if isinstance(value, Mapping) and value else meaning(inner)
         if said:
             return said
     return None
@@ -109,7 +111,8 @@ def _first_meaning(path: str, keys: Mapping[str, object]) -> str | None:
 def _elsewhere(key: str, name: str) -> str:
     """The sections, other than `name`, that have a key; a teacher's are those of a model."""
     others = [other for other in SECTIONS if other not in ("teacher", re.sub(r"\[.*|\..*", "", name))]
-    paths = [f"{other}.{same}" for other in others for same in keys_of(other) if plain(same) == plain(key)]
+    same = [(other, each) for other in others for each in keys_of(other) if plain(each) == plain(key)]
+    paths = [f"{'rewards[0]' if other == 'rewards' else other}.{each}" for other, each in same]
     return f"; it is {' or '.join(paths)}" if paths else ""
 
 

@@ -81,7 +81,8 @@ def _read_base(path: Path, node: yaml.Node, above: tuple[Path, ...]) -> dict[str
 def _text(path: Path) -> str:
     try:
         if not path.is_file():
-            raise FileNotFoundError(f"there is no config file {path}{_similar_file(path)}")
+            inside = f"; did you mean {path / 'config.yaml'}?" if (path / "config.yaml").is_file() else ""
+            raise FileNotFoundError(f"there is no config file {path}{inside or _similar_file(path)}")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:

@@ -10,6 +10,7 @@ RESUMABLE = 75  # EX_TEMPFAIL
 LOST = 76
 STUCK = 124  # as timeout(1)
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+NOT_READ = 141  # 128 + SIGPIPE
 
 MEANINGS = {
     COMPLETE: "the run is complete",
@@ -22,6 +23,7 @@ MEANINGS = {
     LOST: "another host is missing; --resume goes on from the last checkpoint",
     STUCK: "a phase of a step took longer than train.watchdog_minutes; --resume goes on from the last checkpoint",
     INTERRUPTED: "Ctrl-C; the last whole step is saved",
+    NOT_READ: "the output went to a command that stopped reading, such as head; training saves and ends with 75",
 }
 
 

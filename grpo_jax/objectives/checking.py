@@ -6,7 +6,6 @@ shape that is asked for: one number for each response where one for each token i
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Any, cast
 
 import jax
@@ -18,7 +17,7 @@ from grpo_jax.distribution import Distribution
 from grpo_jax.objectives.advantages import Advantage
 from grpo_jax.objectives.coefficients import adaptive
 from grpo_jax.objectives.credit import credit
-from grpo_jax.objectives.groups import is_made_of_choices, least_group
+from grpo_jax.objectives.groups import least_group, parts_of
 from grpo_jax.objectives.loss import loss
 from grpo_jax.objectives.objective import Objective
 from grpo_jax.structs import Batch, Rollouts, Scored, Tokens, prompt_shapes, rollout_shapes
@@ -101,9 +100,9 @@ def _check_baselines(axis: str, advantage: object, scored: Scored) -> None:
             baseline = getattr(advantage, name)
             value = _traced(f"{axis}.{name}", baseline, scored)
             _refuse_unless(f"{axis}.{name}", baseline, value, [(P, 1), (P, G), (1, 1), ()], "float")
-    for each in fields(advantage) if is_made_of_choices(advantage) else ():
-        if each.name not in ("center", "scale"):
-            _check_baselines(f"{axis}.{each.name}", getattr(advantage, each.name), scored)
+    for name, inner in parts_of(advantage).items():
+        if name not in ("center", "scale"):
+            _check_baselines(f"{axis}.{name}", inner, scored)
 
 
 def _check_tokens(objective: Objective, tokens: Tokens, counted_PG: Array) -> None:

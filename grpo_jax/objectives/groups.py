@@ -20,10 +20,12 @@ def least_group(choice: object) -> int:
     """How many responses to a prompt a choice needs: its own `least_group`, or the largest of the choices inside it."""
     if isinstance(choice, functools.partial):
         return least_group(choice.func)
-    inner = [getattr(choice, each.name) for each in fields(choice)] if is_made_of_choices(choice) else []
-    return max([getattr(choice, "least_group", 1), *map(least_group, filter(callable, inner))])
+    inner = [each for each in parts_of(choice).values() if callable(each)]
+    return max([getattr(choice, "least_group", 1), *map(least_group, inner)])
 
 
-def is_made_of_choices(choice: object) -> bool:
-    """Whether a choice is an instance of a dataclass, whose fields may be choices."""
-    return is_dataclass(choice) and not isinstance(choice, type)
+def parts_of(choice: object) -> dict[str, Any]:
+    """The fields of a choice that is an instance of a dataclass, which may be choices themselves; else none."""
+    if not is_dataclass(choice) or isinstance(choice, type):
+        return {}
+    return {each.name: getattr(choice, each.name) for each in fields(choice)}

@@ -39,8 +39,7 @@ class Mix:
         if not all(isinstance(part, tuple) and len(part) == 2 for part in self.parts):
             raise ValueError(f"A Mix is a tuple of pairs, such as ((exact, 1.0),); got {self.parts!r}.")
         for reward, weight in self.parts:
-            bounds = {"least": -LARGEST_WEIGHT, "most": LARGEST_WEIGHT}
-            check_range(f"The weight of {name(reward)}", weight, **bounds)
+            check_range(f"The weight of {name(reward)}", weight, least=-LARGEST_WEIGHT, most=LARGEST_WEIGHT)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -39,9 +39,14 @@ def check_examples(reward: Mix | Reward, examples: Sequence[Example], kind: str)
     mix = as_mix(reward)
     for (part, _), label in zip(mix.parts, mix.names, strict=True):
         check = check_of(part)
-        for index, example in enumerate(examples if check is not None else ()):
-            try:
-                check(example)
-            except Exception as error:
-                place = example.source if example.source else f"{kind} example {index}"
-                raise ValueError(f"{place}: reward {label} cannot score any response to it: {error}") from error
+        if check is not None:
+            _check_each(check, label, examples, kind)
+
+
+def _check_each(check: Callable[[Example], object], label: str, examples: Sequence[Example], kind: str) -> None:
+    for index, example in enumerate(examples):
+        try:
+            check(example)
+        except Exception as error:
+            place = example.source if example.source else f"{kind} example {index}"
+            raise ValueError(f"{place}: reward {label} cannot score any response to it: {error}") from error

@@ -76,8 +76,11 @@ def check_before_saving(state: TrainState, step: int) -> None:
         )
 
 
-def save_whole(whole: Whole, checkpoints: Checkpoints) -> str:
-    """Saves the last whole step if it is not saved yet; a sentence about what is on disk. Raises nothing."""
+def save_whole(whole: Whole, checkpoints: Checkpoints, best: int | None) -> str:
+    """Saves the last whole step if it is not saved yet, and keeps the step `best`; a sentence about what is on disk.
+
+    Raises nothing.
+    """
     text = ""
     try:
         if whole.step and checkpoints.latest != whole.step:
@@ -85,7 +88,7 @@ def save_whole(whole: Whole, checkpoints: Checkpoints) -> str:
                 text = f"The weights of step {whole.step} are of no use, so they are not saved; "
             elif whole.is_there:
                 check_before_saving(whole.state, whole.step)
-                checkpoints.save(whole.step, whole.state)
+                checkpoints.save(whole.step, whole.state, best)
             else:
                 text = f"Step {whole.step} is lost, as the error came while its state was being updated; "
         checkpoints.wait()

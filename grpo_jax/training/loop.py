@@ -18,7 +18,7 @@ from grpo_jax.devices.placing import everywhere
 from grpo_jax.grpo import prepare, update
 from grpo_jax.hosts import ending, meeting, store
 from grpo_jax.hosts.codes import NOT_FINITE, STEP_FAILED, RunError
-from grpo_jax.hosts.signals import INTERRUPTS, say
+from grpo_jax.hosts.signals import say
 from grpo_jax.learner.update import NONFINITE
 from grpo_jax.models import Model
 from grpo_jax.rewards import Mix, as_mix
@@ -32,10 +32,11 @@ from grpo_jax.training.ending import Whole, check_before_saving, save_whole, wri
 from grpo_jax.training.evaluation import evaluate_questions
 from grpo_jax.training.health import Health, setup_of
 from grpo_jax.training.nonfinite import are_usable, describe_skipped, dump, failed, failed_in_a_row, largest_norm
+from grpo_jax.training.opening import Resume, open_run
 from grpo_jax.training.order import step_key
 from grpo_jax.training.progress import Progress
 from grpo_jax.training.record import Record, Run
-from grpo_jax.training.session import Session, Settings, assemble, first_state
+from grpo_jax.training.session import Session, Settings, assemble
 from grpo_jax.training.summary import conclusion, introduction
 
 
@@ -48,6 +49,7 @@ class Started:
     checkpoints: Checkpoints
     record: Record
     stop: ending.StopSignal
+    files: ExitStack  # the record, the checkpoints and the lock of the directory, closed in this order's reverse
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,17 @@ def train(
     run: Run | None = None,
     config: str = "",
     resume: bool = False,
+    strict: bool = False,
+    allow_changes: bool = False,
 ) -> Trained:
     """Trains for `settings.steps` steps and writes a run directory, which `RunDirectory` reads.
 
-    `config` is kept there as config.yaml. `resume` goes on from the newest checkpoint of the newest run of this name.
+    `config` is kept there as config.yaml. `resume` goes on from the newest checkpoint of the newest run of this name
+    that can be verified; it is an error to skip one if `strict`, and to change what is learned unless `allow_changes`.
     On several hosts all of them call this at once, after `grpo_jax.hosts.meeting.join()`.
     """
-    return finish(start(model, task, algorithm, settings, layout, run, config, resume))
+    how = Resume(strict, allow_changes) if resume else None
+    return finish(start(model, task, algorithm, settings, layout, run, config, how))
 
 
 def start(
@@ -94,38 +100,28 @@ def start(
     layout: Layout | None = None,
     run: Run | None = None,
     config: str = "",
-    resume: bool = False,
+    resume: Resume | None = None,
 ) -> Started:
     """Everything before the first step. The hosts agree that they run the same before they load the model's weights."""
     run = Run() if run is None else run
     with ExitStack() as opened:  # is closed again if the run cannot start
         stop = opened.enter_context(closing(ending.StopSignal()))
-        path = Path(store.decide(lambda: str(run.latest()))) if resume else None
-        started = _open(assemble(model, task, algorithm, settings, layout), run, path, config, stop)
+        path = None if resume is None else Path(store.decide(lambda: str(run.latest())))
+        started = _open(assemble(model, task, algorithm, settings, layout), run, path, config, resume, stop)
         opened.pop_all()
     return started
 
 
-def _open(session: Session, run: Run, path: Path | None, config: str, stop: ending.StopSignal) -> Started:
+def _open(
+    session: Session, run: Run, path: Path | None, config: str, resume: Resume | None, stop: ending.StopSignal
+) -> Started:
     """The state and the directory of a run, new unless there is a `path`, once all hosts have agreed."""
     meeting.check_same(session.facts() | {"code in its current folder": meeting.user_code_version()})
     meeting.check_same({"mesh": str(session.mesh.shape)}, "Set mesh.data, mesh.fsdp and mesh.tensor.")
     if session.algorithm.responses_at_once is None:
         meeting.check_same({"memory of a device": str(device_memory())}, "Set algorithm.responses_at_once.")
-    INTERRUPTS.check()
-    state = first_state(session)
-    INTERRUPTS.check()
-    path = path or Path(store.decide(lambda: str(run.create())))
-    meeting.check_shared_directory(path)
-    checkpoints = Checkpoints(path / "checkpoints", session.settings.keep)
-    if checkpoints.latest is not None:
-        state = checkpoints.restore(state)
-    record = Record(path, int(state.step), store.is_first())
-    way_out = f"They do not see the same {path} yet, or not any more: start all of them again, with --resume."
-    meeting.check_same({"history of the run": repr((record.history, record.retired))}, way_out)
-    if store.is_first():
-        record.write_config(config)
-    return Started(session, state, checkpoints, record, stop)
+    opened = open_run(session, run, path, config, Resume() if resume is None else resume)
+    return Started(session, opened.state, opened.checkpoints, opened.record, stop, opened.files)
 
 
 def finish(started: Started) -> Trained:
@@ -134,13 +130,13 @@ def finish(started: Started) -> Trained:
     After an error or Ctrl-C the last whole step is saved, if it was not; a note of the exception says what is on disk.
     """
     whole = Whole(started.state, int(started.state.step))
-    with closing(started.stop), closing(started.record):
+    with closing(started.stop):
         try:
             trained = _loop(started, whole)
         except BaseException as error:
-            saved = save_whole(whole, started.checkpoints)
+            saved = _save_whole(started, whole)
             with suppress(Exception):  # has been said
-                started.checkpoints.close()
+                started.files.close()
             if isinstance(error, SystemExit):
                 text = f"Code of this run called sys.exit({error.code}), which is no way to end it; {saved}"
                 raise RunError(text, STEP_FAILED) from error
@@ -149,7 +145,7 @@ def finish(started: Started) -> Trained:
             error.add_note(saved)
             raise
         with writing("A checkpoint", started.record.path):
-            started.checkpoints.close()
+            started.files.close()
     return trained
 
 
@@ -162,7 +158,7 @@ def _loop(started: Started, whole: Whole) -> Trained:
         return _steps(started, whole)
     except FailedOnAHost as failure:
         error = failure.own
-    saved = save_whole(whole, started.checkpoints)
+    saved = _save_whole(started, whole)
     if error is None:
         ending.wait_for_the_host_that_failed()
         error = RunError("A reward failed on another host.", STEP_FAILED)
@@ -187,10 +183,12 @@ def _steps(started: Started, whole: Whole) -> Trained:
         if progress.closed:
             stop.request()
         stopped = stop.after_step() and not ended
-        if whole.usable and (ended or stopped or whole.step % settings.save_every == 0):
+        best = record.best(settings.keep_best)
+        due = ended or stopped or whole.step % settings.save_every == 0 or best == whole.step
+        if whole.usable and due:
             check_before_saving(whole.state, whole.step)
             with writing(f"The checkpoint of step {whole.step}", started.checkpoints.directory, whole.size):
-                _save(started.checkpoints, whole.state, whole.step, progress, wait=ended or stopped)
+                _save(started.checkpoints, whole.state, whole.step, best, progress, wait=ended or stopped)
         if stopped:
             progress.say("told to stop: go on with --resume")
             return Trained(record.path, whole.state, complete=False)
@@ -258,7 +256,7 @@ def _give_up(started: Started, whole: Whole, lesson: Lesson, metrics: dict[str, 
     with writing("The failed step", record.path):
         folder = dump(record.path, whole.step, lesson.batch, lesson.answers.rewards, metrics, cause, writes)
     if store.host_count() > 1:  # all hosts are here, and the error ends them at once
-        save_whole(whole, started.checkpoints)
+        _save_whole(started, whole)
     raise RunError(
         f"The run ends at step {whole.step}, as {count} step(s) in a row had an update that is not finite (see"
         f" train.max_skipped). In the last, {cause}. {folder} has its batch, metrics and config. Mend what is named, or"
@@ -267,9 +265,16 @@ def _give_up(started: Started, whole: Whole, lesson: Lesson, metrics: dict[str, 
     )
 
 
-def _save(checkpoints: Checkpoints, state: TrainState, step: int, progress: Progress, wait: bool) -> None:
+def _save_whole(started: Started, whole: Whole) -> str:
+    return save_whole(whole, started.checkpoints, started.record.best(started.session.settings.keep_best))
+
+
+def _save(
+    checkpoints: Checkpoints, state: TrainState, step: int, best: int | None, progress: Progress, wait: bool
+) -> None:
+    """Saves a state in the background, or waits for it. The step `best` is kept, too."""
     with progress.phase("saving"):
-        checkpoints.save(step, state)
+        checkpoints.save(step, state, best)
         if wait:
             checkpoints.wait()
     progress.finish("saving", f"{'saved' if wait else 'in the background, saving'} step {step}")

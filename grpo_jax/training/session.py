@@ -37,7 +37,9 @@ class Settings:
     evaluate_every: int = 10  # steps between greedy answers to held-out prompts; 0 never
     evaluate_prompts: int = 64
     save_every: int = 50
-    keep: int = 2  # checkpoints
+    keep: int = 2  # newest checkpoints
+    keep_every: int = 0  # checkpoints of steps that this divides are kept for ever; 0 none
+    keep_best: str | None = None  # the checkpoint with the largest value of this metric is kept, e.g. eval/reward
     resample: int = 1  # rounds of sampling, at most, until a step's groups all differ in reward (DAPO's is 10)
     max_skipped: int = 3  # steps in a row with an update that is not finite, after which the run ends
     skip_spikes: float | None = None  # leave out gradients with a norm so many times the recent median; null: none
@@ -47,7 +49,8 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("steps", "prompts", "max_prompt_tokens", "evaluate_prompts", "save_every", "keep", "max_skipped"):
             check_range(f"train.{name}", getattr(self, name), least=1, most=WHOLE)
-        check_range("train.evaluate_every", self.evaluate_every, least=0, most=WHOLE, note="(0 is never)")
+        for name in ("evaluate_every", "keep_every"):
+            check_range(f"train.{name}", getattr(self, name), least=0, most=WHOLE, note="(0 is never)")
         check_range("train.resample", self.resample, least=1, most=1000, note="(1 asks once)")
         check_range("train.seed", self.seed, least=0, below=2**32)
         if self.retire is not None:

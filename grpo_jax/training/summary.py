@@ -6,6 +6,8 @@ import jax
 import numpy as np
 
 from grpo_jax.structs import TrainState
+from grpo_jax.training.checkpoint import size_of
+from grpo_jax.training.opening import most_at_once
 from grpo_jax.training.overview import table as overview
 from grpo_jax.training.progress import Progress
 from grpo_jax.training.record import Record
@@ -27,6 +29,7 @@ def introduction(session: Session, state: TrainState, path: Path) -> str:
         f"{settings.prompts} prompts a step, {algorithm.minibatches} optimiser step(s) each;"
         f" {'no reference policy, as there is no KL term' if kl is None else f'KL coefficient {kl.coefficient}'}\n"
         f"{devices}\n"
+        f"{'each checkpoint':<22} up to {size_of(state) / 1e9:.1f} GB; at most {most_at_once(settings)} at once on disk\n"
         f"{'resuming at' if int(state.step) else 'from'} step {int(state.step)} to {settings.steps}, into {path}"
     )
 

@@ -1,4 +1,4 @@
-"""`grpo-jax checkpoint`: which checkpoints a run has, and whether their files are what they were when they were saved."""
+"""`grpo-jax checkpoint`: which checkpoints a run has, and whether their files are what was saved."""
 
 import argparse
 from pathlib import Path

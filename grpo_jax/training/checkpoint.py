@@ -29,7 +29,7 @@ class Keep:
     def of(self, steps: Collection[int], best: int | None = None) -> set[int]:
         """Those of the steps that stay."""
         divided = {step for step in steps if self.every and step % self.every == 0}
-        return set(sorted(steps)[-self.newest :]) | divided | ({best} & set(steps))
+        return set(sorted(steps)[-self.newest :]) | divided | {step for step in steps if step == best}
 
 
 class Checkpoints:
@@ -54,7 +54,7 @@ class Checkpoints:
         self.unfinished = self.worker.submit(self._finish, step, best)
 
     def _finish(self, step: int, best: int | None) -> None:
-        """Writes the manifest once all hosts have saved, and then deletes what need not stay. The first host does so."""
+        """The first host writes the manifest once all hosts have saved, and then deletes what need not stay."""
         self.manager.wait_until_finished()
         if not store.is_first():
             return
@@ -76,7 +76,7 @@ class Checkpoints:
             return described(reader.metadata(self.directory / str(step) / "default").item_metadata.tree)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of a step, laid out as `like` (arrays, or shapes with shardings), whose types it is converted to."""
+        """The state of a step with the types of `like` (arrays, or shapes with shardings), sharded like it."""
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return cast(TrainState, self.manager.restore(step, args=ocp.args.StandardRestore(shapes)))
 

@@ -1,8 +1,8 @@
 """What the files of a checkpoint were when it was saved, and whether they still are.
 
-Orbax finds that a file is missing or too short; it restores a flipped bit in silence. So `manifest.json` in the folder of
-each step has the size and the SHA-256 sum of every other file of it. It is written last, and replaced in one step: a
-folder without it was not saved to its end. It guards against accidents, not against somebody who rewrites it too.
+Orbax finds that a file is missing or too short; it restores a flipped bit in silence. So `manifest.json` in the folder
+of each step has the size and the SHA-256 sum of every other file of it. It is written last, and replaced in one step:
+a folder without it was not saved to its end. It guards against accidents, not against somebody who rewrites it too.
 """
 
 import hashlib

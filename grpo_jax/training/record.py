@@ -97,8 +97,8 @@ def check_inside(path: Path, root: Path) -> None:
     for entry in (path, *path.iterdir()):
         if not entry.resolve().is_relative_to(root.resolve() if entry == path else path.resolve()):
             raise ValueError(
-                f"{entry} is a symbolic link to {entry.resolve()}, and a run is resumed only where its files are. Replace"
-                " the link by what it leads to."
+                f"{entry} is a symbolic link to {entry.resolve()}, and a run is resumed only where its files are."
+                " Replace the link by what it leads to."
             )
 
 

@@ -59,15 +59,16 @@ def restore_newest(
     """
     skipped: dict[int, str] = {}
     below: int | None = None
-    while (found := _agree(checkpoints.directory, early, below)).step is not None:
+    while True:
+        found = _agree(checkpoints.directory, early, below)
         skipped |= found.skipped
-        below = found.step
-        state, reason = _restored(checkpoints, found, like, convert)
+        if (below := found.step) is None:
+            break
+        state, reason = _restored(checkpoints, below, found.sealed, like, convert)
         if state is not None:
-            _report(checkpoints, skipped, found, strict)
+            _report(checkpoints, skipped, below, found, strict)
             return state
-        skipped[found.step] = f"step {found.step} cannot be used ({reason})"
-    skipped |= found.skipped
+        skipped[below] = f"step {below} cannot be used ({reason})"
     _refuse_all(checkpoints.directory, skipped, strict)
     _set_aside(checkpoints, skipped)
     return None
@@ -85,20 +86,18 @@ def _agree(directory: Path, early: bool, below: int | None) -> Candidate:
 
 
 def _restored(
-    checkpoints: Checkpoints, found: Candidate, like: TrainState, convert: bool
+    checkpoints: Checkpoints, step: int, sealed: bool, like: TrainState, convert: bool
 ) -> tuple[TrainState | None, str]:
-    """The state of a step, or why it cannot be used. A state of another run than `like` is an error."""
-    step = found.step
-    assert step is not None
+    """The state of `step`, or why it cannot be used. A state of another run than `like` is an error."""
     try:
         _check_arrays(f"{checkpoints.directory}/{step}", checkpoints.shapes(step), described(like), convert)
         state = checkpoints.restore(step, like)
     except ValueError as error:
-        if found.sealed or isinstance(error, OtherArraysError):
+        if sealed or isinstance(error, OtherArraysError):
             raise
         return None, f"it cannot be read: {_first_line(error)}"
     except (OSError, KeyError, TypeError, AttributeError, jax.errors.JaxRuntimeError) as error:
-        if found.sealed:
+        if sealed:
             raise ValueError(
                 f"{checkpoints.directory}/{step} is as it was saved, but cannot be read: {_first_line(error)}. Was it"
                 " saved by a later version of orbax-checkpoint?"
@@ -134,22 +133,21 @@ def _check_arrays(path: str, saved: dict[str, str], wanted: dict[str, str], conv
     )
 
 
-def _report(checkpoints: Checkpoints, skipped: dict[int, str], found: Candidate, strict: bool) -> None:
-    """Says what was skipped, moves it away, and gives an early step its manifest."""
-    assert found.step is not None
+def _report(checkpoints: Checkpoints, skipped: dict[int, str], step: int, found: Candidate, strict: bool) -> None:
+    """Says what was skipped for `step`, moves it away, and gives an early step its manifest."""
     if skipped and strict:
         raise ValueError(
             f"{'; '.join(skipped.values())}, and --strict allows no other step. Leave it out to go on from step"
-            f" {found.step}, the newest that can be verified."
+            f" {step}, the newest that can be verified."
         )
     log = logging.getLogger("grpo_jax")
     for reason in skipped.values() if store.is_first() else ():
-        log.warning("warning: %s, using step %d", reason, found.step)
+        log.warning("warning: %s, using step %d", reason, step)
     if found.extra and store.is_first():
-        log.warning("warning: step %d: files that are not in its manifest are ignored: %s", found.step, found.extra)
+        log.warning("warning: step %d: files that are not in its manifest are ignored: %s", step, found.extra)
     if not found.sealed and store.is_first():
-        log.warning("warning: step %d was saved without sums of its files, so it cannot be verified", found.step)
-        write_manifest(checkpoints.directory / str(found.step), found.step)
+        log.warning("warning: step %d was saved without sums of its files, so it cannot be verified", step)
+        write_manifest(checkpoints.directory / str(step), step)
     _set_aside(checkpoints, skipped)
 
 

@@ -155,7 +155,7 @@ def read_fingerprint(path: Path) -> Fingerprint | None:
 def changes(before: Fingerprint, now: Fingerprint) -> list[Change]:
     """Everything that is not what it was."""
     as_config = bool(before.settings and now.settings)
-    old, new = (dict((each.settings if as_config else each.parts) | each.facts) for each in (before, now))
+    old, new = (dict(each.settings if as_config else each.parts) | dict(each.facts) for each in (before, now))
     unset = set(before.defaults) | set(now.defaults)
     return [
         Change(name, old.get(name, "not there"), new.get(name, "not there"))
@@ -209,8 +209,8 @@ def check_start_over(path: Path, last: int, save_every: int, allow: bool) -> Non
             )
         return
     raise ValueError(
-        f"{path} has the metrics of {last} steps, but no checkpoint: --resume would begin again and delete them. Put the"
-        " checkpoints back, start a new run without --resume, or begin again with --allow-changes."
+        f"{path} has the metrics of {last} steps, but no checkpoint: --resume would begin again and delete them. Put"
+        " the checkpoints back, start a new run without --resume, or begin again with --allow-changes."
     )
 
 

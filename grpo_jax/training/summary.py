@@ -29,7 +29,7 @@ def introduction(session: Session, state: TrainState, path: Path) -> str:
         f"{settings.prompts} prompts a step, {algorithm.minibatches} optimiser step(s) each;"
         f" {'no reference policy, as there is no KL term' if kl is None else f'KL coefficient {kl.coefficient}'}\n"
         f"{devices}\n"
-        f"{'each checkpoint':<22} up to {size_of(state) / 1e9:.1f} GB; at most {most_at_once(settings)} at once on disk\n"
+        f"{'each checkpoint':<22} {size_of(state) / 1e9:.2f} GB at most; {most_at_once(settings)} at most on disk\n"
         f"{'resuming at' if int(state.step) else 'from'} step {int(state.step)} to {settings.steps}, into {path}"
     )
 

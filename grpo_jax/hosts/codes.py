@@ -8,6 +8,7 @@ STEP_FAILED = 70  # EX_SOFTWARE
 NOT_WRITTEN = 74  # EX_IOERR
 RESUMABLE = 75  # EX_TEMPFAIL
 LOST = 76
+STUCK = 124  # as timeout(1)
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 NOT_READ = 141  # 128 + SIGPIPE
 
@@ -20,6 +21,7 @@ MEANINGS = {
     NOT_WRITTEN: "the run directory could not be written: a full disk, or no permission",
     RESUMABLE: "told to stop by SIGTERM or SIGHUP, or its output was closed; saved, --resume goes on",
     LOST: "another host is missing; --resume goes on from the last checkpoint",
+    STUCK: "a phase of a step took longer than train.watchdog_minutes; --resume goes on from the last checkpoint",
     INTERRUPTED: "Ctrl-C; the last whole step is saved",
     NOT_READ: "the output went to a command that stopped reading, such as head; training saves and ends with 75",
 }

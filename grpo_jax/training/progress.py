@@ -12,6 +12,7 @@ from statistics import median
 
 import jax
 
+from grpo_jax.devices.programs import forget_if_many
 from grpo_jax.training.watchdog import watched
 
 COMPILES = {"sampling", "learning", "evaluating"}
@@ -121,6 +122,8 @@ class Progress:
             f"  entropy {metrics['entropy']:.2f}  grad {metrics['grad_norm']:.2f}"
             f"  {times['step_time']:.1f} s ({phases}{compiled})  {self._left()}"
         )
+        if compiling and forget_if_many():
+            self.say("half of the memory maps of this process are used: compiled programs are forgotten")
         self.times, self.compiled_before = {}, self.clock.seconds
         return times
 

@@ -6,7 +6,8 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
-STUCK = 124  # exit status of a run that stood still, as that of timeout(1): --resume goes on from the last checkpoint
+from grpo_jax.hosts.codes import STUCK
+
 STDERR = 2  # the file descriptor: sys.stderr may be another object, and locked by the thread that stands still
 GRACE_SECONDS = 10.0
 

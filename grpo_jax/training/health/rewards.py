@@ -10,7 +10,7 @@ def no_scores(seen: Seen) -> str | None:
     """No response has a score, or one of several rewards gives none."""
     steps = seen.limits.unscored
     rows = seen.rows(steps)
-    silent = [name for name in seen.setup.rewards if all(row.get(f"rewards/{name}/mean") is None for row in rows)]
+    silent = [name for name in seen.setup.rewards if all(row.get(f"rewards/{name}/mean", 0.0) is None for row in rows)]
     if not rows or not silent:
         return None
     names = " and ".join(silent)

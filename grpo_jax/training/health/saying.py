@@ -8,6 +8,7 @@ from typing import Any
 from grpo_jax.objectives.coefficients import Stepwise
 from grpo_jax.objectives.shaping import nothing_for_truncated
 from grpo_jax.rewards import as_mix
+from grpo_jax.training.ending import writing
 from grpo_jax.training.health import policy, responses, rewards, update
 from grpo_jax.training.health.seen import Check, Row, Seen, Setup
 from grpo_jax.training.record import Record
@@ -67,7 +68,7 @@ class Health:
             answers = two_answers(self.record.path, step) if check in SHOWN_BY_ANSWERS else []
             self.say("\n  ".join([f"warning: {text}", *answers]))
             row = {"step": step, "warning": check.__name__, "text": text, "answers": answers}
-            with (self.record.path / WARNINGS).open("a") as file:
+            with writing("A warning", self.record.path), (self.record.path / WARNINGS).open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
     def _new(self, history: Sequence[Row]) -> dict[Check, str]:
@@ -149,6 +150,6 @@ def _keep_until(file: Path, step: int) -> None:
 
 def _step(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):  # torn when the machine stopped
         return float("inf")

@@ -66,7 +66,7 @@ def spike(seen: Seen) -> str | None:
     return (
         f"the norm of the gradient was {last:.3g}, {last / median(before):.0f} times its median. Larger"
         " norms than optimizer.clip_norm are scaled down to it: lower that, or optimizer.learning_rate, if the reward"
-        " falls."
+        " falls; train.skip_spikes=10 leaves such updates out."
     )
 
 

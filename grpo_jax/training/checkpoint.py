@@ -38,7 +38,8 @@ class Checkpoints:
     def __init__(self, directory: Path, keep: Keep):
         self.directory, self.keep = directory.absolute(), keep
         options = ocp.CheckpointManagerOptions(max_to_keep=None, cleanup_tmp_directories=True)  # deleted here instead
-        self.manager = ocp.CheckpointManager(self.directory, options=options)
+        handler = ocp.StandardCheckpointHandler()  # named, so that `shapes` can ask before anything is restored
+        self.manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handler)
         self.worker = ThreadPoolExecutor(1, "checkpoints")
         self.unfinished: Future[None] | None = None
 
@@ -72,8 +73,7 @@ class Checkpoints:
 
     def shapes(self, step: int) -> dict[str, str]:
         """The shape and type of every array of a saved state, by its path."""
-        with ocp.StandardCheckpointer() as reader:
-            return described(reader.metadata(self.directory / str(step) / "default").item_metadata.tree)
+        return described(self.manager.item_metadata(step).tree)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of a step with the types of `like` (arrays, or shapes with shardings), sharded like it."""

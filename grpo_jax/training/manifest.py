@@ -60,6 +60,8 @@ def verify(folder: Path, contents: bool = True) -> Verdict:
     size = sum((folder / name).lstat().st_size for name in found)
     if folder.is_symlink():
         return Verdict(step, "damaged", f"{folder} is a symbolic link")
+    if (folder / MANIFEST).is_symlink():
+        return Verdict(step, "damaged", f"file {MANIFEST} is a symbolic link", size)
     if not (folder / MANIFEST).is_file():
         reason = f"it has no {MANIFEST}, so it was not saved to its end" if found else "its folder is empty"
         return Verdict(step, "unfinished", reason, size)

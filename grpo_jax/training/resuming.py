@@ -18,6 +18,7 @@ from types import FunctionType
 from typing import Any
 
 from grpo_jax.hosts import store
+from grpo_jax.redaction import hidden, redact
 from grpo_jax.rewards import as_mix
 from grpo_jax.training.record import RUN, RunDirectory, settings_of
 from grpo_jax.training.session import Session
@@ -104,7 +105,7 @@ def _told(name: str, value: Any, without: Iterable[str] = ()) -> Iterator[tuple[
         for index, item in enumerate(value):
             yield from _told(f"{name}[{index}]", item)
     elif value is None or isinstance(value, bool | int | float | str | re.Pattern):
-        yield name, repr(value)
+        yield name, _written(name, value)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield name, type(value).__qualname__
         for known in dataclasses.fields(value):
@@ -120,7 +121,12 @@ def _closed_over(name: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, FunctionType) and value.__closure__ is not None:
         for variable, cell in zip(value.__code__.co_freevars, value.__closure__, strict=True):
             if isinstance(cell.cell_contents, bool | int | float | str):
-                yield f"{name}.{variable}", repr(cell.cell_contents)
+                yield f"{name}.{variable}", _written(f"{name}.{variable}", cell.cell_contents)
+
+
+def _written(name: str, value: object) -> str:
+    """A plain value as run.json may hold it: without secrets."""
+    return redact(repr(hidden(name, value)))
 
 
 def _objects(value: Any) -> Iterator[object]:

@@ -1,7 +1,6 @@
 """A checkpoint is restored only if its files are what was saved: else the newest that is, or an error that says why."""
 
 import json
-import logging
 import os
 import random
 import shutil

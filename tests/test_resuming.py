@@ -104,7 +104,7 @@ LEARNED = [
     ("rollout.responses=8", "rollout.responses"),
     ("rollout.max_tokens=7", "rollout.max_tokens"),
     ("rollout.temperature=0.9", "rollout.temperature"),
-    ("objective.kl={use: KL, coefficient: 0.1}", "objective.kl"),
+    ("objective.kl={use: KL, coefficient: 0.1, estimator: k3}", "objective.kl"),
     ("objective.use=grpo", "objective.use"),
     ("algorithm.minibatches=2", "algorithm.minibatches"),
     ("optimizer.moments=bfloat16", "optimizer.moments"),
@@ -120,7 +120,11 @@ ALLOWED = [
     ("train.keep_best=reward", "train.keep_best"),
     ("train.keep_every=5", "train.keep_every"),
     ("mesh.fsdp=4", "mesh.fsdp"),
+    ("train.max_skipped=9", "train.max_skipped"),
+    ("train.watchdog_minutes=9.0", "train.watchdog_minutes"),
+    ("algorithm.reward_seconds=9.0", "algorithm.reward_seconds"),
     ("algorithm.responses_at_once=8", "algorithm.responses_at_once"),
+    ("rollout.at_once=2", "rollout.at_once"),
     ("model.remat=full", "model.remat"),
 ]
 
@@ -196,7 +200,9 @@ def test_a_run_from_python_is_compared_without_a_config(folder, kept):
     for override, name in [("train.seed=1", "train.seed"), ("rollout.max_tokens=7", "rollout.max_tokens")]:
         found = changes(first, fingerprint_of(override, text=False))
         assert names(found) == {name} and not found[0].is_free
-    assert "objective" in " ".join(names(changes(first, fingerprint_of("objective.kl={use: KL, coefficient: 0.1}", text=False))))
+    assert "objective" in " ".join(
+        names(changes(first, fingerprint_of("objective.kl={use: KL, coefficient: 0.1, estimator: k3}", text=False)))
+    )
     assert changes(first, fingerprint_of()) == []  # the same run, once with its config
 
 
@@ -215,6 +221,12 @@ def test_no_secret_is_in_a_fingerprint(folder, monkeypatch):
         write_fingerprint(folder, "t", known)
         text = (folder / "run.json").read_text()
         assert "planted" not in text and HIDDEN in text
+
+
+def test_what_may_change_are_settings_that_exist(kept, folder):
+    known = before(kept)
+    for free in set(FREE) - {"held-out data"}:
+        assert any(name == free or (free[-1] == "." and name.startswith(free)) for name in known.settings), free
 
 
 def test_the_docs_list_what_may_change():
@@ -249,13 +261,13 @@ def test_a_changed_run_is_refused_then_taken_and_both_configs_are_kept(folder, c
 
 def resume_without_checkpoints(run, capsys):
     """The metrics are what is left of the run, so they are not deleted for a new beginning."""
-    for step in (run / "checkpoints").iterdir():
-        step.rename(run / f"was_{step.name}")
+    (run / "checkpoints" / "1").rename(run / "was_1")
+    (run / "checkpoints" / "2" / "manifest.json").unlink()  # as if its save had been interrupted
     metrics = (run / "metrics.jsonl").read_bytes()
-    again = ["optimizer.learning_rate=2e-3", "--resume"]
-    assert main(["train", "c.yaml", *again]) == MISTAKE
-    assert "has the metrics of 2 steps, but no checkpoint" in capsys.readouterr().err
-    assert (run / "metrics.jsonl").read_bytes() == metrics
+    for _ in range(2):
+        assert main(["train", "c.yaml", "optimizer.learning_rate=2e-3", "--resume"]) == MISTAKE
+        assert "has the metrics of 2 steps, but no checkpoint" in capsys.readouterr().err
+        assert (run / "metrics.jsonl").read_bytes() == metrics
 
 
 def test_a_run_without_a_checkpoint_begins_again_only_if_it_can_have_lost_none(tmp_path):
@@ -461,3 +473,18 @@ def test_answers_are_strict_json_whatever_is_in_them(tmp_path):
     assert found[1]["completion"] == "\ud800 half"
     assert found[2]["completion"] == rows[2]["completion"] and "é 日本" in text
     assert RunDirectory(tmp_path).answers(1) == found
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_and_resumed_comes_to_the_run_that_was_not_killed(tmp_path):
+    """`python tests/kill_runs.py` does the same with 20 kills of 30 steps."""
+    command = [sys.executable, str(Path(__file__).parent / "kill_runs.py"), "--kills=3", "--steps=8"]
+    cache = Path(__file__).parent.parent / ".pytest_cache" / "xla" / "killed"
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "same weights, metrics and answers" in done.stdout

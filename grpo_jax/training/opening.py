@@ -81,9 +81,11 @@ def _restored(
     """The newest state of a run that can be trusted, or its first one if there is none yet."""
     early = store.decide(lambda: str(_is_early(path))) == "True"
     last = int(store.decide(lambda: str(_last_step(path))))
-    if checkpoints.latest is None:
-        check_start_over(path, last, _save_every(path, settings), resume.allow_changes)
+    first = int(store.decide(lambda: str(min(steps_in(checkpoints.directory), default=0))))
     found = restore_newest(checkpoints, state, early, resume.strict, resume.allow_changes)
+    every = _save_every(path, settings)
+    if found is None and not 0 < first <= every:  # not the first save that was interrupted
+        check_start_over(path, last, every, resume.allow_changes)
     if found is not None and int(found.step) > settings.steps:
         raise ValueError(
             f"{path} is at step {int(found.step)} already, and train.steps is {settings.steps}. Ask for more steps, or"

@@ -62,6 +62,8 @@ def main() -> int:
         different = compare(Path("runs/whole"), Path("runs/killed"), arguments.steps)
         print(f"{len(moments)} kills, {sum(saving)} of them while a checkpoint was being written: ", end="")
         print("; ".join(different) if different else "same weights, metrics and answers")
+        last = rows(Path("runs/killed"))[-1]
+        print(f"{last['retired_prompts']:.0f} prompts are retired, the coefficient is {last['coefficient/kl']:.6f}")
     return int(bool(different))
 
 
@@ -93,7 +95,7 @@ def kill(steps: str, moment: int, index: int, chance: random.Random) -> bool:
             if steps_done() >= moment and (not saves or unfinished()):
                 break
             time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.05 if saves else 1))
+        time.sleep(chance.uniform(0, 0.01 if saves else 1))
         training.kill()
         training.communicate()
     return bool(unfinished())

@@ -25,7 +25,8 @@ def take_over(number: int, handler: Callable[[int, Any], None]) -> bool:
 def give_back(number: int) -> None:
     """Lets a signal do what it did before it was taken over."""
     if number in _before:
-        signal.signal(number, _before.pop(number))
+        before = _before.pop(number)
+        signal.signal(number, signal.SIG_DFL if before is None else before)  # None: it was not set by Python
 
 
 def _forget() -> None:
@@ -126,8 +127,8 @@ def end_at_second(numbers: Collection[int]) -> Callable[[], None]:
 
 
 def say(text: str) -> None:
-    """Prints to standard error, which may be a terminal that is closed by now."""
-    with suppress(OSError, ValueError):
+    """Prints to standard error, which may be closed by now, or in use if a handler of a signal prints."""
+    with suppress(OSError, ValueError, RuntimeError):
         print(text, file=sys.stderr, flush=True)
 
 

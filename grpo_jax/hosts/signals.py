@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 _before: dict[int, Any] = {}  # what each signal did before it was taken over
+_fork = threading.local()  # what `_block` has blocked in this thread
 
 
 def take_over(number: int, handler: Callable[[int, Any], None]) -> bool:
@@ -29,15 +30,26 @@ def give_back(number: int) -> None:
         signal.signal(number, signal.SIG_DFL if before is None else before)  # None: it was not set by Python
 
 
+def _block() -> None:
+    """Keeps signals back while a child is forked, until it is no longer the run that they speak to."""
+    _fork.blocked = set(_before)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _fork.blocked)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _fork.blocked)
+
+
 def _forget() -> None:
     """In a forked child, such as one that a reward starts: signals end it, and say nothing to the run."""
     if _before:
         signal.set_wakeup_fd(-1)
         for number in list(_before):
             give_back(number)
+    _unblock()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_forget)
 
 
 class Interrupts:

@@ -551,7 +551,8 @@ def test_an_override_can_write_a_choice_that_the_file_does_not_have(config_file)
         ("rewards[x]=1", "rewards[x]=1: expected section.key=value, or rewards=[...]"),
         (
             "data.train_batch_size=8",
-            "data.train_batch_size: unknown section; what verl calls data.train_batch_size is train.prompts, the prompts of a step, each with rollout.responses responses",
+            "data.train_batch_size: unknown section; what verl calls data.train_batch_size is train.prompts, the"
+            " prompts of a step, each with rollout.responses responses",
         ),
     ],
 )

@@ -174,9 +174,7 @@ def test_a_syntax_error_in_a_module_of_the_user_is_reported_at_its_own_line(text
         (4, "from os import no_such_name\n", r":1: ImportError: cannot import name"),
     ],
 )
-def test_an_exception_while_a_module_of_the_user_is_imported_is_reported_at_its_line(
-    number, text, said, module, tmp_path
-):
+def test_an_exception_while_a_module_is_imported_is_reported_at_its_line(number, text, said, module, tmp_path):
     file = module(f"{text}def questions(): ...\n", f"fails_{number}")
     config = read(config_that_names(tmp_path, f"fails_{number}:questions"))
     with pytest.raises(ConfigError, match=r"^\S+some.yaml:2:3: task.use: ") as refused:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_jax.config import SECTIONS, ConfigError, locate, read, render
+from grpo_jax.config import SECTIONS, ConfigError, build, locate, read, render
 from grpo_jax.config.advice import keys_of
 from grpo_jax.config.elsewhere import OTHERS, TRL, VERL
 
@@ -192,6 +192,18 @@ def test_an_exception_of_a_users_task_is_reported_with_the_key_and_the_line(modu
     file = module("def questions(size):\n    return [1] / size\n", "divides_a_list")
     config = read(config_that_names(tmp_path, "divides_a_list:questions", "  size: 3\n"))
     with pytest.raises(ConfigError, match=rf"some.yaml:1:1: task: {re.escape(str(file))}:2: TypeError: unsupported"):
+        config.task.build()
+
+
+def test_a_users_task_that_gives_no_task_is_refused(module, tmp_path):
+    module("def questions():\n    return {}\n", "gives_a_dict")
+    with pytest.raises(ConfigError, match=r"some.yaml:2:3: task.use: use gave an object of type dict; .* a Task$"):
+        build(read(config_that_names(tmp_path, "gives_a_dict:questions")))
+
+
+def test_a_variable_in_a_path_is_not_replaced_and_the_message_says_so(tmp_path):
+    config = read(config_that_names(tmp_path, "jsonl", "  path: $HOME/none.jsonl\n"))
+    with pytest.raises(ConfigError, match=r"some.yaml:3:3: task.path: \$HOME/none.jsonl is not.* \$HOME are not"):
         config.task.build()
 
 

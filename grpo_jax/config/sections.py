@@ -118,7 +118,9 @@ class Call:
         except ConfigError:
             raise
         except (ValueError, OSError) as error:
-            raise ConfigError(self.blame(str(error))) from error
+            variable = isinstance(error, OSError) and "$" in str(error)
+            hint = " Variables such as $HOME are not replaced: write the path." if variable else ""
+            raise ConfigError(self.blame(f"{error}{hint}")) from error
         except Exception as error:
             if is_ours(self.target):
                 raise

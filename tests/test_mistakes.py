@@ -197,7 +197,7 @@ def test_an_exception_of_a_users_task_is_reported_with_the_key_and_the_line(modu
 
 def test_a_users_task_that_gives_no_task_is_refused(module, tmp_path):
     module("def questions():\n    return {}\n", "gives_a_dict")
-    with pytest.raises(ConfigError, match=r"some.yaml:2:3: task.use: use gave an object of type dict; .* a Task$"):
+    with pytest.raises(ConfigError, match=r"some.yaml:2:3: task.use gave an object of type dict; .* a Task$"):
         build(read(config_that_names(tmp_path, "gives_a_dict:questions")))
 
 
@@ -216,6 +216,11 @@ def test_a_variable_in_a_path_is_not_replaced_and_the_message_says_so(tmp_path):
         ("train", "train:\n  steps: 3\n  keep: 0\n", "3:3: train.keep must be at least 1; got 0."),
         ("rollout", "rollout:\n  top_k: 5\n  top_p: 2.0\n", "3:3: rollout.top_p: top_p must be above 0 and at most 1"),
         ("run", "run:\n  root: runs\n  name: a/b\n", "3:3: run.name: A run is named by letters"),
+        (
+            "task",
+            "task:\n  use: arithmetic\n  train: 9999\n  largest: 3\n",
+            "3:3: task.train: train and held_out ask for",
+        ),
         (
             "objective",
             "objective:\n  use: dapo\n  kl: {estimator: k1, coefficient: 1, place: reward, ratio: token}\n",

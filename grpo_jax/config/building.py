@@ -48,7 +48,7 @@ def _built(call: Call, kind: type) -> Any:
     """What a call gives, which has to be of a kind; a function of the user may give anything."""
     found = call.build()
     if not isinstance(found, kind):
-        given = f"use gave an object of type {type(found).__name__}"
+        given = f"{call.name}.use gave an object of type {type(found).__name__}"
         raise ConfigError(call.blame(f"{given}; {call.target} has to return a {kind.__name__}"))
     return found
 

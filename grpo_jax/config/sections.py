@@ -156,6 +156,8 @@ def _position(message: str, section: str, key: str) -> int | None:
     """Where a message names a key; -1, and so before any other, where it gives the key with its section."""
     if re.search(rf"(?<![\w.]){re.escape(f'{section}.{key}')}(?!\w)", message):
         return -1
+    if key == "use":  # in a sentence it is a verb
+        return None
     found = re.search(rf"(?<![\w.'\"]){re.escape(key)}(?![\w'\"])", message)
     return None if found is None else found.start()
 

@@ -55,11 +55,13 @@ def test_a_path_that_does_not_exist_is_not_looked_up_on_the_network(name):
         hub.locate(name)
 
 
+@pytest.mark.faults
 def test_without_the_hub_the_error_names_models_that_need_no_hub(no_hub):
     with pytest.raises(FileNotFoundError, match=r"org/name.*cannot be reached.*directory.*smollm2-135m-instruct"):
         hub.locate("org/name")
 
 
+@pytest.mark.faults
 def test_offline_mode_sends_no_request(monkeypatch, tmp_path):
     with LocalHub({}) as asked:
         monkeypatch.setattr(constants, "ENDPOINT", asked.url)
@@ -113,6 +115,7 @@ def test_a_directory_without_weights_is_refused(model):
         hub.check(model)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
 def test_weights_that_are_only_pickles_are_refused(model, name):
     (model / "model.safetensors").rename(model / name)
@@ -120,12 +123,14 @@ def test_weights_that_are_only_pickles_are_refused(model, name):
         hub.check(model)
 
 
+@pytest.mark.faults
 def test_code_that_comes_with_a_model_is_refused(model):
     (model / "config.json").write_text('{"auto_map": {"AutoModel": "modeling.Evil"}}')
     with pytest.raises(ValueError, match=r"auto_map.*never run"):
         hub.check(model)
 
 
+@pytest.mark.faults
 def test_a_missing_shard_is_named(model):
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -139,6 +144,7 @@ def test_a_broken_config_is_named(model):
         hub.check(model)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", None])
 def test_weights_that_were_cut_short_are_refused(model, content):
     path = model / "model.safetensors"
@@ -147,6 +153,7 @@ def test_weights_that_were_cut_short_are_refused(model, content):
         hub.check(model)
 
 
+@pytest.mark.faults
 def test_a_file_that_differs_from_its_checksum_is_refused(model):
     config_file = model / "config.json"
     (model / smollm2.CHECKSUMS).write_text(f"{smollm2.sha256(config_file)}  config.json\n")

@@ -195,6 +195,7 @@ def test_a_config_this_decoder_would_compute_differently_is_refused(tmp_path, ch
         read_shape(write_config(tmp_path, **changes))
 
 
+@pytest.mark.faults
 def test_a_config_that_does_not_match_its_weights_is_refused(tmp_path):
     write_config(tmp_path, intermediate_size=81)
     (tmp_path / "model.safetensors").symlink_to(GOLDEN / "llama" / "model.safetensors")
@@ -204,6 +205,7 @@ def test_a_config_that_does_not_match_its_weights_is_refused(tmp_path):
         load_weights(tmp_path, shapes, weight_shardings(shapes, ONE))
 
 
+@pytest.mark.faults
 def test_weights_that_the_model_does_not_have_are_refused():
     shape = read_shape(GOLDEN / "llama")
     fewer = decoder_policy(shape.__class__(**{**shape.__dict__, "layers": 1}))

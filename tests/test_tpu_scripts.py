@@ -282,6 +282,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("script", "arguments", "sentence"), REFUSED, ids=[item[2][:30] for item in REFUSED])
 def test_bad_arguments_are_refused_on_one_line_before_gcloud_is_called(cloud, script, arguments, sentence):
     result = cloud.call(script, *arguments)
@@ -308,6 +309,7 @@ FAILURES = [
 ]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("said", "sentence"), FAILURES, ids=[item[1] for item in FAILURES])
 def test_a_gcloud_failure_is_explained_and_then_quoted(cloud, said, sentence):
     cloud.answer_with(failures={"queued-resources create": [said]})
@@ -334,6 +336,7 @@ def test_setup_fails_with_the_commands_that_free_chips_when_chips_are_missing(cl
     assert "do not see all 32 chips" in result.stderr
 
 
+@pytest.mark.faults
 def test_train_options_reach_every_worker_unchanged(cloud):
     cloud.answer_with(workers=4)
     cloud.call("setup", *WHERE, *TYPE)
@@ -356,6 +359,13 @@ def test_a_training_job_runs_in_its_own_session(cloud):
     assert all(os.getsid(pid) == pid for pid in pids)
 
 
+@pytest.mark.faults
+def test_the_kept_command_line_which_may_hold_a_secret_is_its_owners_alone(cloud):
+    start_training(cloud)
+    kept = list(cloud.folder.glob("worker-*/grpo-jax/run.command"))
+    assert kept and all(path.stat().st_mode & 0o777 == 0o600 for path in kept)
+
+
 def test_a_repeated_launch_starts_nothing_and_a_different_launch_is_refused(cloud):
     start_training(cloud)
     again = cloud.call("run", *WHERE, *TRAINING)
@@ -367,6 +377,7 @@ def test_a_repeated_launch_starts_nothing_and_a_different_launch_is_refused(clou
     assert cloud.call("status", *WHERE).stdout.count(" running ") == 2  # the first job still runs
 
 
+@pytest.mark.faults
 def test_a_job_that_fails_to_start_on_one_worker_is_stopped_on_the_others(cloud):
     cloud.answer_with(workers=4)
     cloud.call("setup", *WHERE, *TYPE)
@@ -462,6 +473,7 @@ ACTIONS = {
 }
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("terms", [(), ("--spot",)], ids=["on demand", "spot"])
 @pytest.mark.parametrize("state", STATES)
 def test_every_request_state_leads_to_its_listed_actions(cloud, state, terms):

@@ -463,6 +463,105 @@ def test_a_mistake_in_an_override_names_the_command_line(config_file, override, 
     assert str(refused.value) == f"command line: {complaint}"
 
 
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        ("task: arithmetic\n", "task: {use: arithmetic}\n"),
+        ("task: {use: arithmetic}\nobjective: grpo\n", "task: arithmetic\nobjective: {use: grpo}\n"),
+        (
+            "task: arithmetic\nrewards: [exact, last_number]\n",
+            "task: arithmetic\nrewards: [{use: exact}, {use: last_number}]\n",
+        ),
+        ("task: arithmetic\noptimizer: adafactor\n", "task: arithmetic\noptimizer: {use: adafactor}\n"),
+    ],
+)
+def test_a_name_alone_stands_for_a_mapping_with_use(config_file, short, long):
+    train = "train: {steps: 1}\n"
+    assert read(config_file(short + train)) == read(config_file(long + train, "long.yaml"))
+
+
+def test_a_name_alone_drops_the_arguments_that_the_base_gives_to_another_owner(config_file):
+    config_file(MINIMAL + "objective: {use: dapo, clip_high: 0.3}\n", "base.yaml")
+    assert read(config_file("base: base.yaml\nobjective: grpo\n")).objective.target == "grpo_jax.objectives:grpo"
+    assert read(config_file(MINIMAL), ["objective=grpo"]).objective.target == "grpo_jax.objectives:grpo"
+
+
+NESTED = (
+    MINIMAL
+    + """
+rewards: [exact, {use: last_number, weight: 0.5}]
+objective:
+  use: dapo
+  kl: {coefficient: 0.5, estimator: k3}
+  masks: [{use: TopEntropy, share: 0.2}]
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "written"),
+    [
+        (["objective.kl.coefficient=0.1"], NESTED.replace("0.5, est", "0.1, est")),
+        (["objective.kl.place=reward"], NESTED.replace("k3}", "k3, place: reward}")),
+        (["objective.masks[0].share=0.3"], NESTED.replace("share: 0.2", "share: 0.3")),
+        (["objective.masks.0.share=0.3"], NESTED.replace("share: 0.2", "share: 0.3")),
+        (["objective.masks[0]=TopCovariance"], NESTED.replace("{use: TopEntropy, share: 0.2}", "TopCovariance")),
+        (["rewards[0].weight=2"], NESTED.replace("[exact", "[{use: exact, weight: 2}")),
+        (["rewards.1.weight=2"], NESTED.replace("weight: 0.5", "weight: 2")),
+        (["rewards[1]=exact"], NESTED.replace("{use: last_number, weight: 0.5}", "exact")),
+        (
+            ["rewards=[exact, exact]", "rewards[1].weight=3"],
+            NESTED.replace("last_number, weight: 0.5", "exact, weight: 3"),
+        ),
+        (["rewards[1].weight=3", "rewards=[exact]"], NESTED.replace(", {use: last_number, weight: 0.5}", "")),
+        (
+            ["objective.kl.coefficient=1", "objective.kl={coefficient: 2, estimator: k2}"],
+            NESTED.replace("0.5, estimator: k3", "2, estimator: k2"),
+        ),
+        (["objective.kl.reference.every=7"], NESTED.replace("k3}", "k3, reference: {every: 7}}")),
+    ],
+)
+def test_an_override_reaches_into_what_the_file_says(config_file, overrides, written):
+    assert read(config_file(NESTED), overrides) == read(config_file(written, "written.yaml"))
+
+
+def test_an_override_can_write_a_choice_that_the_file_does_not_have(config_file):
+    overrides = ["objective.use=dapo", "objective.kl.coefficient=0.1", "objective.kl.estimator=k2"]
+    assert read(config_file(MINIMAL), overrides).objective.build().kl == KL(0.1, k2)
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        (
+            "rewards[2].weight=1",
+            "rewards[2].weight: there is no rewards[2]: the config has 2 items there, so the last is rewards[1]",
+        ),
+        ("rewards.weight=1", "rewards.weight: rewards is a list; name an item of it, as in rewards[0].weight"),
+        (
+            "train.steps.x=1",
+            "train.steps.x: train.steps is 10, which has no keys; replace it, as in train.steps={use: name}",
+        ),
+        (
+            "objective.masks.share=1",
+            "objective.masks.share: objective.masks is a list; name an item of it, as in objective.masks[0].share",
+        ),
+        ("objective.kl[0]=1", "objective.kl[0]: objective.kl is not a list; name a key of it"),
+        ("objective.kl.coeficient=1", "objective.kl.coeficient: unknown key, did you mean objective.kl.coefficient?"),
+        ("rewards[x]=1", "rewards[x]=1: expected section.key=value, or rewards=[...]"),
+        (
+            "data.train_batch_size=8",
+            "data.train_batch_size: unknown section; what verl calls data.train_batch_size is train.prompts, the"
+            " prompts of a step, each with rollout.responses responses",
+        ),
+    ],
+)
+def test_an_override_of_what_is_not_there_is_refused(config_file, override, complaint):
+    with pytest.raises(ConfigError) as refused:
+        read(config_file(NESTED), [override])
+    assert str(refused.value) == f"command line: {complaint}"
+
+
 # Bases
 
 

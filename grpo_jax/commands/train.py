@@ -2,7 +2,7 @@
 
 import argparse
 
-from grpo_jax.config import ConfigError, build, render
+from grpo_jax.config import ConfigError, build, locate, render
 from grpo_jax.devices.cache import keep_programs
 from grpo_jax.hosts import ending, meeting
 from grpo_jax.hosts.codes import COMPLETE, INTERRUPTED, RESUMABLE, STEP_FAILED
@@ -39,5 +39,7 @@ def _start(arguments: argparse.Namespace) -> Started:
         return start(**build(arguments.config), resume=resume)
     except SystemExit as error:
         raise ConfigError(f"Code that the config names called sys.exit({error.code}): nothing was trained.") from error
+    except ConfigError:
+        raise
     except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(locate(arguments.config, str(error))) from error

@@ -1,6 +1,6 @@
 """Reads YAML strictly into calls. Nothing else in the package turns names into objects."""
 
-from grpo_jax.config.building import build
+from grpo_jax.config.building import build, locate
 from grpo_jax.config.finding import find_config
 from grpo_jax.config.reading import read
 from grpo_jax.config.rendering import render
@@ -19,6 +19,7 @@ __all__ = [
     "Section",
     "build",
     "find_config",
+    "locate",
     "parameters",
     "read",
     "render",

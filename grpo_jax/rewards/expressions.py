@@ -5,6 +5,7 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import TypeGuard
 
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.needs import needs
@@ -21,17 +22,18 @@ _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] 
 
 def _puzzle(example: Example) -> tuple[int, Sequence[int]]:
     target, numbers = example.columns.get("target"), example.columns.get("numbers")
-    given = [target, *numbers] if isinstance(numbers, list | tuple) and numbers else []
-    whole = [each for each in given if isinstance(each, int) and not isinstance(each, bool)]
-    if not given or len(whole) < len(given):
+    if not _is_whole(target) or not isinstance(numbers, list | tuple) or not all(map(_is_whole, numbers)):
         raise ValueError(
             "reaches_target needs the columns target (a whole number) and numbers (a list of them);"
             f" got target {target!r} and numbers {numbers!r}."
         )
-    target, *numbers = whole
-    if min(numbers) < 0:
-        raise ValueError(f"reaches_target needs numbers without a sign, as a response writes them; got {numbers!r}.")
+    if not numbers or min(numbers) < 0:
+        raise ValueError(f"reaches_target needs at least one number, none of them negative; got {numbers!r}.")
     return target, numbers
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @needs(_puzzle)

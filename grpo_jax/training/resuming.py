@@ -35,6 +35,7 @@ FREE = (
     "train.keep",
     "train.keep_best",
     "train.keep_every",
+    "train.watchdog_minutes",
     "algorithm.responses_at_once",
     "rollout.at_once",
     "model.remat",

@@ -246,7 +246,9 @@ def recorded(path: Path, rows: list[dict[str, object]], start: int = 0) -> list[
         (path / "completions").mkdir(exist_ok=True)
         lines = [json.dumps(answer) + "\n" for answer in answers[: 2 if row["rewards/exact/mean"] == 0 else 3]]
         (path / "completions" / f"step_{step:06d}.jsonl").write_text("".join(lines))
-        record.metrics(step, {name: float("nan" if value is None else value) for name, value in row.items()})
+        record.metrics(
+            step, {name: float("nan" if value is None else value) for name, value in row.items() if name != "step"}
+        )
         health.look()
     record.close()
     return said
@@ -293,14 +295,17 @@ def test_a_resumed_run_goes_on_with_the_warnings_of_the_run_that_was_not_stopped
 
 def test_all_runs_of_a_process_share_one_listener():
     """JAX keeps a listener for ever, and with it all that the listener holds."""
-    first, second = Progress(3, 0, speaks=False), Progress(3, 0, speaks=False)
+    first, second = (
+        Progress(3, 0, speaks=False, watchdog_minutes=0.0),
+        Progress(3, 0, speaks=False, watchdog_minutes=0.0),
+    )
     assert first.clock is second.clock is compile_clock()
 
 
 def test_a_step_says_how_its_time_compares_with_the_steps_before(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    progress, ratios = Progress(9, 0, speaks=False), []
+    progress, ratios = Progress(9, 0, speaks=False, watchdog_minutes=0.0), []
     numbers = {"reward": 0.0, "completions/mean_length": 1.0, "entropy": 1.0, "grad_norm": 1.0}
     for seconds in (2.0, 2.0, 4.0, 20.0):
         with progress.phase("sampling"):

@@ -170,7 +170,7 @@ def _steps(started: Started, whole: Whole) -> Trained:
     """Steps until all are done, with evaluations and checkpoints between them, or until the run is told to stop."""
     session, record, stop = started.session, started.record, started.stop
     settings, first, retired = session.settings, whole.step, set(record.retired)
-    progress = Progress(settings.steps, first, store.is_first(), settings.watchdog_minutes)
+    progress = Progress(settings.steps, first, store.is_first(), watchdog_minutes=settings.watchdog_minutes)
     health = Health(setup_of(session), record, progress.say)
     stop.catch_interrupts()
     progress.say(introduction(session, whole.state, record.path))

@@ -64,7 +64,7 @@ class Progress:
     (watchdog.py); 0 is no limit.
     """
 
-    def __init__(self, steps: int, done: int, speaks: bool = True, watchdog_minutes: float = 0.0):
+    def __init__(self, steps: int, done: int, speaks: bool = True, *, watchdog_minutes: float):
         self.steps, self.done, self.speaks, self.watchdog_minutes = steps, done, speaks, watchdog_minutes
         self.times: dict[str, float] = {}
         self.longest: dict[str, float] = {}

@@ -21,7 +21,7 @@ from grpo_jax.hosts.telling import tell
 from grpo_jax.rewards import Example, score
 from grpo_jax.structs import TrainState
 from grpo_jax.training import events, loop
-from grpo_jax.training.checkpoint import Checkpoints
+from grpo_jax.training.checkpoint import Checkpoints, Keep
 from grpo_jax.training.ending import Whole, save_whole, writing
 
 pytestmark = pytest.mark.faults
@@ -322,18 +322,18 @@ def test_a_full_disk_while_saving_is_a_sentence_and_the_older_checkpoint_stays(t
     ids=["good", "not finite", "of no use"],
 )
 def test_weights_that_are_worth_nothing_do_not_push_out_a_checkpoint(tmp_path, weight, usable, words, kept):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", Keep(1))
     state = TrainState(jnp.array(7), {"a_D": jnp.full(4, weight)}, {})
-    assert save_whole(Whole(state, 7, usable), checkpoints).startswith(words)
+    assert save_whole(Whole(state, 7, usable), checkpoints, None).startswith(words)
     assert checkpoints.manager.all_steps() == kept
     checkpoints.close()
 
 
 def test_a_state_that_an_update_has_taken_is_said_to_be_lost(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", Keep(1))
     state = TrainState(jnp.array(7), {"a_D": jnp.ones(4)}, {})
     state.params["a_D"].delete()
-    assert save_whole(Whole(state, 7), checkpoints).startswith("Step 7 is lost")
+    assert save_whole(Whole(state, 7), checkpoints, None).startswith("Step 7 is lost")
     checkpoints.close()
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,7 +30,7 @@ from grpo_jax.training.resuming import (
     read_fingerprint,
     write_fingerprint,
 )
-from grpo_jax.training.session import assemble
+from grpo_jax.training.session import Settings, assemble
 
 pytestmark = pytest.mark.faults
 DOCS = Path(__file__).parent.parent / "docs"
@@ -256,7 +257,23 @@ def test_a_changed_run_is_refused_then_taken_and_both_configs_are_kept(folder, c
     assert RunDirectory(run).config() == (run / "config.2.yaml").read_text()
     assert main(["train", "c.yaml", "--resume", "--allow-changes", "train.steps=1"]) == MISTAKE
     assert "is at step 2 already, and train.steps is 1" in capsys.readouterr().err
+    resume_strictly(run, capsys)
     resume_without_checkpoints(run, capsys)
+
+
+def resume_strictly(run, capsys):
+    """A flipped bit of the newest checkpoint; the older one is whole."""
+    file = run / "checkpoints" / "2" / "default" / "_METADATA"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    resume = ["train", "c.yaml", "optimizer.learning_rate=2e-3", "--resume"]
+    assert main([*resume, "--strict"]) == MISTAKE
+    said = capsys.readouterr().err
+    assert said.startswith("error: step 2 failed verification (file default/_METADATA has other contents, ")
+    assert said.endswith("go on from step 1, the newest that can be verified.\n")
+    assert main(resume) == COMPLETE
+    said = "".join(capsys.readouterr())
+    assert "warning: step 2 failed verification" in said and "using step 1" in said and "resuming at step 1" in said
 
 
 def resume_without_checkpoints(run, capsys):
@@ -268,6 +285,43 @@ def resume_without_checkpoints(run, capsys):
         assert main(["train", "c.yaml", "optimizer.learning_rate=2e-3", "--resume"]) == MISTAKE
         assert "has the metrics of 2 steps, but no checkpoint" in capsys.readouterr().err
         assert (run / "metrics.jsonl").read_bytes() == metrics
+
+
+@pytest.mark.parametrize("option", ["--strict", "--allow-changes"])
+def test_options_of_a_resume_are_refused_without_one(folder, capsys, option):
+    assert main(["train", "c.yaml", option]) == MISTAKE
+    assert "say how a run is resumed: add --resume" in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_an_error_before_the_first_step(folder, monkeypatch, capsys):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert main(["train", "c.yaml", "train.keep_every=1"]) == MISTAKE
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: 3 checkpoints of 0\.\d+ GB may be on disk at once, but .* has 1e-06 GB free\..*\n", said)
+    assert not (folder / "runs").exists()
+
+
+def test_the_best_step_is_the_first_with_the_largest_value_so_far(tmp_path):
+    record = Record(tmp_path)
+    assert record.best("eval/reward") is None
+    for step, value in enumerate([9.0, 0.1, 0.5, None, 0.5, float("nan"), 0.2]):
+        record.metrics(step, {} if value is None else {"eval/reward": value})
+    record.close()
+    assert record.best("eval/reward") == 2  # step 0 is before the first step, so it is not saved
+    assert record.best(None) is None is record.best("unknown")
+
+
+def test_a_best_step_by_a_metric_that_is_never_measured_is_refused():
+    with pytest.raises(ValueError, match=r"train\.keep_best is eval/reward, .* train\.evaluate_every is 0"):
+        Settings(steps=1, evaluate_every=0, keep_best="eval/reward")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"nam": "t"}', '{"name": "t", "facts": {}}'])
+def test_a_broken_run_json_is_named(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))}/run\.json .*put a copy of it there"):
+        read_fingerprint(tmp_path)
 
 
 def test_a_run_without_a_checkpoint_begins_again_only_if_it_can_have_lost_none(tmp_path):

@@ -29,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _start(arguments: argparse.Namespace) -> Started:
     """The run that the config describes. Whatever keeps it from starting is a mistake in the config or in its files."""
     text = render(arguments.config)
+    if not arguments.resume and (arguments.strict or arguments.allow_changes):
+        raise ConfigError("--strict and --allow-changes say how a run is resumed: add --resume, or leave them out.")
     try:
         meeting.join()
         same = {"config": text, "version of the code": meeting.code_version()}

@@ -131,8 +131,8 @@ def _check_space(place: Path, state: TrainState, settings: Settings) -> None:
     needed, free = count * size_of(state) - used, shutil.disk_usage(there).free
     if needed > free:
         raise ValueError(
-            f"{count} checkpoints of {size_of(state) / 1e9:.1f} GB may be on disk at once, but {there} has"
-            f" {free / 1e9:.1f} GB free. Free some, set run.root to another disk, or lower train.keep."
+            f"{count} checkpoints of {size_of(state) / 1e9:.3g} GB may be on disk at once, but {there} has"
+            f" {free / 1e9:.3g} GB free. Free some, set run.root to another disk, or lower train.keep."
         )
 
 

@@ -120,9 +120,11 @@ class RunDirectory:
     def identity(self) -> dict[str, Any]:
         """What run.json says of the run: its name, and what it was made of. Nothing if there is no such file."""
         file = self.path / RUN
+        if not file.is_file():
+            return {}
         try:
-            found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            return found | {"name": found["name"]} if found else {}
+            found = json.loads(file.read_text(encoding="utf-8"))
+            return found | {"name": str(found["name"])}
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{file} cannot be read; put a copy of it there, or start a new run.") from error
 

@@ -158,7 +158,10 @@ def read_fingerprint(path: Path) -> Fingerprint | None:
     found = RunDirectory(path).identity()
     if "facts" not in found:
         return None
-    return Fingerprint(*(found[known.name] for known in dataclasses.fields(Fingerprint)))
+    fields = [known.name for known in dataclasses.fields(Fingerprint)]
+    if missing := [name for name in fields if name not in found]:
+        raise ValueError(f"{path / RUN} has no {missing[0]}; put a copy of it there, or start a new run.")
+    return Fingerprint(*(found[name] for name in fields))
 
 
 def changes(before: Fingerprint, now: Fingerprint) -> list[Change]:

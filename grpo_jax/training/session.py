@@ -58,6 +58,11 @@ class Settings:
         if self.skip_spikes is not None:
             check_range("train.skip_spikes", self.skip_spikes, above=1, note="(null is never)")
         check_range("train.watchdog_minutes", self.watchdog_minutes, least=0, most=100_000, note="(0 is never)")
+        if self.keep_best is not None and self.keep_best.startswith("eval/") and not self.evaluate_every:
+            raise ValueError(
+                f"train.keep_best is {self.keep_best}, which is measured when held-out prompts are answered, and"
+                " train.evaluate_every is 0: that is never. Set it, or choose another metric."
+            )
 
 
 class Questions:

@@ -35,10 +35,16 @@ from grpo_jax.training.session import Settings, assemble
 pytestmark = pytest.mark.faults
 DOCS = Path(__file__).parent.parent / "docs"
 MINE = """
+import os
+
 import judging
 
 def own(example, response):
     return judging.rate(response)
+
+def wandering(example, response):
+    os.chdir("/")
+    return float(len(response) % 2)
 
 def keyed(example, response, api_key="", slope=1.0):
     return slope * len(api_key)
@@ -298,7 +304,9 @@ def test_a_disk_without_room_for_the_checkpoints_is_an_error_before_the_first_st
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     assert main(["train", "c.yaml", "train.keep_every=1"]) == MISTAKE
     said = capsys.readouterr().err
-    assert re.fullmatch(r"error: 3 checkpoints of 0\.\d+ GB may be on disk at once, but .* has 1e-06 GB free\..*\n", said)
+    assert re.fullmatch(
+        r"error: 3 checkpoints of 0\.\d+ GB may be on disk at once, but .* has 1e-06 GB free\..*\n", said
+    )
     assert not (folder / "runs").exists()
 
 
@@ -383,6 +391,14 @@ def test_the_folder_of_runs_does_not_move_with_the_current_folder(tmp_path, monk
     record.metrics(1, {"reward": 1.0})
     record.close()
     assert (tmp_path / "runs" / "t" / "metrics.jsonl").exists()
+
+
+def test_a_reward_that_changes_the_current_folder_does_not_move_the_run(folder):
+    assert main(["train", "c.yaml", "rewards[0].use=mine_of_resume:wandering", "train.steps=1"]) == COMPLETE
+    assert Path.cwd() == Path("/")
+    assert {path.name for path in folder.iterdir()} >= {"runs", "c.yaml"} and not Path("/runs").exists()
+    assert (folder / "runs" / "t" / "checkpoints" / "1" / "manifest.json").exists()
+    assert len(RunDirectory(folder / "runs" / "t").answers(1)) == 16
 
 
 @pytest.mark.parametrize("name", ["../x", "..", ".", "/x", "", "a/b", "a b", "a\nb", "-x", "a\\b"])

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ def start(
 ) -> Started:
     """Everything before the first step. The hosts agree that they run the same before they load the model's weights."""
     run = Run() if run is None else run
+    run = replace(run, root=str(run.folder))  # a reward may change the current folder
     with ExitStack() as opened:  # is closed again if the run cannot start
         stop = opened.enter_context(closing(ending.StopSignal()))
         path = None if resume is None else Path(store.decide(lambda: str(run.latest())))

@@ -287,10 +287,15 @@ def resume_without_checkpoints(run, capsys):
     (run / "checkpoints" / "1").rename(run / "was_1")
     (run / "checkpoints" / "2" / "manifest.json").unlink()  # as if its save had been interrupted
     metrics = (run / "metrics.jsonl").read_bytes()
+    resume = ["train", "c.yaml", "optimizer.learning_rate=2e-3", "--resume"]
     for _ in range(2):
-        assert main(["train", "c.yaml", "optimizer.learning_rate=2e-3", "--resume"]) == MISTAKE
+        assert main(resume) == MISTAKE
         assert "has the metrics of 2 steps, but no checkpoint" in capsys.readouterr().err
         assert (run / "metrics.jsonl").read_bytes() == metrics
+    (run / "saved").unlink()  # as if its first save had been interrupted, and Orbax had cleaned up
+    assert main(resume) == COMPLETE
+    assert "".join(capsys.readouterr()).count("it begins again, and its 2 steps are replaced") == 1
+    assert [row["step"] for row in RunDirectory(run).metrics()] == [1, 2] and (run / "saved").exists()
 
 
 @pytest.mark.parametrize("option", ["--strict", "--allow-changes"])
@@ -333,11 +338,11 @@ def test_a_broken_run_json_is_named(tmp_path, text):
 
 
 def test_a_run_without_a_checkpoint_begins_again_only_if_it_can_have_lost_none(tmp_path):
-    check_start_over(tmp_path, last=0, save_every=50, allow=False)
-    check_start_over(tmp_path, last=49, save_every=50, allow=False)
-    check_start_over(tmp_path, last=80, save_every=50, allow=True)
+    check_start_over(tmp_path, last=0, lost=True, allow=False)
+    check_start_over(tmp_path, last=60, lost=False, allow=False)
+    check_start_over(tmp_path, last=80, lost=True, allow=True)
     with pytest.raises(ValueError, match=r"metrics of 80 steps, but no checkpoint: .*--allow-changes"):
-        check_start_over(tmp_path, last=80, save_every=50, allow=False)
+        check_start_over(tmp_path, last=80, lost=True, allow=False)
 
 
 @pytest.mark.parametrize(("answer", "goes_on"), [("y", True), ("", False), ("n", False)])
@@ -345,7 +350,7 @@ def test_a_person_at_the_terminal_is_asked_before_metrics_are_deleted(tmp_path, 
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: answer)
     try:
-        check_start_over(tmp_path, last=80, save_every=50, allow=False)
+        check_start_over(tmp_path, last=80, lost=True, allow=False)
     except ValueError:
         assert not goes_on
     else:

@@ -18,6 +18,8 @@ from grpo_jax.hosts import store
 from grpo_jax.structs import TrainState
 from grpo_jax.training.manifest import MANIFEST, steps_in, write_manifest
 
+SAVED = "saved"  # the file in a run directory that says that a step has been saved whole, even if all of them are gone
+
 
 @dataclass(frozen=True)
 class Keep:
@@ -60,6 +62,7 @@ class Checkpoints:
         if not store.is_first():
             return
         write_manifest(self.directory / str(step), step)
+        (self.directory.parent / SAVED).touch()
         saved = steps_in(self.directory)
         for old in set(saved) - self.keep.of(saved, best):
             (self.directory / str(old) / MANIFEST).unlink(missing_ok=True)  # a part of a step is never taken for one

@@ -8,7 +8,7 @@ from pathlib import Path
 from grpo_jax.hosts import meeting, store
 from grpo_jax.hosts.signals import INTERRUPTS
 from grpo_jax.structs import TrainState
-from grpo_jax.training.checkpoint import Checkpoints, Keep, size_of
+from grpo_jax.training.checkpoint import SAVED, Checkpoints, Keep, size_of
 from grpo_jax.training.lock import Lock
 from grpo_jax.training.manifest import MANIFEST, steps_in
 from grpo_jax.training.record import Record, Run, RunDirectory
@@ -56,11 +56,15 @@ def open_run(session: Session, run: Run, path: Path | None, config: str, resume:
             path = Path(store.decide(lambda: str(run.create())))
             _lock(path, opened)
         meeting.check_shared_directory(path)
+        if not _has_steps(path):
+            _check_start_over(path, session.settings, resume)
         checkpoints = _with_checkpoints(path, session.settings, opened)
         state = _restored(path, checkpoints, state, session.settings, resume)
         record = opened.enter_context(closing(Record(path, int(state.step), store.is_first())))
         way_out = f"They do not see the same {path} yet, or not any more: start all of them again, with --resume."
         meeting.check_same({"history of the run": repr((record.history, record.retired))}, way_out)
+        if int(state.step) == 0 and store.is_first():
+            (path / SAVED).unlink(missing_ok=True)  # it begins again
         _keep(path, run, known, record, config)
         return Opened(state, checkpoints, record, opened.pop_all())
 
@@ -80,18 +84,32 @@ def _restored(
 ) -> TrainState:
     """The newest state of a run that can be trusted, or its first one if there is none yet."""
     early = store.decide(lambda: str(_is_early(path))) == "True"
-    last = int(store.decide(lambda: str(_last_step(path))))
-    first = int(store.decide(lambda: str(min(steps_in(checkpoints.directory), default=0))))
+    had_steps = _has_steps(path)
     found = restore_newest(checkpoints, state, early, resume.strict, resume.allow_changes)
-    every = _save_every(path, settings)
-    if found is None and not 0 < first <= every:  # not the first save that was interrupted
-        check_start_over(path, last, every, resume.allow_changes)
+    if found is None and had_steps:  # none of them is whole
+        _check_start_over(path, settings, resume)
     if found is not None and int(found.step) > settings.steps:
         raise ValueError(
             f"{path} is at step {int(found.step)} already, and train.steps is {settings.steps}. Ask for more steps, or"
             " start a new run without --resume."
         )
     return state if found is None else found
+
+
+def _has_steps(path: Path) -> bool:
+    return store.decide(lambda: str(steps_in(path / "checkpoints"))) != "[]"
+
+
+def _check_start_over(path: Path, settings: Settings, resume: Resume) -> None:
+    """Refuses to begin again where a step had been saved. A run that was killed in its first save has lost none."""
+    last = int(store.decide(lambda: str(_last_step(path))))
+    lost = store.decide(lambda: str(_was_saved(path, last, settings))) == "True"
+    check_start_over(path, last, lost, resume.allow_changes)
+
+
+def _was_saved(path: Path, last: int, settings: Settings) -> bool:
+    """Whether a step has been saved whole in a run with `last` steps: the second save waits for the first."""
+    return (path / SAVED).exists() or last > 2 * _save_every(path, settings)
 
 
 def _is_early(path: Path) -> bool:

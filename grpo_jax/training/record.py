@@ -4,6 +4,7 @@ config.yaml                 every setting, and where it came from; config.2.yaml
                             changed some
 run.json                    the name of the run, and what it was made of (training/resuming.py)
 lock                        the process that writes here (training/lock.py)
+saved                       empty; there once a step has been saved whole
 metrics.jsonl               one line a step, written when the step ends
 completions/step_000012.jsonl   every answer of a step with its rewards and advantage (of several hosts, each writes
                             those it gave: step_000012.host_1.jsonl)

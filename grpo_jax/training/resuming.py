@@ -207,14 +207,14 @@ def _as_dict(known: Fingerprint | None) -> dict[str, Any] | None:
     return None if known is None else dataclasses.asdict(known)
 
 
-def check_start_over(path: Path, last: int, save_every: int, allow: bool) -> None:
-    """Refuses to begin again, and to delete the metrics of `last` steps, where checkpoints must have been lost.
+def check_start_over(path: Path, last: int, lost: bool, allow: bool) -> None:
+    """Refuses to begin again, and to delete the metrics of `last` steps, where checkpoints have been lost.
 
-    A run that ended before its first checkpoint has lost none, and begins again.
+    A run that ended before its first checkpoint was saved has lost none, and begins again.
     """
     if last == 0:
         return
-    if last < save_every or allow or _confirmed(path, last):
+    if not lost or allow or _confirmed(path, last):
         if store.is_first():
             logging.getLogger("grpo_jax").warning(
                 "warning: %s has no checkpoint: it begins again, and its %d steps are replaced", path, last

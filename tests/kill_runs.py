@@ -12,6 +12,7 @@ if they are not.
 import argparse
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -97,7 +98,9 @@ def kill(steps: str, moment: int, index: int, chance: random.Random) -> bool:
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.01 if saves else 1))
         training.kill()
-        training.communicate()
+        said = training.communicate()[0]
+        if training.returncode not in (0, -signal.SIGKILL):
+            sys.exit(f"kill {index} found a run that had ended with {training.returncode}:\n{said}")
     return bool(unfinished())
 
 

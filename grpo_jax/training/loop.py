@@ -88,6 +88,8 @@ def train(
     that can be verified; it is an error to skip one if `strict`, and to change what is learned unless `allow_changes`.
     On several hosts all of them call this at once, after `grpo_jax.hosts.meeting.join()`.
     """
+    if not resume and (strict or allow_changes):
+        raise ValueError("strict and allow_changes say how a run is resumed: add resume=True, or leave them out.")
     how = Resume(strict, allow_changes) if resume else None
     return finish(start(model, task, algorithm, settings, layout, run, config, how))
 

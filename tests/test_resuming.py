@@ -17,6 +17,7 @@ from grpo_jax.cli import main
 from grpo_jax.config import build, read, render
 from grpo_jax.hosts.codes import COMPLETE, MISTAKE
 from grpo_jax.redaction import HIDDEN
+from grpo_jax.training import loop
 from grpo_jax.training.lock import LOCK, Lock
 from grpo_jax.training.record import Record, Run
 from grpo_jax.training.resuming import (
@@ -298,6 +299,11 @@ def resume_without_checkpoints(run, capsys):
     assert [row["step"] for row in RunDirectory(run).metrics()] == [1, 2] and (run / "saved").exists()
 
 
+def test_options_of_a_resume_are_refused_without_one_from_python(folder):
+    with pytest.raises(ValueError, match="add resume=True"):
+        loop.train(**build(read("c.yaml")), strict=True)
+
+
 @pytest.mark.parametrize("option", ["--strict", "--allow-changes"])
 def test_options_of_a_resume_are_refused_without_one(folder, capsys, option):
     assert main(["train", "c.yaml", option]) == MISTAKE
@@ -524,6 +530,15 @@ def test_a_torn_row_of_retired_prompts_is_left_out_too(tmp_path, caplog):
     (tmp_path / "retired.jsonl").write_text('{"step": 1, "examples": [3]}\n{"step": 2, "exa')
     assert RunDirectory(tmp_path).retired() == [{"step": 1, "examples": [3]}]
     assert "retired.jsonl:2 is left out" in caplog.text
+
+
+def test_the_evaluation_of_a_step_whose_row_was_torn_is_not_put_into_another_row(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 3, "rew')
+    record = Record(tmp_path, 3)
+    assert record.lacks(2, "eval/reward") and not record.lacks(3, "eval/reward")
+    record.metrics(3, {"eval/reward": 1.0})
+    record.close()
+    assert not record.lacks(3, "eval/reward") and record.lacks(3, "eval/other")
 
 
 def strictly(text):

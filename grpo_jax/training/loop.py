@@ -207,11 +207,8 @@ def _evaluate_first(started: Started, whole: Whole, progress: Progress) -> None:
     if session.held_out is None:
         return
     every = session.settings.evaluate_every
-    missing = (
-        bool(record.history)
-        and "eval/reward" not in record.history[-1]
-        and (whole.step % every == 0 or whole.step == session.settings.steps)
-    )
+    due = whole.step % every == 0 or whole.step == session.settings.steps
+    missing = due and record.lacks(whole.step, "eval/reward")
     if record.history and not missing:
         return
     with started.stop.interruptible():

@@ -227,6 +227,10 @@ class Record:
             _replace(self.file, self.history)
             self.events.write(self.history[-1]["step"], metrics)
 
+    def lacks(self, step: int, name: str) -> bool:
+        """Whether the last row is that of `step`, without a metric. It is not if its line was cut off."""
+        return bool(self.history) and self.history[-1]["step"] == step and name not in self.history[-1]
+
     def best(self, name: str | None) -> int | None:
         """The first step in which a metric had its largest value so far; None before it was measured."""
         known = [

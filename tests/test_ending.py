@@ -20,7 +20,7 @@ from grpo_jax.hosts import codes, signals
 from grpo_jax.hosts.telling import tell
 from grpo_jax.rewards import Example, score
 from grpo_jax.structs import TrainState
-from grpo_jax.training import events, loop
+from grpo_jax.training import events, loop, opening
 from grpo_jax.training.checkpoint import Checkpoints, Keep
 from grpo_jax.training.ending import Whole, save_whole, writing
 
@@ -134,7 +134,7 @@ def test_a_reward_that_fails_ends_the_run_with_the_step_before_saved(train, caps
 
 
 def test_a_reward_that_exits_before_the_first_step_is_a_mistake(train, capsys):
-    assert train({None: lambda: sys.exit(0)}) == codes.MISTAKE
+    assert train({"after 0": lambda: sys.exit(0)}) == codes.MISTAKE
     assert capsys.readouterr().err.startswith("error: Reward reward failed")
 
 
@@ -147,7 +147,7 @@ def test_a_reward_that_fails_in_an_evaluation_loses_no_step(train, capsys):
 def test_a_module_that_exits_when_it_is_imported_is_a_mistake(folder, capsys):
     (folder / "asked.py").write_text("import sys\nsys.exit(0)\n")
     assert main(["train", "c.yaml"]) == codes.MISTAKE
-    assert "sys.exit(0)" in capsys.readouterr().err
+    assert "asked.py:2: SystemExit: 0; correct it there" in capsys.readouterr().err
 
 
 def test_an_objective_that_fails_in_its_first_step_is_told_with_the_users_lines(train, capsys):
@@ -228,13 +228,13 @@ def test_an_evaluation_that_is_interrupted_is_made_up_for_when_the_run_goes_on(t
 
 def test_ctrl_c_that_python_swallows_while_a_run_loads_is_not_lost(train, monkeypatch, capsys):
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
-    known = loop.first_state
+    known = opening.first_state
 
     def first_state(session):
         SwallowsIt()
         return known(session)
 
-    monkeypatch.setattr(loop, "first_state", first_state)
+    monkeypatch.setattr(opening, "first_state", first_state)
     assert train({}) == codes.INTERRUPTED
     assert not Path("runs").exists()
     assert "interrupted" in capsys.readouterr().err

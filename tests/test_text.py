@@ -137,6 +137,19 @@ def test_a_prompt_over_the_limit_is_named_with_the_ways_out(base):
         base.encode_all(["fine", "a" * 11], max_tokens=10)
 
 
+@pytest.mark.faults
+def test_what_a_template_or_a_tokenizer_refuses_is_a_sentence_with_the_row(tmp_path, chat):
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    strict = load_tokenizer(save_tokenizer(tmp_path, refusing + CHATML, **EOS))
+    system = [{"role": "system", "content": "Be brief."}, *user("Hi")]
+    with pytest.raises(ValueError, match=r"Prompt 1 \(rows\.jsonl:2\) .* System role not supported\. .* task\.system"):
+        strict.encode_all([user("a"), system], 64, ["rows.jsonl:1", "rows.jsonl:2"])
+    with pytest.raises(ValueError, match=r"Prompt 0 \(rows\.jsonl:6\) cannot be encoded"):
+        chat.encode_all([user("a smile \ud83d here")], 64, ["rows.jsonl:6"])
+    with pytest.raises(ValueError, match="the model's chat template refuses it: TemplateSyntaxError"):
+        load_tokenizer(save_tokenizer(tmp_path, "{% for", **EOS))
+
+
 @pytest.mark.parametrize("nothing", ["", []])
 def test_an_empty_prompt_is_refused_with_its_index(chat, nothing):
     with pytest.raises(ValueError, match="prompt 2"):

@@ -1,7 +1,11 @@
 import asyncio
+import copy
 import functools
+import json
 import logging
 import math
+import operator
+import pickle
 import re
 import signal
 import subprocess
@@ -383,6 +387,47 @@ def test_a_reward_may_have_its_check_as_a_method():
     check_examples(Known(), [SEVEN], "training")
     with pytest.raises(ValueError, match=r"rows\.jsonl:4: reward Known cannot score any response to it: unknown"):
         check_examples(Known(), [Example("", "8", source="rows.jsonl:4")], "training")
+
+
+# Examples
+
+
+CHANGES = {
+    "a column": lambda example: example.columns.update(level=2),
+    "a column, by assignment": lambda example: operator.setitem(example.columns, "level", 2),
+    "a column, removed": lambda example: example.columns.pop("question"),
+    "a list inside": lambda example: example.columns["numbers"].sort(),
+    "a dict inside a list": lambda example: example.columns["parts"][0].clear(),
+    "the prompt": lambda example: example.prompt.append({"role": "user", "content": "?"}),
+    "a message": lambda example: operator.setitem(example.prompt[0], "content", "?"),
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_reward_that_changes_an_example_is_named_and_the_example_stays(change):
+    row = {"question": "q", "level": 1, "numbers": [2, 1], "parts": [{"a": 1}]}
+    example, before = (Example([{"role": "user", "content": "q"}], "1", copy.deepcopy(row)) for _ in range(2))
+
+    def greedy_for_columns(example, response):
+        change(example)
+        return 0.0
+
+    with pytest.raises(ValueError, match=r"Reward greedy_for_columns failed on example 0.* cannot be changed"):
+        score(greedy_for_columns, [example], [["a"]])
+    assert example == before
+    assert repr(example) == repr(before)
+    assert json.loads(json.dumps(example.columns)) == row
+
+
+def test_copies_of_an_examples_columns_are_plain_and_may_be_changed():
+    example = Example("q", columns={"numbers": [2, 1], "parts": {"a": []}})
+    for copied in (copy.deepcopy(example.columns), pickle.loads(pickle.dumps(example.columns))):
+        copied["numbers"].sort()
+        copied["parts"]["a"].append(1)
+        assert copied == {"numbers": [1, 2], "parts": {"a": [1]}}
+    assert pickle.loads(pickle.dumps(example)) == example
+    assert sorted(example.columns["numbers"]) == [1, 2]
 
 
 # Deadline

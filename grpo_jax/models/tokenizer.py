@@ -66,7 +66,7 @@ class Tokenizer:
 
         `sources` say in messages where each prompt was read, where that is known.
         """
-        places = [f" ({source})" if source else "" for source in sources] or [""] * len(prompts)
+        places = [f" ({source})" if source else "" for source in sources] if sources else [""] * len(prompts)
         rows = [
             self._encode_one(f"{index}{place}", prompt, max_tokens)
             for index, (prompt, place) in enumerate(zip(prompts, places, strict=True))
@@ -107,7 +107,7 @@ class Tokenizer:
         control = {token.content: token_id for token_id, token in _control_tokens(self.backend).items()}
         mark = uuid.uuid4().hex  # unguessable, so no data contains it
         placeholders = {text: f"{mark}{token_id}." for text, token_id in control.items()}
-        rendered = _rendered(self.backend, _replace(messages, placeholders), add_generation_prompt=True)
+        rendered = _rendered_with(self.backend, messages, placeholders)
         if mark not in rendered:
             return self.backend(rendered, add_special_tokens=False)["input_ids"]
         originals = {placeholder: text for text, placeholder in placeholders.items()}
@@ -167,6 +167,14 @@ def _announce_wrapping() -> None:  # cached, so that it warns once
     )
 
 
+@functools.cache
+def _announce_hidden_tokens() -> None:
+    logging.getLogger("grpo_jax").warning(
+        "Some prompts contain control tokens that the model's chat template looks for, and does not find, because they"
+        " are sent as text. Take them out of the data (such as <think>...</think> out of earlier turns)."
+    )
+
+
 def _rendered(backend: PreTrainedTokenizerBase, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
     """The text of a conversation by the chat template."""
     try:
@@ -177,6 +185,31 @@ def _rendered(backend: PreTrainedTokenizerBase, messages: list[dict[str, Any]], 
             advice = "If it knows no system message, leave out task.system and write that text into task.instruction."
         raise ValueError(f"the model's chat template refuses it: {_sentence(error)} {advice}") from error
     return cast(str, text)  # it would be ids with tokenize=True
+
+
+def _rendered_with(
+    backend: PreTrainedTokenizerBase, messages: list[dict[str, Any]], placeholders: dict[str, str]
+) -> str:
+    """The text of a conversation with a placeholder for each control token of the data.
+
+    A template may look for such a token in the data: many cut `...</think>` out of earlier turns. Where the text is
+    another one than without placeholders, the token itself is shown with its placeholder beside it.
+    """
+    hidden = _rendered(backend, _replace(messages, placeholders), add_generation_prompt=True)
+    if _replace(messages, placeholders) == messages:
+        return hidden
+    originals = {placeholder: text for text, placeholder in placeholders.items()}
+    plain = _rendered(backend, messages, add_generation_prompt=True)
+    if _replace(hidden, originals) == plain:
+        return hidden
+    for beside in ("{placeholder}{text}", "{text}{placeholder}"):
+        shown = {text: beside.format(text=text, placeholder=held) for text, held in placeholders.items()}
+        text = _rendered(backend, _replace(messages, shown), add_generation_prompt=True)
+        text = _replace(text, {both: placeholders[token] for token, both in shown.items()})
+        if _replace(text, originals) == plain:
+            return text
+    _announce_hidden_tokens()
+    return hidden
 
 
 def _sentence(error: Exception) -> str:

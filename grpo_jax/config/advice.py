@@ -40,21 +40,12 @@ def _text(annotation: ast.expr | None) -> str:
     return "" if annotation is None else ast.unparse(annotation)
 
 
-def unknown_name(use: str, name: str, section: Section) -> str:
+def unknown_name(use: str, section: Section) -> str:
     """What is wrong with a name that a section cannot use, and which ones it can."""
     usable = usable_names(section)
     if use in public_names(section.namespace):
         return f"{use} cannot be used here; name one of {', '.join(sorted(usable))}"
-    field = _name_field(name)
-    close = closest(use, usable)
-    if close is None and field is not None:
-        return f"unknown name {use}; to give the name, write {name}: {{{field}: {use}}}"
     return f"unknown name {use}{suggestion(use, usable)}"
-
-
-def _name_field(section: str) -> str | None:
-    """`name`, if a section's owner has such a parameter, as a model and a run do."""
-    return "name" if section in SECTIONS and "name" in keys_of(section) else None
 
 
 @functools.lru_cache

@@ -130,7 +130,7 @@ def _owner(name: str, section: Section, written: Written) -> tuple[str, Signatur
     if use is None:
         raise ConfigError(f"{written.location}: {name}.use: missing{suggestion('', usable_names(section))}")
     if node is not None and ":" not in use and not _is_known(use, name, section):
-        raise refusal(node, f"{name}.use", unknown_name(use, name, section))
+        raise refusal(node, f"{name}.use", unknown_name(use, section))
     target = use if ":" in use else f"{section.namespace}:{use}"
     try:
         check_section_name(target, split(target)[0])

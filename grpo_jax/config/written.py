@@ -10,11 +10,20 @@ from pathlib import Path
 
 import yaml
 
-from grpo_jax.config.advice import unknown_section, usable_names
+from grpo_jax.config.advice import keys_of, unknown_section, usable_names
 from grpo_jax.config.overrides import Override, read_override, with_item, with_value
 from grpo_jax.config.sections import SECTIONS
 from grpo_jax.config.similar import closest
-from grpo_jax.config.values import COMMAND_LINE, ConfigError, compose, entries, location, read_value, refusal
+from grpo_jax.config.values import (
+    COMMAND_LINE,
+    ConfigError,
+    compose,
+    entries,
+    location,
+    read_value,
+    refusal,
+    untyped_value,
+)
 
 MOST_BYTES = 2**18  # of a config file
 NAME = re.compile(r"[A-Za-z_][\w./-]*(:[A-Za-z_]\w*)?")
@@ -114,9 +123,11 @@ def _written(name: str, where: str, node: yaml.Node) -> Written:
 
 def named_entries(node: yaml.Node, name: str, key: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
     """The keys of a section. A name alone, as in `objective: grpo`, is `objective: {use: grpo}`."""
-    section = SECTIONS[name]
-    several = len(usable_names(section)) > 1
-    if several and isinstance(node, yaml.ScalarNode) and NAME.fullmatch(node.value):
+    if not isinstance(node, yaml.ScalarNode) or not isinstance(untyped_value(node, key), str):
+        return entries(node, key)
+    if "name" in keys_of(name) and NAME.fullmatch(node.value):  # of a model or a run, and not of what makes it
+        raise refusal(node, key, f"expected keys and values; write {name}: {{name: {node.value}}}")
+    if len(usable_names(SECTIONS[name])) > 1 and NAME.fullmatch(node.value):
         return {"use": (node, node)}
     return entries(node, key)
 

@@ -129,7 +129,7 @@ def test_a_reader_that_stops_early_ends_the_command_quietly(command):
         [sys.executable, "-m", "grpo_jax", *command], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
     )
     os.close(writing)
-    assert (result.returncode, result.stderr) == (141, "")
+    assert result.stderr == "" and result.returncode in (0, 141)  # argparse itself ignores that its help is not read
 
 
 def test_the_table_of_objectives_fits_a_terminal_and_tells_all_choices():

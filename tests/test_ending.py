@@ -263,6 +263,28 @@ def test_a_signal_that_is_ignored_stays_so(train):
         signal.signal(signal.SIGHUP, before)
 
 
+def test_signals_to_a_child_that_a_reward_forks_end_the_child_and_not_the_run():
+    program = """
+import os, signal, time
+from grpo_jax.hosts.signals import end_at_second, take_over
+take_over(signal.SIGTERM, lambda *_: print("noted", flush=True))
+close = end_at_second((signal.SIGTERM,))
+for _ in range(2):
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+os.kill(os.getpid(), signal.SIGTERM)
+close()
+print("goes on")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "noted\ngoes on\n"
+
+
 # What cannot be written.
 
 

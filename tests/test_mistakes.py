@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_jax.config import SECTIONS, ConfigError, locate, read, render
+from grpo_jax.config import SECTIONS, ConfigError, build, locate, read, render
 from grpo_jax.config.advice import keys_of
 from grpo_jax.config.elsewhere import OTHERS, TRL, VERL
 
@@ -174,9 +174,7 @@ def test_a_syntax_error_in_a_module_of_the_user_is_reported_at_its_own_line(text
         (4, "from os import no_such_name\n", r":1: ImportError: cannot import name"),
     ],
 )
-def test_an_exception_while_a_module_of_the_user_is_imported_is_reported_at_its_line(
-    number, text, said, module, tmp_path
-):
+def test_an_exception_while_a_module_is_imported_is_reported_at_its_line(number, text, said, module, tmp_path):
     file = module(f"{text}def questions(): ...\n", f"fails_{number}")
     config = read(config_that_names(tmp_path, f"fails_{number}:questions"))
     with pytest.raises(ConfigError, match=r"^\S+some.yaml:2:3: task.use: ") as refused:
@@ -197,6 +195,18 @@ def test_an_exception_of_a_users_task_is_reported_with_the_key_and_the_line(modu
         config.task.build()
 
 
+def test_a_users_task_that_gives_no_task_is_refused(module, tmp_path):
+    module("def questions():\n    return {}\n", "gives_a_dict")
+    with pytest.raises(ConfigError, match=r"some.yaml:2:3: task.use gave an object of type dict; .* a Task$"):
+        build(read(config_that_names(tmp_path, "gives_a_dict:questions")))
+
+
+def test_a_variable_in_a_path_is_not_replaced_and_the_message_says_so(tmp_path):
+    config = read(config_that_names(tmp_path, "jsonl", "  path: $HOME/none.jsonl\n"))
+    with pytest.raises(ConfigError, match=r"some.yaml:3:3: task.path: \$HOME/none.jsonl is not.* \$HOME are not"):
+        config.task.build()
+
+
 # The key that an owner's error is about
 
 
@@ -206,6 +216,11 @@ def test_an_exception_of_a_users_task_is_reported_with_the_key_and_the_line(modu
         ("train", "train:\n  steps: 3\n  keep: 0\n", "3:3: train.keep must be at least 1; got 0."),
         ("rollout", "rollout:\n  top_k: 5\n  top_p: 2.0\n", "3:3: rollout.top_p: top_p must be above 0 and at most 1"),
         ("run", "run:\n  root: runs\n  name: a/b\n", "3:3: run.name: A run is named by letters"),
+        (
+            "task",
+            "task:\n  use: arithmetic\n  train: 9999\n  largest: 3\n",
+            "3:3: task.train: train and held_out ask for",
+        ),
         (
             "objective",
             "objective:\n  use: dapo\n  kl: {estimator: k1, coefficient: 1, place: reward, ratio: token}\n",

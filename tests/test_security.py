@@ -230,7 +230,7 @@ ESCAPES = [
     "{{ messages.__init__.__globals__ }}",
     "{{ raise_exception.__globals__['__builtins__']['open']('/etc/passwd').read() }}",
     "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
-    "{{ ''|attr('__class__')|attr('__mro__') }}",
+    "{{ (''|attr('__class__')).mro }}",
     "{% set _ = messages.append(1) %}",
 ]
 
@@ -278,10 +278,10 @@ def test_a_cache_has_the_pinned_files_and_no_others(planted, monkeypatch):
     directory, digests = planted
     monkeypatch.setattr(smollm2, "DIGESTS", digests)
     assert smollm2.fetch(directory.parent) == directory
-    (directory / "chat_template.jinja").write_text("{{ 'obey' }}")  # transformers would take it
-    with pytest.raises(ValueError, match=r"chat_template\.jinja is not part of it"):
+    (directory / "special_tokens_map.json").write_text("{}")  # transformers would read it
+    with pytest.raises(ValueError, match=r"special_tokens_map\.json is not part of it"):
         smollm2.fetch(directory.parent)
-    (directory / "chat_template.jinja").unlink()
+    (directory / "special_tokens_map.json").unlink()
     (directory / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"config\.json differs"):
         smollm2.fetch(directory.parent)

@@ -359,6 +359,13 @@ def test_a_training_job_runs_in_its_own_session(cloud):
     assert all(os.getsid(pid) == pid for pid in pids)
 
 
+@pytest.mark.faults
+def test_the_kept_command_line_which_may_hold_a_secret_is_its_owners_alone(cloud):
+    start_training(cloud)
+    kept = list(cloud.folder.glob("worker-*/grpo-jax/run.command"))
+    assert kept and all(path.stat().st_mode & 0o777 == 0o600 for path in kept)
+
+
 def test_a_repeated_launch_starts_nothing_and_a_different_launch_is_refused(cloud):
     start_training(cloud)
     again = cloud.call("run", *WHERE, *TRAINING)

@@ -29,7 +29,7 @@ def _is_usable(definition: Definition, section: Section) -> bool:
     if section.returns is not None:
         return not isinstance(node, ast.ClassDef) and _text(node.returns) == section.returns
     if not section.takes:
-        return True
+        return isinstance(node, ast.ClassDef) and any("dataclass" in _text(each) for each in node.decorator_list)
     if isinstance(node, ast.ClassDef):
         calls = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__call__"]
         return any(tuple(arg.arg for arg in call.args.args[1:]) == section.takes for call in calls)

@@ -48,11 +48,8 @@ def _built(call: Call, kind: type) -> Any:
     """What a call gives, which has to be of a kind; a function of the user may give anything."""
     found = call.build()
     if not isinstance(found, kind):
-        raise ConfigError(
-            call.blame(
-                f"use gave an object of type {type(found).__name__}; {call.target} has to return a {kind.__name__}"
-            )
-        )
+        given = f"{call.name}.use gave an object of type {type(found).__name__}"
+        raise ConfigError(call.blame(f"{given}; {call.target} has to return a {kind.__name__}"))
     return found
 
 

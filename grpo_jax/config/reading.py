@@ -168,11 +168,14 @@ def _arguments(name: str, written: Written, known: Mapping[str, Parameter]) -> t
         sources[key] = line(value)
     for key, parameter in known.items():
         if key not in given and parameter.default is Default.REQUIRED:
-            raise ConfigError(f"{written.location}: {name}.{key}: missing, expected {_expected(parameter)}")
+            raise ConfigError(f"{written.location}: {name}.{key}: missing{_expected(name, parameter)}")
     arguments = {key: given.get(key, parameter.default) for key, parameter in known.items()}
     return {key: value for key, value in arguments.items() if value is not Default.COMPUTED}, sources
 
 
-def _expected(parameter: Parameter) -> str:
+def _expected(name: str, parameter: Parameter) -> str:
     comment = f" ({parameter.comment})" if parameter.comment else ""
-    return describe(parameter.type) + comment
+    part = PARTS.get(parameter.name) if name.startswith("objective.") else None
+    if part is not None and part.takes:
+        return suggestion("", usable_names(part)) + comment
+    return f", expected {describe(parameter.type)}{comment}"

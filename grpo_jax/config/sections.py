@@ -119,7 +119,9 @@ class Call:
         except ConfigError:
             raise
         except (ValueError, OSError) as error:
-            raise ConfigError(self.blame(str(error))) from error
+            variable = isinstance(error, OSError) and "$" in str(error)
+            hint = " Variables such as $HOME are not replaced: write the path." if variable else ""
+            raise ConfigError(self.blame(f"{error}{hint}")) from error
         except Exception as error:
             if is_ours(self.target):
                 raise
@@ -155,6 +157,8 @@ def _position(message: str, section: str, key: str) -> int | None:
     """Where a message names a key; -1, and so before any other, where it gives the key with its section."""
     if re.search(rf"(?<![\w.]){re.escape(f'{section}.{key}')}(?!\w)", message):
         return -1
+    if key == "use":  # in a sentence it is a verb
+        return None
     found = re.search(rf"(?<![\w.'\"]){re.escape(key)}(?![\w'\"])", message)
     return None if found is None else found.start()
 

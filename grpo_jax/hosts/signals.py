@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from grpo_jax.redaction import redact
 
 _before: dict[int, Any] = {}  # what each signal did before it was taken over
+_fork = threading.local()  # what `_block` has blocked in this thread
 
 
 def take_over(number: int, handler: Callable[[int, Any], None]) -> bool:
@@ -27,7 +28,18 @@ def take_over(number: int, handler: Callable[[int, Any], None]) -> bool:
 def give_back(number: int) -> None:
     """Lets a signal do what it did before it was taken over."""
     if number in _before:
-        signal.signal(number, _before.pop(number))
+        before = _before.pop(number)
+        signal.signal(number, signal.SIG_DFL if before is None else before)  # None: it was not set by Python
+
+
+def _block() -> None:
+    """Keeps signals back while a child is forked, until it is no longer the run that they speak to."""
+    _fork.blocked = set(_before)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _fork.blocked)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _fork.blocked)
 
 
 def _forget() -> None:
@@ -36,9 +48,10 @@ def _forget() -> None:
         signal.set_wakeup_fd(-1)
         for number in list(_before):
             give_back(number)
+    _unblock()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_forget)
 
 
 class Interrupts:
@@ -128,8 +141,8 @@ def end_at_second(numbers: Collection[int]) -> Callable[[], None]:
 
 
 def say(text: str) -> None:
-    """Prints to standard error, without secrets; it may be a terminal that is closed by now."""
-    with suppress(OSError, ValueError):
+    """Prints to standard error, without secrets. It may be closed by now, or in use if a handler of a signal prints."""
+    with suppress(OSError, ValueError, RuntimeError):
         print(redact(text), file=sys.stderr, flush=True)
 
 

@@ -22,7 +22,7 @@ def check_weights(params: Params, whose: str) -> None:
     """Refuses weights that hold a NaN or an infinity, and names the first arrays that do. `whose` they are is said."""
     if all_finite(params):
         return
-    arrays, _ = jax.tree.flatten_with_path(params)
+    arrays, _ = jax.tree_util.tree_flatten_with_path(params)
     bad = [jax.tree_util.keystr(path, simple=True, separator="/") for path, a in arrays if not all_finite(a)]
     listed = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
     raise ValueError(

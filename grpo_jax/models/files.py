@@ -31,7 +31,7 @@ def read_index(path: Path) -> dict[str, Path]:
 
 def require_beside(name: str, path: Path) -> None:
     """Refuses the name of a file that does not lie in the folder of `path`, which lists it."""
-    if Path(name).name != name or "\\" in name or "\0" in name:
+    if not name or Path(name).name != name or "\\" in name or "\0" in name:
         raise ValueError(
             f"{path} names {name!r}, and the files of a model lie in one folder: nothing outside {path.parent} is"
             f" read. Move the file there and write its plain name."

@@ -6,7 +6,7 @@ shape that is asked for: one number for each response where one for each token i
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from grpo_jax.objectives.credit import credit
 from grpo_jax.objectives.groups import least_group, parts_of
 from grpo_jax.objectives.loss import loss
 from grpo_jax.objectives.objective import Objective
-from grpo_jax.structs import Batch, Rollouts, Scored, Tokens, prompt_shapes, rollout_shapes
+from grpo_jax.structs import Rollouts, Scored, Tokens, prompt_shapes, rollout_shapes
 
 L = 16  # positions of prompts, which no function of an objective looks at
 ARRAYS = (Array, np.ndarray, np.generic, bool, int, float)
@@ -47,11 +47,26 @@ def check_objective(objective: Objective, P: int, G: int, T: int, R: int) -> Non
 
     P, G and T are those of a step; R is the number of rewards.
     """
-    rollouts = rollout_shapes(prompt_shapes(P, L), G, T, Distribution())
-    jax.eval_shape(functools.partial(_check_credit, objective), *_scored_shapes(objective, rollouts, R))
-    tokens = Tokens(rollouts.action_PGT, *[rollouts.logprobs_PGT] * 7)
-    jax.eval_shape(functools.partial(_check_tokens, objective), tokens, rollouts.ended_PG)
-    jax.eval_shape(functools.partial(_whole, objective, rollouts), _scored_shapes(objective, rollouts, R)[0])
+    jax.eval_shape(functools.partial(_check_all, objective, P, G, T, R))
+
+
+def _check_all(objective: Objective, P: int, G: int, T: int, R: int) -> None:
+    """All checks, on arrays of zeros that are never computed, as this is traced."""
+    shapes = rollout_shapes(prompt_shapes(P, L), G, T, Distribution())
+    rollouts = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
+    number_PGT = rollouts.logprobs_PGT
+    scored = Scored(  # as if there were rewards of steps: whether there are is known only once there are responses
+        jnp.zeros((P, G)),
+        jnp.zeros((P, G, R)),
+        jnp.zeros(R),
+        rollouts.action_PGT,
+        rollouts.ended_PG,
+        number_PGT,
+        jnp.zeros((P, 1)) if objective.greedy_baseline else None,
+    )
+    _check_credit(objective, scored, rollouts)
+    _check_tokens(objective, Tokens(rollouts.action_PGT, *[number_PGT] * 7))
+    _check_whole(objective, scored, rollouts)
 
 
 def _check_credit(objective: Objective, scored: Scored, rollouts: Rollouts) -> None:
@@ -105,7 +120,7 @@ def _check_baselines(axis: str, advantage: object, scored: Scored) -> None:
             _check_baselines(f"{axis}.{name}", inner, scored)
 
 
-def _check_tokens(objective: Objective, tokens: Tokens, counted_PG: Array) -> None:
+def _check_tokens(objective: Objective, tokens: Tokens) -> None:
     """Everything that is asked of tokens, each choice by itself."""
     shape, key = tokens.action_PGT.shape, jax.random.key(0)
     difference_PGT, action_PGT = tokens.logprobs_PGT, tokens.action_PGT
@@ -128,32 +143,17 @@ def _check_tokens(objective: Objective, tokens: Tokens, counted_PG: Array) -> No
             _asked("objective.kl.ratio", shape, "float", kl.ratio, difference_PGT, action_PGT)
 
 
-def _whole(objective: Objective, rollouts: Rollouts, scored: Scored) -> None:
+def _check_whole(objective: Objective, scored: Scored, rollouts: Rollouts) -> None:
     """The batch and the gradient of its loss, for what the functions do together."""
-    given_PGT = jnp.zeros(rollouts.action_PGT.shape)
-    known = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), rollouts)
+    number_PGT = rollouts.logprobs_PGT
     coefficients = {name: jnp.zeros(2) for name in adaptive(objective)}
-    fixed = {f"{name}_logprobs_PGT": given_PGT for name in ("old", "ref", "teacher")}
-    batch = credit(objective, known, scored, jax.random.key(0), coefficients=coefficients, **fixed)
+    fixed = {f"{name}_logprobs_PGT": number_PGT for name in ("old", "ref", "teacher")}
+    batch = credit(objective, rollouts, scored, jax.random.key(0), coefficients=coefficients, **fixed)
 
-    def value(logprobs_PGT: Array, batch: Batch) -> Array:
-        return loss(objective, logprobs_PGT, given_PGT, batch)[0]
+    def value(logprobs_PGT: Array) -> Array:
+        return loss(objective, logprobs_PGT, number_PGT, batch)[0]
 
-    _traced("the gradient of the objective", jax.grad(value), given_PGT, batch)
-
-
-def _scored_shapes(objective: Objective, rollouts: Rollouts, R: int) -> tuple[Scored, Rollouts]:
-    """Rewards of the shapes of a run, as if there were rewards of steps: whether there are is known only then."""
-    P, G = rollouts.action_PGT.shape[:2]
-
-    def of(*shape: int) -> Array:
-        return cast(Array, jax.ShapeDtypeStruct(shape, jnp.float32))
-
-    greedy_P1 = of(P, 1) if objective.greedy_baseline else None
-    scored = Scored(
-        of(P, G), of(P, G, R), of(R), rollouts.action_PGT, rollouts.ended_PG, rollouts.logprobs_PGT, greedy_P1
-    )
-    return scored, rollouts
+    _traced("the gradient of the objective", jax.grad(value), number_PGT)
 
 
 def _asked(

@@ -1,0 +1,133 @@
+"""Secrets in a config or in the environment reach the object that needs them, and nothing that is written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo_jax import redaction
+from grpo_jax.config import ConfigError, read, render
+from grpo_jax.redaction import hidden, is_secret, redact, revealed
+
+pytestmark = pytest.mark.faults
+LITERAL, FROM_ENVIRONMENT, OF_HUB = "sk-planted-literal", "sk-planted-variable", "hf_planted_of_the_hub"
+REWARD = """
+def judge(example, response, api_key: str = "", other: str = "", headers: dict = {}):
+    assert api_key == "sk-planted-variable" and other == "sk-planted-variable", "the reward needs the keys themselves"
+    assert headers == {"Authorization": "sk-planted-literal"}
+    if FAILS:
+        import os
+        raise KeyError(f"401 for {api_key} with {headers} and {os.environ['HF_TOKEN']}")
+    return float(len(response))
+"""
+CONFIG = """
+run: {name: secret, root: runs}
+model: {name: tiny, remat: none}
+task: {use: arithmetic, train: 8, held_out: 0, largest: 9}
+rewards: [{use: "MODULE:judge", api_key: "env:JUDGE_KEY", other: "env:JUDGE_KEY", headers: {Authorization: LITERAL}}]
+rollout: {responses: 2, max_tokens: 4}
+objective: {use: grpo, kl: 0.0}
+train: {steps: 1, prompts: 2, evaluate_every: 0, max_prompt_tokens: 96}
+"""
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """Nothing is known of earlier tests."""
+    monkeypatch.setattr(redaction, "_known", set())
+
+
+def write(folder: Path, module: str, fails: bool = False) -> Path:
+    (folder / f"{module}.py").write_text(f"FAILS = {fails}\n{REWARD}")
+    path = folder / f"{module}.yaml"
+    path.write_text(CONFIG.replace("MODULE", module).replace("LITERAL", LITERAL))
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["api_key", "apiKey", "KEY", "hf_token", "HF_TOKEN", "secret", "password", "passwd", "Authorization"]
+)
+def test_these_names_hold_secrets(name):
+    assert is_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["max_tokens", "min_tokens", "tokenizer", "keyword", "pad_token_id", "key_file", "TOKENIZERS_PARALLELISM"]
+)
+def test_these_names_hold_none(name):
+    assert not is_secret(name)
+
+
+def test_a_secret_is_written_as_stars_and_a_variable_by_its_name():
+    assert hidden("api_key", LITERAL) == "***"
+    assert hidden("password", 12345678) == "***"
+    assert hidden("other", "env:JUDGE_KEY") == hidden("api_key", "env:JUDGE_KEY") == "env:JUDGE_KEY"
+    assert hidden("headers", {"Authorization": LITERAL, "n": [1]}) == {"Authorization": "***", "n": [1]}
+    assert hidden("max_tokens", 12) == 12 and hidden("api_key", None) is None and hidden("pattern", "a+") == "a+"
+
+
+def test_a_variable_is_read_when_the_object_is_built(known, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", FROM_ENVIRONMENT)
+    assert revealed("other", "env:JUDGE_KEY") == FROM_ENVIRONMENT
+    assert redact(f"401 for {FROM_ENVIRONMENT}.") == "401 for ***."
+    monkeypatch.delenv("JUDGE_KEY")
+    with pytest.raises(
+        ValueError, match=r"other is to come from the environment variable JUDGE_KEY, and there is none"
+    ):
+        revealed("other", "env:JUDGE_KEY")
+
+
+def test_errors_show_no_secret_of_the_config_or_the_environment(known, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", OF_HUB)
+    assert redact(f"{OF_HUB} and {LITERAL}") == f"*** and {LITERAL}"
+    revealed("api_key", LITERAL)
+    assert redact(f"{OF_HUB} and {LITERAL}") == "*** and ***"
+
+
+def test_a_config_that_is_written_holds_no_secret_and_does_not_start_without_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    written = render(read(write(tmp_path, "written_judge")))
+    assert LITERAL not in written and "env:JUDGE_KEY" in written and '"***"' in written
+    (tmp_path / "again.yaml").write_text(written)
+    again = read(tmp_path / "again.yaml")
+    assert render(again).count("***") == 1
+    monkeypatch.setenv("JUDGE_KEY", FROM_ENVIRONMENT)
+    with pytest.raises(ConfigError, match=r"Authorization is \*\*\*, which config\.yaml of a run has in place"):
+        again.rewards[0].build()
+
+
+def test_a_mistake_in_a_config_does_not_repeat_a_secret(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write(tmp_path, "mistaken_judge")
+    path.write_text(path.read_text().replace('"env:JUDGE_KEY", other', "123456789, other"))
+    with pytest.raises(ConfigError, match=r"api_key: expected str, got '\*\*\*'") as refused:
+        read(path)
+    assert "123456789" not in str(refused.value)
+
+
+def run(folder: Path, config: Path) -> subprocess.CompletedProcess:
+    planted = {"JUDGE_KEY": FROM_ENVIRONMENT, "HF_TOKEN": OF_HUB, "PYTHONPATH": str(Path(__file__).parents[1])}
+    flags = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.run(
+        [sys.executable, "-m", "grpo_jax", "train", config.name],
+        cwd=folder,
+        env=flags | planted,
+        capture_output=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_no_file_of_a_run_and_no_line_of_its_output_holds_a_planted_secret(tmp_path):
+    good = run(tmp_path, write(tmp_path, "good_judge"))
+    assert good.returncode == 0, good.stderr.decode()
+    bad = run(tmp_path, write(tmp_path, "bad_judge", fails=True))
+    assert bad.returncode != 0 and b"401 for ***" in bad.stderr
+    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert any(path.name == "config.yaml" for path in files) and any("checkpoints" in path.parts for path in files)
+    written = [path.read_bytes() for path in files] + [good.stdout, good.stderr, bad.stdout, bad.stderr]
+    for secret in (LITERAL, FROM_ENVIRONMENT, OF_HUB):
+        assert not any(secret.encode() in text for text in written)

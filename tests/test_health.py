@@ -12,6 +12,7 @@ import pytest
 
 from grpo_jax import RunDirectory
 from grpo_jax.cli import main
+from grpo_jax.devices import programs
 from grpo_jax.training.health import CHECKS, Health, Limits, Seen, Setup
 from grpo_jax.training.progress import Progress, compile_clock
 from grpo_jax.training.record import Record
@@ -378,3 +379,20 @@ def test_a_training_whose_rewards_are_all_alike_says_so_once(tmp_path, capsys):
     assert "an answer (Matches 0)" in printed[printed.index(said[0]) + 1]
     assert all(row["grad_norm"] == 0 for row in RunDirectory(tmp_path / "constant").metrics())
     assert Limits().equal < 7
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells in /proc what a process holds")
+def test_objectives_in_turn_leave_no_threads_files_or_programs_behind(tmp_path, monkeypatch):
+    config = tmp_path / "turn.yaml"
+    config.write_text(CONFIG.replace("ROOT", str(tmp_path)))
+    monkeypatch.setattr(programs, "most_memory_maps", lambda: 2)  # so programs are forgotten after every step
+    held = []
+    for objective in ("dr_grpo", "dapo", "reinforce_pp"):
+        overrides = [f"objective.use={objective}", f"run.name={objective}", "train.steps=1", "train.save_every=1"]
+        assert main(["train", str(config), *overrides]) == 0
+        held.append([len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), programs.memory_maps()])
+    (files, threads, maps), *_, (files_after, threads_after, maps_after) = held
+    assert files_after <= files
+    assert threads_after <= threads + 2  # pools of JAX and Orbax, which start threads when they first need them
+    assert maps_after <= maps + 200  # one program for CPUs alone may hold dozens

@@ -8,6 +8,7 @@ from typing import Any
 import optax
 
 from grpo_jax.objectives import Objective
+from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.rewards import Mix
 from grpo_jax.rollout import Engine, as_engine
 from grpo_jax.structs import Params, Policy, Rollouts, TrainState
@@ -25,6 +26,7 @@ class Algorithm:
     optimizer: optax.GradientTransformation
     minibatches: int = 1  # optimiser steps for each batch of rollouts
     responses_at_once: int | None = None  # that each device learns from at once; null: as many as its memory holds
+    reward_seconds: float | None = 600.0  # that scoring a step's responses may take; null: no limit
     teacher: tuple[Policy, Params] | None = None  # whose log-probs an objective with distillation follows
 
     def __post_init__(self) -> None:
@@ -39,8 +41,10 @@ class Algorithm:
                 " teacher: {name: ...})."
             )
         for name in ("minibatches", "responses_at_once"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+            if getattr(self, name) is not None:
+                check_range(f"algorithm.{name}", getattr(self, name), least=1, most=WHOLE)
+        if self.reward_seconds is not None:
+            check_range("algorithm.reward_seconds", self.reward_seconds, above=0, most=WHOLE)
 
     @cached_property
     def engine(self) -> Engine:

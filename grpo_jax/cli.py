@@ -3,52 +3,81 @@
 import argparse
 import importlib
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from grpo_jax import __version__
 from grpo_jax.devices.process import keep_pages, silence_tpu_library
-from grpo_jax.redaction import print_redacted, redact
+from grpo_jax.hosts import codes
+from grpo_jax.hosts.signals import INTERRUPTS, say
+from grpo_jax.redaction import print_redacted
 
 OVERRIDES = "section.key=value: replaces a value of the config, e.g. train.steps=20"
 LOAD, SAMPLER = "grpo_jax.models:load", "grpo_jax.rollout:Sampler"  # owners of settings that are options here, too
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. A config that cannot be used, or a missing file, is one line of text and exit status 2."""
+    """Runs one command; its exit status. A mistake in the config, or a missing file, is one line of text and status 2.
+
+    Ctrl-C ends every command with status 130, also while it loads; 141 is that of a command whose output nobody reads
+    any more, as in `| head`.
+    """
+    listens = INTERRUPTS.listen()
+    try:
+        try:
+            return run(argv)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        say("\ninterrupted")
+        return codes.INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would report it once more at its end
+        return codes.NOT_READ
+    finally:
+        if listens:
+            INTERRUPTS.close()
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs one command, and prints the errors that are mistakes of the config or its files as one line."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     keep_pages()
     sys.excepthook = print_redacted
     sys.path.append(os.getcwd())  # so that `use: my_module:my_reward` is found
-    from grpo_jax.config import ConfigError, read
+    from grpo_jax.config import ConfigError, find_config, read
 
     try:
         if hasattr(arguments, "config"):  # before the command is imported, so that a mistake is shown at once
-            arguments.config = read(arguments.config, arguments.overrides)
+            arguments.config = read(find_config(arguments.config), arguments.overrides)
         silence_tpu_library()
         return importlib.import_module(f"grpo_jax.commands.{arguments.command}").run(arguments)
+    except SystemExit as error:
+        say(f"error: code that the config names called sys.exit({error.code}) while it was imported")
+        return codes.MISTAKE
     except (ConfigError, FileNotFoundError) as error:
-        print(redact(f"error: {error}"), file=sys.stderr)
-        return 2
+        say(f"error: {error}")
+        return codes.MISTAKE
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of a command. Overrides of a config may stand before or after its options."""
     parser = parser_for(argv)
     arguments, rest = parser.parse_known_args(argv)
-    if any(item.startswith("-") for item in rest) or not hasattr(arguments, "overrides"):
-        return parser.parse_args(argv)
-    arguments.overrides += rest  # argparse returns the overrides that follow an option here
+    unknown = [item for item in rest if item.startswith("-") or not hasattr(arguments, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0], arguments.command)}")
+    if rest:
+        arguments.overrides += rest  # argparse returns the overrides that follow an option here
     return arguments
 
 
 def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
     """A parser that knows all commands, and the options of those that are named in `argv`."""
-    parser = argparse.ArgumentParser(
-        "grpo-jax", description="Train language models by GRPO in JAX.", allow_abbrev=False
-    )
+    parser = Parser("grpo-jax", description="Train language models by GRPO in JAX.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, (summary, add_options) in COMMANDS.items():
@@ -58,9 +87,34 @@ def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose message about an unknown command or choice names the most similar one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the usage and a message, and ends with exit status 2."""
+        from grpo_jax.config.similar import closest
+
+        found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        close = None if found is None else closest(found[1], re.findall(r"[\w.-]+", found[2]))
+        super().error(message if close is None else f"{message}, did you mean {close}?")
+
+
+def _meant(unknown: str, command: str) -> str:
+    """The end of a message about an option that a command does not have."""
+    from grpo_jax.config.similar import closest
+
+    if re.fullmatch(r"--?\w+[.\[].*", unknown):
+        override = unknown.lstrip("-")
+        return f"; an override has no dashes: {override if '=' in override else f'{override}=VALUE'}"
+    parser = argparse.ArgumentParser(add_help=False)
+    COMMANDS[command][1](parser)
+    close = closest(unknown.partition("=")[0], re.findall(r"--[\w-]+", parser.format_help()))
+    return "" if close is None else f", did you mean {close}?"
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """A config file, and overrides of its values."""
-    parser.add_argument("config", help="a YAML file")
+    parser.add_argument("config", help="a YAML file, or its name, such as quickstart")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDES)
 
 
@@ -68,6 +122,20 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax train`."""
     add_config(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this run")
+    parser.add_argument("--strict", action="store_true", help="with --resume: a damaged checkpoint is an error")
+    parser.add_argument(
+        "--allow-changes", action="store_true", help="with --resume: take settings that change what is learned"
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"exit codes:\n{codes.table()}"
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax checkpoint`."""
+    parser.add_argument(
+        "action", choices=["list", "verify"], help="show the checkpoints of a run, or compare all files"
+    )
+    parser.add_argument("run", help="a run directory, such as runs/quickstart")
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -157,6 +225,7 @@ def count(text: str) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train the model of a config", add_train),
+    "checkpoint": ("list and verify the checkpoints of a run", add_checkpoint),
     "config": ("show a config with every default filled in", add_config),
     "plan": ("show what a config needs on a TPU slice, without one", add_plan),
     "objectives": ("list the objectives that can be trained with", add_objectives),

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from grpo_jax.ranges import WHOLE, check_range
+
 EXCLUDED = -1e30  # finite, so that zero probability times it is zero, and a softmax over nothing else is not NaN
 ONE_BITS = 0x3F800000  # 1.0 as an integer; integers order non-negative floats as the floats themselves
 BLOCK = 128  # tokens; as many as a TPU has lanes, and close to the square root of a vocabulary
@@ -34,17 +36,13 @@ class SamplingSettings:
     min_tokens: int = 0  # excludes end tokens until a response has so many tokens
 
     def __post_init__(self) -> None:
-        rules = {
-            "temperature": (self.temperature >= 0, "at least 0 (0 is greedy)"),
-            "top_k": (self.top_k >= 0, "at least 0 (0 keeps every token)"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (1 keeps every token)"),
-            "min_p": (0 <= self.min_p < 1, "at least 0 and below 1 (0 keeps every token)"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0 (1 is none)"),
-            "min_tokens": (self.min_tokens >= 0, "at least 0"),
-        }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise ValueError(f"{name} must be {rule}; got {getattr(self, name)}.")
+        if self.temperature != 0:
+            check_range("temperature", self.temperature, least=1e-3, most=100, note="(or 0, which is greedy)")
+        check_range("top_k", self.top_k, least=0, most=WHOLE, note="(0 keeps every token)")
+        check_range("top_p", self.top_p, above=0, most=1, note="(1 keeps every token)")
+        check_range("min_p", self.min_p, least=0, below=1, note="(0 keeps every token)")
+        check_range("repetition_penalty", self.repetition_penalty, least=0.01, most=100, note="(1 is none)")
+        check_range("min_tokens", self.min_tokens, least=0, most=WHOLE)
 
 
 @dataclass(frozen=True)

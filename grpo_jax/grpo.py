@@ -20,6 +20,7 @@ those of a sample (n-1), plus a small constant; (3) a response that could not be
 and gets no advantage.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -113,10 +114,13 @@ def prepare(
 
 
 def update(
-    algorithm: Algorithm, state: TrainState, batch: Batch, phase: Phase = nullcontext
+    algorithm: Algorithm, state: TrainState, batch: Batch, phase: Phase = nullcontext, largest_norm: float = math.inf
 ) -> tuple[TrainState, Metrics]:
-    """The state after an optimiser step for each minibatch, and the metrics of the batch. Donates the old state."""
+    """The state after an optimiser step for each minibatch, and the metrics of the batch. Donates the old state.
+
+    Minibatches that are not finite, or whose gradient has a larger norm, are left out: `skipped_updates` counts them.
+    """
     with phase("learning"):
-        state, measured = learn(algorithm, state, replace(batch, metrics={}))
+        state, measured = learn(algorithm, state, replace(batch, metrics={}), largest_norm)
         metrics = batch.metrics | measured
         return jax.block_until_ready(follow(algorithm, state, batch, metrics))

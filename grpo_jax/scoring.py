@@ -18,6 +18,8 @@ from grpo_jax.objectives import scored_of
 from grpo_jax.rewards import as_mix, judge, place_steps
 from grpo_jax.structs import Rollouts, Scored
 
+FAILED = 2  # what a host says whose reward failed
+
 
 @dataclass(frozen=True)
 class Rewards:
@@ -35,16 +37,34 @@ class Rewards:
     index_p: np.ndarray | slice = field(default_factory=lambda: slice(None))
 
 
+class FailedOnAHost(Exception):
+    """A reward failed on one of several hosts; all raise this at the same point. `own` is the error if it was here."""
+
+    def __init__(self, own: Exception | None) -> None:
+        super().__init__("A reward failed on another host." if own is None else str(own))
+        self.own = own
+
+
 def score_rollouts(algorithm: Algorithm, rollouts: Rollouts, examples: Sequence[Any], step: int) -> Rewards:
     """The rewards of all responses. `step` is for TRL's reward functions that ask for it."""
     ids, mesh = chosen_tokens(rollouts), mesh_of(rollouts)
     index_p = prompts_of_host(mesh, len(examples))
     own = [examples[index] for index in index_p]
     texts = decoded(algorithm.decode, ids)
-    parts_pGR, ends = judge(algorithm.reward, own, texts, ids, step)
+    failure: Exception | None = None
+    try:
+        parts_pGR, ends = judge(algorithm.reward, own, texts, ids, step, algorithm.reward_seconds)
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        failure, ends = error, {}  # the other hosts have to know before they compute with the rewards
+        parts_pGR = np.zeros((len(own), len(ids[0]), len(as_mix(algorithm.reward).parts)), np.float32)
     unknown = bool(np.isnan(parts_pGR).all())  # whether there would have been rewards of steps, too
     steps_PGT = None
-    if _any_host(bool(ends) or unknown):
+    most = _most_of_any_host(FAILED if failure is not None else int(bool(ends) or unknown))
+    if most == FAILED:
+        raise FailedOnAHost(failure)
+    if most:
         steps_PGT = from_hosts(place_steps(ends, ids, algorithm.decode, values_of_host(rollouts.action_PGT)), mesh)
     parts_PGR, greedy_P1R = everywhere(from_hosts(parts_pGR, mesh)), None
     if rollouts.greedy is not None:
@@ -64,9 +84,9 @@ def decoded(decode: Callable[[Sequence[int]], str], ids: Sequence[Sequence[Seque
     return [[decode(response) for response in group] for group in ids]
 
 
-def _any_host(wanted: bool) -> bool:
-    """Whether any host wants something that all hosts have to do together."""
-    return wanted if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(wanted)).any())
+def _most_of_any_host(number: int) -> int:
+    """The largest of the hosts' numbers: 1 if a host wants what all have to do together, `FAILED` if it failed."""
+    return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(number)).max())
 
 
 def scored(algorithm: Algorithm, rollouts: Rollouts, rewards: Rewards) -> Scored:

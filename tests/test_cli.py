@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 import typing
@@ -9,7 +10,7 @@ import pytest
 from grpo_jax import __version__
 from grpo_jax.cli import parse
 from grpo_jax.commands import objectives
-from grpo_jax.config import ConfigError, parameters
+from grpo_jax.config import ConfigError, find_config, parameters
 
 HEAVY = {"jax", "flax", "transformers", "datasets"}
 PROGRAM = "import sys; from grpo_jax.cli import main; status = main(); print(*sys.modules); sys.exit(status)"
@@ -84,6 +85,60 @@ def test_a_mistake_in_an_option_shows_the_usage(argv, capsys):
         parse(argv)
     assert stopped.value.code == 2
     assert "usage: grpo-jax" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "advice"),
+    [
+        (["trian", "some.yaml"], "did you mean train?"),
+        (["Train", "some.yaml"], "did you mean train?"),
+        (["bench", "trani"], "did you mean train?"),
+        (["train", "some.yaml", "--resum"], "did you mean --resume?"),
+        (["generate", "tiny", "hello", "--temprature", "1"], "did you mean --temperature?"),
+        (["train", "some.yaml", "--train.steps=3"], "an override has no dashes: train.steps=3"),
+        (["train", "some.yaml", "--train.steps", "3"], "an override has no dashes: train.steps=VALUE"),
+    ],
+)
+def test_a_mistyped_command_or_option_is_answered_with_the_one_that_was_meant(argv, advice, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(argv)
+    assert stopped.value.code == 2 and advice in capsys.readouterr().err
+
+
+def test_a_config_is_found_by_its_name_in_the_current_folder_first(tmp_path, monkeypatch):
+    checkout = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+    monkeypatch.chdir(tmp_path)
+    assert find_config("quickstart") == find_config("quickstart.yaml") == checkout
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "quickstart.yaml").touch()
+    assert find_config("quickstart") == Path("configs", "quickstart.yaml")
+    (tmp_path / "quickstart.yaml").touch()
+    assert find_config("quickstart") == Path("quickstart.yaml")
+    with pytest.raises(
+        FileNotFoundError, match=r"no config file quikstart, did you mean quickstart \(quickstart.yaml\)"
+    ):
+        find_config("quikstart")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("command", [["config", "quickstart"], ["--help"]], ids=" ".join)
+def test_a_reader_that_stops_early_ends_the_command_quietly(command):
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = subprocess.run(
+        [sys.executable, "-m", "grpo_jax", *command], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert result.stderr == "" and result.returncode in (0, 141)  # argparse itself ignores that its help is not read
+
+
+def test_the_table_of_objectives_fits_a_terminal_and_tells_all_choices():
+    whole = objectives.table().splitlines()
+    assert objectives.table(1000).splitlines() == whole
+    narrow = objectives.table(80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    words = set(re.findall(r"[\w.()]+", narrow))
+    assert all(word in words for word in re.findall(r"[\w.()]+", "\n".join(whole[1:])) if word != "none")
 
 
 def test_options_that_are_settings_of_the_library_have_its_choices_and_defaults(capsys):

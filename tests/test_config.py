@@ -11,7 +11,8 @@ from typing import Literal
 import pytest
 
 from grpo_jax.config import SECTIONS, Config, ConfigError, Default, parameters, read, render
-from grpo_jax.config.names import load, public_names
+from grpo_jax.config.loading import load
+from grpo_jax.config.names import public_names
 from grpo_jax.config.retired import is_ignored
 from grpo_jax.config.sections import PARTS
 from grpo_jax.config.signatures import signature
@@ -338,10 +339,13 @@ def test_a_value_that_a_config_leaves_out_is_its_owners_default(config_file):
             "2:8: task.use: there is no module nowhere;"
             " nowhere:x should be in an installed package or in the current folder",
         ),
-        ("task:\n  use: json:lode", "2:8: task.use: json has no lode, did you mean load?"),
+        ("task:\n  use: numpy:lode", "2:8: task.use: numpy has no lode, did you mean load?"),
         ("task: {use: arithmetic}\ntrain:\n  prompts: 4", "2:1: train.steps: missing, expected int"),
         ("task: {use: arithmetic}", "1:1: train.steps: missing, expected int"),
-        ("rewards: []", "1:10: rewards: expected a list of rewards; leave the section out to use the task's own"),
+        (
+            "rewards: []",
+            "1:10: rewards: expected a list of rewards, such as [exact]; leave the section out to use the task's own",
+        ),
         (
             "rewards:\n  - {use: exact, wieght: 1}",
             "2:18: rewards[0].wieght: unknown key, did you mean rewards[0].weight?",
@@ -349,8 +353,7 @@ def test_a_value_that_a_config_leaves_out_is_its_owners_default(config_file):
         ("base: zzzzzz.txt", "1:7: base: there is no file {folder}/zzzzzz.txt"),
         (
             "mesh:\n\tdata: 1",
-            "2:1: while scanning for the next token, found character '\\t' that cannot start any token;"
-            " indent with spaces",
+            "2:1: a tab cannot indent a line or stand before a value; indent with spaces",
         ),
         (
             "mesh: &a\n  data: 1",
@@ -445,15 +448,117 @@ def test_an_override_replaces_what_the_file_says_and_the_last_one_counts(config_
         ("trian.steps=1", "trian.steps: unknown section, did you mean train?"),
         ("train.steps=four", "train.steps: expected int, got 'four'"),
         ("train.steps", "train.steps: expected section.key=value, or rewards=[...]"),
-        ("train=1", "train=1: expected section.key=value, or rewards=[...]"),
+        ("train=1", "train: expected keys and values, got '1'"),
         ("run.name=4", "run.name: expected str, got '4'; put it in quotes: \"run.name='4'\""),
-        ("run.name=[a", "run.name: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'"),
-        ("rewards=exact", "rewards: expected a list of rewards; leave the section out to use the task's own"),
+        ("run.name=[a", "run.name: this list is not closed, or lacks a comma between two items; write [a, b]"),
+        (
+            "rewards=exact",
+            "rewards: expected a list of rewards, such as [exact]; leave the section out to use the task's own",
+        ),
     ],
 )
 def test_a_mistake_in_an_override_names_the_command_line(config_file, override, complaint):
     with pytest.raises(ConfigError) as refused:
         read(config_file(MINIMAL), [override])
+    assert str(refused.value) == f"command line: {complaint}"
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        ("task: arithmetic\n", "task: {use: arithmetic}\n"),
+        ("task: {use: arithmetic}\nobjective: grpo\n", "task: arithmetic\nobjective: {use: grpo}\n"),
+        (
+            "task: arithmetic\nrewards: [exact, last_number]\n",
+            "task: arithmetic\nrewards: [{use: exact}, {use: last_number}]\n",
+        ),
+        ("task: arithmetic\noptimizer: adafactor\n", "task: arithmetic\noptimizer: {use: adafactor}\n"),
+    ],
+)
+def test_a_name_alone_stands_for_a_mapping_with_use(config_file, short, long):
+    train = "train: {steps: 1}\n"
+    assert read(config_file(short + train)) == read(config_file(long + train, "long.yaml"))
+
+
+def test_a_name_alone_drops_the_arguments_that_the_base_gives_to_another_owner(config_file):
+    config_file(MINIMAL + "objective: {use: dapo, clip_high: 0.3}\n", "base.yaml")
+    assert read(config_file("base: base.yaml\nobjective: grpo\n")).objective.target == "grpo_jax.objectives:grpo"
+    assert read(config_file(MINIMAL), ["objective=grpo"]).objective.target == "grpo_jax.objectives:grpo"
+
+
+NESTED = (
+    MINIMAL
+    + """
+rewards: [exact, {use: last_number, weight: 0.5}]
+objective:
+  use: dapo
+  kl: {coefficient: 0.5, estimator: k3}
+  masks: [{use: TopEntropy, share: 0.2}]
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "written"),
+    [
+        (["objective.kl.coefficient=0.1"], NESTED.replace("0.5, est", "0.1, est")),
+        (["objective.kl.place=reward"], NESTED.replace("k3}", "k3, place: reward}")),
+        (["objective.masks[0].share=0.3"], NESTED.replace("share: 0.2", "share: 0.3")),
+        (["objective.masks.0.share=0.3"], NESTED.replace("share: 0.2", "share: 0.3")),
+        (["objective.masks[0]=TopCovariance"], NESTED.replace("{use: TopEntropy, share: 0.2}", "TopCovariance")),
+        (["rewards[0].weight=2"], NESTED.replace("[exact", "[{use: exact, weight: 2}")),
+        (["rewards.1.weight=2"], NESTED.replace("weight: 0.5", "weight: 2")),
+        (["rewards[1]=exact"], NESTED.replace("{use: last_number, weight: 0.5}", "exact")),
+        (
+            ["rewards=[exact, exact]", "rewards[1].weight=3"],
+            NESTED.replace("last_number, weight: 0.5", "exact, weight: 3"),
+        ),
+        (["rewards[1].weight=3", "rewards=[exact]"], NESTED.replace(", {use: last_number, weight: 0.5}", "")),
+        (
+            ["objective.kl.coefficient=1", "objective.kl={coefficient: 2, estimator: k2}"],
+            NESTED.replace("0.5, estimator: k3", "2, estimator: k2"),
+        ),
+        (["objective.kl.reference.every=7"], NESTED.replace("k3}", "k3, reference: {every: 7}}")),
+    ],
+)
+def test_an_override_reaches_into_what_the_file_says(config_file, overrides, written):
+    assert read(config_file(NESTED), overrides) == read(config_file(written, "written.yaml"))
+
+
+def test_an_override_can_write_a_choice_that_the_file_does_not_have(config_file):
+    overrides = ["objective.use=dapo", "objective.kl.coefficient=0.1", "objective.kl.estimator=k2"]
+    assert read(config_file(MINIMAL), overrides).objective.build().kl == KL(0.1, k2)
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        (
+            "rewards[2].weight=1",
+            "rewards[2].weight: there is no rewards[2]: the config has 2 items there, so the last is rewards[1]",
+        ),
+        ("rewards.weight=1", "rewards.weight: rewards is a list; name an item of it, as in rewards[0].weight"),
+        (
+            "train.steps.x=1",
+            "train.steps.x: train.steps is 10, which has no keys; replace it, as in train.steps={use: name}",
+        ),
+        (
+            "objective.masks.share=1",
+            "objective.masks.share: objective.masks is a list; name an item of it, as in objective.masks[0].share",
+        ),
+        ("objective.kl[0]=1", "objective.kl[0]: objective.kl is not a list; name a key of it"),
+        ("objective.kl.coeficient=1", "objective.kl.coeficient: unknown key, did you mean objective.kl.coefficient?"),
+        ("rewards[x]=1", "rewards[x]=1: expected section.key=value, or rewards=[...]"),
+        (
+            "data.train_batch_size=8",
+            "data.train_batch_size: unknown section; what verl calls data.train_batch_size is train.prompts, the"
+            " prompts of a step, each with rollout.responses responses",
+        ),
+    ],
+)
+def test_an_override_of_what_is_not_there_is_refused(config_file, override, complaint):
+    with pytest.raises(ConfigError) as refused:
+        read(config_file(NESTED), [override])
     assert str(refused.value) == f"command line: {complaint}"
 
 
@@ -607,11 +712,11 @@ def test_a_call_is_built_with_the_arguments_that_the_program_supplies(config_fil
     assert (sampler.responses, sampler.ends) == (3, (2,))
 
 
-def test_an_error_of_an_owner_is_reported_with_its_section(config_file):
+def test_an_error_of_an_owner_is_reported_with_the_key_whose_text_it_repeats(config_file):
     path = config_file(MINIMAL + "run:\n  name: ../escape\n")
     with pytest.raises(ConfigError) as refused:
         read(path).run.build()
-    assert str(refused.value).startswith(f"{path}:5:1: run: ")
+    assert str(refused.value).startswith(f"{path}:6:3: run.name: A run is named by letters")
 
 
 def test_a_reward_function_is_used_as_it_is_and_a_reward_class_is_called(config_file):

@@ -22,13 +22,15 @@ import pytest
 from grpo_jax.config import build, read
 from grpo_jax.devices.mesh import Layout, check_hosts
 from grpo_jax.devices.placing import from_hosts, prompts_of_host, values_of_host
-from grpo_jax.hosts import ending, meeting, store
+from grpo_jax.hosts import codes, ending, meeting, store
 from grpo_jax.models import tiny
 from grpo_jax.rewards import Mix
 from grpo_jax.structs import Prompts
 from grpo_jax.tasks import arithmetic
 from grpo_jax.training.evaluation import evaluate_questions
 from grpo_jax.training.session import assemble, first_state
+
+pytestmark = pytest.mark.slow  # starts processes
 
 REWARDS = """
 import time
@@ -41,9 +43,13 @@ def slow(example, response):
     time.sleep(0.02)
     return evens(example, response)
 
+scored = 0
+
 def broken_on_second(example, response):
     import jax
-    if jax.process_index() == 1 and example.prompt and response:
+    global scored
+    scored += 1
+    if jax.process_index() == 1 and scored > 12:  # 8 in each step, and few before
         raise RuntimeError("no more disk")
     return evens(example, response)
 """
@@ -155,8 +161,8 @@ def finish(started: list[subprocess.Popen], seconds: int = 240) -> list[int]:
 
 def train(folder: Path, processes: int, devices: int, *arguments: str, config: str = CONFIG) -> Path:
     """Runs `grpo-jax train` to a good end, and returns the directory of the run."""
-    codes = finish(start(folder, processes, devices, *arguments, config=config))
-    assert codes == [0] * processes, said(folder, codes.index(next(filter(None, codes))))[-3000:]
+    ended = finish(start(folder, processes, devices, *arguments, config=config))
+    assert ended == [0] * processes, said(folder, ended.index(next(filter(None, ended))))[-3000:]
     return folder / "runs" / "t"
 
 
@@ -247,10 +253,11 @@ def test_multi_process_when_one_host_dies_the_other_names_it_and_ends(tmp_path, 
     wait_for(tmp_path, "grad")
     both[lost].kill()
     begun = time.monotonic()
-    codes = finish(both, 60)
-    assert codes[lost] == -signal.SIGKILL and codes[1 - lost] != 0
+    ended = finish(both, 60)
+    assert ended[lost] == -signal.SIGKILL and ended[1 - lost] != 0
     assert time.monotonic() - begun < 60
     if lost:
+        assert ended[0] == ending.LOST
         assert f"error: host 1 ({socket.gethostname()}) has ended" in said(tmp_path, 0)
     else:  # JAX may be the first to notice
         first, _, rest = said(tmp_path, 1).partition(f"host 0, which JAX calls the leader, is {socket.gethostname()}")
@@ -259,11 +266,13 @@ def test_multi_process_when_one_host_dies_the_other_names_it_and_ends(tmp_path, 
 
 def test_multi_process_an_error_on_one_host_ends_all(tmp_path):
     both = start(tmp_path, 2, 4, config=SMALL.replace("my_rewards:slow", "my_rewards:broken_on_second"))
-    assert finish(both, 120) == [1, 1]
-    assert "Traceback" in said(tmp_path, 1) and "no more disk" in said(tmp_path, 1)
+    assert finish(both, 120) == [codes.STEP_FAILED] * 2
+    assert "in broken_on_second" in said(tmp_path, 1) and "no more disk" in said(tmp_path, 1)
     assert re.search(
         rf"error: host 1 \({socket.gethostname()}\) has ended, so this one ends, too: .*no more disk", said(tmp_path, 0)
     )
+    assert "step 1 is saved: go on from it with --resume" in said(tmp_path, 1)
+    assert [path.name for path in (tmp_path / "runs" / "t" / "checkpoints").iterdir()] == ["1"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import grpo_jax
 PACKAGE = Path(grpo_jax.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = [
-    {"distribution", "network", "redaction"},
+    {"distribution", "network", "ranges", "redaction"},
     {"structs"},
     {"devices", "hosts"},
     {"models", "objectives", "rewards"},

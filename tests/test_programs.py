@@ -124,3 +124,23 @@ def test_the_mesh_of_a_tree_is_that_of_its_first_array_on_several_devices():
     alone = jax.device_put(jnp.ones(2), jax.devices()[0])
     assert mesh_of({"a": np.ones(2), "b": alone, "c": laid_out()}) == MESH
     assert mesh_of({"a": alone}) is None and mesh_of({}) is None
+
+
+@pytest.mark.faults
+def test_programs_are_forgotten_once_half_of_the_memory_maps_are_used(monkeypatch):
+    doubled = program(lambda x_D: x_D * 2)
+    doubled(jnp.ones(3))
+    assert doubled._cache_size() == 1
+    monkeypatch.setattr(programs, "memory_maps", lambda: 500)
+    monkeypatch.setattr(programs, "most_memory_maps", lambda: 1000)
+    assert not programs.forget_if_many()
+    assert doubled._cache_size() == 1
+    monkeypatch.setattr(programs, "memory_maps", lambda: 501)
+    assert programs.forget_if_many()
+    assert doubled._cache_size() == 0
+    np.testing.assert_array_equal(doubled(jnp.ones(3)), 2 * np.ones(3))
+
+
+@pytest.mark.faults
+def test_the_memory_maps_of_this_process_are_counted_below_what_linux_allows():
+    assert 0 < programs.memory_maps() < programs.most_memory_maps()

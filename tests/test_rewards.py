@@ -1,6 +1,16 @@
 import asyncio
+import copy
 import functools
+import json
+import logging
 import math
+import operator
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +19,8 @@ from grpo_jax.rewards import (
     Matches,
     Mix,
     Steps,
+    check_examples,
+    deadline,
     exact,
     follows_template,
     judge,
@@ -337,6 +349,170 @@ def test_invalid_steps_are_refused(rewards, ends, words):
         Steps(rewards, ends)
 
 
+# Needs
+
+
+@pytest.mark.parametrize(
+    ("reward", "fine", "useless"),
+    [
+        (exact, answered("7"), [answered(""), answered(" . ")]),
+        (last_number, answered("1,000"), [answered("Paris"), answered(""), answered("1 2")]),
+        (
+            reaches_target,
+            Example("", columns={"target": 5, "numbers": [2, 3]}),
+            [
+                Example("", columns={}),
+                Example("", columns={"target": 5, "numbers": []}),
+                Example("", columns={"target": True, "numbers": [1]}),
+                Example("", columns={"target": 1, "numbers": [2, -1]}),
+            ],
+        ),
+    ],
+)
+def test_an_example_is_refused_where_no_response_could_be_scored(reward, fine, useless):
+    check_examples(functools.partial(reward), [fine] * 3, "training")
+    for example in useless:
+        with pytest.raises(ValueError, match=f"held-out example 1: reward {reward.__name__} cannot score"):
+            check_examples(Mix(((reward, 0.0),)), [fine, example], "held-out")
+
+
+def test_a_reward_may_have_its_check_as_a_method():
+    class Known:
+        def __call__(self, example, response):
+            return 1.0
+
+        def check(self, example):
+            assert example.answer == "7", "unknown"
+
+    check_examples(Known(), [SEVEN], "training")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:4: reward Known cannot score any response to it: unknown"):
+        check_examples(Known(), [Example("", "8", source="rows.jsonl:4")], "training")
+
+
+# Examples
+
+
+CHANGES = {
+    "a column": lambda example: example.columns.update(level=2),
+    "a column, by assignment": lambda example: operator.setitem(example.columns, "level", 2),
+    "a column, removed": lambda example: example.columns.pop("question"),
+    "a list inside": lambda example: example.columns["numbers"].sort(),
+    "a dict inside a list": lambda example: example.columns["parts"][0].clear(),
+    "the prompt": lambda example: example.prompt.append({"role": "user", "content": "?"}),
+    "a message": lambda example: operator.setitem(example.prompt[0], "content", "?"),
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_reward_that_changes_an_example_is_named_and_the_example_stays(change):
+    row = {"question": "q", "level": 1, "numbers": [2, 1], "parts": [{"a": 1}]}
+    example, before = (Example([{"role": "user", "content": "q"}], "1", copy.deepcopy(row)) for _ in range(2))
+
+    def greedy_for_columns(example, response):
+        change(example)
+        return 0.0
+
+    with pytest.raises(ValueError, match=r"Reward greedy_for_columns failed on example 0.* cannot be changed"):
+        score(greedy_for_columns, [example], [["a"]])
+    assert example == before
+    assert repr(example) == repr(before)
+    assert json.loads(json.dumps(example.columns)) == row
+
+
+def test_copies_of_an_examples_columns_are_plain_and_may_be_changed():
+    example = Example("q", columns={"numbers": [2, 1], "parts": {"a": []}})
+    for copied in (copy.deepcopy(example.columns), pickle.loads(pickle.dumps(example.columns))):
+        copied["numbers"].sort()
+        copied["parts"]["a"].append(1)
+        assert copied == {"numbers": [1, 2], "parts": {"a": [1]}}
+    assert pickle.loads(pickle.dumps(example)) == example
+    assert sorted(example.columns["numbers"]) == [1, 2]
+
+
+# Deadline
+
+
+def spins(example, response):
+    while response == "b":
+        pass
+    return 0.0
+
+
+def waits(example, response):
+    time.sleep(60)
+
+
+def backtracks(example, response):
+    return float(re.fullmatch(r"(a+)+b", "a" * 60) is not None)
+
+
+def is_stubborn(example, response):
+    for _ in range(60):
+        try:
+            time.sleep(1)
+        except Exception:
+            continue
+
+
+async def never_returns(completions):
+    await asyncio.sleep(60)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("reward", [spins, waits, backtracks, is_stubborn, never_returns])
+def test_a_reward_that_does_not_end_is_named_at_the_deadline_with_its_stack(reward, capfd, monkeypatch, caplog):
+    monkeypatch.setattr(deadline, "SLOW", 0.1)
+    monkeypatch.setattr(logging.getLogger("grpo_jax"), "propagate", True)
+    handler = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(TimeoutError, match=rf"longer than 0\.3 s, and was at reward {reward.__name__}.*reward_seconds"):
+        score(reward, [Example("q", source="rows.jsonl:12")], [["a", "b"]], seconds=0.3)
+    assert "(most recent call first)" in capfd.readouterr().err
+    assert any(f"is at reward {reward.__name__}" in record.message for record in caplog.records)
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) == handler  # math-verify's
+    assert score(exact, [SEVEN], [["7"]], seconds=0.3) == 1.0
+
+
+@pytest.mark.faults
+def test_a_reward_that_ignores_its_deadline_ends_the_process_with_all_stacks():
+    program = (
+        "from grpo_jax.rewards import Example, deadline, score\n"
+        "deadline.GRACE = 0.5\n"
+        "def ignores(example, response):\n"
+        "    while True:\n"
+        "        try:\n"
+        "            while True: pass\n"
+        "        except BaseException: pass\n"
+        "score(ignores, [Example('q')], [['a']], seconds=0.5)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 1
+    assert "in ignores" in ended.stderr
+
+
+@pytest.mark.faults
+def test_a_reward_that_exits_has_failed():
+    def leaves(example, response):
+        sys.exit(0)
+
+    def leaves_trl(completions):
+        sys.exit(0)
+
+    for reward in (leaves, leaves_trl):
+        with pytest.raises(ValueError, match=f"Reward {reward.__name__} failed on .* SystemExit: 0"):
+            score(reward, [SEVEN], [["7"]])
+
+
+@pytest.mark.faults
+def test_a_reward_is_at_most_as_large_as_float32_has_room_for_its_square():
+    largest = score(lambda example, response: 1e12, [SEVEN], [["7"]])
+    assert np.isfinite(np.square(largest) * np.float32(1e6)).all()
+    for value in (3e38, -3e38, 2e12):
+        with pytest.raises(ValueError, match=r"a finite number of at most 1e\+12"):
+            score(lambda example, response, value=value: value, [SEVEN], [["7"]])
+
+
 @pytest.mark.parametrize("responses", [[], [["7"]], [["7"], ["7", "8"]], [[], []]])
 def test_groups_that_do_not_match_the_examples_are_refused(responses):
     with pytest.raises(ValueError, match="a group of responses for each, all of one size"):
@@ -401,6 +577,31 @@ def test_a_trl_function_gets_none_for_a_column_that_an_example_lacks():
 
     rewards_PGR = score(trl_hints, [SEVEN, Example("?", "1", {"hint": "look"})], [["a"], ["b"]])
     np.testing.assert_array_equal(rewards_PGR[:, 0, 0], [0, 4])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "values", [{"a": 1.0, "b": 2.0}, {1.0, 2.0}, "12", iter([1.0, 2.0]), np.ones((2, 1)), 1.0, None]
+)
+def test_a_trl_function_returns_a_list_and_nothing_else(values):
+    def trl_odd(completions):
+        return values
+
+    with pytest.raises(ValueError, match="Reward trl_odd must return a list with one value per completion; got a"):
+        score(trl_odd, [SEVEN], [["7", "8"]])
+
+
+def test_a_function_is_trls_by_any_parameter_that_only_trl_passes():
+    def overlong(completion_ids, **kwargs):
+        return [-float(len(ids) > 3) for ids in completion_ids]
+
+    def by_prompt(prompts, **kwargs):
+        return [float(len(prompt)) for prompt in prompts]
+
+    rewards_PGR = score(overlong, [Example("q")], [["a", "b"]], [[[1, 2], [1, 2, 3, 4]]], 0)
+    np.testing.assert_array_equal(rewards_PGR[0, :, 0], [0.0, -1.0])
+    np.testing.assert_array_equal(score(by_prompt, [Example("four")], [["a", "b"]]), [[[4], [4]]])
+    assert score(lambda example, response, **kwargs: 2.0, [SEVEN], [["7"]]) == 2.0
 
 
 def test_a_missing_column_that_a_trl_function_needs_is_named():

@@ -30,6 +30,7 @@ def build(**changes) -> Algorithm:
     return Algorithm(MODEL.policy, sampler, MODEL.tokenizer.decode, lambda example, response: 0.0, **parts)
 
 
+@pytest.mark.slow
 def test_the_estimate_is_near_the_peak_that_the_tpu_compiler_gave(tpu_config):
     """The compiled peak stands at the head of each config; the estimate may be 5 % below it and 20 % above."""
     pytest.importorskip("libtpu", reason="libtpu is large, and only tests of TPUs need it")
@@ -50,9 +51,10 @@ def test_choices_are_all_cuts_that_leave_every_device_the_same_work():
     assert room.choices_of(2, 8, mesh) == [2, 1]  # each group is spread over four devices
     for n in room.choices_of(16, 4, mesh):
         how = cut(16, 4, 1, n, mesh)
-        assert how.rows // 8 * (4 // how.splits) == n
+        assert how.subgroups // 8 * (4 // how.splits) == n
 
 
+@pytest.mark.slow
 def test_groups_stay_whole_if_the_loss_compares_their_responses():
     assert room.choices_of(6, 4, None, whole_groups=True) == [24, 12, 8, 4]
     assert room.responses_that_fit(build(objective=real()), 6, 4, 32, 16, None, memory=1) == 4
@@ -71,6 +73,7 @@ def test_more_memory_never_means_fewer_responses_and_a_reference_needs_its_own()
     assert extra == weights
 
 
+@pytest.mark.slow
 def test_what_a_user_sets_counts_whatever_the_memory(monkeypatch):
     mesh = Layout().mesh(jax.devices()[:1])
     params, prompts = MODEL.params(mesh), MODEL.tokenizer.encode_all(["a", "b"], 32)
@@ -80,7 +83,7 @@ def test_what_a_user_sets_counts_whatever_the_memory(monkeypatch):
     assert room.responses_at_once(algorithm, params, rollouts) == 1
     assert room.responses_at_once(replace(algorithm, responses_at_once=8), params, rollouts) == 8
     how, (microbatches,) = learning.microbatches(algorithm, params, rollouts)
-    assert (how.rows, how.splits) == (1, 4) and len(microbatches) == 8
+    assert (how.subgroups, how.splits) == (1, 4) and len(microbatches) == 8
     seen = sorted(
         (p, g) for each in microbatches for p, group in zip(each.index_p, each.index_pg, strict=True) for g in group
     )

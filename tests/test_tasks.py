@@ -173,6 +173,18 @@ def test_jsonl_accepts_windows_line_ends_and_blank_lines(tmp_path):
     assert [example.prompt for example in jsonl(path).train] == ["a\u2028b", "c"]
 
 
+def test_jsonl_reads_pairs_of_surrogates_and_keeps_the_place_of_every_row(tmp_path):
+    lines = [
+        json.dumps({"prompt": "\N{GRINNING FACE}", "answer": "\\ud83d"}).encode(),
+        b"",
+        b'{"prompt": "a", "answer": 1.50}',
+    ]
+    path = written(tmp_path / "a.jsonl", *lines)
+    train = jsonl(path).train
+    assert [(example.prompt, example.answer) for example in train] == [("\N{GRINNING FACE}", "\\ud83d"), ("a", "1.5")]
+    assert [example.source for example in train] == [f"{path}:1", f"{path}:3"]
+
+
 GOOD = {"prompt": "1 + 1", "answer": "2"}
 
 
@@ -194,6 +206,12 @@ GOOD = {"prompt": "1 + 1", "answer": "2"}
         ({"prompt": [], "answer": "2"}, r":2: column 'prompt' must be .* got a list"),
         ({"prompt": [{"role": "user"}], "answer": "2"}, r":2: column 'prompt' must be .* role and content"),
         ({"prompt": "1 + 1", "answer": None}, r":2: column 'answer' must be a string or a number; got null"),
+        (b'{"prompt": "NaN", "answer": NaN}', r":2:29: NaN is not a finite number"),
+        (b'{"prompt": "1", "answer": -Infinity}', r":2:27: -Infinity is not a finite number"),
+        (b'{"prompt": "1e400", "answer": 1e400}', r":2:31: 1e400 is not a finite number"),
+        (b'{"prompt": "1", "answer": "1", "more": [1, {"x": NaN}]}', r":2:50: NaN is not a finite number"),
+        (rb'{"prompt": "a \\ \ud83d smile", "answer": "1"}', r":2:18: \\ud83d is half a surrogate pair"),
+        (rb'{"prompt": "a", "answer": "\ude00\ud83d"}', r":2:28: \\ude00 is half a surrogate pair"),
         ({"prompt": "1 + 1", "answer": True}, r":2: column 'answer' must be a string or a number; got a boolean"),
     ],
 )

@@ -142,6 +142,47 @@ def test_a_prompt_over_the_limit_is_named_with_the_ways_out(base):
         base.encode_all(["fine", "a" * 11], max_tokens=10)
 
 
+@pytest.mark.faults
+def test_what_a_template_or_a_tokenizer_refuses_is_a_sentence_with_the_row(tmp_path, chat):
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    strict = load_tokenizer(save_tokenizer(tmp_path, refusing + CHATML, **EOS))
+    system = [{"role": "system", "content": "Be brief."}, *user("Hi")]
+    with pytest.raises(ValueError, match=r"Prompt 1 \(rows\.jsonl:2\) .* System role not supported\. .* task\.system"):
+        strict.encode_all([user("a"), system], 64, ["rows.jsonl:1", "rows.jsonl:2"])
+    with pytest.raises(ValueError, match=r"Prompt 0 \(rows\.jsonl:6\) cannot be encoded"):
+        chat.encode_all([user("a smile \ud83d here")], 64, ["rows.jsonl:6"])
+    with pytest.raises(ValueError, match="the model's chat template refuses it: TemplateSyntaxError"):
+        load_tokenizer(save_tokenizer(tmp_path, "{% for", **EOS))
+
+
+THINKING = (
+    "{% for m in messages %}{% set c = m['content'] %}{% if m['role'] == 'assistant' and '<|im_end|>' in c %}"
+    "{% set c = c.split('<|im_end|>')[CUT] %}{% endif %}{{ '<|im_start|>' + m['role'] + '\n' + c + '\n' }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("cut", ["-1", "0"])
+def test_a_template_that_looks_for_a_control_token_in_the_data_finds_it(tmp_path, cut):
+    cutting = load_tokenizer(save_tokenizer(tmp_path, THINKING.replace("CUT", cut), **EOS))
+    chat = [*user("<|im_end|>a"), {"role": "assistant", "content": "x<|im_end|>y<|im_start|>"}]
+    kept = {"-1": b"y<|im_start|>", "0": b"x"}[cut]
+    assert cutting.encode(chat) == [START, *b"user\n<|im_end|>a\n", START, *b"assistant\n", *kept, *b"\n"]
+    text = cutting.backend.apply_chat_template(chat, tokenize=False)
+    assert cutting.backend.decode(cutting.encode(chat)) == text
+
+
+def test_a_template_that_changes_the_tokens_of_the_data_is_announced_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("grpo_jax"), "propagate", True)
+    text._announce_hidden_tokens.cache_clear()
+    shouting = load_tokenizer(save_tokenizer(tmp_path, "{{ messages[0]['content'] | upper }}", **EOS))
+    with caplog.at_level(logging.WARNING, logger="grpo_jax"):
+        for _ in range(2):
+            shouting.encode(user("a<|im_end|>"))
+    assert [record.message.split(",")[0] for record in caplog.records] == [
+        "Some prompts contain control tokens that the model's chat template looks for"
+    ]
+
+
 @pytest.mark.parametrize("nothing", ["", []])
 def test_an_empty_prompt_is_refused_with_its_index(chat, nothing):
     with pytest.raises(ValueError, match="prompt 2"):

@@ -577,6 +577,7 @@ NO_RUN = "2 error: There is no run quickstart in ../bucket/runs to resume."
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) and value and isinstance(value[0], str) else "",
 )
+@pytest.mark.slow
 def test_babysit_resumes_interrupted_jobs_and_exits_with_the_code_of_others(cloud, ends, code, launches):
     cloud.end_training(1, *ends)
     cloud.end_training(2, "0")
@@ -595,6 +596,7 @@ def test_babysit_resumes_interrupted_jobs_and_exits_with_the_code_of_others(clou
     ],
     ids=["last line", "other lines follow on one worker", "other lines follow on all", "only in the launch before"],
 )
+@pytest.mark.slow
 def test_a_job_interrupted_before_its_run_was_created_starts_a_new_run(cloud, resumed, last, code):
     cloud.end_training(1, "75")
     cloud.end_training(2, *resumed)
@@ -616,6 +618,9 @@ def test_a_job_interrupted_before_its_run_was_created_starts_a_new_run(cloud, re
         (["a exited 1", "b exited 76 error: host 0 (a) has ended"], "interrupted"),
         (["a exited 1", "b exited 2 error: an unknown key"], "ended 2"),
         (["a exited 0", "b exited 0 There is no run of numbers"], "ended 0"),
+        (["a exited 65 error: The run ends", "b exited 65"], "ended 65"),  # a person has to look
+        (["a exited 70 error: Reward", "b exited 70"], "ended 70"),
+        (["a exited 74 error: The answers", "b exited 74"], "ended 74"),
         (["a not-ready", "b exited 137"], "not-ready"),
     ],
 )

@@ -48,6 +48,7 @@ def without_times(rows):
     return [{name: value for name, value in row.items() if "time" not in name} for row in rows]
 
 
+@pytest.mark.slow
 def test_resuming_gives_the_run_that_was_never_stopped(config, tmp_path, capsys):
     assert main(["train", str(config)]) == 0
     assert main(["train", str(config), "train.steps=2", "run.name=halted"]) == 0
@@ -62,6 +63,7 @@ def test_resuming_gives_the_run_that_was_never_stopped(config, tmp_path, capsys)
     assert "step 3/3  reward" in printed and "resuming at step 2 to 3" in printed
 
 
+@pytest.mark.slow
 def test_a_run_directory_holds_what_was_asked_and_what_happened(config, tmp_path):
     assert main(["train", str(config), "train.steps=1"]) == 0
     path = tmp_path / "runs" / "short"
@@ -92,15 +94,15 @@ def test_a_run_directory_holds_what_was_asked_and_what_happened(config, tmp_path
         ),
         (["algorithm.minibatches=3"], "4 prompts do not divide into 3 minibatches; choose 1, 2 or 4"),
         (["train.max_prompt_tokens=20"], "train.max_prompt_tokens in a config"),
-        (["algorithm.responses_at_once=0"], "responses_at_once must be at least 1; got 0"),
+        (["algorithm.responses_at_once=0"], "responses_at_once must be at least 1 and at most 2,147,483,647; got 0"),
         (["algorithm.minibatches=4", "rollout.responses=3"], "got 1 prompts and 3 responses. Choose 2 prompts"),
         (["rollout.temperature=0.0"], "use one above 0"),
         (["rollout.max_tokens=1000"], "the model has 1024"),
-        (["train.steps=0"], "train.steps must be at least 1; got 0"),
+        (["train.steps=0"], "train.steps must be at least 1 and at most 2,147,483,647; got 0"),
         (["mesh.data=3"], "does not cover 8 device"),
         (["run.name=../elsewhere"], "A run is named by letters"),
         (["task.use=jsonl", "task.path=none.jsonl"], "none.jsonl"),
-        (["optimizer.learning_rate=0.0"], "learning_rate and clip_norm must be above 0"),
+        (["optimizer.learning_rate=0.0"], "optimizer.learning_rate must be above 0 and at most 1; got 0.0"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_no_run_behind(config, tmp_path, capsys, overrides, words):

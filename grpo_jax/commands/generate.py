@@ -9,6 +9,7 @@ import jax
 from grpo_jax.config import ConfigError, parameters
 from grpo_jax.devices.cache import keep_programs
 from grpo_jax.devices.mesh import Layout
+from grpo_jax.learner.finite import check_weights
 from grpo_jax.models import load
 from grpo_jax.rollout import Sampler
 from grpo_jax.scoring import chosen_tokens
@@ -23,6 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         prompts = model.tokenizer.encode_all([arguments.prompt], model.policy.max_positions)
         sampler.check_room(model.policy, prompts)
         params = model.params(Layout().mesh(jax.devices()[:1]))
+        check_weights(params, arguments.model)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     print("compiling and sampling ...", file=sys.stderr)

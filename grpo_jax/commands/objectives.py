@@ -4,11 +4,14 @@ import argparse
 import dataclasses
 import inspect
 import re
+import shutil
+import sys
+import textwrap
 from types import FunctionType
 from typing import Any
 
 from grpo_jax.config import ConfigError, parameters
-from grpo_jax.config.names import suggestion
+from grpo_jax.config.similar import suggestion
 from grpo_jax.objectives import PRESETS, Objective
 from grpo_jax.objectives.advantages import Advantage, unscaled
 
@@ -20,7 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints the table of presets, or one preset with its formula. Returns the exit code."""
     named = {preset.__name__: preset for preset in PRESETS}
     if arguments.name is None:
-        print(markdown() if arguments.markdown else table())
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(markdown() if arguments.markdown else table(width))
     elif arguments.name in named:
         print(describe(arguments.name, named[arguments.name]))
     else:
@@ -28,13 +32,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def table() -> str:
-    """One line of text for each preset, in columns."""
+def table(width: int | None = None) -> str:
+    """One line of text for each preset, in columns; where these do not fit in `width`, its choices in words."""
     lines = [COLUMNS, *map(cells, PRESETS)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    if width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
+        return "\n".join(_paragraph(line, widths[0], widths[1], width) for line in lines[1:])
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+def _paragraph(line: tuple[str, ...], first: int, second: int, width: int) -> str:
+    """The name and the source of a preset, and beside them its choices, broken into lines."""
+    name, paper, *choices = line
+    named = [f"{column} {cell}" for column, cell in zip(COLUMNS[2:6], choices, strict=False)] + choices[4:]
+    start = f"{name.ljust(first)}  {paper.ljust(second)}  "
+    room = max(width, len(start) + 20)  # a terminal that is too narrow for that breaks the lines itself
+    return textwrap.fill("; ".join(filter(None, named)), room, initial_indent=start, subsequent_indent=" " * len(start))
 
 
 def markdown() -> str:

@@ -2,25 +2,46 @@
 
 import argparse
 
-from grpo_jax.config import ConfigError, build, render
+from grpo_jax.config import ConfigError, build, locate, render
 from grpo_jax.devices.cache import keep_programs
 from grpo_jax.hosts import ending, meeting
-from grpo_jax.training import finish, start
+from grpo_jax.hosts.codes import COMPLETE, INTERRUPTED, RESUMABLE, STEP_FAILED
+from grpo_jax.hosts.signals import INTERRUPTS
+from grpo_jax.hosts.telling import tell
+from grpo_jax.training import Resume, finish, start
+from grpo_jax.training.loop import Started
+
+MISTAKES = (ConfigError, FileNotFoundError)  # which the command line, too, prints as one line
 
 
-@ending.end_all_hosts_on_error(ConfigError, FileNotFoundError)  # the command line, too, prints these as one line
+@ending.end_all_hosts_on_error(*MISTAKES)
 def run(arguments: argparse.Namespace) -> int:
     """Trains as the config says; the exit code. On several hosts, all of them run this at once."""
+    started = _start(arguments)
+    try:
+        return COMPLETE if finish(started).complete else RESUMABLE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        return tell(error, otherwise=STEP_FAILED)[0]
+
+
+def _start(arguments: argparse.Namespace) -> Started:
+    """The run that the config describes. Whatever keeps it from starting is a mistake in the config or in its files."""
     text = render(arguments.config)
+    if not arguments.resume and (arguments.strict or arguments.allow_changes):
+        raise ConfigError("--strict and --allow-changes say how a run is resumed: add --resume, or leave them out.")
     try:
         meeting.join()
         same = {"config": text, "version of the code": meeting.code_version()}
-        meeting.check_same(same | {"choice of --resume": str(arguments.resume)})
+        resume = Resume(arguments.strict, arguments.allow_changes) if arguments.resume else None
+        meeting.check_same(same | {"choice of --resume": str(resume)})
         keep_programs()
-        started = start(**build(arguments.config), resume=arguments.resume)
+        INTERRUPTS.check()
+        return start(**build(arguments.config), resume=resume)
+    except SystemExit as error:
+        raise ConfigError(f"Code that the config names called sys.exit({error.code}): nothing was trained.") from error
+    except ConfigError:
+        raise
     except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from error
-    try:
-        return 0 if finish(started).complete else ending.RESUMABLE
-    except KeyboardInterrupt:
-        return 130
+        raise ConfigError(locate(arguments.config, str(error))) from error

@@ -1,6 +1,7 @@
 """Reads YAML strictly into calls. Nothing else in the package turns names into objects."""
 
-from grpo_jax.config.building import build
+from grpo_jax.config.building import build, locate
+from grpo_jax.config.finding import find_config
 from grpo_jax.config.reading import read
 from grpo_jax.config.rendering import render
 from grpo_jax.config.sections import SECTIONS, Call, Config, RewardPart, Section
@@ -17,6 +18,8 @@ __all__ = [
     "RewardPart",
     "Section",
     "build",
+    "find_config",
+    "locate",
     "parameters",
     "read",
     "render",

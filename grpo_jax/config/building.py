@@ -1,22 +1,27 @@
 """Makes the objects that a `Config` names: the arguments of `training.train`."""
 
+import re
 from typing import Any
 
 from grpo_jax.config.rendering import render
-from grpo_jax.config.sections import Config
+from grpo_jax.config.sections import SECTIONS, Call, Config
+from grpo_jax.config.values import ConfigError
 
 
 def build(config: Config) -> dict[str, Any]:
     """The arguments of `grpo_jax.train`, as in `train(**build(read("some.yaml")))`."""
+    from grpo_jax.models import Model
+    from grpo_jax.objectives import Objective
     from grpo_jax.rewards import Mix
+    from grpo_jax.tasks import Task
     from grpo_jax.training.overview import copy_bytes
 
-    settings, task, layout = config.train.build(), config.task.build(), config.mesh.build()
-    model = config.model.build()
+    settings, task, layout = config.train.build(), _built(config.task, Task), config.mesh.build()
+    model = _built(config.model, Model)
     rewards = tuple((item.build(), item.weight) for item in config.rewards)
     teacher = None
     if config.teacher is not None:
-        larger = config.teacher.build()
+        larger = _built(config.teacher, Model)
         _check_vocabulary(larger.shape.vocabulary, model.shape.vocabulary)
         teacher = larger.policy, larger.params(layout.mesh(copy_bytes=copy_bytes(model.policy)))
     algorithm = config.algorithm.build(
@@ -24,7 +29,7 @@ def build(config: Config) -> dict[str, Any]:
         sample=config.rollout.build(ends=model.tokenizer.end_ids, decode=model.tokenizer.decode),
         decode=model.tokenizer.decode,
         reward=Mix(rewards) if rewards else task.reward,
-        objective=config.objective.build(),
+        objective=_built(config.objective, Objective),
         optimizer=config.optimizer.build(),
         teacher=teacher,
     )
@@ -37,6 +42,25 @@ def build(config: Config) -> dict[str, Any]:
         "run": config.run.build(),
         "config": render(config),
     }
+
+
+def _built(call: Call, kind: type) -> Any:
+    """What a call gives, which has to be of a kind; a function of the user may give anything."""
+    found = call.build()
+    if not isinstance(found, kind):
+        given = f"{call.name}.use gave an object of type {type(found).__name__}"
+        raise ConfigError(call.blame(f"{given}; {call.target} has to return a {kind.__name__}"))
+    return found
+
+
+def locate(config: Config, message: str) -> str:
+    """A message of a check that knows no config, after the place of the key that it names with its section."""
+    for name in SECTIONS:
+        call = getattr(config, name)
+        for key, place in call.places.items() if isinstance(call, Call) else ():
+            if re.search(rf"(?<![\w.]){name}\.{re.escape(key)}(?!\w)", message):
+                return f"{place}: {message}"
+    return message
 
 
 def _check_vocabulary(of_teacher: int, of_model: int) -> None:

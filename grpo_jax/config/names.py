@@ -5,15 +5,15 @@ through module files, `from x import name` and aliases.
 """
 
 import ast
-import difflib
 import functools
-import importlib
 import importlib.util
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
+
+from grpo_jax.config.trust import check_name
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,6 @@ class Definition:
     node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def load(target: str) -> Any:
-    """Imports the object that `package.module:name` stands for; nothing else imports what a config names."""
-    module, name = split(target)
-    try:
-        owner = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module was found, and something that it imports was not
-        raise ValueError(
-            f"there is no module {error.name}; {target} should be in an installed package or in the current folder"
-        ) from error
-    if not hasattr(owner, name):
-        raise ValueError(f"{module} has no {name}{suggestion(name, public_names(module))}")
-    return getattr(owner, name)
-
-
 # Modules that have moved since a config may have been written; run directories hold such configs. Where a module was
 # divided, the names are looked up in each of the new ones.
 SHAPING = ("grpo_jax.objectives.shaping", "grpo_jax.objectives.selection")
@@ -68,21 +52,13 @@ MOVED = {
 
 
 def split(target: str) -> tuple[str, str]:
-    """Module and name of `package.module:name`, where they are today."""
+    """Module and name of `package.module:name`, where they are today. Refuses what no config may name."""
     module, _, name = target.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), name]):
         raise ValueError(f"expected a public name or package.module:name, got {target!r}")
+    check_name(target, module, name)
     modules = MOVED.get(module, (module,))
     return next((each for each in modules if len(modules) > 1 and find(each, name)), modules[0]), name
-
-
-def suggestion(name: str, names: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the most similar known name, or else all known names."""
-    names = sorted(names)
-    close = difflib.get_close_matches(name, names, n=1)
-    if close:
-        return f", did you mean {close[0]}?"
-    return f"; there are {', '.join(names)}" if names else ""
 
 
 def public_names(module: str) -> list[str]:
@@ -158,8 +134,7 @@ def read_source(module: str) -> Source | None:
     if path is None or path.suffix != ".py":
         return None
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    text = path.read_text(encoding="utf-8")
-    statements = _parse(text, str(path))
+    text, statements = _parse(path.read_bytes(), str(path), module)
     constants = {name: value for statement in statements for name, value in _assignments(statement)}
     return Source(module, package, text.splitlines(), statements, constants)
 
@@ -179,8 +154,22 @@ def _path(module: str) -> Path | None:
 
 
 @functools.lru_cache
-def _parse(text: str, path: str) -> list[ast.stmt]:
-    return list(_flatten(ast.parse(text, path).body))
+def _parse(content: bytes, path: str, module: str) -> tuple[str, list[ast.stmt]]:
+    """The text of a file of Python, and its top-level statements."""
+    try:
+        text = importlib.util.decode_source(content)
+        return text, list(_flatten(ast.parse(text, path).body))
+    except SyntaxError as error:
+        raise syntax_error(error, module, path) from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, NUL bytes, or an expression that is nested too deep
+        raise ValueError(f"{path}:1: {module} cannot be read as Python: {error}; correct it there") from error
+
+
+def syntax_error(error: SyntaxError, module: str, path: str = "") -> ValueError:
+    """A syntax error in a module of the user, as a sentence with the place in that module."""
+    file = path if error.filename is None else error.filename
+    place = "" if error.lineno is None else f":{error.lineno}" + ("" if error.offset is None else f":{error.offset}")
+    return ValueError(f"{module} has a syntax error at {file}{place}: {error.msg}; correct it there")
 
 
 def _flatten(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:

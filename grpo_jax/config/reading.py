@@ -1,21 +1,23 @@
 """Reads a YAML file, the files it is based on, and overrides on the command line into a `Config`."""
 
-import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from grpo_jax.config.names import public_names, suggestion
+from grpo_jax.config.advice import unknown_key, unknown_name, usable_names
+from grpo_jax.config.names import public_names, split
 from grpo_jax.config.retired import is_ignored
 from grpo_jax.config.sections import OBJECTIVE, PARTS, SECTIONS, Call, Config, RewardPart, Section
 from grpo_jax.config.signatures import Default, Parameter, Signature, parameters, signature
+from grpo_jax.config.similar import suggestion
+from grpo_jax.config.trust import check_section_name
 from grpo_jax.config.values import ConfigError, describe, entries, line, location, read_value, refusal
-from grpo_jax.config.written import Written, read_written
+from grpo_jax.config.written import Written, named_entries, read_written
 
 REWARD_PART = "grpo_jax.config.sections:RewardPart"
 NEVER_CHOICES = (int, float, str, bool, dict, types.NoneType, ...)
@@ -40,7 +42,7 @@ def _call(name: str, section: Section, written: Written) -> Call:
     rest = replace(written, keys={key: pair for key, pair in written.keys.items() if key not in choices})
     arguments, sources = _arguments(name, rest, known)
     sources |= {key: line(written.keys[key][1]) for key in choices}
-    return Call(target, arguments, sources, f"{written.location}: {name}", choices)
+    return Call(target, arguments, sources, f"{written.location}: {name}", choices, _places(written))
 
 
 def _choices(written: Written, known: Mapping[str, Parameter]) -> dict[str, Any]:
@@ -97,39 +99,52 @@ def _choice(node: yaml.Node, section: Section, key: str) -> Call:
     if not found.is_class:  # the program gives a function the rest when it calls it
         known = {name: replace(parameter, default=Default.COMPUTED) for name, parameter in known.items()}
     arguments, sources = _arguments(key, written, known)
-    return Call(target, arguments, sources, f"{written.location}: {key}")
+    return Call(target, arguments, sources, f"{written.location}: {key}", places=_places(written))
 
 
 def _reward(name: str, node: yaml.Node) -> RewardPart:
-    section, written = SECTIONS["rewards"], Written(location(node), entries(node, name))
+    section, written = SECTIONS["rewards"], Written(location(node), named_entries(node, "rewards", name))
     target, found = _owner(name, section, written)
     known = _settable(section, found)
     if not found.is_class:  # the program gives a function the rest, such as columns of the data, when it calls it
         known = {key: replace(parameter, default=_given_later(parameter)) for key, parameter in known.items()}
     arguments, sources = _arguments(name, written, {**known, "weight": parameters(REWARD_PART)["weight"]})
     weight = arguments.pop("weight")
-    return RewardPart(Call(target, arguments, sources, f"{written.location}: {name}"), weight)
+    call = Call(target, arguments, sources, f"{written.location}: {name}", places=_places(written))
+    return RewardPart(call, weight)
 
 
 def _given_later(parameter: Parameter) -> Any:
     return Default.COMPUTED if parameter.default is Default.REQUIRED else parameter.default
 
 
+def _places(written: Written) -> dict[str, str]:
+    """File, line and column of each key."""
+    return {key: location(node) for key, (node, _) in written.keys.items()}
+
+
 def _owner(name: str, section: Section, written: Written) -> tuple[str, Signature]:
     """The target that a section calls, and its signature."""
     node = written.keys["use"][1] if "use" in written.keys else None
     use = section.default if node is None else read_value(node, str, f"{name}.use")
-    names = public_names(section.namespace)
     if use is None:
-        raise ConfigError(f"{written.location}: {name}.use: missing{suggestion('', names)}")
-    if node is not None and ":" not in use and use not in names:
-        raise refusal(node, f"{name}.use", f"unknown name {use}{suggestion(use, names)}")
+        raise ConfigError(f"{written.location}: {name}.use: missing{suggestion('', usable_names(section))}")
+    if node is not None and ":" not in use and not _is_known(use, name, section):
+        raise refusal(node, f"{name}.use", unknown_name(use, section))
     target = use if ":" in use else f"{section.namespace}:{use}"
     try:
+        check_section_name(target, split(target)[0])
         return target, signature(target)
     except ValueError as error:
         where = written.location if node is None else location(node)
         raise ConfigError(f"{where}: {name}.use: {error}") from error
+
+
+def _is_known(use: str, name: str, section: Section) -> bool:
+    """Whether a section can use a plain name. A choice of an objective may be any public name of its module."""
+    if name in SECTIONS or name.startswith("rewards["):
+        return use in usable_names(section) or f"{section.namespace}:{use}" == OBJECTIVE
+    return use in public_names(section.namespace)
 
 
 def _settable(section: Section, found: Signature) -> dict[str, Parameter]:
@@ -149,20 +164,18 @@ def _arguments(name: str, written: Written, known: Mapping[str, Parameter]) -> t
             continue
         else:
             others = parameters(OBJECTIVE) if name == "objective" else {}
-            raise refusal(node, full_key, f"unknown key{_similar_key(name, key, {**known, **others})}")
+            raise refusal(node, full_key, f"unknown key{unknown_key(name, key, {**known, **others})}")
         sources[key] = line(value)
     for key, parameter in known.items():
         if key not in given and parameter.default is Default.REQUIRED:
-            raise ConfigError(f"{written.location}: {name}.{key}: missing, expected {_expected(parameter)}")
+            raise ConfigError(f"{written.location}: {name}.{key}: missing{_expected(name, parameter)}")
     arguments = {key: given.get(key, parameter.default) for key, parameter in known.items()}
     return {key: value for key, value in arguments.items() if value is not Default.COMPUTED}, sources
 
 
-def _similar_key(name: str, key: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f", did you mean {name}.{close[0]}?" if close else suggestion(key, known)
-
-
-def _expected(parameter: Parameter) -> str:
+def _expected(name: str, parameter: Parameter) -> str:
     comment = f" ({parameter.comment})" if parameter.comment else ""
-    return describe(parameter.type) + comment
+    part = PARTS.get(parameter.name) if name.startswith("objective.") else None
+    if part is not None and part.takes:
+        return suggestion("", usable_names(part)) + comment
+    return f", expected {describe(parameter.type)}{comment}"

@@ -5,11 +5,12 @@ So a setting is defined once, by its owner, and the table here only names the ow
 
 import functools
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from grpo_jax.config.names import load
+from grpo_jax.config.loading import failed, is_ours, load
 from grpo_jax.config.signatures import parameters
 from grpo_jax.config.values import ConfigError
 from grpo_jax.redaction import revealed
@@ -20,54 +21,62 @@ class Section:
     """The module in which `use: name` is looked up, and the name used by default (None: `use` has to be given).
 
     The program itself gives the `supplied` parameters, so a config cannot. An `optional` section may be left out.
+    What can be named is told from helpers of its module by what a function `returns`, or by the parameters that it
+    `takes` when it is called; without both, it is the default alone.
     """
 
     namespace: str
     default: str | None = None
     supplied: tuple[str, ...] = ()
     optional: bool = False
+    returns: str | None = None
+    takes: tuple[str, ...] = ()
 
 
 SECTIONS = {
     "run": Section("grpo_jax.training.record", "Run"),
-    "model": Section("grpo_jax.models", "load"),
-    "task": Section("grpo_jax.tasks"),
-    "rewards": Section("grpo_jax.rewards", supplied=("example", "response", "prompts", "completions")),
+    "model": Section("grpo_jax.models", "load", returns="Model"),
+    "task": Section("grpo_jax.tasks", returns="Task"),
+    "rewards": Section(
+        "grpo_jax.rewards",
+        supplied=("example", "response", "prompts", "completions"),
+        takes=("example", "response"),
+    ),
     "rollout": Section("grpo_jax.rollout", "Sampler", supplied=("ends", "decode")),
-    "objective": Section("grpo_jax.objectives", "verifiable"),
+    "objective": Section("grpo_jax.objectives", "verifiable", returns="Objective"),
     "algorithm": Section(
         "grpo_jax.algorithm",
         "Algorithm",
         supplied=("policy", "sample", "decode", "reward", "objective", "optimizer", "teacher"),
     ),
-    "optimizer": Section("grpo_jax.optimizers", "adamw"),
+    "optimizer": Section("grpo_jax.optimizers", "adamw", returns="optax.GradientTransformation"),
     "train": Section("grpo_jax.training.session", "Settings"),
     "mesh": Section("grpo_jax.devices.mesh", "Layout"),
-    "teacher": Section("grpo_jax.models", "load", optional=True),
+    "teacher": Section("grpo_jax.models", "load", optional=True, returns="Model"),
 }
 
 # Choices that an objective is made of: where their names are looked up, and what a mapping without `use` is.
 PARTS = {
-    "advantage": Section("grpo_jax.objectives.advantages", "Advantage"),
-    "center": Section("grpo_jax.objectives.advantages"),
-    "scale": Section("grpo_jax.objectives.advantages"),
-    "rewards": Section("grpo_jax.objectives.advantages"),
-    "shaping": Section("grpo_jax.objectives.shaping"),
-    "select": Section("grpo_jax.objectives.selection"),
-    "prune": Section("grpo_jax.objectives.selection"),
-    "metric": Section("grpo_jax.objectives.selection"),
-    "surrogate": Section("grpo_jax.objectives.surrogates"),
-    "ratio": Section("grpo_jax.objectives.ratios"),
-    "weighting": Section("grpo_jax.objectives.weightings"),
-    "masks": Section("grpo_jax.objectives.corrections"),
-    "mask": Section("grpo_jax.objectives.corrections"),
-    "corrections": Section("grpo_jax.objectives.corrections"),
+    "advantage": Section("grpo_jax.objectives.advantages", "Advantage", takes=("scored",)),
+    "center": Section("grpo_jax.objectives.advantages", takes=("scored",)),
+    "scale": Section("grpo_jax.objectives.advantages", takes=("scored",)),
+    "rewards": Section("grpo_jax.objectives.advantages", takes=("scored",)),
+    "shaping": Section("grpo_jax.objectives.shaping", takes=("scored",)),
+    "select": Section("grpo_jax.objectives.selection", takes=("scored",)),
+    "prune": Section("grpo_jax.objectives.selection", takes=("scored", "advantages")),
+    "metric": Section("grpo_jax.objectives.selection", takes=("scored",)),
+    "surrogate": Section("grpo_jax.objectives.surrogates", takes=("tokens",)),
+    "ratio": Section("grpo_jax.objectives.ratios", takes=("difference_PGT", "action_PGT")),
+    "weighting": Section("grpo_jax.objectives.weightings", takes=("action_PGT", "counted_PG")),
+    "masks": Section("grpo_jax.objectives.corrections", takes=("tokens", "key")),
+    "mask": Section("grpo_jax.objectives.corrections", takes=("tokens", "key")),
+    "corrections": Section("grpo_jax.objectives.corrections", takes=("tokens",)),
     "kl": Section("grpo_jax.objectives.kl", "KL"),
-    "estimator": Section("grpo_jax.objectives.kl"),
+    "estimator": Section("grpo_jax.objectives.kl", takes=("logprobs_PGT", "ref_logprobs_PGT")),
     "coefficient": Section("grpo_jax.objectives.coefficients"),
     "reference": Section("grpo_jax.objectives.kl", "Reference"),
     "terms": Section("grpo_jax.objectives.terms", "Term"),
-    "value": Section("grpo_jax.objectives.terms"),
+    "value": Section("grpo_jax.objectives.terms", takes=("tokens",)),
 }
 OBJECTIVE = "grpo_jax.objectives:Objective"
 
@@ -76,7 +85,8 @@ OBJECTIVE = "grpo_jax.objectives:Objective"
 class Call:
     """A section as a call: `target` is called with `arguments`, then fields of the result are replaced by `choices`.
 
-    `sources` gives file and line of each argument. Arguments and choices may be calls themselves, or tuples of calls.
+    `sources` gives file and line of each argument, `places` file, line and column of each key that is written.
+    Arguments and choices may be calls themselves, or tuples of calls.
     """
 
     target: str
@@ -84,21 +94,73 @@ class Call:
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     location: str = field(default="", compare=False)  # starts a message about the section
     choices: Mapping[str, Any] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def owner(self) -> Any:
+        """What is called, imported."""
+        try:
+            return load(self.target)
+        except ValueError as error:
+            place = self.places.get("use")
+            start = self.location if place is None else f"{place}: {self.name}.use"
+            raise ConfigError(f"{start}: {error}") from error
+
+    @property
+    def name(self) -> str:
+        """The section, or the choice within one."""
+        return self.location.rpartition(": ")[2]
 
     def build(self, **supplied: Any) -> Any:
-        """The result of the call. An error of the owner is reported with the location of the section."""
+        """The result of the call. An error of the owner is reported with the location of the key that it names."""
+        owner, arguments, choices = self.owner(), _built(self.arguments), _built(self.choices)
         try:
-            built = load(self.target)(**_built(self.arguments), **supplied)
-            return replace(built, **_built(self.choices)) if self.choices else built
-        except (ValueError, FileNotFoundError) as error:
-            raise ConfigError(f"{self.location}: {error}") from error
+            built = owner(**arguments, **supplied)
+            return replace(built, **choices) if choices else built
+        except ConfigError:
+            raise
+        except (ValueError, OSError) as error:
+            variable = isinstance(error, OSError) and "$" in str(error)
+            hint = " Variables such as $HOME are not replaced: write the path." if variable else ""
+            raise ConfigError(self.blame(f"{error}{hint}")) from error
+        except Exception as error:
+            if is_ours(self.target):
+                raise
+            raise ConfigError(self.blame(failed(error))) from error
+
+    def blame(self, message: str) -> str:
+        """A message after the location of the key that it names or quotes, or else after that of the section."""
+        key = named_key(message, self.name, self.places, {**self.arguments, **self.choices})
+        if key is None:
+            return f"{self.location}: {message}"
+        full = f"{self.name}.{key}"
+        return f"{self.places[key]}: {message if message.startswith(full) else f'{full}: {message}'}"
 
     def choice(self) -> Any:
         """A choice of an objective: an instance of a class, or a function itself, with its arguments if it has any."""
-        owner = load(self.target)
+        owner = self.owner()
         if inspect.isclass(owner):
             return self.build()
         return functools.partial(owner, **_built(self.arguments)) if self.arguments else owner
+
+
+def named_key(message: str, section: str, written: Iterable[str], values: Mapping[str, Any]) -> str | None:
+    """The written key that a message is about: the one that it names first, or else the one whose text it repeats."""
+    found = [(_position(message, section, key), key) for key in written]
+    named = sorted((position, key) for position, key in found if position is not None)
+    if named:
+        return named[0][1]
+    texts = {key: values[key] for key in written if isinstance(values.get(key), str) and len(values[key]) > 2}
+    return next((key for key, text in texts.items() if text in message), None)
+
+
+def _position(message: str, section: str, key: str) -> int | None:
+    """Where a message names a key; -1, and so before any other, where it gives the key with its section."""
+    if re.search(rf"(?<![\w.]){re.escape(f'{section}.{key}')}(?!\w)", message):
+        return -1
+    if key == "use":  # in a sentence it is a verb
+        return None
+    found = re.search(rf"(?<![\w.'\"]){re.escape(key)}(?![\w'\"])", message)
+    return None if found is None else found.start()
 
 
 def _built(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +183,7 @@ class RewardPart:
 
     def build(self) -> Any:
         """The reward, with the arguments that differ from the function's own defaults."""
-        reward = load(self.call.target)
+        reward = self.call.owner()
         if inspect.isclass(reward):
             return self.call.build()
         known = parameters(self.call.target)

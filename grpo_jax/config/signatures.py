@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from grpo_jax.config.names import Source, constant, find, literal, load, split
+from grpo_jax.config.loading import load
+from grpo_jax.config.names import Source, constant, find, literal, split
+from grpo_jax.config.trust import check_origin
 
 SCALARS = {"int": int, "float": float, "str": str, "bool": bool, "dict": dict, "Mapping": dict}
 LISTS = {"list": list, "tuple": tuple, "Sequence": tuple}
@@ -51,12 +53,16 @@ def parameters(target: str) -> dict[str, Parameter]:
 
 def signature(target: str) -> Signature:
     """The signature of `package.module:name`, from source text; an object not defined by text is imported instead."""
-    definition = find(*split(target))
-    if definition is None:  # a partial, or an extension in another language
-        return _imported_signature(load(target))
-    if isinstance(definition.node, ast.ClassDef):
-        return Signature(_class_parameters(definition.node, definition.source), is_class=True)
-    return Signature(_function_parameters(definition.node, definition.source), is_class=False)
+    try:
+        definition = find(*split(target))
+        if definition is None:  # a partial, or an extension in another language
+            return _imported_signature(target)
+        check_origin(target, definition.source.module)
+        if isinstance(definition.node, ast.ClassDef):
+            return Signature(_class_parameters(definition.node, definition.source), is_class=True)
+        return Signature(_function_parameters(definition.node, definition.source), is_class=False)
+    except RecursionError as error:
+        raise ValueError(f"{target} is defined by itself; give it a value or a function in its module") from error
 
 
 def _class_parameters(node: ast.ClassDef, source: Source) -> dict[str, Parameter]:
@@ -155,7 +161,7 @@ def _type(node: ast.expr | None, source: Source) -> Any:
         case ast.Constant(value=None):
             return types.NoneType
         case ast.Constant(value=str() as text):
-            return _type(ast.parse(text, mode="eval").body, source)
+            return _type(_expression(text), source)
         case ast.Name(id=name) if found := constant(source, name):
             return _type(*found)
         case ast.Name(id=name) | ast.Attribute(attr=name):
@@ -165,6 +171,14 @@ def _type(node: ast.expr | None, source: Source) -> Any:
         case ast.Subscript(value=ast.Name(id=name) | ast.Attribute(attr=name), slice=inner):
             return _generic(name, inner.elts if isinstance(inner, ast.Tuple) else [inner], source)
     return Any
+
+
+def _expression(text: str) -> ast.expr | None:
+    """The expression of an annotation in quotes; None if the text is no Python."""
+    try:
+        return ast.parse(text, mode="eval").body
+    except SyntaxError:
+        return None
 
 
 def _generic(name: str, inner: Sequence[ast.expr], source: Source) -> Any:
@@ -188,10 +202,15 @@ def _generic(name: str, inner: Sequence[ast.expr], source: Source) -> Any:
     return Any
 
 
-def _imported_signature(owner: Any) -> Signature:
-    """The signature of an object that has been imported."""
+def _imported_signature(target: str) -> Signature:
+    """The signature of an object that has to be imported for it."""
+    owner = load(target)
     by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    known = [p for p in inspect.signature(owner, eval_str=True).parameters.values() if p.kind in by_keyword]
+    try:
+        described = inspect.signature(owner, eval_str=True)
+    except (TypeError, ValueError, NameError, SyntaxError) as error:
+        raise ValueError(f"{target} has no signature ({error}); call it in a function of your own") from error
+    known = [p for p in described.parameters.values() if p.kind in by_keyword]
     return Signature({p.name: _inspected(p) for p in known}, inspect.isclass(owner))
 
 

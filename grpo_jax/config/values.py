@@ -4,9 +4,9 @@ This differs from YAML 1.1 in four ways: `1e-6` is a number and not a string; `y
 same key twice is an error; there are no anchors, aliases or tags.
 """
 
-import difflib
 import math
 import re
+import sys
 import types
 import typing
 from typing import Any, Literal
@@ -14,6 +14,8 @@ from typing import Any, Literal
 import yaml
 from yaml.reader import ReaderError
 
+from grpo_jax.config.similar import closest
+from grpo_jax.config.syntax import explain, without_blank
 from grpo_jax.redaction import HIDDEN, is_secret
 
 COMMAND_LINE = "command line"
@@ -23,6 +25,9 @@ NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 PLAIN = re.compile(r"[A-Za-z][\w./-]*", re.ASCII)
 SWITCHES = ("yes", "no", "on", "off", "y", "n")  # booleans to other readers of YAML, text to this one
 SCALARS = (int, float, str, bool, types.NoneType)
+LONGEST = 120  # characters of a value that a message repeats
+DEEPEST = 50  # levels of lists and mappings
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # a NUL ends a path, and half of a surrogate pair cannot be encoded
 
 
 class ConfigError(ValueError):
@@ -30,37 +35,53 @@ class ConfigError(ValueError):
 
 
 class StrictLoader(yaml.SafeLoader):
-    """A loader that refuses anchors, aliases and tags."""
+    """A loader that refuses anchors, aliases, tags, deep nesting and characters that no file can hold."""
+
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """The next node of the document."""
         event = self.peek_event()
-        if event.anchor is not None:
-            problem = "anchors and aliases are not read; share settings between configs with `base: other.yaml`"
+        problem = _refused(event) if self.depth < DEEPEST else f"more than {DEEPEST} levels deep; write fewer brackets"
+        if problem:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-        if getattr(event, "tag", None) is not None:
-            problem = f"tags such as {event.tag} are not read; write the plain value"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _refused(event: yaml.Event) -> str:
+    """Why an event of a document is not read; empty if it is."""
+    if getattr(event, "anchor", None) is not None:
+        return "anchors and aliases are not read; share settings between configs with `base: other.yaml`"
+    if getattr(event, "tag", None) is not None:
+        return f"tags such as {getattr(event, 'tag', '')} are not read; write the plain value"
+    odd = NO_TEXT.search(getattr(event, "value", ""))
+    return "" if odd is None else f"the character U+{ord(odd[0]):04X} is not allowed in a config; leave it out"
 
 
 def compose(text: str, name: str, key: str = "") -> yaml.Node | None:
     """The root node of a document; None if the document is empty. Each node has its line and column."""
     subject = f"{key}: " if key else ""
+    loader = None
     try:
         loader = StrictLoader(text)
         loader.name = name
         return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
-        problem = ", ".join(part for part in (error.context, error.problem) if part)
-        hint = "; indent with spaces" if "'\\t'" in problem else ""
-        raise ConfigError(f"{_location(error.problem_mark, name)}: {subject}{problem}{hint}") from error
+        mark, problem = explain(error, text)
+        raise ConfigError(f"{_location(mark, name)}: {subject}{problem}") from error
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         column = error.position - text.rfind("\n", 0, error.position)
         character = f"U+{ord(text[error.position]):04X}"
         location = name if name == COMMAND_LINE else f"{name}:{line}:{column}"
         raise ConfigError(f"{location}: {subject}the character {character} is not allowed in YAML") from error
+    except (ValueError, OverflowError) as error:  # an escape such as \UFFFFFFFF is no character
+        mark = None if loader is None else loader.get_mark()
+        problem = "this escape is not a character; write the character itself"
+        raise ConfigError(f"{_location(mark, name)}: {subject}{problem}") from error
 
 
 def _location(mark: yaml.Mark | None, name: str) -> str:
@@ -91,7 +112,8 @@ def entries(node: yaml.Node, key: str) -> dict[str, tuple[yaml.Node, yaml.Node]]
     if _is_blank(node):
         return {}
     if not isinstance(node, yaml.MappingNode):
-        raise refusal(node, key, f"expected keys and values, got {_shown(node)}")
+        hint = without_blank(node.value) if isinstance(node, yaml.ScalarNode) else ""
+        raise refusal(node, key, f"expected keys and values, got {_shown(node)}{hint}")
     found = {}
     for name, value in node.value:
         if not isinstance(name, yaml.ScalarNode):
@@ -166,8 +188,8 @@ def _literal_value(node: yaml.Node, expected: Any, key: str) -> Any:
     for value in allowed:
         if type(value) is type(found) and value == found:
             return value
-    close = difflib.get_close_matches(str(found), [str(value) for value in allowed], n=1)
-    hint = f", did you mean {close[0]}?" if close else ""
+    close = closest(str(found), [str(value) for value in allowed])
+    hint = f", did you mean {close}?" if close else ""
     raise refusal(node, key, f"expected {describe(expected)}, got {_shown(node)}{hint}")
 
 
@@ -186,7 +208,7 @@ def _list_value(node: yaml.Node, expected: Any, key: str) -> list | tuple:
 
 def _scalar_value(node: yaml.Node, expected: type, key: str) -> Any:
     found = untyped_value(node, key) if isinstance(node, yaml.ScalarNode) else node
-    if expected is float and type(found) is int:
+    if expected is float and type(found) is int and abs(found) <= sys.float_info.max:
         return float(found)
     if type(found) is not expected:
         raise _mismatch(node, expected, key)
@@ -215,7 +237,8 @@ def describe(expected: Any) -> str:
 def _shown(node: yaml.Node) -> str:
     if not isinstance(node, yaml.ScalarNode):
         return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
-    return "nothing" if _is_blank(node) else repr(node.value)
+    shown = repr(node.value)
+    return "nothing" if _is_blank(node) else shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
 
 
 def _remedy(node: yaml.Node, expected: Any, key: str) -> str:
@@ -229,8 +252,9 @@ def _remedy(node: yaml.Node, expected: Any, key: str) -> str:
         return "; put it in quotes: " + (f'"{key}={quoted}"' if location(node) == COMMAND_LINE else quoted)
     if node.style is not None and isinstance(_scalar_of_text(node.value), expected):
         return "; leave out the quotes"
-    if expected is int and isinstance(_scalar_of_text(node.value), float) and float(node.value).is_integer():
-        return f"; write {int(float(node.value))}"
+    number = _scalar_of_text(node.value)
+    if expected is int and isinstance(number, float) and number.is_integer() and abs(number) < 1e15:
+        return f"; write {int(number)}"
     return ""
 
 

@@ -3,16 +3,30 @@
 Keys are not compared with their owners yet: see reading.py.
 """
 
-import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
-from grpo_jax.config.names import suggestion
+from grpo_jax.config.advice import keys_of, unknown_section, usable_names
+from grpo_jax.config.overrides import Override, read_override, with_item, with_value
 from grpo_jax.config.sections import SECTIONS
-from grpo_jax.config.values import COMMAND_LINE, ConfigError, compose, entries, location, read_value, refusal
+from grpo_jax.config.similar import closest
+from grpo_jax.config.values import (
+    COMMAND_LINE,
+    ConfigError,
+    compose,
+    entries,
+    location,
+    read_value,
+    refusal,
+    untyped_value,
+)
+
+MOST_BYTES = 2**18  # of a config file
+NAME = re.compile(r"[A-Za-z_][\w./-]*(:[A-Za-z_]\w*)?")
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,14 @@ class Written:
 
 def read_written(path: Path, overrides: Sequence[str]) -> dict[str, Written]:
     """The sections of a file and its bases, in which overrides of the command line replace values."""
-    return _overlay(_read_file(path, ()), _read_overrides(overrides))
+    found = [read_override(override) for override in overrides]
+    nested = [override for override in found if _is_nested(override)]
+    written = _overlay(_read_file(path, ()), _whole([override for override in found if not _is_nested(override)]))
+    for override in nested:
+        later = found[found.index(override) + 1 :]
+        if not any(other.parts == override.parts[: len(other.parts)] for other in later):
+            written = _with_nested(written, override)
+    return written
 
 
 def _read_file(path: Path, above: tuple[Path, ...]) -> dict[str, Written]:
@@ -38,68 +59,105 @@ def _read_file(path: Path, above: tuple[Path, ...]) -> dict[str, Written]:
     base = found.pop("base", None)
     for name, (key, _) in found.items():
         if name not in SECTIONS:
-            raise refusal(key, name, f"unknown section{suggestion(name, SECTIONS)}")
+            raise refusal(key, name, f"unknown section{unknown_section(name, _names(found[name][1]))}")
     written = {name: _written(name, location(key), value) for name, (key, value) in found.items()}
     if base is None:
         return written
     return _overlay(_read_base(path, base[1], (*above, path.resolve())), written)
 
 
+def _names(node: yaml.Node) -> dict[str, object]:
+    """The keys of a mapping, of those in it, and so on."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return {name.value: _names(value) for name, value in pairs if isinstance(name, yaml.ScalarNode)}
+
+
 def _read_base(path: Path, node: yaml.Node, above: tuple[Path, ...]) -> dict[str, Written]:
-    base = path.parent / read_value(node, str, "base")
-    if not base.is_file():
-        raise refusal(node, "base", f"there is no file {base}{_similar_file(base)}")
+    name = read_value(node, str, "base")
+    try:
+        base = path.parent / Path(name).expanduser()
+        is_file = base.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, or `~` without a home folder
+        raise refusal(node, "base", f"{name} cannot be read ({error}); write the path of a file") from error
+    if not is_file:
+        variable = "; variables such as $HOME are not replaced, write the path" if "$" in name else ""
+        raise refusal(node, "base", f"there is no file {base}{variable or _similar_file(base)}")
     if base.resolve() in above:
         raise refusal(node, "base", f"{base} is itself based on this file; remove one of these `base` keys")
     return _read_file(base, above)
 
 
 def _text(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no config file {path}{_similar_file(path)}")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        if not path.is_file():
+            inside = f"; did you mean {path / 'config.yaml'}?" if (path / "config.yaml").is_file() else ""
+            raise FileNotFoundError(f"there is no config file {path}{inside or _similar_file(path)}")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; give a file that you may read") from error
+    if len(content) > MOST_BYTES:
+        raise ConfigError(f"{path}: a config has at most {MOST_BYTES} bytes; data are named by task.path")
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
 
 
 def _similar_file(path: Path) -> str:
-    names = [other.name for other in path.parent.glob("*.yaml")]
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f", did you mean {path.parent / close[0]}?" if close else ""
+    close = closest(path.name, [other.name for other in path.parent.glob("*.yaml")])
+    return f", did you mean {path.parent / close}?" if close else ""
 
 
 def _written(name: str, where: str, node: yaml.Node) -> Written:
     if name != "rewards":
-        return Written(where, entries(node, name))
+        return Written(where, named_entries(node, name, name))
     if not isinstance(node, yaml.SequenceNode) or not node.value:
-        raise refusal(node, name, "expected a list of rewards; leave the section out to use the task's own")
+        hint = "a list of rewards, such as [exact]; leave the section out to use the task's own"
+        raise refusal(node, name, f"expected {hint}")
     return Written(where, items=node.value)
 
 
-def _read_overrides(overrides: Sequence[str]) -> dict[str, Written]:
+def named_entries(node: yaml.Node, name: str, key: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    """The keys of a section. A name alone, as in `objective: grpo`, is `objective: {use: grpo}`."""
+    if not isinstance(node, yaml.ScalarNode) or not isinstance(untyped_value(node, key), str):
+        return entries(node, key)
+    if "name" in keys_of(name) and NAME.fullmatch(node.value):  # of a model or a run, and not of what makes it
+        raise refusal(node, key, f"expected keys and values; write {name}: {{name: {node.value}}}")
+    if len(usable_names(SECTIONS[name])) > 1 and NAME.fullmatch(node.value):
+        return {"use": (node, node)}
+    return entries(node, key)
+
+
+def _is_nested(override: Override) -> bool:
+    """Whether an override changes a part of what a key or a list has, and so needs to know the rest."""
+    return len(override.parts) > (1 if override.parts[0] == "rewards" else 2)
+
+
+def _whole(overrides: Sequence[Override]) -> dict[str, Written]:
     """The sections of overrides, as if they stood in a file. The last override of a key counts."""
     written: dict[str, Written] = {}
     for override in overrides:
-        path, equals, text = override.partition("=")
-        name, _, key = path.partition(".")
-        if not equals or bool(key) == (name == "rewards"):
-            raise ConfigError(f"{COMMAND_LINE}: {override}: expected section.key=value, or rewards=[...]")
-        if name not in SECTIONS:
-            raise ConfigError(f"{COMMAND_LINE}: {path}: unknown section{suggestion(name, SECTIONS)}")
-        node = compose(text, COMMAND_LINE, path) or _null()
-        if name == "rewards":
-            written[name] = _written(name, COMMAND_LINE, node)
-        else:
-            before = written.get(name, Written(COMMAND_LINE)).keys
-            written[name] = Written(COMMAND_LINE, {**before, key: (node, node)})
+        name, *keys = override.parts
+        over = Written(COMMAND_LINE, {str(keys[0]): (override.node, override.node)}) if keys else None
+        over = _written(str(name), COMMAND_LINE, override.node) if over is None else over
+        under = written.get(str(name), Written(COMMAND_LINE))
+        written[str(name)] = Written(COMMAND_LINE, {**under.keys, **over.keys}, over.items)
     return written
 
 
-def _null() -> yaml.Node:
-    """The value of an override that ends with its `=`."""
-    mark = yaml.Mark(COMMAND_LINE, 0, 0, 0, None, None)
-    return yaml.ScalarNode("tag:yaml.org,2002:null", "null", mark, mark)
+def _with_nested(written: Mapping[str, Written], override: Override) -> dict[str, Written]:
+    """The sections, in which one value is replaced by that of an override."""
+    name, key = str(override.parts[0]), override.parts[1]
+    before = written.get(name, Written(COMMAND_LINE))
+    if name == "rewards":
+        return {**written, name: Written(before.location, items=with_item(before.items, override, 1))}
+    old = before.keys.get(str(key))
+    new = with_value(None if old is None else old[1], override)
+    return {**written, name: Written(before.location, {**before.keys, str(key): (new if old is None else old[0], new)})}
 
 
 def _overlay(under: Mapping[str, Written], over: Mapping[str, Written]) -> dict[str, Written]:

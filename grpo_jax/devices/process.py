@@ -46,6 +46,24 @@ def keep_pages() -> None:
     libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
+def memory_maps() -> int:
+    """How many memory maps this process holds; 0 where /proc does not tell."""
+    try:
+        with open("/proc/self/maps", "rb") as file:
+            return sum(1 for _ in file)
+    except OSError:
+        return 0
+
+
+def most_memory_maps() -> int:
+    """How many memory maps Linux allows a process, which aborts if it asks for one more."""
+    try:
+        with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
+            return int(file.read())
+    except OSError:
+        return 65_530  # Linux's default
+
+
 def _has_cpus_alone() -> bool:
     """Whether JAX will use CPUs alone, judged without importing it."""
     platforms = os.environ.get("JAX_PLATFORMS")

@@ -9,6 +9,7 @@ import jax
 from jax._src.core import trace_state_clean  # what jax.set_mesh itself asks; there is no public name for it
 
 from grpo_jax.devices.mesh import mesh_of
+from grpo_jax.devices.process import memory_maps, most_memory_maps
 
 Inputs = ParamSpec("Inputs")
 Output = TypeVar("Output")
@@ -70,6 +71,17 @@ def program(
     if function is None:
         return partial(program, static_argnames=static_argnames, donate_argnames=donate_argnames)
     return Program(function, jax.jit(function, static_argnames=static_argnames, donate_argnames=donate_argnames))
+
+
+def forget_if_many() -> bool:
+    """Forgets all compiled programs if they hold half of the memory maps that a process may have; whether it did.
+
+    A program for CPUs holds some of them for as long as JAX keeps it, and JAX keeps it for as long as the process runs.
+    """
+    many = memory_maps() > most_memory_maps() // 2
+    if many:
+        jax.clear_caches()
+    return many
 
 
 def _under_mesh(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractContextManager:

@@ -6,56 +6,51 @@ inside a collective operation until JAX aborts them, with a number and a stack t
 
 import atexit
 import os
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import jax
 from jax.experimental import multihost_utils
 
 from grpo_jax.hosts import store
-from grpo_jax.redaction import print_redacted, redact
+from grpo_jax.hosts.codes import FAILED, LOST, RESUMABLE
+from grpo_jax.hosts.signals import INTERRUPTS, end_at_second, give_back, say, take_over
+from grpo_jax.hosts.telling import tell
 
-RESUMABLE = 75  # exit status of a run that was told to stop, and has saved: --resume goes on (EX_TEMPFAIL)
-LOST = 76  # exit status where another host is missing: --resume goes on from the last checkpoint, if there is one
+__all__ = ["LOST", "RESUMABLE", "StopSignal", "end_all_hosts_on_error", "start_heartbeats"]
+
 HEARTBEAT_SECONDS = 1  # between two heartbeats
 SILENCE_SECONDS = 30  # without a heartbeat, after which a host counts as lost
 TEXT_LENGTH = 2000  # characters of an error that other hosts are shown
+# How an error of a collective begins: Gloo, between CPUs, gives a ValueError rather than JAX's own error.
+STATUS = r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION)\b"
 
 _ending = threading.Event()  # this process is about to end, and has said why
 
 
 @contextmanager
-def end_all_hosts_on_error(*one_line: type[Exception]) -> Generator[None, None, None]:
+def end_all_hosts_on_error(*mistakes: type[Exception], otherwise: int = FAILED) -> Generator[None, None, None]:
     """Ends the run on all hosts if the code inside raises on one of them. The others print which host, and its error.
 
-    Errors of the `one_line` types are printed as one line, with exit status 2, as the command line does; other errors
-    are printed with their traceback.
+    Errors of the types of `mistakes` have exit code 2, errors without a code of their own that of `otherwise`.
     """
     try:
         yield
     except BaseException as error:
         if store.host_count() > 1:
-            _end_with(error, one_line)
+            _end_with(error, mistakes, otherwise)
         raise
 
 
-def _end_with(error: BaseException, one_line: tuple[type[Exception], ...]) -> None:
+def _end_with(error: BaseException, mistakes: tuple[type[Exception], ...], otherwise: int) -> None:
     """Stores the error for the other hosts and ends this process at once: JAX's own exit would wait for the others."""
-    if isinstance(error, one_line):
-        code, text = 2, redact(str(error))
-        print(f"error: {text}", file=sys.stderr, flush=True)
-    elif isinstance(error, KeyboardInterrupt):
-        code, text = 130, "it was interrupted"
-        print("\ninterrupted; all other hosts end, too", file=sys.stderr, flush=True)
-    else:
-        code, text = 1, redact(f"{type(error).__name__}: {error}")
-        print_redacted(type(error), error, error.__traceback__)
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
+    code, text = tell(error, mistakes, otherwise)
+    if of_collective(error):
         time.sleep(SILENCE_SECONDS + 4 * HEARTBEAT_SECONDS)  # if a lost host was the cause, its name is printed first
     _ending.set()
     with suppress(jax.errors.JaxRuntimeError, ConnectionError):  # the store may be gone
@@ -63,53 +58,86 @@ def _end_with(error: BaseException, one_line: tuple[type[Exception], ...]) -> No
     _exit(code)
 
 
+def wait_for_the_host_that_failed() -> None:
+    """Waits while the host that failed says so: then the thread that sends heartbeats ends this process."""
+    time.sleep(10 * HEARTBEAT_SECONDS)
+
+
+def of_collective(error: BaseException) -> bool:
+    """Whether this may be what a host gets that computes together with one that is gone."""
+    text = str(error)
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return "RESOURCE_EXHAUSTED" not in text
+    return isinstance(error, ValueError) and (re.match(STATUS, text) is not None or "Gloo" in text)
+
+
 def _exit(code: int) -> None:
     if store.is_first():
         time.sleep(4 * HEARTBEAT_SECONDS)  # the store ends with this process, and the others still have to read it
-    sys.stdout.flush()
+    with suppress(OSError, ValueError):  # nobody may be reading any more
+        sys.stdout.flush()
     os._exit(code)
 
 
 class StopSignal:
-    """Catches SIGTERM, so that a run can save and stop after a step. Sent to one host, it stops all of them.
+    """Catches SIGTERM and SIGHUP, so that a run can save and stop after a step. Sent to one host, they stop all.
 
-    On a single host a second SIGTERM ends the process at once. On several hosts JAX catches SIGTERM and agrees with
-    the other hosts on the step; nothing is printed before. Ctrl-C does the same there once `catch_interrupts` has been
-    called, and a second Ctrl-C ends all hosts at once.
+    On a single host a second one ends the process at once, and Ctrl-C leaves the step that it falls into. On several
+    hosts JAX catches SIGTERM and agrees with the other hosts on the step; nothing is printed before. Ctrl-C does the
+    same there once `catch_interrupts` has been called, and a second Ctrl-C ends all hosts at once.
     """
 
     def __init__(self) -> None:
         self.received = False
         self.several = store.host_count() > 1
         self.checks = 0
-        self.previous: dict[int, Any] = {}  # what the signals did before
+        self.taken: list[int] = []
+        self._listen(signal.SIGHUP)
+        self.owns_interrupts = INTERRUPTS.listen()
+        self.end_watch = nullcontext
         if not self.several:
             self._listen(signal.SIGTERM)
+            self.end_watch = end_at_second((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
     def catch_interrupts(self) -> None:
-        """Makes Ctrl-C on several hosts save and stop, too. To be called before the first step: there is nothing to
-        save before.
-        """
+        """From now on a Ctrl-C tears no step. To be called before the first one: there is nothing to save before."""
         if self.several:
             self._listen(signal.SIGINT)
+        else:
+            INTERRUPTS.hold()
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        """A block that Ctrl-C leaves by a KeyboardInterrupt, because the state is whole there; on a single host."""
+        return nullcontext() if self.several else INTERRUPTS.allowed()
+
+    def request(self) -> None:
+        """Does what a SIGTERM to this host would do."""
+        if self.several and not self.received:
+            signal.raise_signal(signal.SIGTERM)
+        self.received = True
 
     def close(self) -> None:
         """Lets the signals do what they did before."""
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self.previous = {}
+        self.end_watch()
+        self.end_watch = nullcontext
+        for number in self.taken:
+            give_back(number)
+        self.taken = []
+        if self.owns_interrupts:
+            INTERRUPTS.close()
+        else:
+            INTERRUPTS.release()
 
     def _listen(self, number: int) -> None:
-        if threading.current_thread() is threading.main_thread():  # no other thread may set what a signal does
-            self.previous.setdefault(number, signal.getsignal(number))
-            signal.signal(number, self._catch)
+        if take_over(number, self._catch):
+            self.taken.append(number)
 
     def _catch(self, number: int, frame: object) -> None:
         self.received = True
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         if self.several:
             text = "all hosts soon save and stop, after the same step; Ctrl-C again ends them at once"
-            print(text, file=sys.stderr, flush=True)
+            say(text)
             signal.raise_signal(signal.SIGTERM)  # JAX catches it, and tells the other hosts
 
     def after_step(self) -> bool:
@@ -170,5 +198,5 @@ def _lost_hosts(last_heard: dict[int, tuple[str, float]], heartbeats: Mapping[in
 
 def _end_because_of(name: str, code: str, text: str) -> None:
     if not _ending.is_set():
-        print(f"error: {name} has ended, so this one ends, too: {text}", file=sys.stderr, flush=True)
+        say(f"error: {name} has ended, so this one ends, too: {text}")
         _exit(int(code))

@@ -28,12 +28,12 @@ REPLICATED = PartitionSpec()
 class Cut:
     """How minibatches are cut.
 
-    A group is spread over `spread` devices, as so many rows with a part of its responses each. A microbatch has `rows`
-    such rows over all devices, and 1 / `splits` of the responses in each.
+    A group is spread over `spread` devices, as so many subgroups of its responses. A microbatch has `subgroups` of them
+    over all devices, and 1 / `splits` of the responses in each.
     """
 
     spread: int
-    rows: int
+    subgroups: int
     splits: int
 
 
@@ -41,9 +41,9 @@ def cut(P: int, G: int, minibatches: int, responses_at_once: int | None, mesh: M
     """The largest microbatches in which no device learns from more than so many responses; None sets no bound."""
     shards = 1 if mesh is None else prompt_shards(mesh)
     spread = devices_per_group(P // minibatches, G, mesh)
-    rows, each = P // minibatches * spread // shards, G // spread  # of each device
-    bound = rows * each if responses_at_once is None else max(responses_at_once, 1)
-    at_once = max([n for n in _divisors(rows) if n * each <= bound], default=1)
+    subgroups, each = P // minibatches * spread // shards, G // spread  # of each device
+    bound = subgroups * each if responses_at_once is None else max(responses_at_once, 1)
+    at_once = max([n for n in _divisors(subgroups) if n * each <= bound], default=1)
     splits = min(n for n in _divisors(each) if each // n <= bound)
     return Cut(spread, at_once * shards, splits)
 
@@ -62,20 +62,20 @@ def arrange(rollouts: Rollouts, minibatches: int, how: Cut, mesh: Mesh | None) -
     """The microbatches of each minibatch. A minibatch takes every n-th prompt, to have some on every device."""
     P, G, T = rollouts.tokens_PGT.shape
     length_PG = np.asarray(lengths(rollouts.valid_PGT | rollouts.action_PGT, mesh))
-    length_rg = length_PG.reshape(P * how.spread, G // how.spread)
+    length_ng = length_PG.reshape(P * how.spread, G // how.spread)
     shards = 1 if mesh is None else prompt_shards(mesh)
     arranged = []
     for minibatch in range(minibatches):
-        row_r = np.arange(P * how.spread).reshape(P, how.spread)[minibatch::minibatches].reshape(-1)
-        found = divide(length_rg[row_r], T, how.rows, how.splits, shards)
-        arranged.append([_of_prompts(row_r[each.index_p], each, how.spread, G) for each in found])
+        subgroup_n = np.arange(P * how.spread).reshape(P, how.spread)[minibatch::minibatches].reshape(-1)
+        found = divide(length_ng[subgroup_n], T, how.subgroups, how.splits, shards)
+        arranged.append([_of_prompts(subgroup_n[each.index_p], each, how.spread, G) for each in found])
     return arranged
 
 
-def _of_prompts(row_r: np.ndarray, found: Microbatch, spread: int, G: int) -> Microbatch:
-    """A microbatch of rows, each a part of a group, by the prompts and responses that the rows stand for."""
-    index_p, part_r = np.divmod(row_r, spread)
-    return Microbatch(index_p, found.index_pg + part_r[:, None] * (G // spread), found.slots_PBW)
+def _of_prompts(subgroup_n: np.ndarray, found: Microbatch, spread: int, G: int) -> Microbatch:
+    """A microbatch of subgroups, as the prompts and responses that these are made of."""
+    index_p, position_n = np.divmod(subgroup_n, spread)
+    return Microbatch(index_p, found.index_pg + position_n[:, None] * (G // spread), found.slots_PBW)
 
 
 @program(static_argnames="mesh")

@@ -53,8 +53,8 @@ def choices_of(P: int, G: int, mesh: Mesh | None, whole_groups: bool = False) ->
     `whole_groups` there are none that split a group.
     """
     spread, shards = devices_per_group(P, G, mesh), 1 if mesh is None else prompt_shards(mesh)
-    rows, each = P * spread // shards, G // spread
-    whole = [n * each for n in range(rows, 0, -1) if rows % n == 0]
+    subgroups, each = P * spread // shards, G // spread
+    whole = [n * each for n in range(subgroups, 0, -1) if subgroups % n == 0]
     return whole + [each // n for n in range(2, each + 1) if each % n == 0 and not whole_groups]
 
 

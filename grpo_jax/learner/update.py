@@ -2,10 +2,14 @@
 
 The gradients of microbatches add up to that of their minibatch, but for rounding, because the weight of each token was
 computed from the whole batch before.
+
+An update that is not finite is left out: if the loss, the gradient, a log-prob or a new weight or moment is a NaN or an
+infinity, weights and optimiser stay as they were, and the metric `skipped_updates` counts it.
 """
 
+import math
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -19,15 +23,18 @@ from jaxtyping import Float
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import mesh_of
 from grpo_jax.devices.programs import program
+from grpo_jax.learner.finite import all_finite
 from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.learner.microbatches import Cut, arrange, check_cut, choose, cut, put
 from grpo_jax.learner.packing import Microbatch
 from grpo_jax.learner.room import responses_at_once
 from grpo_jax.metrics import describe_mismatch
 from grpo_jax.objectives import credit, loss, next_coefficients
+from grpo_jax.optimizers import FiniteSteps
 from grpo_jax.structs import Batch, Metrics, Params, Policy, Rollouts, Scored, TrainState
 
 Shardings = tuple[Any, tuple[Sharding, ...]]  # of a state: its tree, and a sharding for each leaf
+NONFINITE = "nonfinite_logprobs"  # tokens whose log-prob is not finite; as a metric, their fraction
 
 
 def check_batch(algorithm: Algorithm, rollouts: Rollouts) -> None:
@@ -82,13 +89,18 @@ class _Record:
     """What the minibatches of a batch came to."""
 
     losses: list[Array] = field(default_factory=list)
-    norms: list[Array] = field(default_factory=list)
+    steps: list[Metrics] = field(default_factory=list)  # what `descend` says of each
     sums: list[Metrics] = field(default_factory=list)
     computed: int = 0  # positions, padding included
 
 
-def learn(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """The state after an optimiser step for each minibatch of prompts, sharded as it was. Donates the old state."""
+def learn(
+    algorithm: Algorithm, state: TrainState, batch: Batch, largest_norm: float = math.inf
+) -> tuple[TrainState, Metrics]:
+    """The state after an optimiser step for each minibatch of prompts, sharded as it was. Donates the old state.
+
+    A minibatch whose gradient has a norm above `largest_norm`, or that is not finite, is left out.
+    """
     shardings, mesh, record = shardings_of(state), mesh_of(state.params), _Record()
     first_PGT = jnp.full_like(batch.rollouts.logprobs_PGT, jnp.nan)  # log-probs under the policy before any step
     how, cut_batch = microbatches(algorithm, state.params, batch.rollouts)
@@ -102,15 +114,14 @@ def learn(algorithm: Algorithm, state: TrainState, batch: Batch) -> tuple[TrainS
             total, logprobs_pgT = add_gradient(algorithm, shardings, state.params, total, chosen, each.slots_PBW)
             if index == 0:
                 first_PGT = put(first_PGT, each.index_p, each.index_pg, logprobs_pgT, mesh)
-        value, sums, gradient = total
         last = index + 1 == algorithm.minibatches
-        state, norm = descend(algorithm, shardings, state, gradient, int(last))
-        record.losses.append(value)
-        record.norms.append(norm)
-        record.sums.append(sums)
+        state, step = descend(algorithm, shardings, state, total, int(last), largest_norm)
+        record.losses.append(total[0])
+        record.steps.append(step)
+        record.sums.append(total[1])
     old_PGT = first_PGT if batch.old_logprobs_PGT is None else batch.old_logprobs_PGT
     reads = how.spread * how.splits  # how often each prompt is computed
-    metrics = _summary(batch.rollouts, old_PGT, record.losses, record.norms, record.sums, record.computed, reads)
+    metrics = _summary(batch.rollouts, old_PGT, record.losses, record.steps, record.sums, record.computed, reads)
     return state, metrics
 
 
@@ -119,7 +130,7 @@ def _summary(
     rollouts: Rollouts,
     old_PGT: Array,
     losses: list[Array],
-    norms: list[Array],
+    steps: list[Metrics],
     sums: list[Metrics],
     computed: int | Array,
     reads: int | Array,
@@ -128,7 +139,8 @@ def _summary(
     tokens = jnp.maximum(jnp.sum(rollouts.action_PGT), 1)
     used = jnp.sum(rollouts.valid_PGT) + reads * jnp.sum(rollouts.prompts.valid_PL)
     metrics = {name: sum(each[name] for each in sums) / tokens for name in sums[0]}
-    metrics |= {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}
+    metrics |= {"loss": sum(losses) / len(losses), "grad_norm": sum(step["grad_norm"] for step in steps) / len(steps)}
+    metrics |= {name: sum(step[name] for step in steps) for name in ("skipped_updates", "skipped_spikes")}
     return metrics | describe_mismatch(old_PGT, rollouts) | {"padding_frac": 1 - used / computed}
 
 
@@ -189,7 +201,7 @@ def add_gradient(
     def loss_of(params: Params) -> tuple[Array, tuple[Metrics, Array]]:
         logprobs_PGT, entropy_PGT = token_logprobs(algorithm.policy, params, chosen.rollouts, slots_PBW)
         value, sums = loss(algorithm.objective, logprobs_PGT, entropy_PGT, chosen)
-        return value, (sums, logprobs_PGT)
+        return value, (sums | {NONFINITE: nonfinite_logprobs(logprobs_PGT, chosen.rollouts)}, logprobs_PGT)
 
     (value, (sums, logprobs_PGT)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
     found = value, sums, gradient
@@ -197,17 +209,72 @@ def add_gradient(
     return (value, sums, _sharded(shardings, gradient)), logprobs_PGT
 
 
+def nonfinite_logprobs(logprobs_PGT: Array, rollouts: Rollouts) -> Array:
+    """The number of tokens whose log-prob is not finite. From the sampler a NaN means that it is not known."""
+    wrong_PGT = ~jnp.isfinite(logprobs_PGT) | jnp.isinf(rollouts.logprobs_PGT)
+    return jnp.sum(wrong_PGT & rollouts.action_PGT, dtype=jnp.float32)
+
+
 @program(static_argnames=("algorithm", "shardings"), donate_argnames="state")
 def descend(
-    algorithm: Algorithm, shardings: Shardings, state: TrainState, gradient: Params, steps: int | Array
-) -> tuple[TrainState, Array]:
-    """The state after one optimiser step, with `steps` added to its step, and the norm of the gradient."""
-    updates, opt_state = algorithm.optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    algorithm: Algorithm,
+    shardings: Shardings,
+    state: TrainState,
+    total: Any,
+    steps: int | Array,
+    largest_norm: float | Array,
+) -> tuple[TrainState, Metrics]:
+    """The state after one optimiser step, with `steps` added to its step; the norm of the gradient, and whether the
+    step was left out. `total` is the loss, statistics and gradient of `add_gradient`.
+
+    Weights and optimiser are then as before, with every bit. A norm above `largest_norm` counts as a spike.
+    """
+    value, sums, gradient = total
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm) & (sums[NONFINITE] == 0)
+    finite &= _has_finite_step(algorithm, state, gradient)
+    spike = finite & (norm > largest_norm)
+    taken = finite & ~spike
+    # A conditional updates in place, as no condition would; a choice between two states would hold both.
+    params, opt_state = jax.lax.cond(taken, partial(_stepped, algorithm), _unchanged, state, gradient)
     state = replace(state, step=state.step + steps, params=params, opt_state=opt_state)
     leaves, tree = jax.tree.flatten(state)
     pinned = [_pinned(array, sharding) for array, sharding in zip(leaves, shardings[1], strict=True)]
-    return jax.tree.unflatten(tree, pinned), optax.tree.norm(gradient)
+    skipped = {"skipped_updates": ~taken, "skipped_spikes": spike}
+    return jax.tree.unflatten(tree, pinned), {"grad_norm": norm} | jax.tree.map(jnp.int32, skipped)
+
+
+def _has_finite_step(algorithm: Algorithm, state: TrainState, gradient: Params) -> Array:
+    """Whether a step along a finite gradient leads to finite weights, whose squares are finite, and moments.
+
+    Layers square what they are given, so weights from 1.8e19 on are as useless as infinity. To look takes as long as
+    the step itself, so it is left out where the optimiser says that all its steps are like that.
+    """
+    found = (rate for _, rate in optax.tree_utils.tree_get_all_with_path(state.opt_state, "learning_rate"))
+    rates = [rate for rate in found if isinstance(rate, Array)]
+    bounded = bool(rates) and isinstance(algorithm.optimizer, FiniteSteps)
+    certain = reduce(jnp.logical_and, (jnp.all(rate <= 1) for rate in rates), jnp.array(bounded))
+    return jax.lax.cond(
+        certain,
+        lambda state, gradient: jnp.array(True),
+        lambda state, gradient: _is_finite(*_stepped(algorithm, state, gradient)),
+        state,
+        gradient,
+    )
+
+
+def _is_finite(params: Any, opt_state: Any) -> Array:
+    return all_finite((jax.tree.map(jnp.square, params), opt_state))
+
+
+def _stepped(algorithm: Algorithm, state: TrainState, gradient: Params) -> tuple[Any, Any]:
+    """The parameters and the optimiser's state after its step."""
+    updates, opt_state = algorithm.optimizer.update(gradient, state.opt_state, state.params)
+    return optax.apply_updates(state.params, updates), opt_state
+
+
+def _unchanged(state: TrainState, gradient: Params) -> tuple[Any, Any]:
+    return state.params, state.opt_state
 
 
 def _sharded(shardings: Shardings, gradient: Params) -> Params:

@@ -61,9 +61,16 @@ class Tokenizer:
             )
         return self._encode_conversation(prompt)
 
-    def encode_all(self, prompts: Sequence[Prompt], max_tokens: int) -> Prompts:
-        """The prompts as rows padded on the left to one of a few lengths, none above `max_tokens`."""
-        rows = [self._encode_one(index, prompt, max_tokens) for index, prompt in enumerate(prompts)]
+    def encode_all(self, prompts: Sequence[Prompt], max_tokens: int, sources: Sequence[str] = ()) -> Prompts:
+        """The prompts as rows padded on the left to one of a few lengths, none above `max_tokens`.
+
+        `sources` say in messages where each prompt was read, where that is known.
+        """
+        places = [f" ({source})" if source else "" for source in sources] if sources else [""] * len(prompts)
+        rows = [
+            self._encode_one(f"{index}{place}", prompt, max_tokens)
+            for index, (prompt, place) in enumerate(zip(prompts, places, strict=True))
+        ]
         L = min(bucket(max(map(len, rows))), max_tokens)
         tokens_PL = np.zeros((len(rows), L), np.int32)  # the id of padding does not matter: `valid_PL` masks it
         valid_PL = np.zeros((len(rows), L), bool)
@@ -77,13 +84,16 @@ class Tokenizer:
         text = self.backend.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return cast(str, text)  # it would be a list for a list of lists
 
-    def _encode_one(self, index: int, prompt: Prompt, max_tokens: int) -> list[int]:
-        ids = self.encode(prompt) if prompt else []
+    def _encode_one(self, name: str, prompt: Prompt, max_tokens: int) -> list[int]:
+        try:
+            ids = self.encode(prompt) if prompt else []
+        except Exception as error:
+            raise ValueError(f"Prompt {name} cannot be encoded: {_sentence(error)}") from error
         if not ids:
-            raise ValueError(f"A prompt must not be empty; prompt {index} is. Drop that example, or fill it in.")
+            raise ValueError(f"A prompt must not be empty; prompt {name} is. Drop that example, or fill it in.")
         if len(ids) > max_tokens:
             raise ValueError(
-                f"Prompt {index} has {len(ids)} tokens, and the limit is {max_tokens}. Raise the limit"
+                f"Prompt {name} has {len(ids)} tokens, and the limit is {max_tokens}. Raise the limit"
                 f" (train.max_prompt_tokens in a config), or shorten or filter out such prompts."
             )
         return ids
@@ -97,7 +107,7 @@ class Tokenizer:
         control = {token.content: token_id for token_id, token in _control_tokens(self.backend).items()}
         mark = uuid.uuid4().hex  # unguessable, so no data contains it
         placeholders = {text: f"{mark}{token_id}." for text, token_id in control.items()}
-        rendered = _rendered(self.backend, _replace(messages, placeholders), add_generation_prompt=True)
+        rendered = _rendered_with(self.backend, messages, placeholders)
         if mark not in rendered:
             return self.backend(rendered, add_special_tokens=False)["input_ids"]
         originals = {placeholder: text for text, placeholder in placeholders.items()}
@@ -157,10 +167,55 @@ def _announce_wrapping() -> None:  # cached, so that it warns once
     )
 
 
+@functools.cache
+def _announce_hidden_tokens() -> None:
+    logging.getLogger("grpo_jax").warning(
+        "Some prompts contain control tokens that the model's chat template looks for, and does not find, because they"
+        " are sent as text. Take them out of the data (such as <think>...</think> out of earlier turns)."
+    )
+
+
 def _rendered(backend: PreTrainedTokenizerBase, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
     """The text of a conversation by the chat template."""
-    text = backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    try:
+        text = backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except Exception as error:  # a template is a program, which may raise anything
+        advice = "Look at the roles and their order, or use another chat template."
+        if any(message.get("role") == "system" for message in messages):
+            advice = "If it knows no system message, leave out task.system and write that text into task.instruction."
+        raise ValueError(f"the model's chat template refuses it: {_sentence(error)} {advice}") from error
     return cast(str, text)  # it would be ids with tokenize=True
+
+
+def _rendered_with(
+    backend: PreTrainedTokenizerBase, messages: list[dict[str, Any]], placeholders: dict[str, str]
+) -> str:
+    """The text of a conversation with a placeholder for each control token of the data.
+
+    A template may look for such a token in the data: many cut `...</think>` out of earlier turns. Where the text is
+    another one than without placeholders, the token itself is shown with its placeholder beside it.
+    """
+    hidden = _rendered(backend, _replace(messages, placeholders), add_generation_prompt=True)
+    if _replace(messages, placeholders) == messages:
+        return hidden
+    originals = {placeholder: text for text, placeholder in placeholders.items()}
+    plain = _rendered(backend, messages, add_generation_prompt=True)
+    if _replace(hidden, originals) == plain:
+        return hidden
+    for beside in ("{placeholder}{text}", "{text}{placeholder}"):
+        shown = {text: beside.format(text=text, placeholder=held) for text, held in placeholders.items()}
+        text = _rendered(backend, _replace(messages, shown), add_generation_prompt=True)
+        text = _replace(text, {both: placeholders[token] for token, both in shown.items()})
+        if _replace(text, originals) == plain:
+            return text
+    _announce_hidden_tokens()
+    return hidden
+
+
+def _sentence(error: Exception) -> str:
+    """An error as the end of a sentence: its message alone, if it is ours."""
+    text = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    return text if text.endswith(".") else f"{text}."
 
 
 def _control_tokens(backend: PreTrainedTokenizerBase) -> dict[int, Any]:

@@ -2,22 +2,26 @@
 
 Most advantages subtract a center from the reward and divide by a scale. Center and scale are functions of `Scored`, and
 leave out responses that could not be scored (NaN), whose advantage is zero. Any function from `Scored` to `[P, G]` or,
-where credit differs between tokens, to `[P, G, T]` is an advantage.
+where credit differs between tokens, to `[P, G, T]` is an advantage. What compares the responses of a group says so
+(groups.py).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from grpo_jax.objectives.groups import compares
 from grpo_jax.objectives.scored import actions, beyond_parts, lengths, reward_parts
+from grpo_jax.ranges import check_range
 from grpo_jax.structs import Scored
 
 Baseline = Callable[[Scored], Array]
+MOST_DRAWN = 4096  # of a group, by PassAtK
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ class Whitened:
     unit: Literal["response", "token"] = "response"
     epsilon: float = 1e-4
 
+    def __post_init__(self) -> None:
+        check_range("epsilon", self.epsilon, least=0)
+
     def __call__(self, scored: Scored) -> Array:
         advantages = self.advantage(scored)
         known_PG = ~jnp.isnan(scored.rewards_PG)
@@ -78,12 +85,14 @@ class Whitened:
 # Centers: what is subtracted from the reward.
 
 
+@compares
 def group_mean(scored: Scored) -> Float[Array, "P 1"]:
     """The mean reward of each group (DeepSeekMath, arXiv:2402.03300, section 4.1.2)."""
     least_P1, above_PG, count_P1 = _above_least(scored.rewards_PG)
     return least_P1 + jnp.nansum(above_PG, axis=1, keepdims=True) / jnp.maximum(count_P1, 1)
 
 
+@compares
 def leave_one_out(scored: Scored) -> Float[Array, "P G"]:
     """The mean reward of the other responses of the group (RLOO, arXiv:2402.14740); in a group of one, the reward."""
     least_P1, above_PG, count_P1 = _above_least(scored.rewards_PG)
@@ -91,6 +100,7 @@ def leave_one_out(scored: Scored) -> Float[Array, "P G"]:
     return jnp.where(count_P1 > 1, least_P1 + others_PG / jnp.maximum(count_P1 - 1, 1), scored.rewards_PG)
 
 
+@compares
 def length_weighted(scored: Scored) -> Float[Array, "P 1"]:
     """The mean reward of each group, in which each response is weighted by its length (OPO, arXiv:2505.23585)."""
     least_P1, above_PG, _ = _above_least(scored.rewards_PG)
@@ -133,7 +143,11 @@ def unscaled(scored: Scored) -> Float[Array, "1 1"]:
 class GroupStd:
     """The standard deviation of each group's rewards (n-1 in the denominator) plus `epsilon`."""
 
+    least_group: ClassVar[int] = 2
     epsilon: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_range("epsilon", self.epsilon, least=0)
 
     def __call__(self, scored: Scored) -> Float[Array, "P 1"]:
         return _std(scored.rewards_PG, group_mean(scored), axis=(1,)) + self.epsilon
@@ -144,6 +158,9 @@ class BatchStd:
     """The standard deviation of all rewards of the batch (n-1 in the denominator) plus `epsilon`."""
 
     epsilon: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_range("epsilon", self.epsilon, least=0)
 
     def __call__(self, scored: Scored) -> Float[Array, "1 1"]:
         mean = jnp.nan_to_num(jnp.nanmean(scored.rewards_PG, keepdims=True))
@@ -156,10 +173,14 @@ class GroupMean:
 
     epsilon: float = 1e-6
 
+    def __post_init__(self) -> None:
+        check_range("epsilon", self.epsilon, least=0)
+
     def __call__(self, scored: Scored) -> Float[Array, "P 1"]:
         return group_mean(scored) + self.epsilon
 
 
+@compares
 def lively_share(scored: Scored) -> Float[Array, "1 1"]:
     """The fraction of groups whose rewards differ. Dividing by it compensates for the other groups, which give no
     gradient (GPG, arXiv:2504.02546).
@@ -198,6 +219,8 @@ def no_advantage(scored: Scored) -> Float[Array, "P G"]:
 class Leader:
     """Best reward minus second best, for the best response of each group; zero for the others (arXiv:2503.19595)."""
 
+    least_group: ClassVar[int] = 2
+
     def __call__(self, scored: Scored) -> Float[Array, "P G"]:
         known_PG = ~jnp.isnan(scored.rewards_PG)
         rewards_PG = jnp.where(known_PG, scored.rewards_PG, -jnp.inf)
@@ -219,8 +242,13 @@ class PassAtK:
     right: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k is the number of responses that are drawn, at least 1; got {self.k}.")
+        check_range("k", self.k, least=1, most=MOST_DRAWN)
+        check_range("right", self.right)
+
+    @property
+    def least_group(self) -> int:
+        """A group of fewer than k responses has no advantage, and neither has a group of one."""
+        return max(self.k, 2)
 
     def __call__(self, scored: Scored) -> Float[Array, "P G"]:
         known_PG = ~jnp.isnan(scored.rewards_PG)
@@ -250,6 +278,11 @@ class Signed:
     negative: float = -1.0
     right: float = 0.5
 
+    def __post_init__(self) -> None:
+        check_range("positive", self.positive)
+        check_range("negative", self.negative)
+        check_range("right", self.right)
+
     def __call__(self, scored: Scored) -> Float[Array, "P G"]:
         advantages_PG = jnp.where(scored.rewards_PG > self.right, self.positive, self.negative)
         return jnp.where(jnp.isnan(scored.rewards_PG), 0.0, advantages_PG)
@@ -276,6 +309,9 @@ class GroupSteps:
 
     epsilon: float = 1e-4
 
+    def __post_init__(self) -> None:
+        check_range("epsilon", self.epsilon, least=0)
+
     def __call__(self, scored: Scored) -> Float[Array, "P G T"]:
         if scored.steps_PGT is None:
             raise ValueError(
@@ -293,6 +329,9 @@ class ReturnToGo:
 
     rewards: Callable[[Scored], Array]
     discount: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("discount", self.discount, least=0, most=1)
 
     def __call__(self, scored: Scored) -> Float[Array, "P G T"]:
         def add(ahead_PG: Array, token: tuple[Array, Array]) -> tuple[Array, Array]:

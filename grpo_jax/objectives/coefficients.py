@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from grpo_jax.ranges import check_range
+
 
 @runtime_checkable
 class Adaptive(Protocol):
@@ -41,6 +43,11 @@ class Proportional:
     gain: float = 0.1
     watches: str = "kl"  # a metric
 
+    def __post_init__(self) -> None:
+        check_range("target", self.target, above=0)
+        check_range("initial", self.initial, above=0)
+        check_range("gain", self.gain, above=0, below=5, note="(it grows by a fifth of that in a step)")
+
     def begin(self) -> Float[Array, " 2"]:
         """The initial coefficient, all of it in effect."""
         return jnp.full(2, self.initial, jnp.float32)
@@ -62,6 +69,13 @@ class Stepwise:
     least: float = 0.0
     most: float = 1.0
     watches: str = "entropy"  # a metric
+
+    def __post_init__(self) -> None:
+        check_range("target", self.target)
+        check_range("change", self.change, least=0)
+        check_range("least", self.least)
+        check_range("most", self.most, least=self.least)
+        check_range("initial", self.initial, least=self.least, most=self.most)
 
     def begin(self) -> Float[Array, " 2"]:
         """The initial coefficient, which has no effect before anything is measured."""

@@ -15,6 +15,7 @@ from jax import Array
 from jaxtyping import Float
 
 from grpo_jax.objectives.ratios import bounded_exp, mean_of
+from grpo_jax.ranges import check_range
 from grpo_jax.structs import Tokens
 
 
@@ -35,6 +36,10 @@ class TokenTruncation:
     high: float = 2.0
     low: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_range("low", self.low, least=0)
+        check_range("high or most", self.high, above=self.low)
+
     def __call__(self, tokens: Tokens) -> Array:
         return jnp.clip(bounded_exp(gap(tokens)), self.low, self.high)
 
@@ -46,6 +51,10 @@ class TokenMask:
     corrects_sampler: ClassVar[bool] = True
     low: float = 0.5
     high: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_range("low", self.low, least=0)
+        check_range("high", self.high, above=self.low)
 
     def __call__(self, tokens: Tokens) -> Array:
         return _inside(bounded_exp(gap(tokens)), self.low, self.high)
@@ -59,6 +68,10 @@ class SequenceTruncation:
     high: float = 3.0
     low: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_range("low", self.low, least=0)
+        check_range("high", self.high, above=self.low)
+
     def __call__(self, tokens: Tokens) -> Array:
         return jnp.clip(_of_response(tokens), self.low, self.high)
 
@@ -70,6 +83,10 @@ class SequenceMask:
     corrects_sampler: ClassVar[bool] = True
     low: float = 0.0
     high: float = 3.0
+
+    def __post_init__(self) -> None:
+        check_range("low", self.low, least=0)
+        check_range("high", self.high, above=self.low)
 
     def __call__(self, tokens: Tokens) -> Array:
         return _inside(_of_response(tokens), self.low, self.high)
@@ -95,6 +112,9 @@ class OffPolicyMask:
 
     most: float = 0.5
 
+    def __post_init__(self) -> None:
+        check_range("most", self.most, least=0)
+
     def __call__(self, tokens: Tokens) -> Array:
         drop_PGT = jnp.where(tokens.action_PGT, jnp.nan_to_num(tokens.sampler_PGT - tokens.logprobs_PGT), 0.0)
         return (tokens.advantages_PGT >= 0) | (mean_of(drop_PGT, tokens.action_PGT) <= self.most)
@@ -108,6 +128,9 @@ class TopEntropy:
     """Keeps the fraction `share` of the batch's tokens with the highest entropy (80/20 rule, arXiv:2506.01939)."""
 
     share: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_range("share", self.share, above=0, most=1)
 
     def __call__(self, tokens: Tokens, key: Array) -> Array:
         known_PGT = jnp.where(tokens.action_PGT, tokens.entropy_PGT, jnp.nan)
@@ -125,6 +148,11 @@ class CovarianceClip:
     low: float = 1.0
     high: float = 5.0
 
+    def __post_init__(self) -> None:
+        check_range("share", self.share, least=0, most=1)
+        check_range("low", self.low)
+        check_range("high", self.high, above=self.low)
+
     def __call__(self, tokens: Tokens, key: Array) -> Array:
         covariance_PGT = covariance(tokens)
         eligible_PGT = tokens.action_PGT & (covariance_PGT > self.low) & (covariance_PGT < self.high)
@@ -140,6 +168,9 @@ class TopCovariance:
     """
 
     share: float = 2e-4
+
+    def __post_init__(self) -> None:
+        check_range("share", self.share, above=0, most=1)
 
     def __call__(self, tokens: Tokens, key: Array) -> Array:
         number = jnp.ceil(self.share * jnp.sum(tokens.action_PGT)).astype(jnp.int32)

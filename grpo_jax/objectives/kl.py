@@ -12,6 +12,7 @@ from jax.lax import stop_gradient
 
 from grpo_jax.objectives.coefficients import Adaptive
 from grpo_jax.objectives.ratios import LARGEST_LOG, bounded_exp
+from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.structs import Tokens
 
 # Estimators: one number per token, from samples of the policy; y is its log-prob minus that of the reference.
@@ -56,8 +57,8 @@ class Reference:
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.every < 0 or not 0 < self.share <= 1:
-            raise ValueError(f"A reference moves every 0 or more steps by a share in (0, 1]; got {self}.")
+        check_range("every or refresh", self.every, least=0, most=WHOLE, note="(0 keeps the first policy)")
+        check_range("share", self.share, above=0, most=1)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class KL:
     reference: Reference = field(default_factory=Reference)
 
     def __post_init__(self) -> None:
+        if isinstance(self.coefficient, int | float):
+            check_range("kl or its coefficient", self.coefficient, least=0, note="(0 is no KL term)")
         if self.place not in ("loss", "reward", "token_reward"):
             raise ValueError(f"The place of a KL term is loss, reward or token_reward; got {self.place!r}.")
         if self.ratio is not None and self.place != "loss":

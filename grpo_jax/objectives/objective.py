@@ -40,6 +40,7 @@ from grpo_jax.objectives.coefficients import Adaptive
 from grpo_jax.objectives.kl import KL
 from grpo_jax.objectives.ratios import token
 from grpo_jax.objectives.terms import Term
+from grpo_jax.ranges import check_range
 from grpo_jax.structs import Scored, Tokens
 
 
@@ -63,6 +64,10 @@ class Objective:
     greedy_baseline: bool = False  # each prompt is answered greedily too, for an advantage that compares with it
 
     def __post_init__(self) -> None:
+        for axis in ("shaping", "select", "prune", "masks", "corrections", "terms"):
+            if not isinstance(getattr(self, axis), tuple):
+                raise ValueError(f"{axis} is a tuple of choices, such as (a,) or (a, b); got {getattr(self, axis)!r}.")
+        check_range("distillation or weight", self.distillation, least=0)
         if self.anchor not in ("current", "recomputed", "sampler"):
             raise ValueError(f"The anchor is current, recomputed or sampler; got {self.anchor!r}.")
         repeated = [each for each in self.corrections if getattr(each, "corrects_sampler", False)]

@@ -25,6 +25,7 @@ from grpo_jax.objectives.surrogates import (
 )
 from grpo_jax.objectives.terms import Term, absolute_log_ratio, squared_log_ratio, squared_sequence_log_ratio
 from grpo_jax.objectives.weightings import FixedLength, prompt_mean, sequence_mean, sequence_sum, token_mean
+from grpo_jax.ranges import check_range
 
 
 def gspo(clip_low: float = 3e-4, clip_high: float = 4e-4) -> Objective:
@@ -141,6 +142,7 @@ def kimi_k1_5(tau: float = 0.1) -> Objective:
 
     A log pi - tau/2 (log r of the response)^2, A = R - group mean; sum over each response
     """
+    check_range("tau", tau, least=0)
     return Objective(CENTERED, reinforce, sequence_sum, terms=(Term(-tau, squared_sequence_log_ratio),))
 
 
@@ -150,6 +152,7 @@ def kimi_k2_5(low: float = Interval.low, high: float = 2.0, tau: float = 1e-3) -
 
     r A if low < r < high, minus tau (log r)^2 everywhere, A = R - group mean; every token counts the same
     """
+    check_range("tau", tau, least=0)
     return Objective(CENTERED, Interval(low, high), token_mean, terms=(Term(-2 * tau, squared_log_ratio),))
 
 
@@ -204,6 +207,7 @@ def kl_cov(share: float = TopCovariance.share, coefficient: float = 1.0) -> Obje
 
     r A, minus coefficient |log r| for the `share` of tokens with the largest covariance; every token counts the same
     """
+    check_range("coefficient", coefficient, least=0)
     term = Term(-coefficient, absolute_log_ratio, mask=TopCovariance(share))
     return Objective(STANDARD, importance, token_mean, terms=(term,))
 
@@ -214,6 +218,7 @@ def dro(beta: float = 1e-3) -> Objective:
 
     A log pi - beta/2 (log r)^2, A = R - group mean; every token counts the same
     """
+    check_range("beta", beta, least=0)
     return Objective(CENTERED, reinforce, token_mean, terms=(Term(-beta, squared_log_ratio),))
 
 

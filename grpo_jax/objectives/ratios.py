@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from grpo_jax.ranges import check_range
+
 LARGEST_LOG = 80.0  # float32 ends at e^88
 
 
@@ -46,6 +48,9 @@ class BoundedProduct:
     """
 
     bound: float = 20.0
+
+    def __post_init__(self) -> None:
+        check_range("bound", self.bound, above=0)
 
     def __call__(
         self, difference_PGT: Float[Array, "P G T"], action_PGT: Bool[Array, "P G T"]

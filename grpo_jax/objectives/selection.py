@@ -12,10 +12,13 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from grpo_jax.objectives.advantages import differs
+from grpo_jax.objectives.groups import compares
 from grpo_jax.objectives.scored import beyond_parts, ends, lengths, reward_parts
+from grpo_jax.ranges import check_range
 from grpo_jax.structs import Scored
 
 Metric = Callable[[Scored], Array]
+MOST_KEPT = 4096  # responses of a group
 
 
 # Metrics of a response: more is better.
@@ -34,11 +37,13 @@ def brevity(scored: Scored) -> Float[Array, "P G"]:
 # For `select`.
 
 
+@compares
 def lively(scored: Scored) -> Bool[Array, "P G"]:
     """Responses of groups whose rewards differ. The others have no advantage, and would only make means smaller."""
     return jnp.broadcast_to(differs(scored.rewards_PG)[:, None], scored.rewards_PG.shape)
 
 
+@compares
 def lively_in_parts(scored: Scored) -> Bool[Array, "P G"]:
     """Responses of groups in which some reward part with a weight differs, for advantages of single parts: totals may
     be equal although the parts differ.
@@ -57,6 +62,9 @@ class Best:
     count: int
     metric: Metric = brevity
 
+    def __post_init__(self) -> None:
+        check_range("count or keep", self.count, least=1, most=MOST_KEPT)
+
     def __call__(self, scored: Scored) -> Bool[Array, "P G"]:
         return _largest(jnp.nan_to_num(self.metric(scored), nan=-jnp.inf), self.count)
 
@@ -69,6 +77,9 @@ class MostVaried:
     """
 
     count: int
+
+    def __post_init__(self) -> None:
+        check_range("count or keep", self.count, least=1, most=MOST_KEPT)
 
     def __call__(self, scored: Scored) -> Bool[Array, "P G"]:
         known_PG = ~jnp.isnan(scored.rewards_PG)
@@ -100,6 +111,9 @@ class LargestAdvantages:
     """The `count` responses of each group with the largest absolute advantages (CPPO, arXiv:2503.22342)."""
 
     count: int
+
+    def __post_init__(self) -> None:
+        check_range("count or keep", self.count, least=1, most=MOST_KEPT)
 
     def __call__(self, scored: Scored, advantages: Array) -> Bool[Array, "P G"]:
         size_PG = jnp.abs(advantages) if advantages.ndim == 2 else jnp.abs(advantages).max(axis=2)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from grpo_jax.objectives.advantages import group_mean
 from grpo_jax.objectives.scored import actions, ends, lengths, reward_parts
+from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.structs import Scored
 
 
@@ -17,6 +18,11 @@ class SoftOverlong:
 
     share: float = 0.2
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        check_range("share or overlong", self.share, above=0, most=1)
+        if self.limit is not None:
+            check_range("limit", self.limit, least=1, most=WHOLE)
 
     def __call__(self, scored: Scored) -> Scored:
         limit = actions(scored).shape[2] if self.limit is None else self.limit
@@ -47,6 +53,9 @@ class Brevity:
 
     slope: float = 0.1
 
+    def __post_init__(self) -> None:
+        check_range("slope or length_penalty", self.slope, least=0)
+
     def __call__(self, scored: Scored) -> Scored:
         share_PG = lengths(scored) / actions(scored).shape[2]
         penalty_PG = self.slope * jnp.maximum(group_mean(scored), 0.0) * share_PG
@@ -63,9 +72,13 @@ class Gate:
 
     parts: tuple[int, ...] = (0,)
 
+    def __post_init__(self) -> None:
+        if not self.parts or min(self.parts) < 0:
+            raise ValueError(f"A gate multiplies by at least one reward, counted from 0; got {self.parts}.")
+
     def __call__(self, scored: Scored) -> Scored:
         parts_PGR, _ = reward_parts(scored)
-        if max(self.parts) >= parts_PGR.shape[2] or min(self.parts) < 0:
+        if max(self.parts) >= parts_PGR.shape[2]:
             raise ValueError(f"There are {parts_PGR.shape[2]} rewards, counted from 0; got {self.parts}.")
         passed_PG = jnp.prod(parts_PGR[:, :, jnp.array(self.parts)], axis=2)
         gated_PGR = parts_PGR * passed_PG[:, :, None]

@@ -13,6 +13,7 @@ from jax import Array
 from jax.lax import stop_gradient
 
 from grpo_jax.objectives.ratios import bounded_exp, mean_of
+from grpo_jax.ranges import check_range
 from grpo_jax.structs import Tokens
 
 LOG_SMALLEST, LOG_LARGEST = -18.420680743952367, 20.0  # logs of the bounds of VESPO's weight: 1e-8 and e^20
@@ -40,6 +41,12 @@ class ClippedRatio:
     high: float = 0.2
     cap: float | None = None
 
+    def __post_init__(self) -> None:
+        check_range("clip_low or clip", self.low, least=0)
+        check_range("clip_high or clip", self.high, least=0)
+        if self.cap is not None:
+            check_range("cap", self.cap, above=1, note="(null is none)")
+
     def __call__(self, tokens: Tokens) -> Array:
         ratio_PGT = bounded_exp(tokens.log_ratio_PGT)
         clipped_PGT = jnp.clip(ratio_PGT, 1 - self.low, 1 + self.high)
@@ -57,6 +64,10 @@ class ClippedWeight:
     low: float = 0.0
     high: float = 5.0
 
+    def __post_init__(self) -> None:
+        check_range("low", self.low, least=0)
+        check_range("high", self.high, above=self.low)
+
     def __call__(self, tokens: Tokens) -> Array:
         weight_PGT = jnp.clip(stop_gradient(bounded_exp(tokens.log_ratio_PGT)), self.low, self.high)
         return weight_PGT * tokens.advantages_PGT * tokens.logprobs_PGT
@@ -68,6 +79,10 @@ class Interval:
 
     low: float = 0.5
     high: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_range("low", self.low, least=0)
+        check_range("high", self.high, above=self.low)
 
     def __call__(self, tokens: Tokens) -> Array:
         return jnp.clip(bounded_exp(tokens.log_ratio_PGT), self.low, self.high) * tokens.advantages_PGT
@@ -82,6 +97,11 @@ class TrustRegionTV:
     low: float = 0.15
     high: float = 0.15
     cap: float = 20.0
+
+    def __post_init__(self) -> None:
+        check_range("low or limit", self.low, least=0)
+        check_range("high or limit", self.high, least=0)
+        check_range("cap", self.cap, above=0)
 
     def __call__(self, tokens: Tokens) -> Array:
         moved_PGT = jnp.exp(tokens.logprobs_PGT) - jnp.exp(tokens.anchor_PGT)
@@ -98,6 +118,11 @@ class TrustRegionKL:
     low: float = 0.05
     high: float = 0.05
     cap: float = 20.0
+
+    def __post_init__(self) -> None:
+        check_range("low or limit", self.low, least=0)
+        check_range("high or limit", self.high, least=0)
+        check_range("cap", self.cap, above=0)
 
     def __call__(self, tokens: Tokens) -> Array:
         before_PGT, now_PGT = jnp.exp(tokens.anchor_PGT), jnp.exp(tokens.logprobs_PGT)
@@ -127,6 +152,10 @@ class SoftGate:
     positive: float = 1.0
     negative: float = 1.05
 
+    def __post_init__(self) -> None:
+        check_range("positive", self.positive, above=0)
+        check_range("negative", self.negative, above=0)
+
     def __call__(self, tokens: Tokens) -> Array:
         t_PGT = jnp.where(tokens.advantages_PGT > 0, self.positive, self.negative)
         gate_PGT = jax.nn.sigmoid(t_PGT * (bounded_exp(tokens.log_ratio_PGT) - 1))
@@ -143,6 +172,10 @@ class GammaWeight:
     rate_positive: float = 3.0
     power_negative: float = 3.0
     rate_negative: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("power_positive", "rate_positive", "power_negative", "rate_negative"):
+            check_range(name, getattr(self, name), least=0)
 
     def __call__(self, tokens: Tokens) -> Array:
         log_w_PGT = jnp.clip(stop_gradient(tokens.log_ratio_PGT), LOG_SMALLEST, LOG_LARGEST)
@@ -175,6 +208,10 @@ class GeometricClip:
     low: float = 0.4
     high: float = 0.4
 
+    def __post_init__(self) -> None:
+        check_range("low or clip", self.low, least=0)
+        check_range("high or clip", self.high, least=0)
+
     def __call__(self, tokens: Tokens) -> Array:
         x_PGT, rises_PGT = tokens.log_ratio_PGT, tokens.advantages_PGT > 0
         x_PGT = jnp.where(rises_PGT, jnp.minimum(x_PGT, self.high), jnp.maximum(x_PGT, -self.low))
@@ -193,6 +230,9 @@ class Listwise:
 
     temperature: float = 0.5
     sees_groups: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_range("temperature", self.temperature, above=0)
 
     def __call__(self, tokens: Tokens) -> Array:
         score_PG = tokens.log_ratio_PGT[:, :, 0] / self.temperature

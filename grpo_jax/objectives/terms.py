@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from grpo_jax.objectives.coefficients import Adaptive
+from grpo_jax.ranges import check_range
 from grpo_jax.structs import Tokens
 
 BLUNT = 1e-3  # nats
@@ -23,6 +24,10 @@ class Term:
     value: Callable[[Tokens], Array]
     weighting: Callable[[Array, Array], Array] | None = None
     mask: Callable[[Tokens, Array], Array] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.coefficient, int | float):
+            check_range("coefficient", self.coefficient)
 
 
 # Values of terms.

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from grpo_jax.ranges import WHOLE, check_range
+
 
 def sequence_mean(action_PGT: Bool[Array, "P G T"], counted_PG: Bool[Array, "P G"]) -> Float[Array, "P G T"]:
     """Every response counts the same, and so does every token within it."""
@@ -50,8 +52,8 @@ class FixedLength:
     length: int | None = None
 
     def __post_init__(self) -> None:
-        if self.length is not None and self.length < 1:
-            raise ValueError(f"The length that responses are divided by is at least 1 token; got {self.length}.")
+        if self.length is not None:
+            check_range("length", self.length, least=1, most=WHOLE)
 
     def __call__(self, action_PGT: Bool[Array, "P G T"], counted_PG: Bool[Array, "P G"]) -> Float[Array, "P G T"]:
         length = action_PGT.shape[2] if self.length is None else self.length

@@ -5,6 +5,7 @@ from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.expressions import reaches_target
 from grpo_jax.rewards.format import Matches, follows_template
 from grpo_jax.rewards.mixing import Mix, Reward, as_mix, judge, score
+from grpo_jax.rewards.needs import check_examples, needs
 from grpo_jax.rewards.steps import Steps, place_steps
 
 __all__ = [
@@ -14,10 +15,12 @@ __all__ = [
     "Reward",
     "Steps",
     "as_mix",
+    "check_examples",
     "exact",
     "follows_template",
     "judge",
     "last_number",
+    "needs",
     "place_steps",
     "reaches_target",
     "score",

@@ -8,6 +8,7 @@ import re
 from fractions import Fraction
 
 from grpo_jax.rewards.example import Example
+from grpo_jax.rewards.needs import needs
 
 MAX_SCANNED = 20_000  # characters at the end of a response that are searched for an answer
 MAX_NUMBER = 100  # characters; a longer run of digits is not an answer, and is slow to compare
@@ -21,32 +22,42 @@ _FRAC = re.compile(r"\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}")
 _BOX = "\\boxed{"
 
 
-def exact(example: Example, response: str) -> float:
-    """1 if the response is the answer and nothing else; a final full stop is ignored."""
-    if not example.answer.strip():
+def _has_answer(example: Example) -> None:
+    if not _without_stop(example.answer):
         raise ValueError(
-            f"exact compares with the answer, and {_described(example)} has none."
+            f"exact compares with the answer, and {example.label} has none."
             " Name the column that holds the answers, or use a reward that needs none."
         )
+
+
+def _gold_number(example: Example) -> Fraction:
+    number = read_number(example.answer)
+    if number is None:
+        raise ValueError(
+            f"last_number needs answers that are numbers, and that of {example.label} is {example.answer[:80]!r}."
+            " Use exact for answers in words."
+        )
+    return number
+
+
+@needs(_has_answer)
+def exact(example: Example, response: str) -> float:
+    """1 if the response is the answer and nothing else; a final full stop is ignored."""
+    _has_answer(example)
     answer, number = read_number(response), read_number(example.answer)
     if answer is not None and number is not None:
         return float(answer == number)
     return float(_without_stop(response) == _without_stop(example.answer))
 
 
+@needs(_gold_number)
 def last_number(example: Example, response: str) -> float:
     r"""1 if the final number of the response is the answer.
 
     It is the last `#### 12` at the end of a line or the last `\boxed{12}`, whichever comes later; without either, it is
     the last number of the response. The text around the number does not matter, so `12 apples` counts as 12.
     """
-    number = read_number(example.answer)
-    if number is None:
-        raise ValueError(
-            f"last_number needs answers that are numbers, and that of {_described(example)} is {example.answer!r}."
-            " Use exact for answers in words."
-        )
-    return float(_final_number(_plain(response[-MAX_SCANNED:])) == number)
+    return float(_final_number(_plain(response[-MAX_SCANNED:])) == _gold_number(example))
 
 
 def read_number(text: str) -> Fraction | None:
@@ -98,8 +109,3 @@ def _plain(text: str) -> str:
 
 def _without_stop(text: str) -> str:
     return text.strip().removesuffix(".").rstrip()
-
-
-def _described(example: Example) -> str:
-    question = example.prompt if isinstance(example.prompt, str) else example.prompt[-1]["content"]
-    return f"the example {question[:80]!r}"

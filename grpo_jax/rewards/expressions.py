@@ -5,8 +5,10 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import TypeGuard
 
 from grpo_jax.rewards.example import Example
+from grpo_jax.rewards.needs import needs
 
 MAX_EXPRESSION = 200  # characters; limits the depth of the tree and the size of the numbers
 _ALLOWED = re.compile(r"[0-9+\-*/() ]+")
@@ -18,6 +20,23 @@ _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] 
 }
 
 
+def _puzzle(example: Example) -> tuple[int, Sequence[int]]:
+    target, numbers = example.columns.get("target"), example.columns.get("numbers")
+    if not _is_whole(target) or not isinstance(numbers, list | tuple) or not all(map(_is_whole, numbers)):
+        raise ValueError(
+            "reaches_target needs the columns target (a whole number) and numbers (a list of them);"
+            f" got target {target!r} and numbers {numbers!r}."
+        )
+    if not numbers or min(numbers) < 0:
+        raise ValueError(f"reaches_target needs at least one number, none of them negative; got {numbers!r}.")
+    return target, numbers
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@needs(_puzzle)
 def reaches_target(example: Example, response: str) -> float:
     """1 if the expression equals the column `target` and uses each number of the column `numbers` exactly once.
 
@@ -54,17 +73,3 @@ def _value(node: ast.expr) -> Fraction:
 def _answered(response: str) -> str:
     _, tag, rest = response.rpartition("<answer>")
     return (rest.partition("</answer>")[0] if tag else response).strip()
-
-
-def _puzzle(example: Example) -> tuple[int, Sequence[int]]:
-    target, numbers = example.columns.get("target"), example.columns.get("numbers")
-    if (
-        not isinstance(target, int)
-        or not isinstance(numbers, list | tuple)
-        or not all(isinstance(number, int) for number in numbers)
-    ):
-        raise ValueError(
-            "reaches_target needs the columns target (a whole number) and numbers (a list of them);"
-            f" got target {target!r} and numbers {numbers!r}."
-        )
-    return target, numbers

@@ -14,13 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
+from grpo_jax.hosts.signals import exits_refused
+from grpo_jax.ranges import check_range
 from grpo_jax.rewards import trl
+from grpo_jax.rewards.deadline import Watch, watched
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.steps import Steps
 
 Reward = Callable[..., "float | Steps | None"]
 StepRewards = dict[tuple[int, int], list[tuple[int, float]]]  # by (prompt, response): (end, reward) of each step
-LARGEST = float(np.finfo(np.float32).max)
+LARGEST_REWARD = 1e12  # beyond it, float32 cannot hold the squares that deviations are made of
+LARGEST_WEIGHT = 1e6
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,10 @@ class Mix:
     def __post_init__(self) -> None:
         if not self.parts:
             raise ValueError("A Mix needs at least one (reward, weight); got none.")
+        if not all(isinstance(part, tuple) and len(part) == 2 for part in self.parts):
+            raise ValueError(f"A Mix is a tuple of pairs, such as ((exact, 1.0),); got {self.parts!r}.")
         for reward, weight in self.parts:
-            if not math.isfinite(weight):
-                raise ValueError(f"The weight of {name(reward)} must be a finite number; got {weight!r}.")
+            check_range(f"The weight of {name(reward)}", weight, least=-LARGEST_WEIGHT, most=LARGEST_WEIGHT)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,20 +66,24 @@ def score(
     responses: Sequence[Sequence[str]],
     tokens: Sequence[Sequence[Sequence[int]]] | None = None,
     step: int | None = None,
+    seconds: float | None = None,
 ) -> Float32[np.ndarray, "P G R"]:
     """The R rewards of G responses to each of P examples, without weights; NaN where a reward returned None.
 
-    `tokens`, nested like `responses`, and `step` are passed to TRL functions that have a parameter for them.
+    `tokens`, nested like `responses`, and `step` are passed to TRL functions that have a parameter for them. After
+    `seconds`, scoring ends with a TimeoutError that names the reward; None is no limit.
     """
-    return judge(reward, examples, responses, tokens, step)[0]
+    return judge(reward, examples, responses, tokens, step, seconds)[0]
 
 
+@exits_refused()
 def judge(
     reward: Mix | Reward,
     examples: Sequence[Example],
     responses: Sequence[Sequence[str]],
     tokens: Sequence[Sequence[Sequence[int]]] | None = None,
     step: int | None = None,
+    seconds: float | None = None,
 ) -> tuple[Float32[np.ndarray, "P G R"], StepRewards]:
     """What `score` returns, and the weighted rewards of single steps where a reward returned `Steps`."""
     mix = as_mix(reward)
@@ -82,19 +91,21 @@ def judge(
     P, G = len(responses), len(responses[0])
     rewards_PGR = np.empty((P, G, len(mix.parts)), np.float32)
     step_rewards: StepRewards = {}
-    for r, ((part, weight), label) in enumerate(zip(mix.parts, mix.names, strict=True)):
-        if trl.is_trl(part):
-            values = trl.call(part, label, examples, responses, tokens, step)
-        else:
-            values = _call_each(part, label, examples, responses)
-        for n, value in enumerate(values):
-            p, g = divmod(n, G)
-            if isinstance(value, Steps):
-                if weight:
-                    steps = zip(value.ends, value.rewards, strict=True)
-                    step_rewards.setdefault((p, g), []).extend((end, weight * number) for end, number in steps)
-                value = value.total
-            rewards_PGR[p, g, r] = _number(value, label, p, g)
+    with watched(seconds) as watch:
+        for r, ((part, weight), label) in enumerate(zip(mix.parts, mix.names, strict=True)):
+            if trl.is_trl(part):
+                watch.at = f"reward {label}, with all {P * G} responses"
+                values = trl.call(part, label, examples, responses, tokens, step)
+            else:
+                values = _call_each(part, label, examples, responses, watch)
+            for n, value in enumerate(values):
+                p, g = divmod(n, G)
+                if isinstance(value, Steps):
+                    if weight:
+                        steps = zip(value.ends, value.rewards, strict=True)
+                        step_rewards.setdefault((p, g), []).extend((end, weight * number) for end, number in steps)
+                    value = value.total
+                rewards_PGR[p, g, r] = _number(value, label, examples[p], p, g)
     return rewards_PGR, step_rewards
 
 
@@ -106,28 +117,34 @@ def name(reward: Reward) -> str:
 
 
 def _call_each(
-    reward: Reward, label: str, examples: Sequence[Example], responses: Sequence[Sequence[str]]
+    reward: Reward, label: str, examples: Sequence[Example], responses: Sequence[Sequence[str]], watch: Watch
 ) -> Iterator[object]:
     for p, (example, group) in enumerate(zip(examples, responses, strict=True)):
         for g, response in enumerate(group):
+            watch.at = f"reward {label}, {_place(example, p, g)}"
             try:
-                yield reward(example, response)
-            except Exception as error:
+                value = reward(example, response)
+            except trl.FAILURES as error:
                 raise ValueError(
-                    f"Reward {label} failed on example {p}, response {g}: {type(error).__name__}: {error}"
+                    f"Reward {label} failed on {_place(example, p, g)}: {type(error).__name__}: {error}"
                     " A reward returns 0 for a response that it cannot read, and None for one that it cannot score."
                 ) from error
+            yield value
 
 
-def _number(value: object, label: str, p: int, g: int) -> float:
+def _number(value: object, label: str, example: Example, p: int, g: int) -> float:
     if value is None:
         return math.nan
-    if isinstance(value, numbers.Real | np.bool_) and abs(float(value)) <= LARGEST:  # NaN fails every comparison
+    if isinstance(value, numbers.Real | np.bool_) and abs(float(value)) <= LARGEST_REWARD:  # NaN fails every comparison
         return float(value)
     raise ValueError(
-        f"Reward {label} must return a finite number, or None for a response that it cannot score;"
-        f" for example {p}, response {g} it returned {value!r}."
+        f"Reward {label} must return a finite number of at most {LARGEST_REWARD:g}, or None for a response that it"
+        f" cannot score; for {_place(example, p, g)} it returned {value!r}."
     )
+
+
+def _place(example: Example, p: int, g: int) -> str:
+    return f"example {p}, response {g}" + (f" ({example.source})" if example.source else "")
 
 
 def _check_groups(examples: Sequence[Example], responses: Sequence[Sequence[str]]) -> None:

@@ -8,19 +8,27 @@ has only `global_step`, and `log_extra` and `log_metric` are never passed; TRL f
 
 import asyncio
 import inspect
+import threading
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from grpo_jax.rewards.example import Example
 
+TELLING = {"completions", "completion_ids"}  # parameters that only a function for TRL has
+PASSED = {"prompts", "trainer_state", "log_extra", "log_metric"}  # that it may have instead, beside **kwargs
+FAILURES = (Exception, SystemExit, asyncio.CancelledError)  # of a reward; sys.exit would end the run as if complete
 NOT_PASSED = {"prompt", "completion", "completion_ids"}  # columns that TRL does not pass on
 
 
 def is_trl(reward: Callable[..., Any]) -> bool:
-    """Whether the reward was written for TRL: it has a parameter named completions."""
-    return "completions" in inspect.signature(reward).parameters
+    """Whether the reward was written for TRL: by the names of its parameters, as TRL passes all by keyword."""
+    parameters = inspect.signature(reward).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return bool(TELLING & set(parameters) or (takes_all and PASSED & set(parameters)))
 
 
 def call(
@@ -41,15 +49,19 @@ def call(
     accepted = _accepted(reward, label, offered)
     try:
         values = reward(**accepted)
-        values = list(_finished(values) if inspect.isawaitable(values) else values)
-    except Exception as error:
+        values = _finished(values) if inspect.isawaitable(values) else values
+    except FAILURES as error:
         raise ValueError(
             f"Reward {label} failed on a batch of {len(repeated)} responses to {len(examples)} examples:"
             f" {type(error).__name__}: {error}"
         ) from error
+    if not isinstance(values, list | tuple) and not (isinstance(values, np.ndarray) and values.ndim == 1):
+        raise ValueError(
+            f"Reward {label} must return a list with one value per completion; got a {type(values).__name__}."
+        )
     if len(values) != len(repeated):
         raise ValueError(f"Reward {label} must return one value per completion: {len(repeated)}; got {len(values)}.")
-    return values
+    return list(values)
 
 
 def _columns(examples: Sequence[Example]) -> dict[str, Any]:
@@ -88,10 +100,20 @@ def _accepted(reward: Callable[..., Any], label: str, offered: dict[str, Any]) -
 
 
 def _finished(values: Awaitable[Any]) -> Any:
-    """The awaited result. The event loop runs in a thread of its own, because in a notebook the main one has a loop."""
+    """The awaited result. The event loop runs in a thread of its own, because in a notebook the main one has a loop.
+
+    Ctrl-C leaves it at once: the thread is a daemon, which neither this function nor the end of Python waits for.
+    """
+    future: Future[Any] = Future()
 
     async def result() -> Any:
         return await values
 
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(asyncio.run, result()).result()
+    def run() -> None:
+        try:
+            future.set_result(asyncio.run(result()))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="async reward").start()
+    return future.result()

@@ -69,6 +69,11 @@ class FunctionEngine:
         """Refuses nothing."""
 
 
+def longest_response(engine: Engine) -> int | None:
+    """The most tokens that a response can have: the engine's `max_tokens`, None if it does not say."""
+    return getattr(engine, "max_tokens", None)
+
+
 def as_engine(sample: Engine | Callable[..., Rollouts]) -> Engine:
     """An engine as it is, or one made of `sample(policy, params, prompts, key) -> Rollouts`.
 

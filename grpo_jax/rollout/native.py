@@ -23,6 +23,7 @@ from grpo_jax.devices.mesh import mesh_of, prompt_shards
 from grpo_jax.devices.placing import from_hosts, on_host, prompts_of_host
 from grpo_jax.devices.sharding import PROMPTS, devices_per_group, fit, serving_shardings
 from grpo_jax.distribution import Distribution, SamplingSettings
+from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.rollout import stages
 from grpo_jax.rollout.buffer import ResponseBuffer
 from grpo_jax.rollout.sizes import (
@@ -33,7 +34,7 @@ from grpo_jax.rollout.sizes import (
     prompts_held,
     ring_lengths,
     row_shapes,
-    rows_at_once,
+    subgroups_at_once,
 )
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows, bucket, prompt_shapes
 
@@ -56,14 +57,16 @@ class Sampler(SamplingSettings):
         super().__post_init__()
         if not self.ends:
             raise ValueError("No end token is known, so no response could end: name at least one in `ends`.")
-        if self.responses < 1 or self.max_tokens < 1:
-            raise ValueError(f"Nothing to sample: {self.responses} responses of at most {self.max_tokens} tokens.")
+        check_range("responses", self.responses, least=1, most=WHOLE)
+        check_range("max_tokens", self.max_tokens, least=1, most=WHOLE)
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens is {self.min_tokens}, but max_tokens only {self.max_tokens}.")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise ValueError(f"stop is a tuple of texts, none of them empty, such as ('END',); got {self.stop!r}.")
         if self.stop and self.decode is None:
             raise ValueError("Stop strings are looked for in text: give the sampler the tokenizer's `decode`.")
-        if self.at_once is not None and self.at_once < 1:
-            raise ValueError(f"at_once must be at least 1; got {self.at_once}.")
+        if self.at_once is not None:
+            check_range("at_once", self.at_once, least=1, most=WHOLE)
 
     @cached_property
     def distribution(self) -> Distribution:
@@ -79,14 +82,14 @@ class Sampler(SamplingSettings):
         spread = devices_per_group(P, G, mesh)
         key_PG = row_keys(key, P, G).reshape(P * spread, -1)
         divided = prompts if spread == 1 else _repeated(prompts, spread, mesh)
-        sampler = replace(self, responses=G // spread, at_once=rows_at_once(self.at_once, spread, hosts=1))
+        sampler = replace(self, responses=G // spread, at_once=subgroups_at_once(self.at_once, spread, hosts=1))
         sampler.check_room(policy, divided)
         served, own = _serve(policy, params), divided
         if mesh is not None and jax.process_count() > 1:  # each host answers its own prompts, and waits for no other
             served, own = on_host((served, divided))
             index_p = prompts_of_host(mesh, P * spread)
             key_PG, params = key_PG[index_p], served
-            sampler = replace(sampler, at_once=rows_at_once(self.at_once, spread, jax.process_count()))
+            sampler = replace(sampler, at_once=subgroups_at_once(self.at_once, spread, jax.process_count()))
         found = _Sampling(sampler, policy, params, served, own, key_PG).finished()
         action_PGT = found.action_PGT
         arrays = (found.tokens_PGT, action_PGT, action_PGT, found.logprobs_PGT, found.entropy_PGT, found.ended_PG)

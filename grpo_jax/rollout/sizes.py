@@ -32,8 +32,8 @@ def prompts_held(P: int, at_once: int | None, shards: int) -> int:
     return P if at_once is None else min(P, -(-at_once // shards) * shards)
 
 
-def rows_at_once(at_once: int | None, spread: int, hosts: int) -> int | None:
-    """How many parts of groups each host holds at once, for `at_once` prompts with groups in `spread` parts."""
+def subgroups_at_once(at_once: int | None, spread: int, hosts: int) -> int | None:
+    """How many subgroups each host holds at once, for `at_once` prompts whose groups are `spread` subgroups each."""
     return None if at_once is None else -(-at_once * spread // hosts)
 
 

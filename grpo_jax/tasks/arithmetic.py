@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 
+from grpo_jax.ranges import check_range
 from grpo_jax.rewards.answers import exact, last_number
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.expressions import evaluate
@@ -31,6 +32,7 @@ def arithmetic(
     A response that is only the answer earns 1, and one whose final number is the answer 0.1: together at most 1.1.
     """
     check_sizes(train, held_out)
+    check_range("task.seed", seed, least=0)
     _check(operations, smallest, largest, terms)
     existing = (largest - smallest + 1) ** terms * len(operations) ** (terms - 1)
     if train + held_out > existing:

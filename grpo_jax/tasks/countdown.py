@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from grpo_jax.ranges import check_range
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.expressions import evaluate, reaches_target
 from grpo_jax.rewards.format import follows_template
@@ -29,6 +30,7 @@ def countdown(
     held out, have the same numbers and the same target.
     """
     check_sizes(train, held_out)
+    check_range("task.seed", seed, least=0)
     _check(numbers, largest, largest_target)
     rows = _puzzles(train + held_out, numbers, largest, largest_target, seed)
     examples = tuple(

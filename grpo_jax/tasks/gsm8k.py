@@ -44,7 +44,7 @@ def _example(row: Mapping[str, Any], location: str, instruction: str, system: st
     _, mark, answer = columns["answer"].rpartition(MARK)
     if not mark:
         raise ValueError(f"{location}: the answer must end in {MARK!r} and a number; got {columns['answer'][-60:]!r}.")
-    return Example(messages(columns["question"], instruction, system), answer.strip(), columns)
+    return Example(messages(columns["question"], instruction, system), answer.strip(), columns, location)
 
 
 def _text(value: Any) -> Any:

@@ -4,6 +4,8 @@ The file is read here and not by a data set library, because those do not say wh
 """
 
 import json
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,10 @@ from grpo_jax.rewards.answers import exact
 from grpo_jax.rewards.example import Example, Message
 from grpo_jax.rewards.mixing import Mix
 from grpo_jax.tasks.task import Task, messages, with_instruction
+
+# A pair of surrogates, or half of one (group 1), or any other escape; and strings and numbers, NaN among them.
+_ESCAPES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\(u[dD][89a-fA-F]..)|\\.")
+_TOKENS = re.compile(r'"(?:\\.|[^"\\])*"|-?(?:NaN|Infinity|[0-9][0-9.eE+-]*)')
 
 
 def jsonl(
@@ -38,6 +44,7 @@ def _examples(path: Path, prompt: str, answer: str | None, instruction: str, sys
             _asked(_prompt(row, prompt, location), instruction, system, location),
             "" if answer is None else _answer(row, answer, location),
             row,
+            location,
         )
         for location, row in _rows(path)
     )
@@ -68,8 +75,20 @@ def _decoded(line: bytes, location: str) -> str:
 
 
 def _row(text: str, location: str) -> dict[str, Any]:
+    surrogate = next((found for found in _ESCAPES.finditer(text) if found[1]), None)
+    if surrogate:
+        raise ValueError(
+            f"{location}:{surrogate.start() + 1}: {surrogate[0]} is half a surrogate pair, which no text can hold."
+            " Write the character itself, or both halves."
+        )
     try:
-        row = json.loads(text)
+        row = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except OverflowError as error:
+        found = next(token for token in _TOKENS.finditer(text) if token[0] == str(error))
+        raise ValueError(
+            f"{location}:{found.start() + 1}: {error} is not a finite number, and so no JSON. Write null where a value"
+            " is missing."
+        ) from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{location}:{error.colno}: not JSON: {error.msg}. Each line is one JSON object.") from error
     except (ValueError, RecursionError) as error:  # a number with thousands of digits, or very deep nesting
@@ -79,6 +98,14 @@ def _row(text: str, location: str) -> dict[str, Any]:
             f"{location}: expected a JSON object, got {_type_name(row)}. Each line is like {{'prompt': '...'}}."
         )
     return row
+
+
+def _finite(text: str) -> float:
+    """The number that a text stands for; `json` gives NaN, Infinity and numbers with a point or an exponent."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise OverflowError(text)
+    return value
 
 
 def _prompt(row: dict[str, Any], column: str, location: str) -> str | list[Message]:

@@ -6,8 +6,11 @@ All tasks ask in the same way: the user's message is the question, a space, and 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from grpo_jax.ranges import check_range
 from grpo_jax.rewards.example import Example, Message
 from grpo_jax.rewards.mixing import Mix
+
+MOST_GENERATED = 10_000_000  # examples of a task
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class Task:
 
 def check_sizes(train: int, held_out: int) -> None:
     """Refuses numbers of generated examples that are too small for a task."""
-    if train < 1 or held_out < 0:
-        raise ValueError(f"A task needs train >= 1 and held_out >= 0 examples; got {train} and {held_out}.")
+    check_range("task.train", train, least=1, most=MOST_GENERATED)
+    check_range("task.held_out", held_out, least=0, most=MOST_GENERATED)
 
 
 def with_instruction(question: str, instruction: str) -> str:

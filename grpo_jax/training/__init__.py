@@ -1,8 +1,28 @@
-"""A run, callable from Python: its parts, its loop, and what it leaves on disk."""
+"""A run, callable from Python: its parts, its loop, and what it leaves on disk. Names are imported on first use."""
 
-from grpo_jax.training.evaluation import evaluate
-from grpo_jax.training.loop import Trained, finish, start, train
-from grpo_jax.training.record import Run, RunDirectory
-from grpo_jax.training.session import Settings
+from importlib import import_module
+from typing import Any
 
-__all__ = ["Run", "RunDirectory", "Settings", "Trained", "evaluate", "finish", "start", "train"]
+_MODULE_OF = {
+    "Resume": "opening",
+    "Run": "record",
+    "RunDirectory": "record",
+    "Settings": "session",
+    "Trained": "loop",
+    "evaluate": "evaluation",
+    "finish": "loop",
+    "start": "loop",
+    "train": "loop",
+}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'grpo_jax.training' has no attribute {name!r}")
+    return getattr(import_module(f"grpo_jax.training.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

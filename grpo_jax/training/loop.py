@@ -1,10 +1,9 @@
 """A run from its parts to its last step: what the command line does, callable from Python."""
 
 import math
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,27 @@ from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.placing import everywhere
 from grpo_jax.grpo import prepare, update
 from grpo_jax.hosts import ending, meeting, store
+from grpo_jax.hosts.codes import NOT_FINITE, STEP_FAILED, RunError
+from grpo_jax.hosts.signals import say
+from grpo_jax.learner.update import NONFINITE
 from grpo_jax.models import Model
 from grpo_jax.rewards import Mix, as_mix
 from grpo_jax.rollout import programs
-from grpo_jax.scoring import Rewards
-from grpo_jax.structs import Params, TrainState
+from grpo_jax.scoring import FailedOnAHost, Rewards
+from grpo_jax.structs import Batch, Params, TrainState
 from grpo_jax.tasks import Task
-from grpo_jax.training.asking import ask
+from grpo_jax.training.asking import Answers, ask
 from grpo_jax.training.checkpoint import Checkpoints
+from grpo_jax.training.ending import Whole, check_before_saving, save_whole, writing
 from grpo_jax.training.evaluation import evaluate_questions
+from grpo_jax.training.health import Health, setup_of
+from grpo_jax.training.nonfinite import are_usable, describe_skipped, dump, failed, failed_in_a_row, largest_norm
+from grpo_jax.training.opening import Resume, open_run
 from grpo_jax.training.order import step_key
-from grpo_jax.training.overview import table as overview
 from grpo_jax.training.progress import Progress
 from grpo_jax.training.record import Record, Run
-from grpo_jax.training.session import Session, Settings, assemble, first_state
+from grpo_jax.training.session import Session, Settings, assemble
+from grpo_jax.training.summary import conclusion, introduction
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,16 @@ class Started:
     checkpoints: Checkpoints
     record: Record
     stop: ending.StopSignal
+    files: ExitStack  # the record, the checkpoints and the lock of the directory, closed in this order's reverse
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a step learns from, and the norm above which a gradient is left out."""
+
+    answers: Answers
+    batch: Batch
+    largest_norm: float
 
 
 @dataclass(frozen=True)
@@ -63,13 +79,19 @@ def train(
     run: Run | None = None,
     config: str = "",
     resume: bool = False,
+    strict: bool = False,
+    allow_changes: bool = False,
 ) -> Trained:
     """Trains for `settings.steps` steps and writes a run directory, which `RunDirectory` reads.
 
-    `config` is kept there as config.yaml. `resume` goes on from the newest checkpoint of the newest run of this name.
+    `config` is kept there as config.yaml. `resume` goes on from the newest checkpoint of the newest run of this name
+    that can be verified; it is an error to skip one if `strict`, and to change what is learned unless `allow_changes`.
     On several hosts all of them call this at once, after `grpo_jax.hosts.meeting.join()`.
     """
-    return finish(start(model, task, algorithm, settings, layout, run, config, resume))
+    if not resume and (strict or allow_changes):
+        raise ValueError("strict and allow_changes say how a run is resumed: add resume=True, or leave them out.")
+    how = Resume(strict, allow_changes) if resume else None
+    return finish(start(model, task, algorithm, settings, layout, run, config, how))
 
 
 def start(
@@ -80,107 +102,211 @@ def start(
     layout: Layout | None = None,
     run: Run | None = None,
     config: str = "",
-    resume: bool = False,
+    resume: Resume | None = None,
 ) -> Started:
     """Everything before the first step. The hosts agree that they run the same before they load the model's weights."""
     run = Run() if run is None else run
+    run = replace(run, root=str(run.folder))  # a reward may change the current folder
     with ExitStack() as opened:  # is closed again if the run cannot start
         stop = opened.enter_context(closing(ending.StopSignal()))
-        path = Path(store.decide(lambda: str(run.latest()))) if resume else None
-        started = _open(assemble(model, task, algorithm, settings, layout), run, path, config, stop)
+        path = None if resume is None else Path(store.decide(lambda: str(run.latest())))
+        started = _open(assemble(model, task, algorithm, settings, layout), run, path, config, resume, stop)
         opened.pop_all()
     return started
 
 
-def _open(session: Session, run: Run, path: Path | None, config: str, stop: ending.StopSignal) -> Started:
+def _open(
+    session: Session, run: Run, path: Path | None, config: str, resume: Resume | None, stop: ending.StopSignal
+) -> Started:
     """The state and the directory of a run, new unless there is a `path`, once all hosts have agreed."""
     meeting.check_same(session.facts() | {"code in its current folder": meeting.user_code_version()})
     meeting.check_same({"mesh": str(session.mesh.shape)}, "Set mesh.data, mesh.fsdp and mesh.tensor.")
     if session.algorithm.responses_at_once is None:
         meeting.check_same({"memory of a device": str(device_memory())}, "Set algorithm.responses_at_once.")
-    state = first_state(session)
-    path = path or Path(store.decide(lambda: str(run.create())))
-    meeting.check_shared_directory(path)
-    checkpoints = Checkpoints(path / "checkpoints", session.settings.keep)
-    if checkpoints.latest is not None:
-        state = checkpoints.restore(state)
-    record = Record(path, int(state.step), store.is_first())
-    way_out = f"They do not see the same {path} yet, or not any more: start all of them again, with --resume."
-    meeting.check_same({"history of the run": repr((record.history, record.retired))}, way_out)
-    if store.is_first():
-        record.write_config(config)
-    return Started(session, state, checkpoints, record, stop)
+    opened = open_run(session, run, path, config, Resume() if resume is None else resume)
+    return Started(session, opened.state, opened.checkpoints, opened.record, stop, opened.files)
 
 
 def finish(started: Started) -> Trained:
-    """All steps of a run that has been started. Its files are closed when this ends, also after Ctrl-C."""
-    with closing(started.stop), closing(started.record), closing(started.checkpoints):
+    """All steps of a run that has been started. Its files are closed when this ends, however it does.
+
+    After an error or Ctrl-C the last whole step is saved, if it was not; a note of the exception says what is on disk.
+    """
+    whole = Whole(started.state, int(started.state.step))
+    with closing(started.stop):
         try:
-            return _loop(started)
-        except KeyboardInterrupt:
-            saved = started.checkpoints.latest
-            advice = "nothing is saved yet" if saved is None else f"step {saved} is saved: go on from it with --resume"
-            print(f"\nstopped; {advice}", file=sys.stderr)
+            trained = _loop(started, whole)
+        except BaseException as error:
+            saved = _save_whole(started, whole)
+            with suppress(Exception):  # has been said
+                started.files.close()
+            if isinstance(error, SystemExit):
+                text = f"Code of this run called sys.exit({error.code}), which is no way to end it; {saved}"
+                raise RunError(text, STEP_FAILED) from error
+            if isinstance(error, KeyboardInterrupt):
+                say(f"\nstopped; {saved}")
+            error.add_note(saved)
             raise
+        with writing("A checkpoint", started.record.path):
+            started.files.close()
+    return trained
 
 
 # An error ends this host before it closes the checkpoints, which would wait for the other hosts.
-@ending.end_all_hosts_on_error(FileNotFoundError)
-def _loop(started: Started) -> Trained:
+@ending.end_all_hosts_on_error(otherwise=STEP_FAILED)
+def _loop(started: Started, whole: Whole) -> Trained:
+    """What `_steps` does. A reward that fails on one of several hosts ends all, after they have saved together."""
+    error: Exception | None
+    try:
+        return _steps(started, whole)
+    except FailedOnAHost as failure:
+        error = failure.own
+    saved = _save_whole(started, whole)
+    if error is None:
+        ending.wait_for_the_host_that_failed()
+        error = RunError("A reward failed on another host.", STEP_FAILED)
+    error.add_note(saved)
+    raise error
+
+
+def _steps(started: Started, whole: Whole) -> Trained:
     """Steps until all are done, with evaluations and checkpoints between them, or until the run is told to stop."""
-    session, state, record, stop = started.session, started.state, started.record, started.stop
-    settings, done, retired = session.settings, int(state.step), set(record.retired)
-    progress = Progress(settings.steps, done, store.is_first())
-    progress.say(introduction(session, state, record.path))
-    if session.held_out is not None and not record.history:
-        record.metrics(0, _evaluate(session, state.params, progress, 0))
+    session, record, stop = started.session, started.record, started.stop
+    settings, first, retired = session.settings, whole.step, set(record.retired)
+    progress = Progress(settings.steps, first, store.is_first(), watchdog_minutes=settings.watchdog_minutes)
+    health = Health(setup_of(session), record, progress.say)
     stop.catch_interrupts()
-    for index in range(done, settings.steps):
+    progress.say(introduction(session, whole.state, record.path))
+    _evaluate_first(started, whole, progress)
+    for _ in range(first, settings.steps):
         if used_up(session, retired):
             break
-        state, metrics = take_step(session, state, index, retired, record, progress)
-        last = index + 1 == settings.steps or used_up(session, retired)
-        stopped = stop.after_step() and not last
-        if last or (settings.evaluate_every and (index + 1) % settings.evaluate_every == 0):
-            metrics |= _evaluate(session, state.params, progress, index + 1)
-        record.metrics(index + 1, metrics)
-        if last or stopped or (index + 1) % settings.save_every == 0:
-            _save(started.checkpoints, state, index + 1, progress, wait=last or stopped)
+        ended = _whole_step(started, whole, first, retired, progress)
+        health.look()
+        if progress.closed:
+            stop.request()
+        stopped = stop.after_step() and not ended
+        best = record.best(settings.keep_best)
+        due = ended or stopped or whole.step % settings.save_every == 0 or best == whole.step
+        if whole.usable and due:
+            check_before_saving(whole.state, whole.step)
+            with writing(f"The checkpoint of step {whole.step}", started.checkpoints.directory, whole.size):
+                _save(started.checkpoints, whole.state, whole.step, best, progress, wait=ended or stopped)
         if stopped:
             progress.say("told to stop: go on with --resume")
-            return Trained(record.path, state, complete=False)
+            return Trained(record.path, whole.state, complete=False)
     if used_up(session, retired):
         progress.say(f"{len(retired)} prompts are solved: too few are left for a step, so this is the end")
     progress.say(conclusion(record, progress))
-    return Trained(record.path, state, complete=True)
+    return Trained(record.path, whole.state, complete=True)
 
 
-def _save(checkpoints: Checkpoints, state: TrainState, step: int, progress: Progress, wait: bool) -> None:
+def _evaluate_first(started: Started, whole: Whole, progress: Progress) -> None:
+    """The evaluation before the first step, or the one that a run was stopped in, if there was one."""
+    session, record = started.session, started.record
+    if session.held_out is None:
+        return
+    every = session.settings.evaluate_every
+    due = whole.step % every == 0 or whole.step == session.settings.steps
+    missing = due and record.lacks(whole.step, "eval/reward")
+    if record.history and not missing:
+        return
+    with started.stop.interruptible():
+        metrics = _evaluate(session, whole.state.params, progress, whole.step)
+    with writing("Metrics", record.path):
+        record.amend(metrics) if missing else record.metrics(0, metrics)
+
+
+def _whole_step(started: Started, whole: Whole, first: int, retired: set[int], progress: Progress) -> bool:
+    """Moves `whole` on by one step; whether that was the last. Ctrl-C leaves it before the update, or is noted.
+
+    The row of metrics is written even if the evaluation fails: the update is done. A resumed run evaluates again.
+    """
+    session, record = started.session, started.record
+    settings, index = session.settings, whole.step
+    with started.stop.interruptible():
+        answers = ask(session, whole.state, index, retired, progress.phase)
+        pair, key = (answers.rollouts, answers.rewards), step_key(settings.seed, index)
+        batch = prepare(session.algorithm, whole.state, *pair, key, progress.phase)
+    lesson = Lesson(answers, batch, largest_norm(settings.skip_spikes, record.history))
+    state, metrics = take_step(session, whole.state, lesson, index, retired, record, progress)
+    last = index + 1 == settings.steps or used_up(session, retired)
+    try:
+        if last or (settings.evaluate_every and (index + 1) % settings.evaluate_every == 0):
+            with started.stop.interruptible():
+                metrics |= _evaluate(session, state.params, progress, index + 1)
+    finally:
+        with writing("Metrics", record.path):
+            record.metrics(index + 1, metrics)
+        whole.state, whole.step = state, index + 1
+    whole.usable = True
+    if metrics["skipped_updates"]:
+        whole.usable = not failed(metrics) or are_usable(state.params)
+        cause = describe_skipped(session.algorithm, state.params, batch, answers.rewards, metrics, lesson.largest_norm)
+        progress.say(f"warning: step {whole.step}: {cause}")
+        count = failed_in_a_row(record.history, first)
+        if count >= settings.max_skipped or (last and (metrics[NONFINITE] or not whole.usable)):
+            _give_up(started, whole, lesson, metrics, count, cause)
+    return last
+
+
+def _give_up(started: Started, whole: Whole, lesson: Lesson, metrics: dict[str, float], count: int, cause: str) -> None:
+    """Ends the run after so many steps in a row that failed, with what shows why the last one did."""
+    record, writes = started.record, store.is_first()
+    with writing("The failed step", record.path):
+        folder = dump(record.path, whole.step, lesson.batch, lesson.answers.rewards, metrics, cause, writes)
+    if store.host_count() > 1:  # all hosts are here, and the error ends them at once
+        _save_whole(started, whole)
+    raise RunError(
+        f"The run ends at step {whole.step}, as {count} step(s) in a row had an update that is not finite (see"
+        f" train.max_skipped). In the last, {cause}. {folder} has its batch, metrics and config. Mend what is named, or"
+        " lower optimizer.learning_rate.",
+        NOT_FINITE,
+    )
+
+
+def _save_whole(started: Started, whole: Whole) -> str:
+    return save_whole(whole, started.checkpoints, started.record.best(started.session.settings.keep_best))
+
+
+def _save(
+    checkpoints: Checkpoints, state: TrainState, step: int, best: int | None, progress: Progress, wait: bool
+) -> None:
+    """Saves a state in the background, or waits for it. The step `best` is kept, too."""
     with progress.phase("saving"):
-        checkpoints.save(step, state)
+        checkpoints.save(step, state, best)
         if wait:
             checkpoints.wait()
     progress.finish("saving", f"{'saved' if wait else 'in the background, saving'} step {step}")
 
 
 def take_step(
-    session: Session, state: TrainState, index: int, retired: set[int], record: Record, progress: Progress
+    session: Session,
+    state: TrainState,
+    lesson: Lesson,
+    index: int,
+    retired: set[int],
+    record: Record,
+    progress: Progress,
 ) -> tuple[TrainState, dict[str, float]]:
-    """The state after one step, and its metrics. The answers are recorded, and solved prompts join the `retired`."""
-    settings, algorithm = session.settings, session.algorithm
-    answers = ask(session, state, index, retired, progress.phase)
-    batch = prepare(algorithm, state, answers.rollouts, answers.rewards, step_key(settings.seed, index), progress.phase)
-    advantages = everywhere(batch.advantages)
-    state, measured = update(algorithm, state, batch, progress.phase)
+    """The state after an update, and its metrics. Donates the old state, so all else that may fail is done before.
+
+    The answers are recorded, and solved prompts join the `retired`.
+    """
+    settings, algorithm, answers, batch = session.settings, session.algorithm, lesson.answers, lesson.batch
+    solved: list[int] = []
+    if settings.retire is not None:
+        solved = [example for example, mean in answers.means.items() if mean >= settings.retire]
+    rows = list(answer_rows(as_mix(algorithm.reward), answers.rewards, everywhere(batch.advantages)))
+    with writing("The answers", record.path):
+        record.completions(index + 1, rows, store.host_index() if store.host_count() > 1 else None)
+        record.retire(index + 1, solved)
+    state, measured = update(algorithm, state, batch, progress.phase, lesson.largest_norm)
     metrics = {name: float(value) for name, value in measured.items()}
     metrics |= {"learning_rate": learning_rate(state), "sampling/programs": programs()}
     if settings.retire is not None:
-        solved = [example for example, mean in answers.means.items() if mean >= settings.retire]
         retired |= set(solved)
-        record.retire(index + 1, solved)
         metrics["retired_prompts"] = len(retired)
-    rows = list(answer_rows(as_mix(algorithm.reward), answers.rewards, advantages))
-    record.completions(index + 1, rows, store.host_index() if store.host_count() > 1 else None)
     return state, metrics | progress.finish_step(metrics)
 
 
@@ -215,35 +341,3 @@ def learning_rate(state: TrainState) -> float:
     """The rate of the last optimiser step; NaN for an optimiser that does not tell."""
     found = (value for _, value in optax.tree_utils.tree_get_all_with_path(state.opt_state, "learning_rate"))
     return next((float(value) for value in found if isinstance(value, jax.Array)), math.nan)
-
-
-def introduction(session: Session, state: TrainState, path: Path) -> str:
-    """What is about to happen, in numbers."""
-    settings, algorithm = session.settings, session.algorithm
-    size = sum(array.size for array in jax.tree.leaves(state.params))
-    kl = algorithm.objective.kl if algorithm.objective.needs_reference else None
-    devices = overview(
-        session.mesh, jax.process_count(), algorithm.policy, state, settings.prompts, algorithm.engine.responses
-    )
-    return (
-        f"{size / 1e6:.1f} M parameters on {session.mesh.size} {session.mesh.devices.flat[0].platform} device(s);"
-        f" {len(session.questions.examples)} training prompts,"
-        f" {len(session.held_out.examples) if session.held_out else 'no'} held-out ones\n"
-        f"{settings.prompts} prompts a step, {algorithm.minibatches} optimiser step(s) each;"
-        f" {'no reference policy, as there is no KL term' if kl is None else f'KL coefficient {kl.coefficient}'}\n"
-        f"{devices}\n"
-        f"{'resuming at' if int(state.step) else 'from'} step {int(state.step)} to {settings.steps}, into {path}"
-    )
-
-
-def conclusion(record: Record, progress: Progress) -> str:
-    """The first rewards against the last, and where everything is."""
-    rewards, held_out = (
-        [row[name] for row in record.history if row.get(name) is not None] for name in ("reward", "eval/reward")
-    )
-    few = min(3, len(rewards))
-    first, last = (np.mean(part) for part in (rewards[:few], rewards[-few:]))
-    text = f"reward {first:.3f} -> {last:.3f} (mean of the first and of the last {few} steps)"
-    if len(held_out) > 1:
-        text += f"; held-out reward {held_out[0]:.3f} -> {held_out[-1]:.3f}"
-    return f"{text}\ndone in {progress.elapsed()}; metrics, answers and checkpoints are in {record.path}"

@@ -1,15 +1,20 @@
 """A run directory: settings, metrics, answers and checkpoints, as they are written and as they are read.
 
-config.yaml                 every setting, and where it came from
+config.yaml                 every setting, and where it came from; config.2.yaml, ... are those of later resumes that
+                            changed some
+run.json                    the name of the run, and what it was made of (training/resuming.py)
+lock                        the process that writes here (training/lock.py)
+saved                       empty; there once a step has been saved whole
 metrics.jsonl               one line a step, written when the step ends
 completions/step_000012.jsonl   every answer of a step with its rewards and advantage (of several hosts, each writes
                             those it gave: step_000012.host_1.jsonl)
 retired.jsonl               the examples that are not asked any more, by the step that found them solved
 events/                     the same metrics for TensorBoard
-checkpoints/                the train state (training/checkpoint.py)
+checkpoints/                the train state (training/checkpoint.py); unusable/ has those that were skipped
 """
 
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,14 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from grpo_jax.training.events import Events
 
-CONFIG, METRICS, RETIRED = "config.yaml", "metrics.jsonl", "retired.jsonl"
+CONFIG, METRICS, RETIRED, RUN = "config.yaml", "metrics.jsonl", "retired.jsonl", "run.json"
+_VALUE = r'(?:"(?:[^"\\]|\\.)*"|[^"])*?'
+SETTING = re.compile(rf'( *)(- )?("(?:[^"\\]|\\.)*"|[^\s:]+):(?: ({_VALUE}))??(?:  # (.*))?')  # as a config writes them
 
 
 @dataclass(frozen=True)
 class Run:
-    """The name of a run, and the folder of all runs. A second run of the same name is `name-2`, then `name-3`."""
+    """The name of a run, and the folder of all runs. A second run of the same name is `name-2`, then `name-3`.
+
+    The name is kept in the directory, so `name-2` may as well be the first run of another name.
+    """
 
     name: str = "grpo"
     root: str = "runs"
@@ -32,13 +42,29 @@ class Run:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(f"A run is named by letters, digits, '_', '.' and '-'; got {self.name!r}.")
+        if "://" in self.root:
+            raise ValueError(
+                f"run.root must be a folder; got {self.root!r}. Mount the bucket, and give the folder where it is."
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The folder of all runs. It stays the same when the program changes its current folder."""
+        return Path(self.root).expanduser().absolute()
 
     def create(self) -> Path:
         """A new directory for a run."""
-        numbers = self._numbers()
-        path = self._path(max(numbers) + 1 if numbers else 1)
-        path.mkdir(parents=True)
-        return path
+        self.folder.mkdir(parents=True, exist_ok=True)
+        number = max(self._numbers(), default=0) + 1
+        while True:
+            try:
+                self._path(number).mkdir()
+            except FileExistsError:  # a run of another name, or one that has just been started
+                number += 1
+            else:
+                path = self._path(number)
+                (path / RUN).write_text(json.dumps({"name": self.name}) + "\n", encoding="utf-8")
+                return path
 
     def latest(self) -> Path:
         """The directory of the newest run of this name."""
@@ -47,15 +73,34 @@ class Run:
             raise FileNotFoundError(
                 f"There is no run {self.name} in {self.root}/ to resume. Leave out --resume to start one."
             )
-        return self._path(max(numbers))
+        path = self._path(max(numbers))
+        check_inside(path, self.folder)
+        return path
 
     def _numbers(self) -> list[int]:
-        pattern = re.compile(re.escape(self.name) + r"(?:-(\d+))?")
-        names = [path.name for path in Path(self.root).expanduser().glob("*") if path.is_dir()]
-        return [int(match[1] or 1) for match in map(pattern.fullmatch, names) if match]
+        """The numbers of the directories of this name."""
+        pattern = re.compile(re.escape(self.name) + r"(?:-([1-9]\d*))?")
+        found = [(path, pattern.fullmatch(path.name)) for path in self.folder.glob("*") if path.is_dir()]
+        numbers = [(path, int(match[1] or 1)) for path, match in found if match]
+        return [number for path, number in numbers if self._owns(path, number)]
+
+    def _owns(self, path: Path, number: int) -> bool:
+        """Whether a directory is one of this run's. Without a name in it, only the first one is."""
+        name = RunDirectory(path).name()
+        return number == 1 if name is None else name == self.name
 
     def _path(self, number: int) -> Path:
-        return Path(self.root).expanduser() / (self.name if number == 1 else f"{self.name}-{number}")
+        return self.folder / (self.name if number == 1 else f"{self.name}-{number}")
+
+
+def check_inside(path: Path, root: Path) -> None:
+    """Refuses a run directory that is a link to another place, or holds one: files there would be written over."""
+    for entry in (path, *path.iterdir()):
+        if not entry.resolve().is_relative_to(root.resolve() if entry == path else path.resolve()):
+            raise ValueError(
+                f"{entry} is a symbolic link to {entry.resolve()}, and a run is resumed only where its files are."
+                " Replace the link by what it leads to."
+            )
 
 
 class RunDirectory:
@@ -66,12 +111,30 @@ class RunDirectory:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The metrics of each step, in order; step 0 is the evaluation before the first one."""
-        return _read(self.path / METRICS)
+        return _read(self.path / METRICS, step=int)
 
     def column(self, name: str) -> tuple[list[int], list[float]]:
         """The steps in which a metric was measured, and its values."""
         known = [(row["step"], row[name]) for row in self.metrics() if row.get(name) is not None]
         return [step for step, _ in known], [value for _, value in known]
+
+    def identity(self) -> dict[str, Any]:
+        """What run.json says of the run: its name, and what it was made of. Nothing if there is no such file."""
+        file = self.path / RUN
+        if not file.is_file():
+            return {}
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            return found | {"name": str(found["name"])}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{file} cannot be read; put a copy of it there, or start a new run.") from error
+
+    def name(self) -> str | None:
+        """The name of the run, which is not always that of the directory; None if no file of it says."""
+        if (self.path / RUN).exists():
+            return self.identity()["name"]
+        settings = settings_of(self.config()) if (self.path / CONFIG).exists() else {}
+        return settings["run.name"][0].strip('"') if "run.name" in settings else None
 
     def answers(self, step: int) -> list[dict[str, Any]]:
         """Every answer of a step with its rewards and advantage, from the files of all hosts."""
@@ -80,11 +143,38 @@ class RunDirectory:
 
     def retired(self) -> list[dict[str, Any]]:
         """The indices of the examples that a step found solved, one row for each such step."""
-        return _read(self.path / RETIRED)
+        return _read(self.path / RETIRED, step=int, examples=list)
 
     def config(self) -> str:
-        """The text of config.yaml: every setting, and where it came from."""
-        return (self.path / CONFIG).read_text()
+        """The text of the newest config: every setting, and where it came from."""
+        return self.configs()[-1].read_text(encoding="utf-8")
+
+    def configs(self) -> list[Path]:
+        """config.yaml, and the files of the resumes that changed a setting, in order."""
+        later = {int(path.suffixes[0][1:]): path for path in self.path.glob("config.*.yaml") if _is_numbered(path)}
+        return [self.path / CONFIG, *(later[number] for number in sorted(later))]
+
+
+def _is_numbered(path: Path) -> bool:
+    return re.fullmatch(r"config\.[1-9]\d*\.yaml", path.name) is not None
+
+
+def settings_of(config: str) -> dict[str, tuple[str, str]]:
+    """Each setting in the text of a config, with its value as text and where it was written."""
+    found: dict[str, tuple[str, str]] = {}
+    section, item = "", -1
+    for line in config.splitlines():
+        match = SETTING.fullmatch(line)
+        if match is None:
+            continue
+        indent, dash, key, value, source = match.groups()
+        if not indent:
+            section, item = key, -1
+            continue
+        item += bool(dash)
+        name = f"{section}[{item}].{key}" if item >= 0 else f"{section}.{key}"
+        found[name] = ("" if value is None else value, (source or "").partition(" (")[0])
+    return found
 
 
 class Record:
@@ -105,12 +195,18 @@ class Record:
             _replace(self.file, self.history)
             if kept or self.solved.exists():
                 _replace(self.solved, kept)
-            self.events = SummaryWriter(str(path / "events"), purge_step=step + 1)
+            self.events = Events(path / "events", step)
 
     def write_config(self, text: str) -> None:
-        """Keeps the text of a config; a run that was started from Python may have none."""
-        if text:
-            (self.path / CONFIG).write_text(text)
+        """Keeps the text of a config, beside those before it if a setting differs. A run from Python may have none."""
+        found = RunDirectory(self.path)
+        if not text:
+            return
+        files = [file for file in found.configs() if file.exists()]
+        before = settings_of(files[-1].read_text(encoding="utf-8")) if files else {}
+        if {key: value for key, (value, _) in before.items()} != {key: v for key, (v, _) in settings_of(text).items()}:
+            name = CONFIG if not files else f"config.{len(files) + 1}.yaml"
+            (self.path / name).write_text(text, encoding="utf-8")
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one line of numbers. A number that is not finite becomes null, as JSON has no other word for it."""
@@ -121,9 +217,26 @@ class Record:
             return
         with self.file.open("a") as file:
             file.write(json.dumps(finite) + "\n")
-        for name, value in metrics.items():
-            self.events.add_scalar(name, float(value), step)
-        self.events.flush()
+        self.events.write(step, numbers)
+
+    def amend(self, metrics: Mapping[str, float]) -> None:
+        """Adds to the metrics of the last step: those of an evaluation that was due when the run was stopped."""
+        finite = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+        self.history[-1] |= finite
+        if self.events is not None:
+            _replace(self.file, self.history)
+            self.events.write(self.history[-1]["step"], metrics)
+
+    def lacks(self, step: int, name: str) -> bool:
+        """Whether the last row is that of `step`, without a metric. It is not if its line was cut off."""
+        return bool(self.history) and self.history[-1]["step"] == step and name not in self.history[-1]
+
+    def best(self, name: str | None) -> int | None:
+        """The first step in which a metric had its largest value so far; None before it was measured."""
+        known = [
+            (row[name], -row["step"]) for row in self.history if name and row.get(name) is not None and row["step"]
+        ]
+        return -max(known)[1] if known else None
 
     def retire(self, step: int, examples: Sequence[int]) -> None:
         """Writes one line with the indices of training examples that are not asked any more."""
@@ -135,7 +248,7 @@ class Record:
         """Writes one line for each answer of a step. Each of several hosts has its own file, by its number `host`."""
         folder = self.path / "completions"
         folder.mkdir(exist_ok=True)
-        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        lines = [_line(row) for row in rows]
         part = "" if host is None else f".host_{host}"
         (folder / f"step_{step:06d}{part}.jsonl").write_text("".join(lines), encoding="utf-8")
 
@@ -145,8 +258,51 @@ class Record:
             self.events.close()
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+def _line(row: Mapping[str, Any]) -> str:
+    """A row as a line of JSON, which has no word for NaN (null instead) and escapes for half a surrogate pair."""
+    finite = _without_nan(dict(row))
+    text = json.dumps(finite, ensure_ascii=False, allow_nan=False, default=str)
+    whole = all(not "\ud800" <= character <= "\udfff" for character in text)
+    return (text if whole else json.dumps(finite, allow_nan=False, default=str)) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _read(file: Path, **needs: type) -> list[dict[str, Any]]:
+    """The rows of a file, each with the fields that it `needs`, of these types.
+
+    A last line that was cut off, when the power or the disk failed, is left out with a warning, and so are blank lines
+    and zero bytes; any other line that cannot be read is an error.
+    """
+    if not file.exists():
+        return []
+    lines = file.read_bytes().removesuffix(b"\n").split(b"\n")
+    blank = [number for number, line in enumerate(lines, 1) if not line.strip(b"\0 \t\r")] if lines != [b""] else []
+    found = {number: _row(line, needs) for number, line in enumerate(lines, 1) if number not in blank and line}
+    for number in (number for number, row in found.items() if row is None):
+        if number != max(found):
+            shown = lines[number - 1][:80].decode(errors="replace")
+            raise ValueError(f"{file}:{number} is not a row of this file: {shown!r}. Mend the line, or remove it.")
+        blank.append(number)
+    for number in blank:
+        logging.getLogger("grpo_jax").warning("warning: %s:%d is left out: it is blank, or was cut off", file, number)
+    return [row for row in found.values() if row is not None]
+
+
+def _row(line: bytes, needs: Mapping[str, type]) -> dict[str, Any] | None:
+    """The row in a line; None if it is not one."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    fits = isinstance(row, dict) and all(type(row.get(name)) is kind for name, kind in needs.items())
+    return row if fits else None
 
 
 def _replace(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -11,12 +11,19 @@ from grpo_jax.devices.mesh import Layout, check_hosts
 from grpo_jax.devices.placing import place
 from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.grpo import init
+from grpo_jax.learner.finite import check_weights
 from grpo_jax.learner.update import check_split
 from grpo_jax.models import Model
-from grpo_jax.rewards import Example, score
+from grpo_jax.objectives.checking import check_group, check_objective
+from grpo_jax.ranges import WHOLE, check_range
+from grpo_jax.rewards import Example, as_mix, check_examples, score
+from grpo_jax.rewards.mixing import LARGEST_REWARD
+from grpo_jax.rollout.engine import longest_response
 from grpo_jax.structs import Prompts, TrainState, bucket
 from grpo_jax.tasks import Task
 from grpo_jax.training.overview import copy_bytes
+
+UNKNOWN_LENGTH = 16  # tokens, in place of the longest response of an engine that does not say it
 
 
 @dataclass(frozen=True)
@@ -30,15 +37,32 @@ class Settings:
     evaluate_every: int = 10  # steps between greedy answers to held-out prompts; 0 never
     evaluate_prompts: int = 64
     save_every: int = 50
-    keep: int = 2  # checkpoints
+    keep: int = 2  # newest checkpoints
+    keep_every: int = 0  # checkpoints of steps that this divides are kept for ever; 0 none
+    keep_best: str | None = None  # the checkpoint with the largest value of this metric is kept, e.g. eval/reward
     resample: int = 1  # rounds of sampling, at most, until a step's groups all differ in reward (DAPO's is 10)
+    max_skipped: int = 3  # steps in a row with an update that is not finite, after which the run ends
+    skip_spikes: float | None = None  # leave out gradients with a norm so many times the recent median; null: none
     retire: float | None = None  # mean reward from which a prompt is not asked again; null never (ScaleRL's is 0.9)
+    watchdog_minutes: float = 60.0  # after which a phase (sampling, learning, ...) counts as stuck; 0 never
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "prompts": 1, "evaluate_every": 0, "evaluate_prompts": 1, "keep": 1, "resample": 1}
-        for name, bound in (least | {"save_every": 1}).items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"train.{name} must be at least {bound}; got {getattr(self, name)}.")
+        for name in ("steps", "prompts", "max_prompt_tokens", "evaluate_prompts", "save_every", "keep", "max_skipped"):
+            check_range(f"train.{name}", getattr(self, name), least=1, most=WHOLE)
+        for name in ("evaluate_every", "keep_every"):
+            check_range(f"train.{name}", getattr(self, name), least=0, most=WHOLE, note="(0 is never)")
+        check_range("train.resample", self.resample, least=1, most=1000, note="(1 asks once)")
+        check_range("train.seed", self.seed, least=0, below=2**32)
+        if self.retire is not None:
+            check_range("train.retire", self.retire, above=0, most=LARGEST_REWARD, note="(null is never)")
+        if self.skip_spikes is not None:
+            check_range("train.skip_spikes", self.skip_spikes, above=1, note="(null is never)")
+        check_range("train.watchdog_minutes", self.watchdog_minutes, least=0, most=100_000, note="(0 is never)")
+        if self.keep_best is not None and self.keep_best.startswith("eval/") and not self.evaluate_every:
+            raise ValueError(
+                f"train.keep_best is {self.keep_best}, which is measured when held-out prompts are answered, and"
+                " train.evaluate_every is 0: that is never. Set it, or choose another metric."
+            )
 
 
 class Questions:
@@ -46,7 +70,8 @@ class Questions:
 
     def __init__(self, examples: Sequence[Example], model: Model, max_tokens: int):
         self.examples = examples
-        self.prompts = model.tokenizer.encode_all([example.prompt for example in examples], max_tokens)
+        prompts, sources = [example.prompt for example in examples], [example.source for example in examples]
+        self.prompts = model.tokenizer.encode_all(prompts, max_tokens, sources)
 
     def choose(self, indices: Sequence[int]) -> tuple[Prompts, list[Example]]:
         """The prompts and examples at these indices."""
@@ -85,15 +110,51 @@ def assemble(
     check_hosts(mesh)
     engine = algorithm.engine
     check_split(algorithm, settings.prompts, engine.responses, mesh)
+    _check_sizes(algorithm, settings, len(task.train))
+    count = min(settings.evaluate_prompts, len(task.held_out)) if settings.evaluate_every else 0
+    for kind, examples in {"training": task.train, "held-out": task.held_out[:count]}.items():
+        _check_rewards(algorithm, model, kind, examples)
     questions = Questions(task.train, model, settings.max_prompt_tokens)
     engine.check(model.policy, jax.tree.map(lambda a: a[: settings.prompts], questions.prompts))
-    score(algorithm.reward, task.train[:1], [[""]])  # a reward that does not fit the data fails now, not in an hour
-    count = min(settings.evaluate_prompts, len(task.held_out)) if settings.evaluate_every else 0
     held_out = Questions(task.held_out[:count], model, settings.max_prompt_tokens) if count else None
+    if held_out is not None:
+        engine.check(model.policy, jax.tree.map(lambda a: a[:1], held_out.prompts))
     return Session(settings, model, mesh, algorithm, questions, held_out)
+
+
+def _check_sizes(algorithm: Algorithm, settings: Settings, examples: int) -> None:
+    """Refuses steps larger than the data, groups that nothing can be learned from, and functions that do not fit."""
+    if settings.prompts > examples:
+        raise ValueError(
+            f"train.prompts must be at most the number of training examples, or a step would ask some of them twice;"
+            f" got {settings.prompts} prompts and {examples} examples. Lower it, and raise rollout.responses instead."
+        )
+    G, T = algorithm.engine.responses, longest_response(algorithm.engine)
+    if G is None:
+        return
+    if settings.resample > 1 and G == 1:
+        raise ValueError(
+            "train.resample samples until the responses to a prompt differ in reward, so it needs at least 2 of them;"
+            " got 1. Raise rollout.responses, or leave out train.resample."
+        )
+    check_group(algorithm.objective, G)
+    R = len(as_mix(algorithm.reward).parts)
+    check_objective(algorithm.objective, settings.prompts, G, UNKNOWN_LENGTH if T is None else T, R)
+
+
+def _check_rewards(algorithm: Algorithm, model: Model, kind: str, examples: Sequence[Example]) -> None:
+    """Shows every example to the rewards that say what they need, and tries all rewards on the first one."""
+    if examples:
+        check_examples(algorithm.reward, examples, kind)
+        shortest = [[[model.tokenizer.end_ids[0]]]]
+        score(algorithm.reward, examples[:1], [[""]], shortest, step=0, seconds=algorithm.reward_seconds)
 
 
 def first_state(session: Session) -> TrainState:
     """The state before the first step, on the devices."""
-    state = init(session.algorithm, session.model.params(session.mesh))
+    params = session.model.params(session.mesh)
+    check_weights(params, "the model")
+    if session.algorithm.teacher is not None:
+        check_weights(session.algorithm.teacher[1], "the teacher")
+    state = init(session.algorithm, params)
     return jax.tree.map(place, state, weight_shardings(state, session.mesh))

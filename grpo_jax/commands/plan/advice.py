@@ -7,7 +7,7 @@ from grpo_jax.commands.plan.programs import Phase
 from grpo_jax.commands.plan.search import FAR_TOO_MUCH, fits
 from grpo_jax.devices.mesh import prompt_shards
 from grpo_jax.devices.sharding import devices_per_group
-from grpo_jax.rollout.sizes import prompts_held, rows_at_once
+from grpo_jax.rollout.sizes import prompts_held, subgroups_at_once
 
 Saved = dict[str, int | float]
 
@@ -58,12 +58,12 @@ def _for_sampling(case: Case, figures: dict[str, Any]) -> Saved:
 
 
 def _half_of_the_prompts(case: Case) -> tuple[int, int] | None:
-    """An `at_once` of half the prompts that are held now, and the rows that a host holds then; None if not fewer."""
+    """An `at_once` of half the prompts held now, and how many subgroups a host then holds; None if not fewer."""
     held, hosts = case.sampled[0], case.mesh.size // case.host_mesh.size
     spread = devices_per_group(case.settings.prompts, case.sampler.responses, case.mesh)
     at_once = max(held * hosts // spread // 2, 1)
-    rows = prompts_held(held, rows_at_once(at_once, spread, hosts), prompt_shards(case.host_mesh))
-    return (at_once, rows) if rows < held else None
+    subgroups = prompts_held(held, subgroups_at_once(at_once, spread, hosts), prompt_shards(case.host_mesh))
+    return (at_once, subgroups) if subgroups < held else None
 
 
 def _for_learning(case: Case, learned: dict[int, Phase]) -> Saved:

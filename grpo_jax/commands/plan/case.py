@@ -20,8 +20,9 @@ from grpo_jax.learner.microbatches import Cut, cut
 from grpo_jax.learner.room import choices_of, needed_bytes, responses_that_fit
 from grpo_jax.learner.update import check_split
 from grpo_jax.models import Shape, decoder_policy, find_shape
+from grpo_jax.objectives.checking import check_group
 from grpo_jax.rollout import Sampler, native_sampler
-from grpo_jax.rollout.sizes import prompts_held, rows_at_once
+from grpo_jax.rollout.sizes import prompts_held, subgroups_at_once
 from grpo_jax.structs import Policy, TrainState, bucket
 from grpo_jax.training.overview import copy_bytes
 from grpo_jax.training.session import Settings
@@ -53,12 +54,12 @@ class Case:
 
     @property
     def sampled(self) -> tuple[int, int, int]:
-        """What one host samples, as the sampler decides it: rows held at once, responses in each, and rounds."""
+        """What one host samples, as the sampler decides it: subgroups held at once, responses in each, and rounds."""
         prompts, sampler, hosts = self.settings.prompts, self.sampler, self.mesh.size // self.host_mesh.size
         spread = devices_per_group(prompts, sampler.responses, self.mesh)
-        rows, at_once = prompts * spread // hosts, rows_at_once(sampler.at_once, spread, hosts)
-        held = prompts_held(rows, at_once, prompt_shards(self.host_mesh))
-        return held, sampler.responses // spread, -(-rows // held)
+        subgroups, at_once = prompts * spread // hosts, subgroups_at_once(sampler.at_once, spread, hosts)
+        held = prompts_held(subgroups, at_once, prompt_shards(self.host_mesh))
+        return held, sampler.responses // spread, -(-subgroups // held)
 
     @property
     def choices(self) -> list[int]:
@@ -120,6 +121,7 @@ def assemble(config: Config, found: Slice) -> Case:
     mesh = config.mesh.build().mesh(found.devices(), copy_bytes(policy), found.chip.memory)
     check_hosts(mesh)
     check_split(algorithm, settings.prompts, sampler.responses, mesh)
+    check_group(algorithm.objective, sampler.responses)
     one = mesh if found.hosts == 1 else host_mesh(mesh, found.host.devices())
     return Case(config, algorithm, sampler, shape, settings, found, mesh, one)
 

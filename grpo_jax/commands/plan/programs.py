@@ -1,5 +1,6 @@
 """A config's own programs, compiled for a TPU slice on any machine, and what they need there."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, wraps
@@ -85,7 +86,7 @@ def plan_learning(case: Case, responses_at_once: int) -> Phase:
     how = case.cut(responses_at_once)
     learn, step = compile_learning(case, how)
     used, after = memory_of(learn), memory_of(step)
-    microbatches = case.settings.prompts * how.spread // how.rows * how.splits
+    microbatches = case.settings.prompts * how.spread // how.subgroups * how.splits
     moved = microbatches * collective_bytes(learn.as_text() or "")
     moved += case.algorithm.minibatches * collective_bytes(step.as_text() or "")
     waiting = device_bytes((case.state.opt_state, case.state.reference))
@@ -170,16 +171,16 @@ def compile_learning(case: Case, how: Cut) -> tuple[jax.stages.Compiled, jax.sta
     total, _ = add_gradient.eval_shape(algorithm, shardings, state.params, None, chosen, slots)
     replicated = NamedSharding(mesh, PartitionSpec())
     total = with_shardings(total, (*jax.tree.map(lambda _: replicated, total[:2]), weight_shardings(total[2], mesh)))
-    alone = how.splits == 1 and how.rows == case.settings.prompts // algorithm.minibatches * how.spread
+    alone = how.splits == 1 and how.subgroups == case.settings.prompts // algorithm.minibatches * how.spread
     before = None if alone else total
     learn = add_gradient.lower(algorithm, shardings, state.params, before, chosen, slots).compile()
-    return learn, descend.lower(algorithm, shardings, state, total[2], 1).compile()
+    return learn, descend.lower(algorithm, shardings, state, total, 1, math.inf).compile()
 
 
 def microbatch_shapes(case: Case, how: Cut) -> tuple[Batch, jax.ShapeDtypeStruct]:
     """A microbatch with the longest responses, and its slots."""
     sampler, objective, T = case.sampler, case.algorithm.objective, case.sampler.max_tokens
-    P, G = how.rows, sampler.responses // how.spread // how.splits
+    P, G = how.subgroups, sampler.responses // how.spread // how.splits
     rollouts = rollout_shapes(prompt_shapes(P, case.length), G, T, sampler.distribution)
     numbers_PGT, advantages_PG = rollouts.logprobs_PGT, jax.ShapeDtypeStruct((P, G), jnp.float32)
     batch = Batch(

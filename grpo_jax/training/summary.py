@@ -1,0 +1,52 @@
+"""What a run prints before its first step and after its last."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from grpo_jax.structs import TrainState
+from grpo_jax.training.checkpoint import size_of
+from grpo_jax.training.opening import most_at_once
+from grpo_jax.training.overview import table as overview
+from grpo_jax.training.progress import Progress
+from grpo_jax.training.record import Record
+from grpo_jax.training.session import Session
+
+
+def introduction(session: Session, state: TrainState, path: Path) -> str:
+    """What is about to happen, in numbers."""
+    settings, algorithm = session.settings, session.algorithm
+    size = sum(array.size for array in jax.tree.leaves(state.params))
+    kl = algorithm.objective.kl if algorithm.objective.needs_reference else None
+    devices = overview(
+        session.mesh, jax.process_count(), algorithm.policy, state, settings.prompts, algorithm.engine.responses
+    )
+    return (
+        f"{size / 1e6:.1f} M parameters on {session.mesh.size} {session.mesh.devices.flat[0].platform} device(s);"
+        f" {len(session.questions.examples)} training prompts,"
+        f" {len(session.held_out.examples) if session.held_out else 'no'} held-out ones\n"
+        f"{settings.prompts} prompts a step, {algorithm.minibatches} optimiser step(s) each;"
+        f" {'no reference policy, as there is no KL term' if kl is None else f'KL coefficient {kl.coefficient}'}\n"
+        f"{devices}\n"
+        f"{'each checkpoint':<22} {size_of(state) / 1e9:.2f} GB at most; {most_at_once(settings)} at most on disk\n"
+        f"{'resuming at' if int(state.step) else 'from'} step {int(state.step)} to {settings.steps}, into {path}"
+    )
+
+
+def conclusion(record: Record, progress: Progress) -> str:
+    """The first rewards against the last, and where everything is. Steps that taught nothing are not compared."""
+    taught = [row for row in record.history if not row.get("skipped_updates")]
+    rewards, held_out = (
+        [row[name] for row in taught if row.get(name) is not None] for name in ("reward", "eval/reward")
+    )
+    few = min(3, len(rewards))
+    text = "no step was learned from, so there are no rewards to compare"
+    if few:
+        first, last = (np.mean(part) for part in (rewards[:few], rewards[-few:]))
+        text = f"reward {first:.3f} -> {last:.3f} (mean of the first and of the last {few} steps)"
+    skipped = len([row for row in record.history if row.get("skipped_updates")])
+    text += f", without {skipped} step(s) that had updates left out" if skipped else ""
+    if len(held_out) > 1:
+        text += f"; held-out reward {held_out[0]:.3f} -> {held_out[-1]:.3f}"
+    return f"{text}\ndone in {progress.elapsed()}; metrics, answers and checkpoints are in {record.path}"

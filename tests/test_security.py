@@ -241,7 +241,7 @@ ESCAPES = [
 def test_a_chat_template_cannot_leave_its_sandbox(template):
     tokenizer = byte_tokenizer()
     tokenizer.backend.chat_template = template
-    with pytest.raises(ValueError, match="chat template refuses it: (SecurityError|UndefinedError)"):
+    with pytest.raises(ValueError, match=r"chat template refuses it: (SecurityError|UndefinedError)"):
         tokenizer.encode([{"role": "user", "content": "hello"}])
 
 

@@ -361,6 +361,7 @@ def prompts_asked(path) -> list[list[str]]:
     return [list(dict.fromkeys(str(row["prompt"]) for row in step)) for step in rows]
 
 
+@pytest.mark.slow
 def test_solved_prompts_are_not_asked_again_whether_or_not_the_run_was_stopped(tmp_path):
     """Every answer earns 1, so every prompt that was asked is solved."""
     config = tmp_path / "some.yaml"

@@ -65,6 +65,7 @@ def arrays():
 
 
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (30, None), (64, 5.0)])
+@pytest.mark.slow
 def test_plain_attention_equals_a_float64_loop(arrays, window, softcap):
     query_PGHTC, own, prefix, *scope = arrays
     output_PGHTC = plain_rows(query_PGHTC, own, Scope(*scope), prefix, window, softcap)
@@ -76,6 +77,7 @@ def test_plain_attention_equals_a_float64_loop(arrays, window, softcap):
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("with_prompt", [True, False])
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (64, 5.0)])
+@pytest.mark.slow
 def test_kernels_have_the_values_and_gradients_of_the_formula(arrays, name, with_prompt, window, softcap):
     query_PGHTC, own, prefix, start_PGT, valid_PGT, prompt_PL = arrays
     scope = Scope(start_PGT, valid_PGT, prompt_PL if with_prompt else None)

@@ -15,6 +15,8 @@ from grpo_jax.commands.bench.train import build_algorithm, random_answers, usefu
 from grpo_jax.models import SHAPES, decoder_policy
 from grpo_jax.objectives import credit
 
+pytestmark = pytest.mark.slow  # runs benchmarks
+
 FEW = ["--model", "tiny", "--prompts", "8", "--responses", "2", "--prompt-tokens", "8", "--repeat", "1"]
 
 

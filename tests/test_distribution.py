@@ -74,6 +74,7 @@ def test_a_penalty_without_a_mask_of_earlier_tokens_is_refused():
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.slow
 def test_draws_pass_a_chi_square_test(name):
     logits_V, seen_V = random_case(1)
     distribution, n = DISTRIBUTIONS[name], 200_000
@@ -144,6 +145,7 @@ def test_a_chosen_token_stays_possible_when_rounding_would_exclude_it():
     ],
     ids=lambda settings: "-".join(settings),
 )
+@pytest.mark.slow
 def test_the_trainer_scores_under_the_distribution_that_was_sampled(settings):
     model = tiny(remat="none")
     params = model.params(Layout().mesh(jax.devices()[:1]))
@@ -162,6 +164,7 @@ def test_the_trainer_scores_under_the_distribution_that_was_sampled(settings):
 
 
 @pytest.mark.parametrize("prompts", [8, 6])  # 6 do not divide over the 4 devices of prompts
+@pytest.mark.slow
 def test_scores_under_a_penalty_and_their_gradients_do_not_depend_on_the_mesh(prompts):
     model, mesh = tiny(), Layout(data=2, fsdp=2, tensor=2).mesh()
     one = model.params(Layout().mesh(jax.devices()[:1]))

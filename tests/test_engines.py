@@ -55,6 +55,7 @@ def trained(mesh, steps: int) -> tuple[list[float], dict[str, float]]:
     return rewards, gj.evaluate(algorithm, MODEL, EXAMPLES, state.params)
 
 
+@pytest.mark.slow
 def test_a_function_trains_and_evaluates_on_a_mesh_of_eight_devices_as_on_one():
     alone, evaluated = trained(Layout().mesh(jax.devices()[:1]), 12)
     rewards, also = trained(Layout(2, 2, 2).mesh(), 12)
@@ -125,6 +126,7 @@ def test_a_function_cannot_be_asked_for_greedy_baselines():
         build(objective=gj.objectives.remax())
 
 
+@pytest.mark.slow
 def test_a_config_names_an_engine(tmp_path, monkeypatch, capsys):
     """What a config names is called with the end tokens and the tokenizer's `decode`, and gives the engine."""
     (tmp_path / "my_engines.py").write_text(

@@ -88,6 +88,7 @@ OBJECTIVES = [grpo(), grpo(kl_place="reward", kl_estimator="k1"), dr_grpo(length
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=["grpo", "reward_kl", "dr_grpo", "dapo", "gspo", "rloo"])
+@pytest.mark.slow
 def test_the_gradient_does_not_depend_on_microbatches(objective, rollouts):
     whole, measured = change_of(build(objective=objective), rollouts)
     parts, also = change_of(build(objective=objective, responses_at_once=8), rollouts)
@@ -110,6 +111,7 @@ def test_padding_is_what_was_computed_for_nothing(rollouts):
     assert metrics["padding_frac"] == pytest.approx(1 - live / (4 * 3 * 12 + PROMPTS.valid_PL.size))
 
 
+@pytest.mark.slow
 def test_reading_the_prompt_once_gives_the_gradient_of_reading_it_for_every_response(rollouts):
     G = 4
     apart = Prompts(np.repeat(PROMPTS.tokens_PL, G, axis=0), np.repeat(PROMPTS.valid_PL, G, axis=0))
@@ -255,6 +257,7 @@ def test_a_split_that_leaves_prompts_over_is_refused_with_the_choices(changes, w
 
 
 @pytest.mark.parametrize("layout", [None, Layout(2, 2, 2)])
+@pytest.mark.slow
 def test_the_second_step_compiles_nothing(layout):
     mesh = ONE if layout is None else layout.mesh()
     algorithm = build(optimizer=adamw(1e-3))
@@ -268,6 +271,7 @@ def test_the_second_step_compiles_nothing(layout):
     assert [program._cache_size() for program in programs] == known
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_a_tiny_task_from_scratch():
     """From random weights: say the letter that was asked for."""
     examples = [Example(f"Say {letter}", letter) for letter in "abcdef"]
@@ -291,6 +295,7 @@ def test_a_tiny_model_learns_a_tiny_task_from_scratch():
     assert np.mean(rewards[-5:]) > 0.9
 
 
+@pytest.mark.slow
 def test_an_engine_of_ten_lines_trains():
     def engine(policy, params, prompts, key, G=16, T=3):
         all_PGT = jnp.ones((len(prompts.tokens_PL), G, T), bool)
@@ -326,6 +331,7 @@ def test_an_engine_of_ten_lines_trains():
 @pytest.mark.parametrize(
     "optimizer", [adamw(1e-3, 0, moments="bfloat16"), adafactor(1e-3, 0)], ids=["bf16", "factored"]
 )
+@pytest.mark.slow
 def test_smaller_moments_save_memory_and_move_every_weight(optimizer, rollouts):
     usual, small = (
         sum(a.nbytes for a in jax.tree.leaves(init(build(optimizer=each), PARAMS).opt_state))

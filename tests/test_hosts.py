@@ -30,6 +30,8 @@ from grpo_jax.tasks import arithmetic
 from grpo_jax.training.evaluation import evaluate_questions
 from grpo_jax.training.session import assemble, first_state
 
+pytestmark = pytest.mark.slow  # starts processes
+
 REWARDS = """
 import time
 from concurrent.futures import ThreadPoolExecutor

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from grpo_jax.commands.plan.hlo import collective_bytes
 from grpo_jax.devices.mesh import Layout
@@ -42,6 +43,7 @@ def temporary_bytes(T: int, chunk: int, monkeypatch) -> int:
     return jax.jit(jax.grad(total)).lower(params).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_chunk_and_not_with_vocabulary_times_tokens(monkeypatch):
     chunk, T = 256, 256
     whole, row = 4 * V * 8 * T, 4 * V * chunk  # bytes of all logits, and of a chunk's
@@ -70,6 +72,7 @@ def received_bytes(chunk: int, monkeypatch) -> int:
         )
 
 
+@pytest.mark.slow
 def test_devices_receive_the_head_and_its_gradient_once_however_many_chunks_there_are(monkeypatch):
     once, often = received_bytes(64, monkeypatch), received_bytes(8, monkeypatch)
     assert once > 4 * V * SHAPE.width  # the head

@@ -19,6 +19,8 @@ from grpo_jax.objectives import grpo
 from grpo_jax.rollout import Sampler, stages
 from grpo_jax.tasks import Example
 
+pytestmark = pytest.mark.slow  # compiles for meshes of eight devices
+
 MODEL = tiny()
 MESHES = [(data, fsdp, 8 // data // fsdp) for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if data * fsdp <= 8]
 

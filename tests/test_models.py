@@ -75,6 +75,7 @@ def read_rollouts(file: Path):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("remat", ["full", "products", "none"])
+@pytest.mark.slow
 def test_log_probs_and_entropies_are_those_of_transformers(name, remat):
     policy, params = load_golden(name, remat=remat)
     rollouts, expected = read_expected(name)
@@ -104,6 +105,7 @@ def test_a_wrong_rope_scaling_changes_the_log_probs_of_the_golden_model(tmp_path
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_decoding_with_a_cache_gives_the_hidden_states_of_teacher_forcing(name):
     policy, params = load_golden(name)
     rollouts, _ = read_expected(name)
@@ -119,6 +121,7 @@ def test_decoding_with_a_cache_gives_the_hidden_states_of_teacher_forcing(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_rows_may_start_at_any_cursor_of_the_ring_buffer(name):
     policy, params = load_golden(name)
     rollouts, _ = read_expected(name)

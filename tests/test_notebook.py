@@ -13,6 +13,8 @@ from nbclient import NotebookClient
 
 import grpo_jax
 
+pytestmark = pytest.mark.slow  # runs notebooks
+
 ROOT = Path(__file__).parents[1]
 PATH = ROOT / "notebooks" / "grpo_on_one_page.ipynb"
 QUICK = {"GRPO_JAX_NOTEBOOK_SMOKE": "1", "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # it mostly compiles

@@ -405,6 +405,7 @@ TIES = {"gfpo of 2", "pods of 2", "cppo", "cppo of 1"}  # of equal responses the
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - {"clip_cov"}))  # which draws tokens by their position
+@pytest.mark.slow
 def test_permuting_prompts_and_responses_permutes_the_gradient(name):
     objective, case = OBJECTIVES[name], random_case(P=3)
     if name in TIES:  # nine lengths, and nine rewards whose distances differ
@@ -453,6 +454,7 @@ def test_token_advantages_equal_to_those_of_their_response_change_nothing(object
 
 
 @every_preset
+@pytest.mark.slow
 def test_losses_gradients_and_sums_of_microbatches_add_up(objective):
     case = random_case(P=4)
     batch, new_PGT = batch_of(objective, case), jnp.asarray(case.new_PGT, jnp.float32)
@@ -490,6 +492,7 @@ def test_gradients_are_finite_though_policy_and_reference_have_moved_apart(objec
 
 
 @every_preset
+@pytest.mark.slow
 def test_a_response_without_a_reward_has_no_gradient(objective):
     """Not even by a KL term. A teacher needs no reward."""
     case = random_case(P=3, G=4)
@@ -554,6 +557,7 @@ def test_a_batch_without_any_action_has_no_loss_and_no_gradient(objective):
 
 
 @presets_but(*LEVEL, *AGAIN)
+@pytest.mark.slow
 def test_groups_of_one_have_no_gradient(objective):
     gradient_PGT = measure(objective, random_case(P=4, G=1))[1]
     np.testing.assert_array_equal(gradient_PGT, jnp.zeros((4, 1, 6)))

@@ -21,6 +21,7 @@ MEASURED = ("reward", "kl", "loss", "grad_norm", "entropy", "completions/mean_le
 @pytest.mark.parametrize(
     "config", ["old.yaml", "old/config.yaml"], ids=["its own config", "the config of its directory"]
 )
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_is_resumed(config, tmp_path):
     shutil.copytree(DATA / "old", tmp_path / "old")
     overrides = [f"run.root={tmp_path}", "train.steps=5"]

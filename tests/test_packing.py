@@ -62,6 +62,7 @@ def test_parts_cover_every_response_once_and_put_like_with_like():
     assert max(longest[4:]) <= max(longest[:4])
 
 
+@pytest.mark.slow
 def test_packed_rows_compute_the_log_probs_and_gradients_of_rows_of_their_own():
     sampler = Sampler(tuple(range(0, 256, 10)), responses=4, max_tokens=128)
     rollouts = jax.tree.map(jnp.asarray, sampler(MODEL.policy, PARAMS, PROMPTS, jax.random.key(0)))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -13,6 +14,7 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_api_block_runs_and_its_reward_climbs(capsys):
     (block,) = blocks("README.md")
     assert len(block.splitlines()) <= 33
@@ -22,6 +24,7 @@ def test_the_api_block_runs_and_its_reward_climbs(capsys):
     assert sum(rewards[-5:]) / 5 > 2 * sum(rewards[:5]) / 5
 
 
+@pytest.mark.slow
 def test_the_page_about_python_runs_from_top_to_bottom(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, *rest = blocks("docs/python.md")

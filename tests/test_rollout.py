@@ -109,6 +109,7 @@ def test_sampling_stops_when_every_row_has_ended():
 
 
 @pytest.mark.parametrize("at_once", [None, 4])
+@pytest.mark.slow
 def test_eight_devices_sample_the_tokens_of_one(at_once, monkeypatch):
     monkeypatch.setattr(sizes, "SHORTEST_RING", 4)
     mesh = Layout(data=2, fsdp=2, tensor=2).mesh()
@@ -121,6 +122,7 @@ def test_eight_devices_sample_the_tokens_of_one(at_once, monkeypatch):
     np.testing.assert_allclose(alone.logprobs_PGT, shared.logprobs_PGT, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_row_counts_ring_lengths_and_waiting_change_no_token(monkeypatch):
     sampler = Sampler(tuple(range(0, 256, 10)), responses=4, max_tokens=60)
     prompts = MODEL.tokenizer.encode_all([f"number {n}" for n in range(16)], max_tokens=64)
@@ -142,6 +144,7 @@ def test_row_counts_ring_lengths_and_waiting_change_no_token(monkeypatch):
     assert any(wrapped for _, wrapped in grown)
 
 
+@pytest.mark.slow
 def test_a_thousand_steps_of_random_lengths_need_a_handful_of_programs():
     """The host's decisions, without the devices; `next_ring` and `next_shape` are what the sampler calls."""
     random = np.random.default_rng(0)

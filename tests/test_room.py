@@ -30,6 +30,7 @@ def build(**changes) -> Algorithm:
     return Algorithm(MODEL.policy, sampler, MODEL.tokenizer.decode, lambda example, response: 0.0, **parts)
 
 
+@pytest.mark.slow
 def test_the_estimate_is_near_the_peak_that_the_tpu_compiler_gave(tpu_config):
     """The compiled peak stands at the head of each config; the estimate may be 5 % below it and 20 % above."""
     pytest.importorskip("libtpu", reason="libtpu is large, and only tests of TPUs need it")
@@ -53,6 +54,7 @@ def test_choices_are_all_cuts_that_leave_every_device_the_same_work():
         assert how.subgroups // 8 * (4 // how.splits) == n
 
 
+@pytest.mark.slow
 def test_groups_stay_whole_if_the_loss_compares_their_responses():
     assert room.choices_of(6, 4, None, whole_groups=True) == [24, 12, 8, 4]
     assert room.responses_that_fit(build(objective=real()), 6, 4, 32, 16, None, memory=1) == 4
@@ -71,6 +73,7 @@ def test_more_memory_never_means_fewer_responses_and_a_reference_needs_its_own()
     assert extra == weights
 
 
+@pytest.mark.slow
 def test_what_a_user_sets_counts_whatever_the_memory(monkeypatch):
     mesh = Layout().mesh(jax.devices()[:1])
     params, prompts = MODEL.params(mesh), MODEL.tokenizer.encode_all(["a", "b"], 32)

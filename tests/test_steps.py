@@ -95,6 +95,7 @@ def again(algorithm: Algorithm, state: TrainState, rollouts: Rollouts) -> tuple[
 
 
 @pytest.mark.parametrize("objective", [objectives.dapo(), objectives.rloo(kl=0.0)], ids=["recomputed", "current"])
+@pytest.mark.slow
 def test_what_later_minibatches_have_moved_is_no_mismatch_of_the_sampler(rollouts, objective):
     algorithm = build(objective=objective, minibatches=2, optimizer=adamw(1e-2, warmup_steps=1))
     state, metrics = again(algorithm, fresh(algorithm), rollouts)
@@ -112,6 +113,7 @@ def held(reference: Reference, coefficient=0.1) -> Objective:
 
 
 @pytest.mark.parametrize("reference", [Reference(), Reference(2), Reference(1, 0.25), Reference(2, 0.5)], ids=str)
+@pytest.mark.slow
 def test_a_reference_is_what_its_setting_makes_of_the_parameters_so_far(reference, rollouts):
     algorithm = build(objective=held(reference))
     state, expected = fresh(algorithm), host(PARAMS)
@@ -172,6 +174,7 @@ def test_a_coefficient_may_follow_the_entropy_of_all_answers(rollouts, target):
     np.testing.assert_allclose(state.coefficients["term 1"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_coefficient_in_effect_is_the_one_in_the_state(rollouts):
     """An update with 0.3 in the state is the one of a fixed coefficient of 0.3."""
     changes = []
@@ -207,6 +210,7 @@ def test_coefficients_and_references_survive_a_checkpoint(rollouts, tmp_path):
 # Teachers.
 
 
+@pytest.mark.slow
 def test_distillation_brings_the_policy_closer_to_its_teacher():
     """The sampled reverse KL, of the policy's own answers, falls to less than half."""
     teacher = tiny(seed=1, remat="none")
@@ -272,6 +276,7 @@ def checksum(example: Example, response: str) -> float:
     return sum(place * ord(letter) for place, letter in enumerate(response, start=1)) % 101 / 101
 
 
+@pytest.mark.slow
 def test_the_greedy_baseline_is_the_reward_of_the_likeliest_answer():
     algorithm = build(
         reward=checksum,
@@ -328,6 +333,7 @@ def test_parts_that_users_write_train():
         assert largest_change(host(state.params), before) > 1e-4
 
 
+@pytest.mark.slow
 def test_the_gradient_of_users_parts_is_the_one_of_their_formula(rollouts):
     """d/dparams of the mean over tokens of 0.5 A log pi for the first two tokens of each response, A = +1 or -1."""
     objective = replace(objectives.dapo(), surrogate=halved, advantage=above_a_half, masks=(FirstTokens(),))
@@ -512,6 +518,7 @@ def change_of(objective: Objective, whole: Whole, layout: Layout | None = None, 
 
 
 @pytest.mark.parametrize("name", CUT)
+@pytest.mark.slow
 def test_microbatches_and_devices_change_nothing_but_rounding(name, whole):
     expected = change_of(CUT[name], whole)
     scale = largest_change(expected, jax.tree.map(np.zeros_like, expected))
@@ -522,6 +529,7 @@ def test_microbatches_and_devices_change_nothing_but_rounding(name, whole):
 
 
 @pytest.mark.parametrize("name", CUT)
+@pytest.mark.slow
 def test_what_makes_an_objective_special_moves_the_parameters(name, whole):
     """Or the test above would be one of the same objective several times."""
     plain = replace(
@@ -533,6 +541,7 @@ def test_what_makes_an_objective_special_moves_the_parameters(name, whole):
 
 @pytest.mark.parametrize("objective", [ADAPTIVE, held(Reference(1, 0.5))], ids=["adaptive", "average"])
 @pytest.mark.parametrize("layout", [None, Layout(2, 2, 2)], ids=["one device", "mesh"])
+@pytest.mark.slow
 def test_what_moves_between_steps_compiles_nothing_new(objective, layout):
     mesh = ONE if layout is None else layout.mesh()
     algorithm = build(objective=objective, optimizer=adamw(1e-3))

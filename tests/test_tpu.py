@@ -21,6 +21,8 @@ from grpo_jax.config import Config, read
 from grpo_jax.models.decoder import Rope, Shape
 from grpo_jax.models.policy import decoder_policy
 
+pytestmark = pytest.mark.slow  # compiles for TPUs
+
 SHAPE = Shape(
     vocabulary=32768,
     width=1024,

@@ -565,6 +565,7 @@ NO_RUN = "2 error: There is no run quickstart in ../bucket/runs to resume."
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) and value and isinstance(value[0], str) else "",
 )
+@pytest.mark.slow
 def test_babysit_resumes_interrupted_jobs_and_exits_with_the_code_of_others(cloud, ends, code, launches):
     cloud.end_training(1, *ends)
     cloud.end_training(2, "0")
@@ -583,6 +584,7 @@ def test_babysit_resumes_interrupted_jobs_and_exits_with_the_code_of_others(clou
     ],
     ids=["last line", "other lines follow on one worker", "other lines follow on all", "only in the launch before"],
 )
+@pytest.mark.slow
 def test_a_job_interrupted_before_its_run_was_created_starts_a_new_run(cloud, resumed, last, code):
     cloud.end_training(1, "75")
     cloud.end_training(2, *resumed)

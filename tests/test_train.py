@@ -48,6 +48,7 @@ def without_times(rows):
     return [{name: value for name, value in row.items() if "time" not in name} for row in rows]
 
 
+@pytest.mark.slow
 def test_resuming_gives_the_run_that_was_never_stopped(config, tmp_path, capsys):
     assert main(["train", str(config)]) == 0
     assert main(["train", str(config), "train.steps=2", "run.name=halted"]) == 0
@@ -62,6 +63,7 @@ def test_resuming_gives_the_run_that_was_never_stopped(config, tmp_path, capsys)
     assert "step 3/3  reward" in printed and "resuming at step 2 to 3" in printed
 
 
+@pytest.mark.slow
 def test_a_run_directory_holds_what_was_asked_and_what_happened(config, tmp_path):
     assert main(["train", str(config), "train.steps=1"]) == 0
     path = tmp_path / "runs" / "short"

@@ -92,7 +92,7 @@ def _divides(mesh: Mesh | AbstractMesh, axis: str | tuple[str, ...], size: int) 
 
 
 def shards_per_group(prompts: int, shards: int) -> int:
-    """The fewest shards that each group is spread over, so that all shards have equally many parts of groups."""
+    """The fewest shards that each group is spread over, so that all shards have equally many subgroups."""
     return shards // math.gcd(prompts, shards)
 
 

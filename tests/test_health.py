@@ -396,4 +396,4 @@ def test_objectives_in_turn_leave_no_threads_files_or_programs_behind(tmp_path, 
     (files, threads, maps), *_, (files_after, threads_after, maps_after) = held[1:]
     assert files_after < files + 7  # one for each of the seven runs between would be 7
     assert threads_after < threads + 7  # the pools of Orbax begin their threads as they need them, so some come later
-    assert maps_after < maps + 700  # the programs of one run have more
+    assert maps_after < maps + 700

@@ -66,12 +66,14 @@ def test_no_module_runs_code_from_data(path):
 
 def test_nothing_listens_for_connections():
     """JAX's own coordinator of several hosts is the only server of a run."""
-    servers = {"socketserver", "http.server", "bind", "listen", "create_server", "start_server"}
+    servers = {"socketserver", "http.server", "create_server", "start_server"}
     for path in SOURCES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        assert names.isdisjoint(servers), path
+        attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        of_sockets = {"bind", "listen"} if "socket" in modules else set()
+        assert (attributes | modules).isdisjoint(servers | of_sockets), path
 
 
 # Model directories.
@@ -237,11 +239,9 @@ ESCAPES = [
 
 @pytest.mark.parametrize("template", ESCAPES)
 def test_a_chat_template_cannot_leave_its_sandbox(template):
-    from jinja2.exceptions import SecurityError, UndefinedError
-
     tokenizer = byte_tokenizer()
     tokenizer.backend.chat_template = template
-    with pytest.raises((SecurityError, UndefinedError)):
+    with pytest.raises(ValueError, match=r"chat template refuses it: (SecurityError|UndefinedError)"):
         tokenizer.encode([{"role": "user", "content": "hello"}])
 
 
@@ -249,7 +249,7 @@ def test_a_chat_template_cannot_leave_its_sandbox(template):
 def test_a_loop_of_a_chat_template_is_bounded(template):
     tokenizer = byte_tokenizer()
     tokenizer.backend.chat_template = template
-    with pytest.raises(OverflowError, match="Range too big"):
+    with pytest.raises(ValueError, match="OverflowError: Range too big"):
         tokenizer.encode([{"role": "user", "content": "hello"}])
 
 
@@ -301,4 +301,5 @@ def test_the_constraints_pin_what_the_package_needs_with_hashes_and_name_no_regi
     needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     names = {re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-") for requirement in needed}
     assert names <= {name.lower().replace("_", "-") for name in pinned}
-    assert re.search(r"https?://|index-url|find-links|trusted-host", text) is None
+    assert "://" not in text
+    assert re.search(r"^ *-(?!-hash=)", text, re.MULTILINE) is None  # no option that names an index

@@ -101,7 +101,8 @@ def line(node: yaml.Node) -> str:
 
 def refusal(node: yaml.Node, key: str, problem: str) -> ConfigError:
     """An error that starts with the location of a node and its key. It does not repeat a secret."""
-    if isinstance(node, yaml.ScalarNode) and node.value and is_secret(key.rpartition(".")[2]):
+    last = re.sub(r"\[\d+\]$", "", key.rpartition(".")[2])
+    if isinstance(node, yaml.ScalarNode) and node.value and last != "key" and is_secret(last):  # `key` alone: of a row
         problem = problem.replace(node.value, HIDDEN)
     return ConfigError(f"{location(node)}: {key}: {problem}" if key else f"{location(node)}: {problem}")
 

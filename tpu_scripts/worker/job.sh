@@ -14,8 +14,7 @@ launch() { # the same launch again is no error: gcloud repeats a command when it
     [[ $(printf '%q ' "${@:2}") == "$(<run.command)" ]] && echo "$host is already running this job" && return
     echo "error: $host is running another training job. First run tpu_scripts/stop.sh" >&2 && return 1
   fi
-  rm -f run.exit
-  rm -f run.command
+  rm -f run.exit run.command
   (umask 077 && printf '%q ' "${@:2}" >run.command) # it may hold a secret
   echo "$1" >run.number
   setsid nohup bash $scripts/train.sh "${@:2}" </dev/null >>run.log 2>&1 &

@@ -149,6 +149,10 @@ def make_empty(folder):
     (folder / "9").mkdir()
 
 
+def make_file(folder):
+    (folder / "9").write_text("a file")
+
+
 def make_partial(folder):
     shutil.copytree(folder / "3", folder / "9")
     (folder / "9" / MANIFEST).unlink()
@@ -189,6 +193,7 @@ def rewrite(folder, step, sums):
     ("make", "words"),
     [
         (make_empty, "its folder is empty"),
+        (make_file, "is not a folder"),
         (make_partial, "it has no manifest.json, so it was not saved to its end"),
         (make_copy, "it is a copy of step 3"),
         (make_sealed_copy, "it is a copy of step 3"),
@@ -218,6 +223,16 @@ def test_stray_files_and_folders_are_no_steps(run, caplog):
     (folder / "3" / "core.1234").write_text("stray")
     assert_is_step(restored(run), 3)
     assert "files that are not in its manifest are ignored" in caplog.text and "core.1234" in caplog.text
+
+
+def test_a_file_in_the_place_of_an_old_step_does_not_keep_a_run_from_saving(tmp_path):
+    (tmp_path / "0").write_text("a file")
+    checkpoints = Checkpoints(tmp_path, Keep(newest=1))
+    for step in (1, 2):
+        checkpoints.save(step, state_of(step))
+    checkpoints.close()
+    assert verify(tmp_path / "2").status == "verified"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["2"]
 
 
 def test_a_hundred_random_mutations_are_all_found(three_steps, tmp_path):

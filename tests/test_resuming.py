@@ -17,7 +17,7 @@ from grpo_jax.cli import main
 from grpo_jax.config import build, read, render
 from grpo_jax.hosts.codes import COMPLETE, MISTAKE
 from grpo_jax.redaction import HIDDEN
-from grpo_jax.training import loop
+from grpo_jax.training import loop, opening
 from grpo_jax.training.lock import LOCK, Lock
 from grpo_jax.training.record import Record, Run
 from grpo_jax.training.resuming import (
@@ -334,6 +334,24 @@ def test_the_best_step_is_the_first_with_the_largest_value_so_far(tmp_path):
 def test_a_best_step_by_a_metric_that_is_never_measured_is_refused():
     with pytest.raises(ValueError, match=r"train\.keep_best is eval/reward, .* train\.evaluate_every is 0"):
         Settings(steps=1, evaluate_every=0, keep_best="eval/reward")
+
+
+def test_a_best_step_by_a_metric_that_no_held_out_prompt_has_is_refused():
+    def close(example, response):
+        return 0.0
+
+    def check(best, held_out="some"):
+        settings = Settings(steps=1, keep_best=best)
+        opening._check_best(
+            SimpleNamespace(settings=settings, held_out=held_out, algorithm=SimpleNamespace(reward=close))
+        )
+
+    for known in (None, "eval/reward", "eval/rewards/close/mean"):
+        check(known)
+    with pytest.raises(ValueError, match=r"eval/rewrd, which .*: measured are eval/reward, eval/rewards/close/mean"):
+        check("eval/rewrd")
+    with pytest.raises(ValueError, match="this run has no held-out prompts"):
+        check("eval/reward", held_out=None)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"nam": "t"}', '{"name": "t", "facts": {}}'])

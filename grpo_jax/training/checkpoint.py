@@ -63,7 +63,8 @@ class Checkpoints:
             return
         write_manifest(self.directory / str(step), step)
         (self.directory.parent / SAVED).touch()
-        saved = steps_in(self.directory)
+        folders = [self.directory / str(saved) for saved in steps_in(self.directory)]
+        saved = [int(folder.name) for folder in folders if folder.is_dir() and not folder.is_symlink()]
         for old in set(saved) - self.keep.of(saved, best):
             (self.directory / str(old) / MANIFEST).unlink(missing_ok=True)  # a part of a step is never taken for one
             shutil.rmtree(self.directory / str(old))

@@ -34,8 +34,8 @@ class Verdict:
 
 
 def steps_in(directory: Path) -> list[int]:
-    """The steps that have a folder, in order, whatever is in it."""
-    names = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
+    """The steps that have a folder, or a file in its place, in order, whatever is in it."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name))
 
 
@@ -60,6 +60,8 @@ def verify(folder: Path, contents: bool = True) -> Verdict:
     size = sum((folder / name).lstat().st_size for name in found)
     if folder.is_symlink():
         return Verdict(step, "damaged", f"{folder} is a symbolic link")
+    if not folder.is_dir():
+        return Verdict(step, "damaged", f"{folder} is not a folder")
     if (folder / MANIFEST).is_symlink():
         return Verdict(step, "damaged", f"file {MANIFEST} is a symbolic link", size)
     if not (folder / MANIFEST).is_file():

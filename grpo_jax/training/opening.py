@@ -7,6 +7,7 @@ from pathlib import Path
 
 from grpo_jax.hosts import meeting, store
 from grpo_jax.hosts.signals import INTERRUPTS
+from grpo_jax.rewards import as_mix
 from grpo_jax.structs import TrainState
 from grpo_jax.training.checkpoint import SAVED, Checkpoints, Keep, size_of
 from grpo_jax.training.lock import Lock
@@ -44,6 +45,7 @@ class Opened:
 
 def open_run(session: Session, run: Run, path: Path | None, config: str, resume: Resume) -> Opened:
     """A new run, or the one in the directory `path`, with its newest state that can be trusted."""
+    _check_best(session)
     with ExitStack() as opened:  # is closed again if the run cannot be opened
         if path is not None:
             _lock(path, opened)
@@ -67,6 +69,16 @@ def open_run(session: Session, run: Run, path: Path | None, config: str, resume:
             (path / SAVED).unlink(missing_ok=True)  # it begins again
         _keep(path, run, known, record, config)
         return Opened(state, checkpoints, record, opened.pop_all())
+
+
+def _check_best(session: Session) -> None:
+    """Refuses to keep the best checkpoint by a metric of held-out prompts that this run does not measure."""
+    best = session.settings.keep_best
+    names = as_mix(session.algorithm.reward).names if session.held_out is not None else ()
+    known = ["eval/reward"] * bool(names) + [f"eval/rewards/{name}/mean" for name in names]
+    if best is not None and best.startswith("eval/") and best not in known:
+        listed = f"measured are {', '.join(known)}" if known else "this run has no held-out prompts"
+        raise ValueError(f"train.keep_best names {best}, which is never measured: {listed}.")
 
 
 def _lock(path: Path, opened: ExitStack) -> None:

@@ -127,7 +127,7 @@ class RunDirectory:
             found = json.loads(file.read_text(encoding="utf-8"))
             return found | {"name": str(found["name"])}
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{file} cannot be read; put a copy of it there, or start a new run.") from error
+            raise ValueError(f"{file} cannot be read; put a copy of it there, or move the folder away.") from error
 
     def name(self) -> str | None:
         """The name of the run, which is not always that of the directory; None if no file of it says."""

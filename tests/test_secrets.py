@@ -89,7 +89,7 @@ def test_errors_show_no_secret_of_the_config_or_the_environment(known, monkeypat
     assert redact(f"{OF_HUB} and {LITERAL}") == "*** and ***"
 
 
-AS_A_FILE = "-----BEGIN KEY-----\nab+c/d='e\"f\\g pässwörd\U0001f511\n-----END KEY-----\n"
+AS_A_FILE = "-----BEGIN KEY-----\nab+c/d='q\"x\\g pässwörd\U0001f511\n-----END KEY-----\n"
 WRITINGS = {
     "as it is": str,
     "repr": repr,

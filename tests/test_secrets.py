@@ -172,7 +172,7 @@ def run(folder: Path, config: Path, *options: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.slow
-def test_a_run_is_resumed_with_its_secrets_and_no_file_or_output_holds_them(tmp_path):
+def test_no_file_of_a_run_and_no_line_of_its_output_holds_a_planted_secret(tmp_path):
     good = run(tmp_path, write(tmp_path, "good_judge"))
     assert good.returncode == 0, good.stderr.decode()
     resumed = run(tmp_path, tmp_path / "good_judge.yaml", "--resume", "train.steps=2")

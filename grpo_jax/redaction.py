@@ -5,6 +5,7 @@ for the environment variable NAME. Where settings are written, `env:NAME` stays 
 Where errors are printed, `redact` replaces the secrets that this process knows, and those of its environment.
 """
 
+import json
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ import traceback
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 HIDDEN = "***"
 SHORTEST = 6  # characters of a secret that `redact` looks for: shorter ones would be found in ordinary words
@@ -19,6 +21,7 @@ VARIABLE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 SECRET_NAME = re.compile(r"key|token|secret|passw|passphrase|credential|authorization", re.IGNORECASE)
 PLAIN_WORD = re.compile(r"keyword|keyboard|monkey|tokens|tokeni", re.IGNORECASE)  # max_tokens, tokenizer
 PLAIN_END = re.compile(r"_(ids?|path|file|dir)$", re.IGNORECASE)  # token_id is a number, key_file where a key is
+BACKSLASHES, ESCAPE = re.compile(r"\\+"), r"\\{1,15}"  # each writing inside another one doubles them
 NEVER_A_NUMBER = re.compile(r"secret|passw|api_?key", re.IGNORECASE)  # so digits alone are a secret, too
 
 _known: set[str] = set()  # secrets that this process has been given
@@ -61,10 +64,14 @@ def hidden(name: str, value: Any) -> Any:
 
 
 def redact(text: str) -> str:
-    """The text with `***` in place of every secret that this process knows or has in its environment."""
-    for secret in sorted(_known | _of_environment(os.environ), key=len, reverse=True):
+    """The text with `***` in place of every secret that this process knows or has in its environment.
+
+    A secret is also found as `repr`, JSON and URLs write it, as a KeyError or a failed request shows it so.
+    """
+    secrets = {secret.strip() for secret in _known | _of_environment(os.environ)}
+    for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= SHORTEST:
-            text = text.replace(secret, HIDDEN)
+            text = re.sub("".join(map(_written_forms, secret)), HIDDEN, text)
     return text
 
 
@@ -72,6 +79,16 @@ def print_redacted(kind: type[BaseException], error: BaseException, trace: Trace
     """Prints a traceback as Python does, without secrets: a `sys.excepthook`."""
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
     sys.stderr.flush()
+
+
+def _written_forms(character: str) -> str:
+    """A regular expression for a character as it is, escaped (once, or again within another text), or in a URL."""
+    if character.isascii() and character.isalnum():
+        return character
+    encoded = character.encode("utf-8", "surrogatepass")
+    escaped = {ascii(character)[1:-1], json.dumps(character)[1:-1], repr(encoded)[2:-1]}
+    forms = {character, quote(encoded, safe=""), *escaped, *({"\\'"} if character == "'" else ())}
+    return f"(?:{'|'.join(sorted({ESCAPE.join(map(re.escape, BACKSLASHES.split(form))) for form in forms}))})"
 
 
 def _is_secret_value(name: str, value: Any) -> bool:

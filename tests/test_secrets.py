@@ -1,9 +1,12 @@
 """Secrets in a config or in the environment reach the object that needs them, and nothing that is written."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import pytest
 
@@ -86,6 +89,41 @@ def test_errors_show_no_secret_of_the_config_or_the_environment(known, monkeypat
     assert redact(f"{OF_HUB} and {LITERAL}") == "*** and ***"
 
 
+AS_A_FILE = "-----BEGIN KEY-----\nab+c/d='q\"x\\g pässwörd\U0001f511\n-----END KEY-----\n"
+WRITINGS = {
+    "as it is": str,
+    "repr": repr,
+    "ascii": ascii,
+    "bytes": lambda text: repr(text.encode()),
+    "KeyError": lambda text: str(KeyError(f"401 for {text}")),
+    "an error in an error": lambda text: repr(ValueError(repr({"key": text}))),
+    "JSON": json.dumps,
+    "JSON in UTF-8": lambda text: json.dumps(text, ensure_ascii=False),
+    "JSON in JSON": lambda text: json.dumps({"body": json.dumps({"key": text})}),
+    "a URL's query": lambda text: urlencode({"key": text}, quote_via=quote),
+    "a URL's path": quote,
+}
+
+
+@pytest.mark.parametrize("write", WRITINGS.values(), ids=WRITINGS)
+@pytest.mark.parametrize("secret", [AS_A_FILE, AS_A_FILE.replace("'", ""), AS_A_FILE.replace('"', ""), "pa'ss\\wo'rd"])
+def test_a_secret_is_found_as_errors_and_files_write_it(known, monkeypatch, secret, write):
+    monkeypatch.setenv("JUDGE_PRIVATE_KEY", secret)
+    left = redact(f"before {write(secret)} after")
+    assert left.startswith("before ") and left.endswith(" after") and left.count("***") == 1
+    assert not [word for word in re.findall("[A-Za-z]{2,}", secret) if word in left]
+
+
+def test_a_secret_that_was_read_with_its_newline_is_found_without_it(known, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", f"{OF_HUB}\n")
+    assert redact(f"401 for {OF_HUB}.") == "401 for ***."
+
+
+def test_a_text_like_a_secret_is_left_as_it_is(known, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "a.b+c(d)*")
+    assert redact("axb+c(d)* a.bbc(d) a.b+cd") == "axb+c(d)* a.bbc(d) a.b+cd"
+
+
 def test_a_config_that_is_written_holds_no_secret_and_does_not_start_without_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -108,11 +146,24 @@ def test_a_mistake_in_a_config_does_not_repeat_a_secret(tmp_path, monkeypatch):
     assert "123456789" not in str(refused.value)
 
 
-def run(folder: Path, config: Path) -> subprocess.CompletedProcess:
+def test_a_mistake_with_a_long_secret_does_not_show_its_beginning(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "many_keys.py").write_text("def judge(example, response, api_keys: list[str] = []):\n    return 0.0\n")
+    path = write(tmp_path, "not_many_keys")
+    long = "eyJhbGciOi" * 30  # longer than what messages show of a value
+    before, _, after = path.read_text().partition("rewards: ")
+    reward = f'rewards: [{{use: "many_keys:judge", api_keys: {long}}}]\n'
+    path.write_text(before + reward + after.partition("\n")[2])
+    with pytest.raises(ConfigError, match=r"api_keys: expected a list of str, got '\*\*\*'") as refused:
+        read(path)
+    assert "eyJ" not in str(refused.value)
+
+
+def run(folder: Path, config: Path, *options: str) -> subprocess.CompletedProcess:
     planted = {"JUDGE_KEY": FROM_ENVIRONMENT, "HF_TOKEN": OF_HUB, "PYTHONPATH": str(Path(__file__).parents[1])}
     flags = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.run(
-        [sys.executable, "-m", "grpo_jax", "train", config.name],
+        [sys.executable, "-m", "grpo_jax", "train", config.name, *options],
         cwd=folder,
         env=flags | planted,
         capture_output=True,
@@ -124,10 +175,13 @@ def run(folder: Path, config: Path) -> subprocess.CompletedProcess:
 def test_no_file_of_a_run_and_no_line_of_its_output_holds_a_planted_secret(tmp_path):
     good = run(tmp_path, write(tmp_path, "good_judge"))
     assert good.returncode == 0, good.stderr.decode()
+    resumed = run(tmp_path, tmp_path / "good_judge.yaml", "--resume", "train.steps=2")
+    assert resumed.returncode == 0 and b"changed: rewards" not in resumed.stderr, resumed.stderr.decode()
     bad = run(tmp_path, write(tmp_path, "bad_judge", fails=True))
     assert bad.returncode != 0 and b"401 for ***" in bad.stderr
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert any(path.name == "config.yaml" for path in files) and any("checkpoints" in path.parts for path in files)
-    written = [path.read_bytes() for path in files] + [good.stdout, good.stderr, bad.stdout, bad.stderr]
+    written = [path.read_bytes() for path in files]
+    written += [text for ended in (good, resumed, bad) for text in (ended.stdout, ended.stderr)]
     for secret in (LITERAL, FROM_ENVIRONMENT, OF_HUB):
         assert not any(secret.encode() in text for text in written)

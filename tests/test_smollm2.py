@@ -172,6 +172,7 @@ def test_a_wheel_with_other_content_is_refused_and_leaves_nothing(tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.faults
 def test_without_a_package_index_the_error_names_alternatives(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)

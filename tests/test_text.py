@@ -161,6 +161,7 @@ THINKING = (
 )
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("cut", ["-1", "0"])
 def test_a_template_that_looks_for_a_control_token_in_the_data_finds_it(tmp_path, cut):
     cutting = load_tokenizer(save_tokenizer(tmp_path, THINKING.replace("CUT", cut), **EOS))

@@ -103,7 +103,7 @@ def refusal(node: yaml.Node, key: str, problem: str) -> ConfigError:
     """An error that starts with the location of a node and its key. It does not repeat a secret."""
     last = re.sub(r"\[\d+\]$", "", key.rpartition(".")[2])
     if isinstance(node, yaml.ScalarNode) and node.value and last != "key" and is_secret(last):  # `key` alone: of a row
-        problem = problem.replace(node.value, HIDDEN)
+        problem = problem.replace(_shown(node), repr(HIDDEN)).replace(node.value, HIDDEN)  # a long one is shown cut off
     return ConfigError(f"{location(node)}: {key}: {problem}" if key else f"{location(node)}: {problem}")
 
 

@@ -5,6 +5,7 @@ import importlib
 import os
 import re
 import sys
+import threading
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -13,7 +14,8 @@ from grpo_jax import __version__
 from grpo_jax.devices.process import keep_pages, silence_tpu_library
 from grpo_jax.hosts import codes
 from grpo_jax.hosts.signals import INTERRUPTS, say
-from grpo_jax.redaction import print_redacted
+from grpo_jax.hosts.telling import announce
+from grpo_jax.redaction import options_redacted, print_redacted, print_redacted_of_thread
 
 OVERRIDES = "section.key=value: replaces a value of the config, e.g. train.steps=20"
 LOAD, SAMPLER = "grpo_jax.models:load", "grpo_jax.rollout:Sampler"  # owners of settings that are options here, too
@@ -46,7 +48,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Runs one command, and prints the errors that are mistakes of the config or its files as one line."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     keep_pages()
-    sys.excepthook = print_redacted
+    announce(say)
+    sys.excepthook, threading.excepthook = print_redacted, print_redacted_of_thread
     sys.path.append(os.getcwd())  # so that `use: my_module:my_reward` is found
     from grpo_jax.config import ConfigError, find_config, read
 
@@ -69,7 +72,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments, rest = parser.parse_known_args(argv)
     unknown = [item for item in rest if item.startswith("-") or not hasattr(arguments, "overrides")]
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0], arguments.command)}")
+        parser.error(
+            f"unrecognized arguments: {' '.join(options_redacted(unknown))}{_meant(unknown[0], arguments.command)}"
+        )
     if rest:
         arguments.overrides += rest  # argparse returns the overrides that follow an option here
     return arguments

@@ -9,8 +9,9 @@ import json
 import os
 import re
 import sys
+import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -79,6 +80,28 @@ def print_redacted(kind: type[BaseException], error: BaseException, trace: Trace
     """Prints a traceback as Python does, without secrets: a `sys.excepthook`."""
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
     sys.stderr.flush()
+
+
+def print_redacted_of_thread(arguments: threading.ExceptHookArgs) -> None:
+    """As `print_redacted`, for an error that ends a thread: a `threading.excepthook`."""
+    if arguments.exc_type is not SystemExit and arguments.exc_value is not None:
+        name = arguments.thread.name if arguments.thread is not None else "unknown"
+        sys.stderr.write(f"Exception in thread {name}:\n")
+        print_redacted(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
+
+
+def options_redacted(arguments: Sequence[str]) -> list[str]:
+    """Arguments of a command line with `***` for the values of options whose names say that they are secret."""
+    shown, before = [], ""
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if equals and is_secret(name):
+            argument = f"{name}={HIDDEN}"
+        elif before.startswith("-") and "=" not in before and is_secret(before) and not argument.startswith("-"):
+            argument = HIDDEN
+        shown.append(argument)
+        before = argument
+    return shown
 
 
 def _written_forms(character: str) -> str:

@@ -337,21 +337,22 @@ def test_a_best_step_by_a_metric_that_is_never_measured_is_refused():
 
 
 def test_a_best_step_by_a_metric_that_no_held_out_prompt_has_is_refused():
-    def close(example, response):
-        return 0.0
-
-    def check(best, held_out="some"):
-        settings = Settings(steps=1, keep_best=best)
-        opening._check_best(
-            SimpleNamespace(settings=settings, held_out=held_out, algorithm=SimpleNamespace(reward=close))
-        )
-
     for known in (None, "eval/reward", "eval/rewards/close/mean"):
-        check(known)
+        opening._check_best(known, ("close",))
     with pytest.raises(ValueError, match=r"eval/rewrd, which .*: measured are eval/reward, eval/rewards/close/mean"):
-        check("eval/rewrd")
+        opening._check_best("eval/rewrd", ("close",))
     with pytest.raises(ValueError, match="this run has no held-out prompts"):
-        check("eval/reward", held_out=None)
+        opening._check_best("eval/reward", ())
+
+
+def test_a_best_step_by_a_name_that_no_step_measures_is_refused_after_the_first(tmp_path):
+    record = Record(tmp_path)
+    record.metrics(1, {"reward": float("nan")})
+    loop._check_best("reward", record)
+    loop._check_best("eval/reward", record)  # held-out prompts are answered later
+    with pytest.raises(ValueError, match=r"train\.keep_best is rewrd, which no step measures.*metrics\.jsonl"):
+        loop._check_best("rewrd", record)
+    record.close()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"nam": "t"}', '{"name": "t", "facts": {}}'])

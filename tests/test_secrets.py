@@ -5,12 +5,13 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import pytest
 
-from grpo_jax import redaction
+from grpo_jax import cli, redaction
 from grpo_jax.config import ConfigError, read, render
 from grpo_jax.redaction import hidden, is_secret, redact, revealed
 
@@ -122,6 +123,24 @@ def test_a_secret_that_was_read_with_its_newline_is_found_without_it(known, monk
 def test_a_text_like_a_secret_is_left_as_it_is(known, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "a.b+c(d)*")
     assert redact("axb+c(d)* a.bbc(d) a.b+cd") == "axb+c(d)* a.bbc(d) a.b+cd"
+
+
+@pytest.mark.parametrize("arguments", [["--api_key=7"], ["--hf-token", "7"], ["--steps=1", "--judge.password=7"]])
+def test_a_secret_of_an_unknown_option_is_not_repeated(arguments, capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(["checkpoint", "list", "runs/r", *arguments])
+    error = capsys.readouterr().err
+    assert arguments[0].partition("=")[0] in error and "***" in error and "7" not in error
+
+
+def test_an_error_of_a_thread_is_printed_without_secrets(known, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", OF_HUB)
+    monkeypatch.setattr(threading, "excepthook", redaction.print_redacted_of_thread)
+    thread = threading.Thread(target=lambda: int(OF_HUB), name="judge")
+    thread.start()
+    thread.join()
+    error = capsys.readouterr().err
+    assert error.startswith("Exception in thread judge:\nTraceback") and "***" in error and OF_HUB not in error
 
 
 def test_a_config_that_is_written_holds_no_secret_and_does_not_start_without_it(tmp_path, monkeypatch):

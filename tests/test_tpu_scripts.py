@@ -24,7 +24,7 @@ import yaml
 
 from grpo_jax.commands.plan.topology import find_slice
 from grpo_jax.config import read
-from grpo_jax.hosts import ending
+from grpo_jax.hosts import codes, ending
 from grpo_jax.training.record import Run
 
 ROOT = Path(__file__).parent.parent
@@ -614,6 +614,7 @@ def test_a_job_interrupted_before_its_run_was_created_starts_a_new_run(cloud, re
         (["a ready", "b exited 76 error: the other hosts have not started"], "interrupted"),
         ([f"a exited {ending.RESUMABLE}", f"b exited {ending.RESUMABLE} told to stop"], "interrupted"),
         ([f"a exited {ending.LOST}", f"b exited {ending.LOST} error: the other hosts"], "interrupted"),
+        ([f"a exited {codes.STUCK}", "b exited 1 error: host 0 (a) has ended"], "interrupted"),
         (["a exited 75", "b exited 2 error: There is no run"], "without-a-run"),  # host 0 looks for the run
         (["a exited 1", "b exited 76 error: host 0 (a) has ended"], "interrupted"),
         (["a exited 1", "b exited 2 error: an unknown key"], "ended 2"),

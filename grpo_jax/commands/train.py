@@ -8,7 +8,7 @@ from grpo_jax.hosts import ending, meeting
 from grpo_jax.hosts.codes import COMPLETE, INTERRUPTED, RESUMABLE, STEP_FAILED
 from grpo_jax.hosts.signals import INTERRUPTS
 from grpo_jax.hosts.telling import tell
-from grpo_jax.training import Resume, finish, start
+from grpo_jax.training import finish, start
 from grpo_jax.training.loop import Started
 
 MISTAKES = (ConfigError, FileNotFoundError)  # which the command line, too, prints as one line
@@ -34,11 +34,11 @@ def _start(arguments: argparse.Namespace) -> Started:
     try:
         meeting.join()
         same = {"config": text, "version of the code": meeting.code_version()}
-        resume = Resume(arguments.strict, arguments.allow_changes) if arguments.resume else None
-        meeting.check_same(same | {"choice of --resume": str(resume)})
+        how = {"resume": arguments.resume, "strict": arguments.strict, "allow_changes": arguments.allow_changes}
+        meeting.check_same(same | {"choice of --resume": str(how)})
         keep_programs()
         INTERRUPTS.check()
-        return start(**build(arguments.config), resume=resume)
+        return start(**build(arguments.config), **how)
     except SystemExit as error:
         raise ConfigError(f"Code that the config names called sys.exit({error.code}): nothing was trained.") from error
     except ConfigError:

@@ -1,7 +1,9 @@
-"""What is printed of an error that ends a run: a sentence, and of the traceback no more than helps the user."""
+"""What is printed: the log messages of the library, and of an error that ends a run a sentence."""
 
+import logging
 import sysconfig
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from grpo_jax.hosts.codes import FAILED, INTERRUPTED, MISTAKE, RunError
@@ -10,6 +12,27 @@ from grpo_jax.redaction import redact
 
 PACKAGE = Path(__file__).parent.parent
 LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+
+
+class Announcements(logging.Handler):
+    """Prints the log messages of the library, such as that it compiles a program."""
+
+    def __init__(self, say: Callable[[str], None]):
+        super().__init__(logging.INFO)
+        self.say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints the message of a log record."""
+        self.say(record.getMessage())
+
+
+def announce(say: Callable[[str], None]) -> None:
+    """From now on the log messages of the library are printed by `say`, and by nothing else."""
+    logger = logging.getLogger("grpo_jax")
+    logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, Announcements)]
+    logger.addHandler(Announcements(say))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # or a library that configures the root logger makes every line appear twice
 
 
 def tell(error: BaseException, mistakes: tuple[type[Exception], ...] = (), otherwise: int = FAILED) -> tuple[int, str]:

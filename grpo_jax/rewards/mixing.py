@@ -125,8 +125,9 @@ def _call_each(
             try:
                 value = reward(example, response)
             except trl.FAILURES as error:
+                text = f"{type(error).__name__}: {error}".rstrip(" .:")
                 raise ValueError(
-                    f"Reward {label} failed on {_place(example, p, g)}: {type(error).__name__}: {error}"
+                    f"Reward {label} failed on {_place(example, p, g)}: {text}."
                     " A reward returns 0 for a response that it cannot read, and None for one that it cannot score."
                 ) from error
             yield value

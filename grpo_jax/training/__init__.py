@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import Any
 
 _MODULE_OF = {
-    "Resume": "opening",
     "Run": "record",
     "RunDirectory": "record",
     "Settings": "session",

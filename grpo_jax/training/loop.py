@@ -35,7 +35,7 @@ from grpo_jax.training.nonfinite import are_usable, describe_skipped, dump, fail
 from grpo_jax.training.opening import Resume, open_run
 from grpo_jax.training.order import step_key
 from grpo_jax.training.progress import Progress
-from grpo_jax.training.record import Record, Run
+from grpo_jax.training.record import METRICS, Record, Run
 from grpo_jax.training.session import Session, Settings, assemble
 from grpo_jax.training.summary import conclusion, introduction
 
@@ -88,10 +88,7 @@ def train(
     that can be verified; it is an error to skip one if `strict`, and to change what is learned unless `allow_changes`.
     On several hosts all of them call this at once, after `grpo_jax.hosts.meeting.join()`.
     """
-    if not resume and (strict or allow_changes):
-        raise ValueError("strict and allow_changes say how a run is resumed: add resume=True, or leave them out.")
-    how = Resume(strict, allow_changes) if resume else None
-    return finish(start(model, task, algorithm, settings, layout, run, config, how))
+    return finish(start(model, task, algorithm, settings, layout, run, config, resume, strict, allow_changes))
 
 
 def start(
@@ -102,28 +99,33 @@ def start(
     layout: Layout | None = None,
     run: Run | None = None,
     config: str = "",
-    resume: Resume | None = None,
+    resume: bool = False,
+    strict: bool = False,
+    allow_changes: bool = False,
 ) -> Started:
     """Everything before the first step. The hosts agree that they run the same before they load the model's weights."""
+    if not resume and (strict or allow_changes):
+        raise ValueError("strict and allow_changes say how a run is resumed: add resume=True, or leave them out.")
     run = Run() if run is None else run
     run = replace(run, root=str(run.folder))  # a reward may change the current folder
     with ExitStack() as opened:  # is closed again if the run cannot start
         stop = opened.enter_context(closing(ending.StopSignal()))
-        path = None if resume is None else Path(store.decide(lambda: str(run.latest())))
-        started = _open(assemble(model, task, algorithm, settings, layout), run, path, config, resume, stop)
+        path = Path(store.decide(lambda: str(run.latest()))) if resume else None
+        how = Resume(strict, allow_changes)
+        started = _open(assemble(model, task, algorithm, settings, layout), run, path, config, how, stop)
         opened.pop_all()
     return started
 
 
 def _open(
-    session: Session, run: Run, path: Path | None, config: str, resume: Resume | None, stop: ending.StopSignal
+    session: Session, run: Run, path: Path | None, config: str, resume: Resume, stop: ending.StopSignal
 ) -> Started:
     """The state and the directory of a run, new unless there is a `path`, once all hosts have agreed."""
     meeting.check_same(session.facts() | {"code in its current folder": meeting.user_code_version()})
     meeting.check_same({"mesh": str(session.mesh.shape)}, "Set mesh.data, mesh.fsdp and mesh.tensor.")
     if session.algorithm.responses_at_once is None:
         meeting.check_same({"memory of a device": str(device_memory())}, "Set algorithm.responses_at_once.")
-    opened = open_run(session, run, path, config, Resume() if resume is None else resume)
+    opened = open_run(session, run, path, config, resume)
     return Started(session, opened.state, opened.checkpoints, opened.record, stop, opened.files)
 
 
@@ -182,6 +184,7 @@ def _steps(started: Started, whole: Whole) -> Trained:
         if used_up(session, retired):
             break
         ended = _whole_step(started, whole, first, retired, progress)
+        _check_best(settings.keep_best, record)
         health.look()
         if progress.closed:
             stop.request()
@@ -263,6 +266,15 @@ def _give_up(started: Started, whole: Whole, lesson: Lesson, metrics: dict[str, 
         " lower optimizer.learning_rate.",
         NOT_FINITE,
     )
+
+
+def _check_best(name: str | None, record: Record) -> None:
+    """Refuses to keep the best checkpoint by a metric that the step does not have; an `eval/` one may come later."""
+    if name is not None and not name.startswith("eval/") and record.lacks(record.history[-1]["step"], name):
+        raise ValueError(
+            f"train.keep_best is {name}, which no step measures. {record.path / METRICS} has the names of those"
+            " that are."
+        )
 
 
 def _save_whole(started: Started, whole: Whole) -> str:

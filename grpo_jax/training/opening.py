@@ -1,6 +1,7 @@
 """The state, the directory and the checkpoints of a run before its first step, whether it is new or resumed."""
 
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,8 @@ class Opened:
 
 def open_run(session: Session, run: Run, path: Path | None, config: str, resume: Resume) -> Opened:
     """A new run, or the one in the directory `path`, with its newest state that can be trusted."""
-    _check_best(session)
+    settings, names = session.settings, as_mix(session.algorithm.reward).names
+    _check_best(settings.keep_best, names if session.held_out is not None else ())
     with ExitStack() as opened:  # is closed again if the run cannot be opened
         if path is not None:
             _lock(path, opened)
@@ -71,10 +73,10 @@ def open_run(session: Session, run: Run, path: Path | None, config: str, resume:
         return Opened(state, checkpoints, record, opened.pop_all())
 
 
-def _check_best(session: Session) -> None:
-    """Refuses to keep the best checkpoint by a metric of held-out prompts that this run does not measure."""
-    best = session.settings.keep_best
-    names = as_mix(session.algorithm.reward).names if session.held_out is not None else ()
+def _check_best(best: str | None, names: Sequence[str]) -> None:
+    """Refuses to keep the best checkpoint by a metric of held-out prompts that a run with rewards of these names does
+    not measure. There are none without held-out prompts.
+    """
     known = ["eval/reward"] * bool(names) + [f"eval/rewards/{name}/mean" for name in names]
     if best is not None and best.startswith("eval/") and best not in known:
         listed = f"measured are {', '.join(known)}" if known else "this run has no held-out prompts"

@@ -1,11 +1,10 @@
 """What training prints: the phase it is in, one line for each step, and an estimate of the time that is left."""
 
-import logging
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from statistics import median
@@ -13,6 +12,7 @@ from statistics import median
 import jax
 
 from grpo_jax.devices.programs import forget_if_many
+from grpo_jax.hosts.telling import announce
 from grpo_jax.training.watchdog import watched
 
 COMPILES = {"sampling", "learning", "evaluating"}
@@ -25,18 +25,6 @@ def clock_text(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-class Announcements(logging.Handler):
-    """Prints the log messages of the library, such as that it compiles a program."""
-
-    def __init__(self, say: Callable[[str], None]):
-        super().__init__(logging.INFO)
-        self.say = say
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Prints the message of a log record."""
-        self.say(record.getMessage())
 
 
 class CompileClock:
@@ -74,11 +62,7 @@ class Progress:
         self.begun = time.monotonic()
         self.live = speaks and sys.stdout.isatty()
         self.closed = False  # whether nobody reads what is printed any more
-        logger = logging.getLogger("grpo_jax")
-        logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, Announcements)]
-        logger.addHandler(Announcements(self.say))
-        logger.setLevel(logging.INFO)
-        logger.propagate = False  # or a library that configures the root logger makes every line appear twice
+        announce(self.say)
 
     @contextmanager
     def phase(self, name: str) -> Generator[None]:

@@ -953,3 +953,11 @@ def test_a_truncated_response_beats_a_wrong_one_where_wrong_ones_earn_less_than_
     assert batch.advantages[0, 0] > 0 > batch.advantages[0, 1]
     shifted = batch_of(verifiable(), replace(case, rewards_PG=rewards_PG + 1), ended_PG=ended_PG)
     np.testing.assert_array_equal(shifted.advantages, 0.0)
+
+
+@pytest.mark.parametrize("make", [TokenTruncation, TokenMask, SequenceTruncation, SequenceMask])
+def test_an_infinite_upper_bound_of_a_weight_is_no_bound(make):
+    assert make(low=0.5, high=math.inf).high == math.inf
+    for high in (0.5, -math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"must be above 0\.5 \(\.inf is no bound\)"):
+            make(low=0.5, high=high)

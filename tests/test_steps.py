@@ -33,7 +33,7 @@ from grpo_jax.rollout import Sampler
 from grpo_jax.scoring import Rewards
 from grpo_jax.structs import Prompts, Rollouts, Scored, Tokens, TrainState
 from grpo_jax.tasks import Example
-from grpo_jax.training.checkpoint import Checkpoints
+from grpo_jax.training.checkpoint import Checkpoints, Keep
 
 ONE = Layout().mesh(jax.devices()[:1])
 MODEL = tiny(remat="none")
@@ -196,10 +196,10 @@ def test_coefficients_and_references_survive_a_checkpoint(rollouts, tmp_path):
     state = replace(fresh(algorithm), reference=jax.tree.map(jnp.array, away))
     for _ in range(2):
         state, _ = again(algorithm, state, rollouts)
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(tmp_path, Keep(1))
     checkpoints.save(2, state)
-    checkpoints.manager.wait_until_finished()
-    restored = checkpoints.restore(fresh(algorithm))
+    checkpoints.wait()
+    restored = checkpoints.restore(2, fresh(algorithm))
     checkpoints.close()
     assert float(restored.coefficients["kl"][0]) != pytest.approx(0.02)
     jax.tree.map(np.testing.assert_array_equal, host(restored.reference), away)

@@ -6,6 +6,7 @@ batch once, before any gradient, with log-probs, entropies and ratios from when 
 goes if the ratio is one of responses, the docstring of objective.py says.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,8 +38,7 @@ class TokenTruncation:
     low: float = 0.0
 
     def __post_init__(self) -> None:
-        check_range("low", self.low, least=0)
-        check_range("high or most", self.high, above=self.low)
+        _check_weights(self.low, self.high, "high or most")
 
     def __call__(self, tokens: Tokens) -> Array:
         return jnp.clip(bounded_exp(gap(tokens)), self.low, self.high)
@@ -53,8 +53,7 @@ class TokenMask:
     high: float = 5.0
 
     def __post_init__(self) -> None:
-        check_range("low", self.low, least=0)
-        check_range("high", self.high, above=self.low)
+        _check_weights(self.low, self.high, "high")
 
     def __call__(self, tokens: Tokens) -> Array:
         return _inside(bounded_exp(gap(tokens)), self.low, self.high)
@@ -69,8 +68,7 @@ class SequenceTruncation:
     low: float = 0.0
 
     def __post_init__(self) -> None:
-        check_range("low", self.low, least=0)
-        check_range("high", self.high, above=self.low)
+        _check_weights(self.low, self.high, "high")
 
     def __call__(self, tokens: Tokens) -> Array:
         return jnp.clip(_of_response(tokens), self.low, self.high)
@@ -85,8 +83,7 @@ class SequenceMask:
     high: float = 3.0
 
     def __post_init__(self) -> None:
-        check_range("low", self.low, least=0)
-        check_range("high", self.high, above=self.low)
+        _check_weights(self.low, self.high, "high")
 
     def __call__(self, tokens: Tokens) -> Array:
         return _inside(_of_response(tokens), self.low, self.high)
@@ -130,7 +127,7 @@ class TopEntropy:
     share: float = 0.2
 
     def __post_init__(self) -> None:
-        check_range("share", self.share, above=0, most=1)
+        check_range("share", self.share, least=0, most=1, note="(0 keeps those of the highest entropy alone)")
 
     def __call__(self, tokens: Tokens, key: Array) -> Array:
         known_PGT = jnp.where(tokens.action_PGT, tokens.entropy_PGT, jnp.nan)
@@ -186,6 +183,13 @@ def covariance(tokens: Tokens) -> Float[Array, "P G T"]:
         return values_PGT - jnp.sum(values_PGT) / number
 
     return jnp.where(tokens.action_PGT, off(tokens.advantages_PGT) * off(tokens.logprobs_PGT), 0.0)
+
+
+def _check_weights(low: float, high: float, name: str) -> None:
+    """Refuses bounds of a weight that are not 0 <= low < high. An infinite `high` is no upper bound."""
+    check_range("low", low, least=0)
+    if high != math.inf:
+        check_range(name, high, above=low, note="(.inf is no bound)")
 
 
 def _rank(numbers_PGT: Array) -> Array:

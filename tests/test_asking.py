@@ -376,6 +376,7 @@ def test_solved_prompts_are_not_asked_again_whether_or_not_the_run_was_stopped(t
     assert [row["retired_prompts"] for row in rows] == [4, 8, 12, 16]
 
 
+@pytest.mark.slow
 def test_a_run_whose_prompts_are_all_solved_ends_and_saves(tmp_path, capsys):
     config = tmp_path / "some.yaml"
     config.write_text(

@@ -110,6 +110,7 @@ def without_times(name):
 # Errors of the user's code.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "words", "frame"),
     [
@@ -208,6 +209,7 @@ def test_ctrl_c_during_an_update_waits_for_the_end_of_the_step(train, monkeypatc
     assert saved() == ["3"] and steps() == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_is_interrupted_is_made_up_for_when_the_run_goes_on(train, monkeypatch):
     assert train({}, "run.name=whole") == codes.COMPLETE
     known = loop.evaluate_questions

@@ -171,6 +171,7 @@ def test_kl_in_the_reward_is_subtracted_before_the_advantage(rollouts):
     np.testing.assert_allclose(batch.advantages, expected_PG, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_several_minibatches_are_several_optimiser_steps(rollouts):
     algorithm = build(minibatches=2, optimizer=adamw(1e-2, warmup_steps=1))
     batch = batch_of(algorithm, fresh(algorithm), rollouts)

@@ -315,6 +315,7 @@ def changed(text: str, rng: random.Random) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_five_hundred_random_changes_of_a_config_are_read_or_refused_in_one_sentence(tmp_path):
     """What can still be read is built, too, as far as that needs no device: objective, sampler, settings."""
     rng, path, read_well = random.Random(18), tmp_path / "some.yaml", 0

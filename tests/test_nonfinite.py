@@ -246,6 +246,7 @@ def weights(run: RunDirectory, step: int) -> list[np.ndarray]:
     return [np.asarray(a) for a in jax.tree.leaves(state.params)]
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_left_out_named_and_not_compared(train, capsys):
     code, run = train({2})
     said = capsys.readouterr().out
@@ -278,6 +279,7 @@ def test_several_such_steps_in_a_row_end_the_run_with_the_last_good_weights_and_
     assert code == codes.COMPLETE and [row["step"] for row in run.metrics()] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_skips_the_spikes_that_the_run_without_a_stop_skips(train, capsys):
     """Rewards twenty times as large give gradients twenty times as large."""
     settings = ("train.skip_spikes=5", "train.save_every=50")

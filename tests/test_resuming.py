@@ -246,6 +246,7 @@ def test_the_docs_list_what_may_change():
 # Runs from end to end.
 
 
+@pytest.mark.slow
 def test_a_changed_run_is_refused_then_taken_and_both_configs_are_kept(folder, capsys):
     assert main(["train", "c.yaml", "train.steps=1"]) == COMPLETE
     run, capsys_before = folder / "runs" / "t", capsys.readouterr()

@@ -84,10 +84,20 @@ def assert_close(one, other, tolerance=1e-5):
         np.testing.assert_allclose(a, b, atol=atol)
 
 
-OBJECTIVES = [grpo(), grpo(kl_place="reward", kl_estimator="k1"), dr_grpo(length=12), dapo(), gspo(), rloo()]
+OBJECTIVES = {
+    "grpo": grpo(),
+    "reward_kl": grpo(kl_place="reward", kl_estimator="k1"),
+    "dr_grpo": dr_grpo(length=12),
+    "dapo": dapo(),
+}
+MORE_OBJECTIVES = {"gspo": gspo(), "rloo": rloo()}
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=["grpo", "reward_kl", "dr_grpo", "dapo", "gspo", "rloo"])
+@pytest.mark.parametrize(
+    "objective",
+    [*OBJECTIVES.values(), *(pytest.param(each, marks=pytest.mark.long) for each in MORE_OBJECTIVES.values())],
+    ids=[*OBJECTIVES, *MORE_OBJECTIVES],
+)
 @pytest.mark.slow
 def test_the_gradient_does_not_depend_on_microbatches(objective, rollouts):
     whole, measured = change_of(build(objective=objective), rollouts)

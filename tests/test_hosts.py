@@ -236,7 +236,7 @@ def test_multi_process_a_run_of_four_processes_resumed_by_two_equals_the_run_of_
     assert_same_run(alone, tmp_path / "runs" / "t")
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_multi_process_after_a_signal_to_one_host_both_save_the_same_step(tmp_path, sent):
     both = start(tmp_path, 2, 4, config=SMALL)
     wait_for(tmp_path, "grad")

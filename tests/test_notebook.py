@@ -75,6 +75,7 @@ def test_the_notebook_runs_in_a_few_steps_without_a_warning(notebook, tmp_path):
     assert sum(output.output_type == "display_data" for cell in done.cells for output in cell.outputs) == 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_notebook_teaches_the_model_its_letters(notebook, tmp_path):
     notebook.cells.append(nbformat.v4.new_code_cell("print(rewards[0], sum(rewards[-10:]) / 10)"))

@@ -517,7 +517,10 @@ def change_of(objective: Objective, whole: Whole, layout: Layout | None = None, 
     return jax.tree.map(np.subtract, host(state.params), host(PARAMS))
 
 
-@pytest.mark.parametrize("name", CUT)
+MORE_CUT = ("clip_cov", "top_entropy", "real")  # each much like one of the others
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in MORE_CUT else n for n in CUT])
 @pytest.mark.slow
 def test_microbatches_and_devices_change_nothing_but_rounding(name, whole):
     expected = change_of(CUT[name], whole)

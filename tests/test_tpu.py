@@ -109,7 +109,7 @@ def test_gathers_are_found_however_the_compiler_writes_them():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("int8", ["true", "false"])
-@pytest.mark.parametrize("chip", ["v5e-1", "v6e-1"])
+@pytest.mark.parametrize("chip", ["v5e-1", pytest.param("v6e-1", marks=pytest.mark.long)])
 def test_decoding_on_one_chip_copies_no_cache(case_of, chip, int8):
     case = case_of(chip, *LONG, f"rollout.int8_cache={int8}")
     compiled = plan_programs.compile_decoding(case)
@@ -163,6 +163,7 @@ def test_learning_compiles_for_eight_chips_with_its_state_donated_and_its_attent
     assert collective_bytes(program) > weights
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_on_four_hosts_learning_gathers_a_layer_at_a_time_and_decoding_no_weight(case_of):
     case = case_of("v5e-16", "train.prompts=16", "algorithm.responses_at_once=8", layers=12)

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import signal
 from pathlib import Path
 
 PLATFORM = os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -10,6 +11,9 @@ FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_lev
 if PLATFORM == "cpu":
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " " + FLAGS
 os.environ["HF_HUB_OFFLINE"] = "1"
+for number in (signal.SIGINT, signal.SIGHUP):  # a shell that starts tests in the background has them ignored, also
+    if signal.getsignal(number) is signal.SIG_IGN:  # in processes that they start, and runs leave ignored signals so
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 from jaxtyping import install_import_hook
 

@@ -382,6 +382,7 @@ def test_a_training_whose_rewards_are_all_alike_says_so_once(tmp_path, capsys):
     assert Limits().equal < 7
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells in /proc what a process holds")
 def test_objectives_in_turn_leave_no_threads_files_or_programs_behind(tmp_path, monkeypatch):

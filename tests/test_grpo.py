@@ -86,11 +86,14 @@ def assert_close(one, other, tolerance=1e-5):
 
 OBJECTIVES = {
     "grpo": grpo(),
-    "reward_kl": grpo(kl_place="reward", kl_estimator="k1"),
-    "dr_grpo": dr_grpo(length=12),
     "dapo": dapo(),
 }
-MORE_OBJECTIVES = {"gspo": gspo(), "rloo": rloo()}
+MORE_OBJECTIVES = {
+    "reward_kl": grpo(kl_place="reward", kl_estimator="k1"),
+    "dr_grpo": dr_grpo(length=12),
+    "gspo": gspo(),
+    "rloo": rloo(),
+}
 
 
 @pytest.mark.parametrize(

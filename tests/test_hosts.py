@@ -229,6 +229,7 @@ def test_multi_process_a_run_of_two_processes_equals_the_run_of_one(alone, tmp_p
     assert "reward" in said(tmp_path, 0) and "reward" not in said(tmp_path, 1)  # the first host alone prints
 
 
+@pytest.mark.long
 def test_multi_process_a_run_of_four_processes_resumed_by_two_equals_the_run_of_one(alone, tmp_path):
     """Four hosts with sixteen devices take two steps; two hosts go on from their checkpoint."""
     train(tmp_path, 4, 4, *SIXTEEN, "train.steps=2")
@@ -247,7 +248,7 @@ def test_multi_process_after_a_signal_to_one_host_both_save_the_same_step(tmp_pa
     assert ("Ctrl-C again ends them at once" in said(tmp_path, 1)) == (sent == signal.SIGINT)
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_multi_process_when_one_host_dies_the_other_names_it_and_ends(tmp_path, lost):
     both = start(tmp_path, 2, 4, config=SMALL)
     wait_for(tmp_path, "grad")

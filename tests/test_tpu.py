@@ -182,6 +182,7 @@ def test_slices_are_made_of_hosts(name, hosts, chips):
     assert (found.hosts, found.host.chips, found.host.hosts) == (hosts, chips, 1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_plan_says_what_fits(tmp_path, capsys):
     pytest.importorskip("libtpu", reason="libtpu is large, and only these tests need it where there is no TPU")

@@ -37,6 +37,7 @@ def test_a_plan_is_for_a_slice_or_for_a_memory(options):
     assert ended.value.code == 2
 
 
+@pytest.mark.slow
 def test_a_plan_by_memory_says_that_it_is_an_estimate(tmp_path, capsys):
     path = CONFIGS / "qwen3_0.6b_gpu.yaml"
     assert main(["plan", str(path), "--memory", "22GiB", "--json", str(tmp_path / "plan.json")]) == 0
@@ -51,6 +52,7 @@ def test_a_plan_by_memory_says_that_it_is_an_estimate(tmp_path, capsys):
     assert "It does not fit by this estimate" in said and "optimizer.use=adafactor" in said
 
 
+@pytest.mark.slow
 def test_an_estimate_is_near_what_the_compiler_says():
     """The figures of v5e-1 in the head of the config are the compiler's."""
     path = CONFIGS / "gsm8k_qwen3_0.6b.yaml"
@@ -60,6 +62,7 @@ def test_an_estimate_is_near_what_the_compiler_says():
     assert [sample.peak / GIB, learned[case.responses_at_once].peak / GIB] == pytest.approx(compiled, rel=0.1)
 
 
+@pytest.mark.slow
 def test_more_responses_at_once_need_more():
     case = assemble(read(str(CONFIGS / "gsm8k_qwen3_0.6b.yaml"), []), device_with("24GiB"))
     temporaries = [phase.temporary for n, phase in sorted(estimated(case)[1].items()) if n < case.choices[0]]

@@ -146,7 +146,9 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 def add_plan(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax plan`."""
     add_config(parser)
-    parser.add_argument("--topology", required=True, help="a slice: v5e-8 (or v5litepod-8), v6e-4, v5p-8, v4-8, ...")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--topology", help="a slice: v5e-8 (or v5litepod-8), v6e-4, v5p-8, v4-8, ...")
+    where.add_argument("--memory", metavar="SIZE", help="of one device of any kind, e.g. 24GiB: an estimate")
     add_json(parser)
 
 
@@ -232,7 +234,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train the model of a config", add_train),
     "checkpoint": ("list and verify the checkpoints of a run", add_checkpoint),
     "config": ("show a config with every default filled in", add_config),
-    "plan": ("show what a config needs on a TPU slice, without one", add_plan),
+    "plan": ("show what a config needs on a TPU slice or another device, without one", add_plan),
     "objectives": ("list the objectives that can be trained with", add_objectives),
     "generate": ("answer a prompt", add_generate),
     "bench": ("measure this machine", add_bench),

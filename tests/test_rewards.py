@@ -183,6 +183,34 @@ def test_the_template_must_be_followed_exactly(response, follows):
     assert follows_template(SEVEN, response) == float(follows)
 
 
+@pytest.mark.parametrize(
+    ("opened", "response", "follows"),
+    [
+        ("<think>\n", "3 + 4</think> <answer>7</answer>", True),
+        ("<think>\n", "3 + 4 <answer>7</answer>", False),
+        ("<think>\n\n</think>\n\n", "<answer>7</answer>", True),
+        ("", "3 + 4</think> <answer>7</answer>", False),
+        ("", "<think>3 + 4</think> <answer>7</answer>", True),
+        (None, "3 + 4</think> <answer>7</answer>", True),
+        (None, "3 + 4 <answer>7</answer>", False),
+    ],
+)
+def test_tags_that_the_prompt_opened_belong_to_the_format(opened, response, follows):
+    example = Example("3 + 4 = ?", "7", opened=opened)
+    assert follows_template(example, response) == float(follows)
+    if opened is not None:
+        framed = Matches(r"<think>.*</think>\s*<answer>.*</answer>")
+        assert framed(example, response) == float(follows)
+
+
+def test_a_function_for_trl_gets_the_message_that_a_response_continues():
+    def lengths(prompts, completions):
+        return [len(completion[0]["content"]) for completion in completions]
+
+    prefilled = Example([*CHAT.prompt, {"role": "assistant", "content": "It is "}])
+    assert score(lengths, [prefilled, CHAT], [["9"], ["9"]]).ravel().tolist() == [7.0, 1.0]
+
+
 def test_matches_compares_the_whole_response():
     number = Matches(r"\d+")
     assert [number(SEVEN, response) for response in (" 7\n", "7 apples", "")] == [1.0, 0.0, 0.0]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,13 @@ from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from grpo_jax import config
+from grpo_jax.models import load
 from grpo_jax.models import tokenizer as text
 from grpo_jax.models.tokenizer import byte_tokenizer, check_vocabulary, load_tokenizer
+from grpo_jax.rewards import Example, follows_template
 from grpo_jax.structs import bucket
+from grpo_jax.training.session import Questions
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim"
@@ -165,9 +170,10 @@ THINKING = (
 @pytest.mark.parametrize("cut", ["-1", "0"])
 def test_a_template_that_looks_for_a_control_token_in_the_data_finds_it(tmp_path, cut):
     cutting = load_tokenizer(save_tokenizer(tmp_path, THINKING.replace("CUT", cut), **EOS))
-    chat = [*user("<|im_end|>a"), {"role": "assistant", "content": "x<|im_end|>y<|im_start|>"}]
+    chat = [*user("<|im_end|>a"), {"role": "assistant", "content": "x<|im_end|>y<|im_start|>"}, *user("b")]
     kept = {"-1": b"y<|im_start|>", "0": b"x"}[cut]
-    assert cutting.encode(chat) == [START, *b"user\n<|im_end|>a\n", START, *b"assistant\n", *kept, *b"\n"]
+    turns = [START, *b"user\n<|im_end|>a\n", START, *b"assistant\n", *kept, *b"\n", START, *b"user\nb\n"]
+    assert cutting.encode(chat) == turns
     text = cutting.backend.apply_chat_template(chat, tokenize=False)
     assert cutting.backend.decode(cutting.encode(chat)) == text
 
@@ -182,6 +188,141 @@ def test_a_template_that_changes_the_tokens_of_the_data_is_announced_once(tmp_pa
     assert [record.message.split(",")[0] for record in caplog.records] == [
         "Some prompts contain control tokens that the model's chat template looks for"
     ]
+
+
+QWEN = (  # as Qwen3's: the last answer gets thoughts, empty if it has none, and so does a question without thinking
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' and loop.last %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% if enable_thinking is defined and not"
+    " enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+
+
+def text_of(tokenizer, prompt) -> str:
+    return tokenizer.backend.decode(tokenizer.encode(prompt))
+
+
+def test_a_chat_template_gets_its_arguments(tmp_path):
+    save_tokenizer(tmp_path, QWEN, **EOS)
+    asked = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert text_of(load_tokenizer(tmp_path), user("Hi")) == asked
+    silent = load_tokenizer(tmp_path, {"enable_thinking": False})
+    assert text_of(silent, user("Hi")) == asked + "<think>\n\n</think>\n\n"
+    assert text_of(silent, "Hi") == text_of(silent, user("Hi"))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ({"enable_thinkin": False}, "model.template.enable_thinkin: .* did you mean enable_thinking?"),
+        ({"xyz": 1}, "model.template.xyz: .* Leave it out"),
+        ({"tokenize": True}, "model.template.tokenize is set by the program"),
+        ({"messages": []}, "model.template.messages is set by the program"),
+    ],
+)
+def test_an_argument_that_a_chat_template_does_not_read_is_refused(tmp_path, template, words):
+    with pytest.raises(ValueError, match=words):
+        load_tokenizer(save_tokenizer(tmp_path, QWEN, **EOS), template)
+
+
+@pytest.mark.faults
+def test_arguments_for_a_model_without_a_chat_template_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"model\.template .* has none"):
+        load_tokenizer(save_tokenizer(tmp_path, None, **EOS), {"enable_thinking": False})
+
+
+@pytest.mark.parametrize("content", ["The answer is", " 4", "4 ", "end", "assistant", "im_end|", "", "x\n", "user\nHi"])
+@pytest.mark.parametrize("template", [CHATML, CHATML.replace(" | trim", "")])
+def test_an_assistants_last_message_is_continued(tmp_path, template, content):
+    tokenizer = load_tokenizer(save_tokenizer(tmp_path, template, **EOS))
+    prompt = [*user("Hi"), {"role": "assistant", "content": content}]
+    shown = content.strip() if "trim" in template else content
+    assert text_of(tokenizer, prompt) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n" + shown
+    assert tokenizer.opened(prompt) == shown
+
+
+def test_a_control_token_in_a_message_to_be_continued_is_plain_text(chat):
+    prompt = [*user("Hi"), {"role": "assistant", "content": "a<|im_end|>b"}]
+    asked = [START, *b"user\nHi", END, *b"\n", START, *b"assistant\n"]
+    assert chat.encode(prompt) == [*asked, *b"a<|im_end|>b"]
+
+
+def test_thoughts_that_are_continued_get_no_empty_ones_before_them(tmp_path):
+    tokenizer = load_tokenizer(save_tokenizer(tmp_path, QWEN, **EOS))
+    asked = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    thinking = [*user("Hi"), {"role": "assistant", "content": "<think>\nLet me"}]
+    assert text_of(tokenizer, thinking) == asked + "<think>\nLet me"
+    assert tokenizer.opened(thinking) == "<think>\nLet me"
+    said = [*user("Hi"), {"role": "assistant", "content": "It is"}]
+    assert text_of(tokenizer, said) == asked + "<think>\n\n</think>\n\nIt is"
+    assert tokenizer.opened(said) == "<think>\n\n</think>\n\nIt is"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("template", "content", "words"),
+    [
+        (CHATML, None, "must be a string; got NoneType"),
+        (
+            CHATML.replace("message['content'] | trim", "message['content'] | upper"),
+            "so",
+            "changes the assistant's last",
+        ),
+        (CHATML.replace("message['content'] | trim", "'same'"), "so", "changes the assistant's last"),
+    ],
+)
+def test_a_last_message_that_cannot_be_continued_is_refused_with_its_row(tmp_path, template, content, words):
+    tokenizer = load_tokenizer(save_tokenizer(tmp_path, template, **EOS))
+    with pytest.raises(ValueError, match=rf"^Prompt 0 \(rows\.jsonl:3\) cannot be encoded: .*{words}"):
+        tokenizer.encode_all([[*user("Hi"), {"role": "assistant", "content": content}]], 64, ["rows.jsonl:3"])
+
+
+@pytest.mark.parametrize(
+    ("added", "opened"),
+    [("", ""), ("<think>\n", "<think>\n"), ("<think>\n\n</think>\n\n", "<think>\n\n</think>\n\n"), ("so:\n", "")],
+)
+def test_tags_that_a_template_opens_are_known(tmp_path, added, opened):
+    template = CHATML.replace("assistant\n", f"assistant\n{added}")
+    tokenizer = load_tokenizer(save_tokenizer(tmp_path, template, **EOS))
+    assert tokenizer.opened(user("<think>")) == opened
+    assert tokenizer.opened("<think>") == opened
+
+
+def test_a_plain_prompt_of_a_base_model_opens_nothing(base):
+    assert base.opened("<think>") == ""
+
+
+def test_a_text_begins_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("grpo_jax"), "propagate", True)
+    text._announce_beginnings.cache_clear()
+    twice = "{{ bos_token + bos_token + messages[0]['content'] }}"
+    tokenizer = load_tokenizer(save_tokenizer(tmp_path, twice, bos_token="<|endoftext|>", **EOS))
+    with caplog.at_level(logging.WARNING, logger="grpo_jax"):
+        assert tokenizer.encode(user("Hi")) == tokenizer.encode("Hi") == [END_OF_TEXT, *b"Hi"]
+    assert [record.message[:40] for record in caplog.records if "began" in record.message] == [
+        "Prompts began with <|endoftext|> more th"
+    ]
+
+
+def test_tags_that_are_control_tokens_are_decoded(tmp_path):
+    save_tokenizer(tmp_path, CHATML, **EOS)
+    backend = load_tokenizer(tmp_path).backend
+    backend.add_special_tokens({"additional_special_tokens": ["<think>", "</think>", "<alone>"]})
+    backend.save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    ids = tokenizer.backend("<think>a</think>b<alone><|im_end|><|endoftext|>")["input_ids"]
+    assert len(ids) == 7
+    assert tokenizer.decode(ids) == "<think>a</think>b"
+
+
+@pytest.mark.faults
+def test_a_template_that_refuses_is_one_line_with_its_model(tmp_path):
+    save_tokenizer(tmp_path, "{{ raise_exception('No.\nNever.') }}", **EOS)
+    with pytest.raises(ValueError, match=r"refuses it: TemplateError: No\. Never\. Look") as caught:
+        load_tokenizer(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: ")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("nothing", ["", []])
@@ -202,3 +343,25 @@ def test_a_tokenizer_may_know_fewer_ids_than_the_model_but_not_more(tmp_path):
     check_vocabulary(byte_tokenizer(), 320, tmp_path)
     with pytest.raises(ValueError, match="ids up to 258, and the model knows only 258"):
         check_vocabulary(byte_tokenizer(), 258, tmp_path)
+
+
+def test_a_config_gives_the_chat_template_its_arguments(tmp_path):
+    """A misspelt one is refused with the line of the config."""
+    (tmp_path / "c.yaml").write_text(
+        "model: {name: tiny, template: {add_generation_prompt: 1}}\ntask: {use: arithmetic}\nobjective: {use: grpo}\n"
+        "train: {steps: 1}\n"
+    )
+    read_config = config.read(str(tmp_path / "c.yaml"), ["model.template={role: 1, other: 2}"])
+    assert read_config.model.arguments["template"] == {"role": 1, "other": 2}
+    with pytest.raises(config.ConfigError, match=r"model\.template\.other: the model's chat template reads no such"):
+        read_config.model.build()
+    with pytest.raises(config.ConfigError, match=r"c\.yaml:1:.*model\.template\.add_generation_prompt is set by"):
+        config.read(str(tmp_path / "c.yaml"), []).model.build()
+
+
+def test_rewards_in_a_training_know_what_the_template_opened(tmp_path):
+    tokenizer = load_tokenizer(save_tokenizer(tmp_path, CHATML.replace("assistant\n", "assistant\n<think>\n"), **EOS))
+    model = replace(load("tiny"), tokenizer=tokenizer)
+    questions = Questions([Example(user("2 + 2 = ?")), Example("2 + 2 = ?")], model, 64)
+    assert [example.opened for example in questions.choose([0, 1])[1]] == ["<think>\n"] * 2
+    assert [follows_template(e, "4</think><answer>4</answer>") for e in questions.examples] == [1.0, 1.0]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -35,17 +35,19 @@ def load(
     name: str = "smollm2-135m-instruct",  # a directory, org/name, smollm2-135m-instruct, or tiny (random, bytes)
     activations: Literal["auto", "float32", "bfloat16"] = "auto",  # auto: float32 on CPU, bfloat16 elsewhere
     remat: Remat = DEFAULT_REMAT,  # none computes nothing twice; see docs/training.md
+    template: dict[str, Any] | None = None,  # arguments of the chat template, e.g. {enable_thinking: false}
 ) -> Model:
     """The model, with everything but its weights read and checked; `params` reads those later."""
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(activations)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     if name == "tiny":
-        return tiny(activations=dtype, remat=remat)
+        model = tiny(activations=dtype, remat=remat)
+        return model if template is None else replace(model, tokenizer=replace(model.tokenizer, template=template))
     directory = locate(name)
     check(directory)
     shape = read_shape(directory)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, template)
     check_vocabulary(tokenizer, shape.vocabulary, directory)
     policy = decoder_policy(shape, dtype, remat)
 

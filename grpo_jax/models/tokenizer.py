@@ -1,7 +1,8 @@
 """Between text and token ids: chat templates, control tokens, left padding.
 
 A model's control tokens (`<|im_end|>` and the like) belong to its chat template. Where a prompt contains such a string,
-it is encoded as plain text, so that a data set cannot end the user's turn or speak as the assistant.
+it is encoded as plain text, so that a data set cannot end the user's turn or speak as the assistant. How a template is
+rendered is in `templates.py`.
 """
 
 import functools
@@ -9,8 +10,8 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,13 +21,14 @@ from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from grpo_jax.models.files import AGAIN, read_json, token_ids
+from grpo_jax.models.templates import Messages, Template, sentence
 from grpo_jax.structs import Prompts, bucket
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # or it would advise to install torch
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-Prompt = str | list[dict[str, Any]]  # plain text, or the messages of a conversation
+Prompt = str | Messages  # plain text, or the messages of a conversation
 
 BYTE_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
@@ -36,11 +38,18 @@ BYTE_TEMPLATE = (
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A model's tokenizer. `size` is one more than its largest id; a response ends at any of `end_ids`."""
+    """A model's tokenizer. `size` is one more than its largest id; a response ends at any of `end_ids`.
+
+    `template` holds arguments of the chat template, such as `{"enable_thinking": False}`.
+    """
 
     backend: PreTrainedTokenizerBase
     size: int
     end_ids: tuple[int, ...]
+    template: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        Template(self.backend, self.template).check()
 
     @property
     def has_chat_template(self) -> bool:
@@ -48,18 +57,21 @@ class Tokenizer:
         return bool(self.backend.chat_template)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """The ids of a prompt, up to where the answer begins; control tokens come from the chat template alone."""
-        if isinstance(prompt, str):
-            if not self.has_chat_template:
-                return self.backend(prompt, split_special_tokens=True)["input_ids"]
-            _announce_wrapping()
-            prompt = [{"role": "user", "content": prompt}]
-        elif not self.has_chat_template:
-            raise ValueError(
-                "Messages need a chat template, and this model has none: it is a base model. Use plain text"
-                " prompts, or the instruction-tuned version of the model."
-            )
-        return self._encode_conversation(prompt)
+        """The ids of a prompt, up to where the answer begins; control tokens come from the chat template alone.
+
+        If the last message is the assistant's, the answer goes on from its end.
+        """
+        if isinstance(prompt, str) and not self.has_chat_template:
+            return self._with_one_beginning(self.backend(prompt, split_special_tokens=True)["input_ids"])
+        return self._with_one_beginning(self._encode_conversation(self._conversation(prompt)))
+
+    def opened(self, prompt: Prompt) -> str:
+        """What the prompt already has of the answer: tags that the chat template opens, such as `<think>`, and the
+        assistant's message that is to be continued.
+        """
+        if isinstance(prompt, str) and not self.has_chat_template:
+            return ""
+        return Template(self.backend, self.template).opened(self._conversation(prompt))
 
     def encode_all(self, prompts: Sequence[Prompt], max_tokens: int, sources: Sequence[str] = ()) -> Prompts:
         """The prompts as rows padded on the left to one of a few lengths, none above `max_tokens`.
@@ -81,14 +93,52 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of the tokens, without control tokens."""
-        text = self.backend.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        tags, ids = self._tags, list(tokens)
+        if tags:
+            ids = [token for token in ids if token in tags or token not in self._special]
+        text = self.backend.decode(ids, skip_special_tokens=not tags, clean_up_tokenization_spaces=False)
         return cast(str, text)  # it would be a list for a list of lists
+
+    @functools.cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(_control_tokens(self.backend)) | frozenset(self.backend.all_special_ids)
+
+    @functools.cached_property
+    def _tags(self) -> frozenset[int]:
+        """The control tokens that are tags of an answer: those that come in pairs, such as `<think>` and `</think>`."""
+        roles = [token for token in self.backend.special_tokens_map.values() if isinstance(token, str)]
+        control = {token.content: i for i, token in _control_tokens(self.backend).items()}
+        tokens = {text: i for text, i in control.items() if text not in roles and i not in self.end_ids}
+        names = {found[1] for token in tokens if (found := re.fullmatch(r"<(\w+)>", token))}
+        pairs = ((f"<{name}>", f"</{name}>") for name in names)
+        return frozenset(tokens[token] for pair in pairs if all(one in tokens for one in pair) for token in pair)
+
+    def _conversation(self, prompt: Prompt) -> Messages:
+        if isinstance(prompt, str):
+            _announce_wrapping()
+            return [{"role": "user", "content": prompt}]
+        if not self.has_chat_template:
+            raise ValueError(
+                "Messages need a chat template, and this model has none: it is a base model. Use plain text"
+                " prompts, or the instruction-tuned version of the model."
+            )
+        return prompt
+
+    def _with_one_beginning(self, ids: list[int]) -> list[int]:
+        """The ids with the token that begins a text once, where the tokenizer and the template both wrote it."""
+        beginning = self.backend.bos_token_id
+        extra = 0
+        while beginning is not None and ids[extra : extra + 2] == [beginning, beginning]:
+            extra += 1
+        if extra:
+            _announce_beginnings(str(self.backend.bos_token))
+        return ids[extra:]
 
     def _encode_one(self, name: str, prompt: Prompt, max_tokens: int) -> list[int]:
         try:
             ids = self.encode(prompt) if prompt else []
         except Exception as error:
-            raise ValueError(f"Prompt {name} cannot be encoded: {_sentence(error)}") from error
+            raise ValueError(f"Prompt {name} cannot be encoded: {sentence(error)}") from error
         if not ids:
             raise ValueError(f"A prompt must not be empty; prompt {name} is. Drop that example, or fill it in.")
         if len(ids) > max_tokens:
@@ -98,7 +148,7 @@ class Tokenizer:
             )
         return ids
 
-    def _encode_conversation(self, messages: list[dict[str, Any]]) -> list[int]:
+    def _encode_conversation(self, messages: Messages) -> list[int]:
         """The ids of a conversation, with control tokens in its text encoded as text.
 
         The template is rendered with a placeholder for each control token of the data. The control tokens in the
@@ -107,7 +157,7 @@ class Tokenizer:
         control = {token.content: token_id for token_id, token in _control_tokens(self.backend).items()}
         mark = uuid.uuid4().hex  # unguessable, so no data contains it
         placeholders = {text: f"{mark}{token_id}." for text, token_id in control.items()}
-        rendered = _rendered_with(self.backend, messages, placeholders)
+        rendered = _rendered_with(Template(self.backend, self.template), messages, placeholders)
         if mark not in rendered:
             return self.backend(rendered, add_special_tokens=False)["input_ids"]
         originals = {placeholder: text for text, placeholder in placeholders.items()}
@@ -121,8 +171,8 @@ class Tokenizer:
         return ids
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer in a model's directory, with all ids that end a response."""
+def load_tokenizer(directory: Path, template: Mapping[str, Any] | None = None) -> Tokenizer:
+    """The tokenizer in a model's directory, with all ids that end a response, and arguments for its chat template."""
     try:
         loaded = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each kind of damage raises another class, and some a bare Exception
@@ -130,13 +180,19 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             f"{directory} has no tokenizer that can be read ({type(error).__name__}: {error}). {AGAIN}"
         ) from error
     backend = cast(PreTrainedTokenizerBase, loaded)
-    ends = {backend.eos_token_id, *_generation_ends(directory), *_turn_ends(backend)} - {None}
+    arguments = {} if template is None else template
+    Template(backend, arguments).check()
+    try:
+        turn_ends = _turn_ends(backend, arguments)
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from error
+    ends = {backend.eos_token_id, *_generation_ends(directory), *turn_ends} - {None}
     if not ends:
         raise ValueError(
             f"A response needs a token that ends it, and {directory} names none. Set eos_token_id in its"
             f" generation_config.json, or eos_token in its tokenizer_config.json."
         )
-    return Tokenizer(backend, _size(backend), tuple(sorted(ends)))
+    return Tokenizer(backend, _size(backend), tuple(sorted(ends)), arguments)
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -168,6 +224,14 @@ def _announce_wrapping() -> None:  # cached, so that it warns once
 
 
 @functools.cache
+def _announce_beginnings(token: str) -> None:
+    logging.getLogger("grpo_jax").warning(
+        "Prompts began with %s more than once, as the tokenizer or the chat template wrote it again; one is kept.",
+        token,
+    )
+
+
+@functools.cache
 def _announce_hidden_tokens() -> None:
     logging.getLogger("grpo_jax").warning(
         "Some prompts contain control tokens that the model's chat template looks for, and does not find, because they"
@@ -175,47 +239,27 @@ def _announce_hidden_tokens() -> None:
     )
 
 
-def _rendered(backend: PreTrainedTokenizerBase, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-    """The text of a conversation by the chat template."""
-    try:
-        text = backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except Exception as error:  # a template is a program, which may raise anything
-        advice = "Look at the roles and their order, or use another chat template."
-        if any(message.get("role") == "system" for message in messages):
-            advice = "If it knows no system message, leave out task.system and write that text into task.instruction."
-        raise ValueError(f"the model's chat template refuses it: {_sentence(error)} {advice}") from error
-    return cast(str, text)  # it would be ids with tokenize=True
-
-
-def _rendered_with(
-    backend: PreTrainedTokenizerBase, messages: list[dict[str, Any]], placeholders: dict[str, str]
-) -> str:
+def _rendered_with(template: Template, messages: Messages, placeholders: dict[str, str]) -> str:
     """The text of a conversation with a placeholder for each control token of the data.
 
     A template may look for such a token in the data: many cut `...</think>` out of earlier turns. Where the text is
     another one than without placeholders, the token itself is shown with its placeholder beside it.
     """
-    hidden = _rendered(backend, _replace(messages, placeholders), add_generation_prompt=True)
+    hidden = template.question(_replace(messages, placeholders))
     if _replace(messages, placeholders) == messages:
         return hidden
     originals = {placeholder: text for text, placeholder in placeholders.items()}
-    plain = _rendered(backend, messages, add_generation_prompt=True)
+    plain = template.question(messages)
     if _replace(hidden, originals) == plain:
         return hidden
     for beside in ("{placeholder}{text}", "{text}{placeholder}"):
         shown = {text: beside.format(text=text, placeholder=held) for text, held in placeholders.items()}
-        text = _rendered(backend, _replace(messages, shown), add_generation_prompt=True)
+        text = template.question(_replace(messages, shown))
         text = _replace(text, {both: placeholders[token] for token, both in shown.items()})
         if _replace(text, originals) == plain:
             return text
     _announce_hidden_tokens()
     return hidden
-
-
-def _sentence(error: Exception) -> str:
-    """An error as the end of a sentence: its message alone, if it is ours."""
-    text = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-    return text if text.endswith(".") else f"{text}."
 
 
 def _control_tokens(backend: PreTrainedTokenizerBase) -> dict[int, Any]:
@@ -254,13 +298,13 @@ def _generation_ends(directory: Path) -> list[int]:
     return token_ids(path, read_json(path), "eos_token_id") if path.is_file() else []
 
 
-def _turn_ends(backend: PreTrainedTokenizerBase) -> list[int]:
+def _turn_ends(backend: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> list[int]:
     """The control token that the chat template writes after an assistant's reply; it may differ from the eos token."""
     if not backend.chat_template:
         return []
     reply = uuid.uuid4().hex
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": reply}]
-    after = _rendered(backend, messages, add_generation_prompt=False).partition(reply)[2].lstrip()
+    after = Template(backend, arguments).render(messages).partition(reply)[2].lstrip()
     return [token_id for token_id, token in _control_tokens(backend).items() if after.startswith(token.content)]
 
 

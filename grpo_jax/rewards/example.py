@@ -17,6 +17,7 @@ class Example:
     answer: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)  # the whole row of the data set
     source: str = field(default="", repr=False, compare=False)  # where it was read, such as rows.jsonl:12
+    opened: str | None = field(default=None, repr=False, compare=False)  # what the prompt has of the answer, if known
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", frozen(self.prompt))

@@ -1,4 +1,7 @@
-"""Rewards for the format of a response, whatever its content."""
+"""Rewards for the format of a response, whatever its content.
+
+What the prompt already has of the answer belongs to its format: many chat templates open `<think>` themselves.
+"""
 
 import re
 from dataclasses import dataclass
@@ -9,19 +12,29 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def follows_template(example: Example, response: str) -> float:
-    """1 for `<think>...</think> <answer>...</answer>`: each tag once, in this order, with only white space outside."""
-    starts = [response.find(tag) for tag in TAGS]
-    if any(response.count(tag) != 1 for tag in TAGS) or starts != sorted(starts):
-        return 0.0
-    before = response[: starts[0]]
-    between = response[starts[1] + len(TAGS[1]) : starts[2]]
-    after = response[starts[3] + len(TAGS[3]) :]
-    return float(not (before + between + after).strip())
+    """1 for `<think>...</think> <answer>...</answer>`: each tag once, in this order, with only white space outside.
+
+    What the prompt opened counts as the response's beginning. Where that is not known, because the example was made
+    outside of a training, `<think>` may be left out.
+    """
+    beginnings = ("", TAGS[0]) if example.opened is None else ("", example.opened)
+    return float(any(_is_framed(beginning + response) for beginning in beginnings))
+
+
+def _is_framed(text: str) -> bool:
+    starts = [text.find(tag) for tag in TAGS]
+    if any(text.count(tag) != 1 for tag in TAGS) or starts != sorted(starts):
+        return False
+    before = text[: starts[0]]
+    between = text[starts[1] + len(TAGS[1]) : starts[2]]
+    after = text[starts[3] + len(TAGS[3]) :]
+    return not (before + between + after).strip()
 
 
 @dataclass(frozen=True)
 class Matches:
-    """1 if the whole response matches the regular expression. White space around it is removed; `.` matches newlines.
+    """1 if the whole response matches the regular expression, alone or after what the prompt opened of it. White space
+    around it is removed; `.` matches newlines.
 
     The pattern is trusted: nothing limits how long it backtracks.
     """
@@ -36,4 +49,5 @@ class Matches:
 
     def __call__(self, example: Example, response: str) -> float:
         """1 or 0."""
-        return float(re.fullmatch(self.pattern, response.strip(), re.DOTALL) is not None)
+        texts = [response, example.opened + response] if example.opened else [response]
+        return float(any(re.fullmatch(self.pattern, text.strip(), re.DOTALL) for text in texts))

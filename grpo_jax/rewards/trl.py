@@ -70,9 +70,11 @@ def _columns(examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def _batch(examples: Sequence[Example], responses: Sequence[str]) -> dict[str, Any]:
-    """Prompts and completions: strings where the prompt is a string, messages where it is a chat."""
+    """Prompts and completions: strings where the prompt is a string, messages where it is a chat. As with TRL, an
+    assistant's message that was continued is the beginning of the completion.
+    """
     completions = [
-        response if isinstance(example.prompt, str) else [{"role": "assistant", "content": response}]
+        response if isinstance(example.prompt, str) else [{"role": "assistant", "content": _begun(example) + response}]
         for example, response in zip(examples, responses, strict=True)
     ]
     prompts = [
@@ -80,6 +82,12 @@ def _batch(examples: Sequence[Example], responses: Sequence[str]) -> dict[str, A
         for example in examples
     ]
     return {"prompts": prompts, "completions": completions}
+
+
+def _begun(example: Example) -> str:
+    """The assistant's message at the end of a chat, which the response continues."""
+    last = {} if isinstance(example.prompt, str) or not example.prompt else example.prompt[-1]
+    return str(last["content"]) if last.get("role") == "assistant" else ""
 
 
 def _accepted(reward: Callable[..., Any], label: str, offered: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a run is made of, built and checked before anything compiles."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 from jax.sharding import Mesh
@@ -69,9 +69,9 @@ class Questions:
     """Examples with their prompts encoded once, padded for each batch only as far as it needs."""
 
     def __init__(self, examples: Sequence[Example], model: Model, max_tokens: int):
-        self.examples = examples
         prompts, sources = [example.prompt for example in examples], [example.source for example in examples]
         self.prompts = model.tokenizer.encode_all(prompts, max_tokens, sources)
+        self.examples = [replace(example, opened=model.tokenizer.opened(example.prompt)) for example in examples]
 
     def choose(self, indices: Sequence[int]) -> tuple[Prompts, list[Example]]:
         """The prompts and examples at these indices."""

@@ -5,6 +5,7 @@ from typing import Any
 from grpo_jax.commands.plan.case import Case
 from grpo_jax.commands.plan.programs import Phase
 from grpo_jax.commands.plan.search import FAR_TOO_MUCH, fits
+from grpo_jax.commands.plan.topology import AnyDevice
 from grpo_jax.devices.mesh import prompt_shards
 from grpo_jax.devices.sharding import devices_per_group
 from grpo_jax.rollout.sizes import prompts_held, subgroups_at_once
@@ -23,7 +24,7 @@ def advice(case: Case, figures: dict[str, Any], sample: Phase, learned: dict[int
     if not fits(case, learned[case.responses_at_once]):
         found |= _for_learning(case, learned)
     ranked = sorted((name for name, saved in found.items() if saved > 0), key=lambda name: found[name], reverse=True)
-    return [*ranked, "a larger slice"][:3]
+    return [*ranked, "a device with more memory" if isinstance(case.slice, AnyDevice) else "a larger slice"][:3]
 
 
 def _for_state(case: Case, figures: dict[str, Any]) -> Saved:

@@ -1,4 +1,4 @@
-"""`grpo-jax plan`: what a config needs on a TPU slice, whether it fits, and what would help."""
+"""`grpo-jax plan`: what a config needs on a TPU slice or another device, whether it fits, and what would help."""
 
 import argparse
 import json
@@ -10,9 +10,10 @@ import jax
 
 from grpo_jax.commands.plan.advice import advice
 from grpo_jax.commands.plan.case import Case, assemble
+from grpo_jax.commands.plan.estimate import ACCURACY, estimated
 from grpo_jax.commands.plan.programs import Phase, decoding_inputs, plan_learning, plan_sampling
 from grpo_jax.commands.plan.search import fits, largest, search, timed
-from grpo_jax.commands.plan.topology import GIB, find_slice
+from grpo_jax.commands.plan.topology import GIB, AnyDevice, device_with, find_slice
 from grpo_jax.config import ConfigError
 from grpo_jax.devices.memory import device_bytes
 from grpo_jax.training.overview import table as overview
@@ -24,22 +25,34 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints what fits, and writes it to a file if asked; 0 if it fits, 1 if not."""
     jax.config.update("jax_enable_compilation_cache", False)  # such programs cannot be loaded again without a TPU
     try:
-        case = assemble(arguments.config, find_slice(arguments.topology))
+        found = find_slice(arguments.topology) if arguments.memory is None else device_with(arguments.memory)
+        case = assemble(arguments.config, found)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     print(introduction(case), flush=True)
-    sample = timed("sampling", partial(plan_sampling, case)) or Phase(None)
-    train = timed("learning", partial(plan_learning, case, case.responses_at_once)) or Phase(None)
-    learned = {case.responses_at_once: train} if sample.peak is None else search(case, train)
+    sample, learned = _compiled(case) if figures_are_exact(case) else estimated(case)
     figures = measure(case, sample, learned)
-    print(table(figures, sample, train))
+    print(table(figures, sample, learned[case.responses_at_once]))
+    estimate = "" if figures["compiled"] else f" by this estimate, which compiled nothing: {ACCURACY}"
     if figures["fits"]:
-        print("It fits.")
+        print(f"It fits{estimate}.")
     else:
-        print(f"It does not fit. What helps most: {', '.join(advice(case, figures, sample, learned))}.")
+        print(f"It does not fit{estimate}. What helps most: {', '.join(advice(case, figures, sample, learned))}.")
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n")
     return 0 if figures["fits"] else 1
+
+
+def figures_are_exact(case: Case) -> bool:
+    """Whether the programs are compiled for the device; if not, figures are estimated from shapes."""
+    return not isinstance(case.slice, AnyDevice)
+
+
+def _compiled(case: Case) -> tuple[Phase, dict[int, Phase]]:
+    """What sampling needs, and learning by the number of responses at once, as the compiler says."""
+    sample = timed("sampling", partial(plan_sampling, case)) or Phase(None)
+    train = timed("learning", partial(plan_learning, case, case.responses_at_once)) or Phase(None)
+    return sample, {case.responses_at_once: train} if sample.peak is None else search(case, train)
 
 
 def introduction(case: Case) -> str:
@@ -52,7 +65,8 @@ def introduction(case: Case) -> str:
     return (
         f"{found.name}: {found.chips} chip(s) of {found.chip.memory / GIB:.2f} GiB\n{devices}\n"
         f"{case.settings.prompts} prompts of {case.length} tokens, {sampler.responses} responses of"
-        f" {sampler.max_tokens}; a device learns from {case.responses_at_once} responses at once{how}; compiling ..."
+        f" {sampler.max_tokens}; a device learns from {case.responses_at_once} responses at once{how};"
+        f" {'compiling ...' if figures_are_exact(case) else 'estimated from shapes'}"
     )
 
 
@@ -64,6 +78,7 @@ def measure(case: Case, sample: Phase, learned: dict[int, Phase]) -> dict[str, A
     served, shared, own, _ = decoding_inputs(case)
     weights = device_bytes(case.state.params)
     figures = {
+        "compiled": figures_are_exact(case),
         "fits": fits(case, sample) and fits(case, train),
         "hbm_limit_bytes": case.slice.chip.memory,
         "weights_bytes": weights,
@@ -78,7 +93,7 @@ def measure(case: Case, sample: Phase, learned: dict[int, Phase]) -> dict[str, A
         "sample": plain(sample),
         "train": plain(train),
     }
-    return figures | estimate(case, figures)
+    return figures | (estimate(case, figures) if figures["compiled"] else {})
 
 
 def estimate(case: Case, figures: dict[str, Any]) -> dict[str, float]:
@@ -135,7 +150,10 @@ def table(figures: dict[str, Any], sample: Phase, train: Phase) -> str:
         f"largest that fits: {f'algorithm.responses_at_once={most}' if most else 'no number of responses at once'}",
         *(phase.message for phase in (sample, train) if phase.message),
         f"PPO's critic would add {gib(figures['ppo_critic_bytes'])} (a second model and its optimiser)",
-        f"estimate: sampling {figures['estimated_sample_s']:.1f} s, learning {figures['estimated_train_s']:.1f} s a"
-        f" step, at {UTILISATION} of bandwidth, arithmetic and links, every response at its longest",
     ]
+    if figures["compiled"]:
+        lines.append(
+            f"estimate: sampling {figures['estimated_sample_s']:.1f} s, learning {figures['estimated_train_s']:.1f} s a"
+            f" step, at {UTILISATION} of bandwidth, arithmetic and links, every response at its longest"
+        )
     return "\n".join(lines)

@@ -1,7 +1,10 @@
-"""TPU slices by their usual names, as devices that programs are compiled for where there is no TPU."""
+"""TPU slices by their usual names, as devices that programs are compiled for where there is no TPU; and any other
+device by its memory, for which nothing is compiled.
+"""
 
 import difflib
 import math
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -36,6 +39,7 @@ CHIPS = {
     "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 600e9, "v5p", cores=2, axes=3),
     "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 400e9, "v6e"),
 }
+UNITS = {"GIB": GIB, "GB": 10**9, "MIB": 2**20, "MB": 10**6}
 SPELLINGS = {"v5litepod": "v5e", "v5lite": "v5e"}
 FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 SOLID = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
@@ -73,6 +77,25 @@ class Slice:
         one = {"chips_per_host_bounds": (*sides, *[1] * (3 - len(sides)))} if self.hosts == 1 else {}
         name, more = f"{self.chip.platform}:{self.grid}", one | dict(self.chip.options)
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices)
+
+
+@dataclass(frozen=True)
+class AnyDevice(Slice):
+    """One device of any kind, of which only the memory is known."""
+
+    def devices(self) -> list[jax.Device]:
+        """A CPU in its place: shapes are laid out over it, and nothing is compiled for it."""
+        return jax.devices("cpu")[:1]
+
+
+def device_with(memory: str) -> AnyDevice:
+    """A device that a program may use so much memory of, such as 24GiB or 24GB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB|MiB|MB)", memory.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) == 0:
+        raise ValueError(f"--memory is a size with its unit, such as 24GiB or 24GB; got {memory!r}.")
+    return AnyDevice(
+        f"a device of {memory}", Chip(float(found[1]) * UNITS[found[2].upper()], 0.0, 0.0, 0.0, "any"), 1, "1x1"
+    )
 
 
 def find_slice(name: str) -> Slice:

@@ -18,7 +18,7 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = [
     {"distribution", "network", "ranges", "redaction"},
     {"structs"},
-    {"devices", "hosts"},
+    {"devices", "hosts", "saved"},
     {"models", "objectives", "rewards"},
     {"metrics", "optimizers", "rollout", "tasks"},
     {"algorithm"},

@@ -1,7 +1,8 @@
 """Saving and restoring the train state with Orbax. Order and randomness follow from its step and retired examples.
 
-A step is saved in this order: Orbax commits its files, then the manifest with their sums is written (manifest.py), then
-older steps are deleted. So whenever a process ends, a step that can be verified is on disk, once one was.
+A step is saved in this order: Orbax commits its files, then the manifest with their sums is written
+(saved/manifest.py), then older steps are deleted. So whenever a process ends, a step that can be verified is on disk,
+once one was.
 """
 
 import shutil
@@ -15,8 +16,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from grpo_jax.hosts import store
+from grpo_jax.saved.manifest import MANIFEST, steps_in, write_manifest
 from grpo_jax.structs import TrainState
-from grpo_jax.training.manifest import MANIFEST, steps_in, write_manifest
 
 SAVED = "saved"  # the file in a run directory that says that a step has been saved whole, even if all of them are gone
 

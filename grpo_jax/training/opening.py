@@ -9,10 +9,11 @@ from pathlib import Path
 from grpo_jax.hosts import meeting, store
 from grpo_jax.hosts.signals import INTERRUPTS
 from grpo_jax.rewards import as_mix
+from grpo_jax.saved.manifest import steps_in
+from grpo_jax.saved.steps import is_early
 from grpo_jax.structs import TrainState
 from grpo_jax.training.checkpoint import SAVED, Checkpoints, Keep, size_of
 from grpo_jax.training.lock import Lock
-from grpo_jax.training.manifest import MANIFEST, steps_in
 from grpo_jax.training.record import Record, Run, RunDirectory
 from grpo_jax.training.restoring import restore_newest
 from grpo_jax.training.resuming import (
@@ -97,7 +98,7 @@ def _restored(
     path: Path, checkpoints: Checkpoints, state: TrainState, settings: Settings, resume: Resume
 ) -> TrainState:
     """The newest state of a run that can be trusted, or its first one if there is none yet."""
-    early = store.decide(lambda: str(_is_early(path))) == "True"
+    early = store.decide(lambda: str(is_early(path))) == "True"
     had_steps = _has_steps(path)
     found = restore_newest(checkpoints, state, early, resume.strict, resume.allow_changes)
     if found is None and had_steps:  # none of them is whole
@@ -124,12 +125,6 @@ def _check_start_over(path: Path, settings: Settings, resume: Resume) -> None:
 def _was_saved(path: Path, last: int, settings: Settings) -> bool:
     """Whether a step has been saved whole in a run with `last` steps: the second save waits for the first."""
     return (path / SAVED).exists() or last > 2 * _save_every(path, settings)
-
-
-def _is_early(path: Path) -> bool:
-    """Whether an early version wrote a run: it kept neither what the run was made of, nor sums of its files."""
-    folder = path / "checkpoints"
-    return read_fingerprint(path) is None and not any((folder / str(s) / MANIFEST).exists() for s in steps_in(folder))
 
 
 def _last_step(path: Path) -> int:

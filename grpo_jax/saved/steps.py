@@ -1,5 +1,6 @@
 """Which of the saved steps of a run can be trusted."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,3 +48,38 @@ def is_early(run: Path) -> bool:
     folder = run / CHECKPOINTS
     kept = "facts" in RunDirectory(run).identity()
     return not kept and not any((folder / str(step) / MANIFEST).exists() for step in steps_in(folder))
+
+
+def choose_step(run: Path, step: int | None = None) -> int:
+    """The newest step of a run that can be verified, or the named one. Warns of newer steps that cannot be used."""
+    if step is not None:
+        return _checked(run, step)
+    found = find_candidate(run / CHECKPOINTS, is_early(run))
+    if found.step is None and found.skipped:
+        raise ValueError(
+            f"No checkpoint in {run / CHECKPOINTS} can be used: {'; '.join(found.skipped.values())}. Put a copy of a"
+            " whole one there, or name another run."
+        )
+    if found.step is None:
+        raise FileNotFoundError(
+            f"{run} has no checkpoint, so it has no weights. Wait until it has saved one (train.save_every), or name"
+            " another run or a model."
+        )
+    for reason in found.skipped.values():
+        logging.getLogger("grpo_jax").warning("warning: %s: %s, using step %d", run, reason, found.step)
+    return found.step
+
+
+def _checked(run: Path, step: int) -> int:
+    """The step, if it is there and whole."""
+    known = steps_in(run / CHECKPOINTS)
+    if step not in known:
+        there = f"its steps are {', '.join(map(str, known))}" if known else "it has no checkpoint"
+        raise FileNotFoundError(f"{run} has no step {step}: {there}. Name one of them as {run}@STEP, or another run.")
+    verdict = verify(run / CHECKPOINTS / str(step))
+    if verdict.status == "verified" or (is_early(run) and verdict.status == "unfinished" and verdict.size):
+        return step
+    raise ValueError(
+        f"{run / CHECKPOINTS}: {_words(verdict)}. Put a copy of a whole one there, or name another step, as"
+        f" `grpo-jax checkpoint verify {run}` lists them."
+    )

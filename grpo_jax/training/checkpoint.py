@@ -10,12 +10,13 @@ from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import jax
 import orbax.checkpoint as ocp
 
 from grpo_jax.hosts import store
+from grpo_jax.saved.arrays import described
 from grpo_jax.saved.manifest import MANIFEST, steps_in, write_manifest
 from grpo_jax.structs import TrainState
 
@@ -96,16 +97,6 @@ class Checkpoints:
         finally:
             self.worker.shutdown()
             self.manager.close()
-
-
-def described(tree: Any) -> dict[str, str]:
-    """The shape and type of every array of a tree, by its path: "params/layers/up_DF": "float32 (64, 128)"."""
-    arrays, _ = jax.tree.flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{a.dtype} {tuple(a.shape)}"
-        for path, a in arrays
-        if hasattr(a, "shape")
-    }
 
 
 def size_of(state: TrainState) -> int:

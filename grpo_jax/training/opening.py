@@ -70,7 +70,7 @@ def open_run(session: Session, run: Run, path: Path | None, config: str, resume:
         meeting.check_same({"history of the run": repr((record.history, record.retired))}, way_out)
         if int(state.step) == 0 and store.is_first():
             (path / SAVED).unlink(missing_ok=True)  # it begins again
-        _keep(path, run, known, record, config)
+        _keep(path, run, session, known, record, config)
         return Opened(state, checkpoints, record, opened.pop_all())
 
 
@@ -163,8 +163,8 @@ def _check_space(place: Path, state: TrainState, settings: Settings) -> None:
         )
 
 
-def _keep(path: Path, run: Run, known: Fingerprint, record: Record, config: str) -> None:
+def _keep(path: Path, run: Run, session: Session, known: Fingerprint, record: Record, config: str) -> None:
     """Keeps what the run is made of from now on."""
     if store.is_first():
         record.write_config(config)
-        write_fingerprint(path, run.name, known)
+        write_fingerprint(path, run.name, known, session.model.origin)

@@ -8,10 +8,11 @@ import jax
 
 from grpo_jax.hosts import store
 from grpo_jax.learner.finite import all_finite
+from grpo_jax.saved.arrays import described
 from grpo_jax.saved.manifest import write_manifest
 from grpo_jax.saved.steps import Candidate, find_candidate
 from grpo_jax.structs import TrainState
-from grpo_jax.training.checkpoint import Checkpoints, described
+from grpo_jax.training.checkpoint import Checkpoints
 
 UNUSABLE = "unusable"  # the folder that newer steps which cannot be used are moved into
 

@@ -1,12 +1,14 @@
 """What a run prints before its first step and after its last."""
 
+import os
+import shlex
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from grpo_jax.structs import TrainState
-from grpo_jax.training.checkpoint import size_of
+from grpo_jax.training.checkpoint import SAVED, size_of
 from grpo_jax.training.opening import most_at_once
 from grpo_jax.training.overview import table as overview
 from grpo_jax.training.progress import Progress
@@ -49,4 +51,8 @@ def conclusion(record: Record, progress: Progress) -> str:
     text += f", without {skipped} step(s) that had updates left out" if skipped else ""
     if len(held_out) > 1:
         text += f"; held-out reward {held_out[0]:.3f} -> {held_out[-1]:.3f}"
-    return f"{text}\ndone in {progress.elapsed()}; metrics, answers and checkpoints are in {record.path}"
+    text += f"\ndone in {progress.elapsed()}; metrics, answers and checkpoints are in {record.path}"
+    if not (record.path / SAVED).exists():  # so there is no checkpoint to go on with
+        return text
+    run = shlex.quote(os.path.relpath(record.path))
+    return f"{text}\nnext: grpo-jax generate {run}, or grpo-jax export {run} --out {run}-model"

@@ -173,7 +173,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
 
 def add_export(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax export`."""
-    dtype = setting("grpo_jax.models.export:export", "dtype")
+    dtype = setting("grpo_jax.models.exporting:export", "dtype")
     parser.add_argument("model", help=A_MODEL)
     parser.add_argument("--out", required=True, metavar="DIR", help="a directory that does not exist yet")
     parser.add_argument("--step", type=count, help="of a run; default: its newest that can be verified")

@@ -10,7 +10,7 @@ from grpo_jax.config import ConfigError
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.learner.finite import check_weights
 from grpo_jax.models import export, load
-from grpo_jax.models.export import check_free
+from grpo_jax.models.exporting import check_free
 from grpo_jax.models.hub import check_push, push
 from grpo_jax.models.runs import is_run
 

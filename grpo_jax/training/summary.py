@@ -1,6 +1,5 @@
 """What a run prints before its first step and after its last."""
 
-import os
 import shlex
 from pathlib import Path
 
@@ -54,5 +53,6 @@ def conclusion(record: Record, progress: Progress) -> str:
     text += f"\ndone in {progress.elapsed()}; metrics, answers and checkpoints are in {record.path}"
     if not (record.path / SAVED).exists():  # so there is no checkpoint to go on with
         return text
-    run = shlex.quote(os.path.relpath(record.path))
+    here = Path.cwd()
+    run = shlex.quote(str(record.path.relative_to(here) if record.path.is_relative_to(here) else record.path))
     return f"{text}\nnext: grpo-jax generate {run}, or grpo-jax export {run} --out {run}-model"

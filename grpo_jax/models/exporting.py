@@ -149,8 +149,10 @@ def _write_others(model: Model, folder: Path, dtype: str, run: Path | None) -> N
 
 
 def _sync(folder: Path) -> None:
-    """Until every file of the folder is on disk: a rename may reach it before what is renamed does."""
+    """Waits until every file of the folder is on disk: a rename may reach it before what is renamed does."""
     for path in [*folder.iterdir(), folder]:
+        if path.is_file():
+            path.chmod(0o644)  # safetensors writes files that nobody else may read
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -246,6 +246,6 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "plan": ("show what a config needs on a TPU slice, without one", add_plan),
     "objectives": ("list the objectives that can be trained with", add_objectives),
     "generate": ("answer a prompt, or talk", add_generate),
-    "export": ("write a run as a model for transformers and others", add_export),
+    "export": ("write a run as a model that others load", add_export),
     "bench": ("measure this machine", add_bench),
 }

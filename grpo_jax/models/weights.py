@@ -90,8 +90,8 @@ def _refuse_unknown(weights: Weights, shapes: Params) -> None:
     unknown = sorted(name for name in weights.files if name not in known and not name.endswith("rotary_emb.inv_freq"))
     if unknown:
         raise ValueError(
-            f"{weights.files[unknown[0]]}: the model of config.json has no parameters for {len(unknown)} of the weights,"
-            f" such as {unknown[0]}. Remove the file if it is not part of the model, or use a model of a supported"
+            f"{weights.files[unknown[0]]}: the model of config.json has no parameters for {len(unknown)} of the"
+            f" weights, such as {unknown[0]}. Remove the file if it is not part of the model, or use a model of a supported"
             " architecture."
         )
 

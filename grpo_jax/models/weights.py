@@ -91,8 +91,8 @@ def _refuse_unknown(weights: Weights, shapes: Params) -> None:
     if unknown:
         raise ValueError(
             f"{weights.files[unknown[0]]}: the model of config.json has no parameters for {len(unknown)} of the"
-            f" weights, such as {unknown[0]}. Remove the file if it is not part of the model, or use a model of a supported"
-            " architecture."
+            f" weights, such as {unknown[0]}. Remove the file if it is not part of the model, or use one of a"
+            " supported architecture."
         )
 
 

@@ -85,6 +85,30 @@ def test_transformers_reads_the_same_config_from_an_export(name, tmp_path):
         assert written["rope_scaling"]["rope_theta"] == model.shape.rope.theta
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_transformers_gives_the_same_logits_for_an_export(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    model, params = loaded(GOLDEN / name)
+    theirs = AutoModelForCausalLM.from_pretrained(gj.export(model, params, tmp_path / "out")).eval()
+    ids_PL = np.arange(1, 31, dtype=np.int32)[None] % model.shape.vocabulary
+    last_PD, _ = model.policy.read(params, gj.Prompts(ids_PL, np.ones(ids_PL.shape, bool)))
+    with torch.no_grad():
+        expected_PV = theirs(torch.from_numpy(ids_PL.astype(np.int64))).logits[:, -1].numpy()
+    np.testing.assert_allclose(model.policy.unembed(params, last_PD), expected_PV, atol=1e-4)
+
+
+def test_an_export_does_not_depend_on_how_the_weights_are_divided(tmp_path):
+    model = gj.load("tiny")
+    for name, layout in {"one": None, "eight": gj.Layout(data=1, fsdp=4, tensor=2)}.items():
+        gj.export(model, model.params(ONE if layout is None else layout.mesh()), tmp_path / name)
+    one, eight = tensors(tmp_path / "one"), tensors(tmp_path / "eight")
+    assert one.keys() == eight.keys()
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, eight[name])
+
+
 def test_both_kinds_of_rotary_settings_are_written_from_either():
     old = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 8.0}}
     new = {"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 8.0}}

@@ -44,6 +44,11 @@ class Model:
     params: Callable[[Mesh], Params]
     origin: Origin | None = None  # None for a model made in Python
 
+    @property
+    def first_weights(self) -> str | None:
+        """The run and the step whose weights these are; None for those of a model."""
+        return None if self.origin is None or self.origin.run is None else self.origin.run.name
+
 
 def load(
     name: str = "smollm2-135m-instruct",  # a directory, org/name, a run, smollm2-135m-instruct, or tiny

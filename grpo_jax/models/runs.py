@@ -64,9 +64,7 @@ def base_of(path: Path) -> str:
             f"{path} does not say which model it was trained from, as its model was made in Python. Write the name of"
             f' one with this config and tokenizer into {path / RUN}, as "model": "NAME".'
         )
-    match = re.fullmatch(r"(.+)@\d+", base)
-    before = Path(match[1] if match else base).expanduser()
-    return base_of(before) if is_run(before) and before.resolve() != path.resolve() else base
+    return base
 
 
 def _refuse_other_folders(path: Path) -> None:

@@ -167,4 +167,4 @@ def _keep(path: Path, run: Run, session: Session, known: Fingerprint, record: Re
     """Keeps what the run is made of from now on."""
     if store.is_first():
         record.write_config(config)
-        write_fingerprint(path, run.name, known, session.model.origin)
+        write_fingerprint(path, run.name, known, session.model)

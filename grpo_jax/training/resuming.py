@@ -18,7 +18,7 @@ from types import FunctionType
 from typing import Any
 
 from grpo_jax.hosts import store
-from grpo_jax.models.load import Origin
+from grpo_jax.models import Model
 from grpo_jax.redaction import hidden, redact
 from grpo_jax.rewards import as_mix
 from grpo_jax.training.record import RUN, RunDirectory, settings_of
@@ -147,21 +147,19 @@ def _objects(value: Any) -> Iterator[object]:
         yield from _objects(value.__wrapped__)
 
 
-def write_fingerprint(path: Path, name: str, known: Fingerprint, origin: Origin | None = None) -> None:
-    """Keeps what the run `name` is made of in its directory, and where its model comes from (models/runs.py)."""
-    content = {"name": name} | _told_origin(origin) | dataclasses.asdict(known)
-    new = path / f"{RUN}.tmp"
-    new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    new.replace(path / RUN)
+def write_fingerprint(path: Path, name: str, known: Fingerprint, model: Model) -> None:
+    """Keeps what the run `name` is made of in its directory, and where its model comes from (models/runs.py).
 
-
-def _told_origin(origin: Origin | None) -> dict[str, str]:
-    """The base model by name, and the run that gave the first weights. A resume does not compare them: its weights are
-    its own.
+    A resume does not compare where the first weights came from, as it goes on from its own.
     """
-    if origin is None:
-        return {}
-    return {"model": origin.base} | ({} if origin.run is None else {"first_weights": origin.run.name})
+    content = {"name": name}
+    if model.origin is not None:
+        content |= {"model": model.origin.base}
+    if model.first_weights is not None:
+        content |= {"first_weights": model.first_weights}
+    new = path / f"{RUN}.tmp"
+    new.write_text(json.dumps(content | dataclasses.asdict(known), indent=1) + "\n", encoding="utf-8")
+    new.replace(path / RUN)
 
 
 def read_fingerprint(path: Path) -> Fingerprint | None:

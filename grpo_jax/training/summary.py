@@ -23,7 +23,9 @@ def introduction(session: Session, state: TrainState, path: Path) -> str:
     devices = overview(
         session.mesh, jax.process_count(), algorithm.policy, state, settings.prompts, algorithm.engine.responses
     )
+    first = "" if session.model.first_weights is None else f"first weights: {session.model.first_weights}\n"
     return (
+        f"{first}"
         f"{size / 1e6:.1f} M parameters on {session.mesh.size} {session.mesh.devices.flat[0].platform} device(s);"
         f" {len(session.questions.examples)} training prompts,"
         f" {len(session.held_out.examples) if session.held_out else 'no'} held-out ones\n"

@@ -147,15 +147,15 @@ def _objects(value: Any) -> Iterator[object]:
         yield from _objects(value.__wrapped__)
 
 
-def write_fingerprint(path: Path, name: str, known: Fingerprint, model: Model) -> None:
+def write_fingerprint(path: Path, name: str, known: Fingerprint, model: Model | None = None) -> None:
     """Keeps what the run `name` is made of in its directory, and where its model comes from (models/runs.py).
 
     A resume does not compare where the first weights came from, as it goes on from its own.
     """
     content = {"name": name}
-    if model.origin is not None:
+    if model is not None and model.origin is not None:
         content |= {"model": model.origin.base}
-    if model.first_weights is not None:
+    if model is not None and model.first_weights is not None:
         content |= {"first_weights": model.first_weights}
     new = path / f"{RUN}.tmp"
     new.write_text(json.dumps(content | dataclasses.asdict(known), indent=1) + "\n", encoding="utf-8")

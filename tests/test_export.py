@@ -21,7 +21,7 @@ import grpo_jax as gj
 from grpo_jax.cli import main
 from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.models import exporting, hub
-from grpo_jax.models.families import read_shape
+from grpo_jax.models.families import NAMES, read_shape
 from grpo_jax.models.hf_config import with_both_ropes
 from grpo_jax.models.load import Model, Origin
 from grpo_jax.models.policy import decoder_policy
@@ -30,6 +30,7 @@ from grpo_jax.models.weights import load_weights
 GOLDEN = Path(__file__).parent / "golden"
 OLD = Path(__file__).parent / "data" / "run_of_0d0afb5" / "old"
 FAMILIES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
+QKV = {"query_HCD": "(HC)D", "key_KCD": "(KC)D", "value_KCD": "(KC)D"}
 ONE = gj.Layout().mesh(jax.devices()[:1])
 
 
@@ -97,6 +98,20 @@ def test_transformers_gives_the_same_logits_for_an_export(name, tmp_path):
     with torch.no_grad():
         expected_PV = theirs(torch.from_numpy(ids_PL.astype(np.int64))).logits[:, -1].numpy()
     np.testing.assert_allclose(model.policy.unembed(params, last_PD), expected_PV, atol=1e-4)
+
+
+def test_parameters_that_share_a_tensor_are_joined_in_the_order_of_the_table():
+    """As in Phi-3: query, key and value are rows of one tensor, and so are gate and up."""
+    params, shape = gj.tiny().params(ONE), gj.tiny().shape
+    qkv = "model.layers.{n}.self_attn.qkv_proj.weight"
+    fused = {f"layers/attention/{ours}": (qkv, axes) for ours, axes in QKV.items()}
+    found = {tensor.name: tensor for tensor in exporting._tensors(params, NAMES | fused, shape)}
+    attention = params["layers"]["attention"]
+    expected = np.concatenate([np.asarray(attention[ours])[1].reshape(-1, shape.width) for ours in QKV])
+    np.testing.assert_array_equal(found[qkv.format(n=1)].read(), expected)
+    assert found[qkv.format(n=1)].shape == expected.shape
+    with pytest.raises(ValueError, match="parameter extra_D has no name"):
+        list(exporting._tensors(params | {"extra_D": params["norm_D"]}, NAMES, shape))
 
 
 def test_an_export_does_not_depend_on_how_the_weights_are_divided(tmp_path):

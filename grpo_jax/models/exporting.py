@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from grpo_jax.devices.placing import everywhere
 from grpo_jax.hosts import store
 from grpo_jax.models.card import card
+from grpo_jax.models.decoder import Shape
 from grpo_jax.models.families import NAMES
 from grpo_jax.models.hf_config import write_config, write_generation_config
 from grpo_jax.models.load import Model
@@ -59,7 +60,7 @@ def export(
     try:
         if store.is_first():
             part.mkdir(parents=True)
-        _write_weights(_tensors(params, model.shape.vocabulary, model.shape.tied), part, dtype, shard_bytes)
+        _write_weights(_tensors(params, NAMES, model.shape), part, dtype, shard_bytes)
         if store.is_first():
             _write_others(model, part, dtype, None if run is None else Path(run))
             _sync(part)
@@ -76,33 +77,51 @@ def check_free(target: Path) -> None:
         raise ValueError(f"{target} exists already, and an export writes over nothing. Name another directory.")
 
 
-def _tensors(params: Params, vocabulary: int, tied: bool) -> Iterator[Tensor]:
-    """The tensors of a model by the names that it is read with. A tied head and rows of padding are left out."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = "/".join(str(entry.key) for entry in path)
-        if name == "head_VD" and tied:
-            continue
-        theirs, axes = NAMES[name]
-        if "{n}" not in theirs:
-            yield _tensor(theirs, axes, axes_of(name), leaf, None, vocabulary)
-            continue
-        for n in range(leaf.shape[0]):
-            yield _tensor(theirs.format(n=n), axes, axes_of(name), leaf, n, vocabulary)
+def _tensors(params: Params, names: Mapping[str, Sequence[Any]], shape: Shape) -> Iterator[Tensor]:
+    """The tensors of a model by the names that it is read with. A tied head and rows of padding are left out.
+
+    Parameters that are in one tensor there follow each other in it, in the order of the table of names.
+    """
+    leaves = {
+        "/".join(str(entry.key) for entry in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    if shape.tied:
+        leaves.pop("head_VD", None)
+    if unknown := sorted(leaves.keys() - names.keys()):
+        raise ValueError(f"The parameter {unknown[0]} has no name in a Hugging Face model; leave it out of `params`.")
+    together: dict[str, list[str]] = {}
+    for ours in (name for name in names if name in leaves):
+        together.setdefault(names[ours][0], []).append(ours)
+    for theirs, parts in together.items():
+        layers = range(shape.layers) if "{n}" in theirs else [None]
+        for n in layers:
+            found = [_tensor(theirs.format(n=n), names[ours][1], ours, leaves[ours], n, shape) for ours in parts]
+            yield found[0] if len(found) == 1 else _joined(found)
 
 
-def _tensor(name: str, axes: str, ours: str, leaf: Any, layer: int | None, vocabulary: int) -> Tensor:
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One tensor whose rows are those of several."""
+    rows = sum(part.shape[0] for part in parts)
+    return Tensor(
+        parts[0].name, (rows, *parts[0].shape[1:]), lambda: np.concatenate([part.read() for part in parts], axis=0)
+    )
+
+
+def _tensor(name: str, axes: str, ours: str, leaf: Any, layer: int | None, shape: Shape) -> Tensor:
     """One tensor: the axes of ours in their order, those of a pair merged. The inverse of reading it (weights.py)."""
     groups = [pair or single for pair, single in re.findall(r"\((\w+)\)|(\w)", axes)]
-    sizes = dict(zip(ours, leaf.shape[-len(ours) :], strict=True))
-    sizes |= {"V": vocabulary} if "V" in sizes else {}
-    shape = tuple(math.prod(sizes[letter] for letter in group) for group in groups)
-    kept = tuple(slice(sizes[letter]) for letter in ours)
+    letters = axes_of(ours)
+    sizes = dict(zip(letters, leaf.shape[-len(letters) :], strict=True))
+    sizes |= {"V": shape.vocabulary} if "V" in sizes else {}
+    wanted = tuple(math.prod(sizes[letter] for letter in group) for group in groups)
+    kept = tuple(slice(sizes[letter]) for letter in letters)
+    order = [letters.index(letter) for letter in "".join(groups)]
 
     def read() -> np.ndarray:
         values = everywhere(leaf if layer is None else leaf[layer])[kept]
-        return np.ascontiguousarray(values.transpose([ours.index(letter) for letter in "".join(groups)])).reshape(shape)
+        return np.ascontiguousarray(values.transpose(order)).reshape(wanted)
 
-    return Tensor(name, shape, read)
+    return Tensor(name, wanted, read)
 
 
 def _write_weights(tensors: Iterator[Tensor], folder: Path, dtype: str, shard_bytes: int) -> None:

@@ -135,6 +135,7 @@ def test_both_kinds_of_rotary_settings_are_written_from_either():
     assert (kinds["full_attention"]["rope_theta"], kinds["sliding_attention"]["rope_theta"]) == (1e6, 1e4)
     back = with_both_ropes({"rope_parameters": kinds})
     assert (back["rope_theta"], back["rope_local_base_freq"]) == (1e6, 1e4)
+    assert with_both_ropes({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}) == {}  # theta is the family's
 
 
 def test_rows_of_padding_and_the_head_of_a_tied_model_are_not_written(tmp_path):

@@ -17,29 +17,33 @@ def write_config(source: Path | None, directory: Path, shape: Shape, dtype: str)
     if "text_config" in config:  # only the language part is trained and exported
         config = config["text_config"]
         config |= {"architectures": ARCHITECTURES.get(config.get("model_type"), config.get("architectures"))}
-    config |= with_both_ropes(config)
     config |= {"vocab_size": shape.vocabulary, "tie_word_embeddings": shape.tied}
     config |= {"torch_dtype": dtype, "dtype": dtype}  # transformers 4 and 5
-    _write(directory / "config.json", config)
-    if read_shape(directory) != shape:
-        raise ValueError(
-            f"{source}: its config.json, brought up to date, describes another model than the one that is exported."
-            " Was it changed after the model had been loaded? Load the model again."
-        )
+    for ropes in (with_both_ropes(config), {}):  # kept as they are where one family means another thing by them
+        _write(directory / "config.json", config | ropes)
+        if read_shape(directory) == shape:
+            return
+    raise ValueError(
+        f"{source}: its config.json, brought up to date, describes another model than the one that is exported. Was it"
+        " changed after the model had been loaded? Load the model again."
+    )
 
 
 def with_both_ropes(config: dict[str, Any]) -> dict[str, Any]:
     """The rotary settings as transformers 4 reads them (`rope_theta`, `rope_scaling`) and as 5 does.
 
     Version 4 knows no `rope_parameters`, and would use a theta of 10,000 without a word. Version 5 takes `rope_scaling`
-    for the whole of `rope_parameters` if both are there, so theta stands in it, too.
+    for the whole of `rope_parameters` if both are there, so theta stands in it, too. A config that names no theta means
+    that of its family, which differs, and is left as it is.
     """
     given = config.get("rope_parameters") or {}
     if any(isinstance(value, dict) for value in given.values()):  # one for each kind of layer
         return _of_kinds(given)
-    fields = {"rope_theta": config.get("rope_theta", 10000.0)}
-    for each in (config.get("rope_scaling") or {}, given):
+    fields: dict[str, Any] = {}
+    for each in ({"rope_theta": config.get("rope_theta")}, config.get("rope_scaling") or {}, given):
         fields |= {name: value for name, value in each.items() if value is not None}
+    if "rope_theta" not in fields:
+        return {}
     fields["rope_type"] = fields.get("rope_type", fields.pop("type", "default"))
     scaling = None if fields["rope_type"] == "default" else fields
     if (local := config.get("rope_local_base_freq")) is not None:

@@ -27,6 +27,7 @@ _MODULE_OF = {
     "adamw": "optimizers",
     "as_engine": "rollout",
     "evaluate": "training",
+    "export": "models",
     "init": "grpo",
     "load": "models",
     "prepare": "grpo",

@@ -18,6 +18,7 @@ from grpo_jax.hosts.telling import announce
 from grpo_jax.redaction import options_redacted, print_redacted, print_redacted_of_thread
 
 OVERRIDES = "section.key=value: replaces a value of the config, e.g. train.steps=20"
+A_MODEL = "a run (runs/quickstart, or runs/quickstart@24), a directory, org/name on the hub, or smollm2-135m-instruct"
 LOAD, SAMPLER = "grpo_jax.models:load", "grpo_jax.rollout:Sampler"  # owners of settings that are options here, too
 
 
@@ -161,8 +162,8 @@ def add_objectives(parser: argparse.ArgumentParser) -> None:
 def add_generate(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax generate`."""
     top_k, top_p = setting(SAMPLER, "top_k"), setting(SAMPLER, "top_p")
-    parser.add_argument("model", help="a directory, a name on the Hugging Face hub, or smollm2-135m-instruct")
-    parser.add_argument("prompt")
+    parser.add_argument("model", help=A_MODEL)
+    parser.add_argument("prompt", nargs="?", help="a text to answer; without one, a conversation in the terminal")
     parser.add_argument("--max-tokens", **setting(SAMPLER, "max_tokens"), help="default: %(default)s")
     parser.add_argument("--temperature", type=float, default=0.0, help="default: %(default)s, the likeliest token")
     parser.add_argument("--top-k", **top_k, help="sample from this many of the likeliest tokens; 0, the default: all")
@@ -170,6 +171,16 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "--top-p", **top_p, help="sample from the likeliest tokens with this probability together; default: %(default)s"
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax export`."""
+    dtype = setting("grpo_jax.models.exporting:export", "dtype")
+    parser.add_argument("model", help=A_MODEL)
+    parser.add_argument("--out", required=True, metavar="DIR", help="a directory that does not exist yet")
+    parser.add_argument("--step", type=count, help="of a run; default: its newest that can be verified")
+    parser.add_argument("--dtype", **dtype, help="of the weights; default: %(default)s, as they were trained")
+    parser.add_argument("--push", metavar="ORG/NAME", help="then send it to this repository of the Hugging Face hub")
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
@@ -236,6 +247,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "config": ("show a config with every default filled in", add_config),
     "plan": ("show what a config needs on a TPU slice or another device, without one", add_plan),
     "objectives": ("list the objectives that can be trained with", add_objectives),
-    "generate": ("answer a prompt", add_generate),
+    "generate": ("answer a prompt, or talk", add_generate),
+    "export": ("write a run as a model that others load", add_export),
     "bench": ("measure this machine", add_bench),
 }

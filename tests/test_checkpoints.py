@@ -15,11 +15,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from grpo_jax.cli import main
+from grpo_jax.saved import manifest
+from grpo_jax.saved.manifest import MANIFEST, list_step, verify, write_manifest
+from grpo_jax.saved.steps import find_candidate
 from grpo_jax.structs import TrainState
-from grpo_jax.training import checkpoint, manifest
+from grpo_jax.training import checkpoint
 from grpo_jax.training.checkpoint import Checkpoints, Keep
-from grpo_jax.training.manifest import MANIFEST, list_step, verify, write_manifest
-from grpo_jax.training.restoring import OtherArraysError, find_candidate, restore_newest
+from grpo_jax.training.restoring import OtherArraysError, restore_newest
 
 pytestmark = pytest.mark.faults
 KEEP = Keep(newest=3)

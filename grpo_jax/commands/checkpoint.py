@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from grpo_jax.training.manifest import Verdict, list_step, steps_in, verify
+from grpo_jax.saved.manifest import Verdict, list_step, steps_in, verify
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,7 @@
-"""`grpo-jax generate`: prints one answer to one prompt. Standard output holds the answer and nothing else."""
+"""`grpo-jax generate`: prints one answer to one prompt, or, without a prompt, holds a conversation.
+
+Standard output holds the answers and nothing else.
+"""
 
 import argparse
 import sys
@@ -6,33 +9,45 @@ from typing import Any
 
 import jax
 
+from grpo_jax.commands.chat import Chat, converse
 from grpo_jax.config import ConfigError, parameters
 from grpo_jax.devices.cache import keep_programs
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.learner.finite import check_weights
-from grpo_jax.models import load
+from grpo_jax.models import Model, load
 from grpo_jax.rollout import Sampler
 from grpo_jax.scoring import chosen_tokens
+from grpo_jax.structs import Params, Prompts
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the answer; returns the exit code."""
+    """Prints the answers; returns the exit code."""
     keep_programs()
     try:
         model = load(arguments.model)
         sampler = Sampler(model.tokenizer.end_ids, responses=1, **sampler_settings(arguments))
-        prompts = model.tokenizer.encode_all([arguments.prompt], model.policy.max_positions)
-        sampler.check_room(model.policy, prompts)
+        prompts = None
+        if arguments.prompt is not None:
+            prompts = model.tokenizer.encode_all([arguments.prompt], model.policy.max_positions)
+            sampler.check_room(model.policy, prompts)
         params = model.params(Layout().mesh(jax.devices()[:1]))
         check_weights(params, arguments.model)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if prompts is None:
+        converse(Chat(model, params, sampler, arguments.seed))
+    else:
+        _answer(model, params, sampler, prompts, arguments.seed)
+    return 0
+
+
+def _answer(model: Model, params: Params, sampler: Sampler, prompts: Prompts, seed: int) -> None:
+    """Prints the answer to the one prompt."""
     print("compiling and sampling ...", file=sys.stderr)
-    rollouts = sampler(model.policy, params, prompts, jax.random.key(arguments.seed))
+    rollouts = sampler(model.policy, params, prompts, jax.random.key(seed))
     print(model.tokenizer.decode(chosen_tokens(rollouts)[0][0]))
     if not rollouts.ended_PG[0, 0]:
         print(f"(cut off after {sampler.max_tokens} tokens: allow more with --max-tokens)", file=sys.stderr)
-    return 0
 
 
 def sampler_settings(arguments: argparse.Namespace) -> dict[str, Any]:

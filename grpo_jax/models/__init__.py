@@ -1,8 +1,9 @@
 """Language models as policies. The only folder that imports Flax."""
 
 from grpo_jax.models.decoder import Shape
+from grpo_jax.models.exporting import export
 from grpo_jax.models.load import Model, find_shape, load, tiny
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.shapes import SHAPES
 
-__all__ = ["SHAPES", "Model", "Shape", "decoder_policy", "find_shape", "load", "tiny"]
+__all__ = ["SHAPES", "Model", "Shape", "decoder_policy", "export", "find_shape", "load", "tiny"]

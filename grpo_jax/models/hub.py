@@ -9,7 +9,7 @@ import difflib
 import re
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
@@ -152,3 +152,25 @@ def _require_checksums(directory: Path) -> None:
                 f"{directory / name} is not the file that {manifest} lists: it is damaged, changed or missing."
                 f" Delete {directory} and get the model again, or delete {manifest.name} if you changed it yourself."
             )
+
+
+def check_push(repository: str) -> None:
+    """Refuses what is not the name of a repository on the hub."""
+    if not REPOSITORY.fullmatch(repository):
+        raise ValueError(f"A repository of the Hugging Face hub is named org/name; got {repository!r}.")
+
+
+def push(directory: Path, repository: str) -> str:
+    """Sends a model directory to the hub, into a private repository if there is none yet; the address of its commit."""
+    check_push(repository)
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=True, exist_ok=True)
+        commit = api.upload_folder(repo_id=repository, folder_path=directory, commit_message="Add the model")
+        return str(commit.commit_url)
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{directory} is written, but the Hugging Face hub ({constants.ENDPOINT}) did not take it as {repository}:"
+            f" {reason} Set HF_TOKEN to a token that may write there, then run `hf upload {repository} {directory}`."
+        ) from error

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from grpo_jax.models.families import NAMES
-from grpo_jax.models.files import read_index
+from grpo_jax.models.files import AGAIN, read_index
 from grpo_jax.structs import Params, axes_of
 
 Index = tuple[slice, ...]
@@ -32,14 +32,14 @@ class Weights:
     def tensor(self, name: str) -> Any:
         """A reader of slices of one tensor."""
         if name not in self.files:
-            raise ValueError(f"{self.directory}: the weight {name} is missing; is this model complete?")
+            raise ValueError(f"{self.directory}: the weight {name} is in none of its files. {AGAIN}")
         file = self.files[name]
         if file not in self.open:
             self.open[file] = safe_open(file, framework="np")
         try:
             return self.open[file].get_slice(name)
         except SafetensorError as error:
-            raise ValueError(f"{file}: {name} is not in it, although the index of the weights says so.") from error
+            raise ValueError(f"{file}: {name} is not in it, although the index says so. {AGAIN}") from error
 
 
 def _files_of_weights(directory: Path) -> dict[str, Path]:
@@ -90,8 +90,9 @@ def _refuse_unknown(weights: Weights, shapes: Params) -> None:
     unknown = sorted(name for name in weights.files if name not in known and not name.endswith("rotary_emb.inv_freq"))
     if unknown:
         raise ValueError(
-            f"{weights.directory}: this model has no parameters for {len(unknown)} of the weights, such as"
-            f" {unknown[0]}. Its architecture is not supported."
+            f"{weights.files[unknown[0]]}: the model of config.json has no parameters for {len(unknown)} of the"
+            f" weights, such as {unknown[0]}. Remove the file if it is not part of the model, or use one of a"
+            " supported architecture."
         )
 
 
@@ -118,7 +119,8 @@ def _read_tensor(
     expected = [math.prod(sizes[letter] for letter in group) for group in groups]
     if tensor.get_shape() != expected:
         raise ValueError(
-            f"{weights.directory}: {name} has shape {tensor.get_shape()}; its config.json says {expected}."
+            f"{weights.files[name]}: {name} has shape {tensor.get_shape()}; its config.json says {expected}. Use the"
+            " config.json that belongs to these weights."
         )
     if tensor.get_dtype() not in FLOATS:
         raise ValueError(

@@ -1,7 +1,8 @@
 """Saving and restoring the train state with Orbax. Order and randomness follow from its step and retired examples.
 
-A step is saved in this order: Orbax commits its files, then the manifest with their sums is written (manifest.py), then
-older steps are deleted. So whenever a process ends, a step that can be verified is on disk, once one was.
+A step is saved in this order: Orbax commits its files, then the manifest with their sums is written
+(saved/manifest.py), then older steps are deleted. So whenever a process ends, a step that can be verified is on disk,
+once one was.
 """
 
 import shutil
@@ -9,14 +10,15 @@ from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import jax
 import orbax.checkpoint as ocp
 
 from grpo_jax.hosts import store
+from grpo_jax.saved.arrays import described
+from grpo_jax.saved.manifest import MANIFEST, steps_in, write_manifest
 from grpo_jax.structs import TrainState
-from grpo_jax.training.manifest import MANIFEST, steps_in, write_manifest
 
 SAVED = "saved"  # the file in a run directory that says that a step has been saved whole, even if all of them are gone
 
@@ -95,16 +97,6 @@ class Checkpoints:
         finally:
             self.worker.shutdown()
             self.manager.close()
-
-
-def described(tree: Any) -> dict[str, str]:
-    """The shape and type of every array of a tree, by its path: "params/layers/up_DF": "float32 (64, 128)"."""
-    arrays, _ = jax.tree.flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{a.dtype} {tuple(a.shape)}"
-        for path, a in arrays
-        if hasattr(a, "shape")
-    }
 
 
 def size_of(state: TrainState) -> int:

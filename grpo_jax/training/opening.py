@@ -9,10 +9,11 @@ from pathlib import Path
 from grpo_jax.hosts import meeting, store
 from grpo_jax.hosts.signals import INTERRUPTS
 from grpo_jax.rewards import as_mix
+from grpo_jax.saved.manifest import steps_in
+from grpo_jax.saved.steps import is_early
 from grpo_jax.structs import TrainState
 from grpo_jax.training.checkpoint import SAVED, Checkpoints, Keep, size_of
 from grpo_jax.training.lock import Lock
-from grpo_jax.training.manifest import MANIFEST, steps_in
 from grpo_jax.training.record import Record, Run, RunDirectory
 from grpo_jax.training.restoring import restore_newest
 from grpo_jax.training.resuming import (
@@ -69,7 +70,7 @@ def open_run(session: Session, run: Run, path: Path | None, config: str, resume:
         meeting.check_same({"history of the run": repr((record.history, record.retired))}, way_out)
         if int(state.step) == 0 and store.is_first():
             (path / SAVED).unlink(missing_ok=True)  # it begins again
-        _keep(path, run, known, record, config)
+        _keep(path, run, session, known, record, config)
         return Opened(state, checkpoints, record, opened.pop_all())
 
 
@@ -97,7 +98,7 @@ def _restored(
     path: Path, checkpoints: Checkpoints, state: TrainState, settings: Settings, resume: Resume
 ) -> TrainState:
     """The newest state of a run that can be trusted, or its first one if there is none yet."""
-    early = store.decide(lambda: str(_is_early(path))) == "True"
+    early = store.decide(lambda: str(is_early(path))) == "True"
     had_steps = _has_steps(path)
     found = restore_newest(checkpoints, state, early, resume.strict, resume.allow_changes)
     if found is None and had_steps:  # none of them is whole
@@ -124,12 +125,6 @@ def _check_start_over(path: Path, settings: Settings, resume: Resume) -> None:
 def _was_saved(path: Path, last: int, settings: Settings) -> bool:
     """Whether a step has been saved whole in a run with `last` steps: the second save waits for the first."""
     return (path / SAVED).exists() or last > 2 * _save_every(path, settings)
-
-
-def _is_early(path: Path) -> bool:
-    """Whether an early version wrote a run: it kept neither what the run was made of, nor sums of its files."""
-    folder = path / "checkpoints"
-    return read_fingerprint(path) is None and not any((folder / str(s) / MANIFEST).exists() for s in steps_in(folder))
 
 
 def _last_step(path: Path) -> int:
@@ -168,8 +163,8 @@ def _check_space(place: Path, state: TrainState, settings: Settings) -> None:
         )
 
 
-def _keep(path: Path, run: Run, known: Fingerprint, record: Record, config: str) -> None:
+def _keep(path: Path, run: Run, session: Session, known: Fingerprint, record: Record, config: str) -> None:
     """Keeps what the run is made of from now on."""
     if store.is_first():
         record.write_config(config)
-        write_fingerprint(path, run.name, known)
+        write_fingerprint(path, run.name, known, session.model)

@@ -2,51 +2,19 @@
 
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 
 from grpo_jax.hosts import store
 from grpo_jax.learner.finite import all_finite
+from grpo_jax.saved.arrays import described
+from grpo_jax.saved.manifest import write_manifest
+from grpo_jax.saved.steps import Candidate, find_candidate
 from grpo_jax.structs import TrainState
-from grpo_jax.training.checkpoint import Checkpoints, described
-from grpo_jax.training.manifest import Verdict, steps_in, verify, write_manifest
+from grpo_jax.training.checkpoint import Checkpoints
 
 UNUSABLE = "unusable"  # the folder that newer steps which cannot be used are moved into
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """The newest step that may be restored (None: there is none), and why each newer one may not.
-
-    A step that is not `sealed` has no manifest, because an early version of this package saved it.
-    """
-
-    step: int | None
-    skipped: dict[int, str]
-    sealed: bool = True
-    extra: tuple[str, ...] = ()
-
-
-def find_candidate(directory: Path, early: bool, below: int | None = None) -> Candidate:
-    """The newest step that can be verified, of those before `below`. `early`: a run of a version without manifests."""
-    skipped: dict[int, str] = {}
-    for step in reversed(steps_in(directory)):
-        if below is not None and step >= below:
-            continue
-        verdict = verify(directory / str(step))
-        if verdict.status == "verified":
-            return Candidate(step, skipped, extra=verdict.extra)
-        if early and verdict.status == "unfinished" and verdict.size:
-            return Candidate(step, skipped, sealed=False)
-        skipped[step] = _words(verdict)
-    return Candidate(None, skipped)
-
-
-def _words(verdict: Verdict) -> str:
-    failed = "failed verification" if verdict.status == "damaged" else "was not saved whole"
-    return f"step {verdict.step} {failed} ({verdict.reason})"
 
 
 def restore_newest(

@@ -18,6 +18,7 @@ from types import FunctionType
 from typing import Any
 
 from grpo_jax.hosts import store
+from grpo_jax.models import Model
 from grpo_jax.redaction import hidden, redact
 from grpo_jax.rewards import as_mix
 from grpo_jax.training.record import RUN, RunDirectory, settings_of
@@ -146,10 +147,18 @@ def _objects(value: Any) -> Iterator[object]:
         yield from _objects(value.__wrapped__)
 
 
-def write_fingerprint(path: Path, name: str, known: Fingerprint) -> None:
-    """Keeps what the run `name` is made of in its directory."""
+def write_fingerprint(path: Path, name: str, known: Fingerprint, model: Model | None = None) -> None:
+    """Keeps what the run `name` is made of in its directory, and where its model comes from (models/runs.py).
+
+    A resume does not compare where the first weights came from, as it goes on from its own.
+    """
+    content = {"name": name}
+    if model is not None and model.origin is not None:
+        content |= {"model": model.origin.base}
+    if model is not None and model.first_weights is not None:
+        content |= {"first_weights": model.first_weights}
     new = path / f"{RUN}.tmp"
-    new.write_text(json.dumps({"name": name} | dataclasses.asdict(known), indent=1) + "\n", encoding="utf-8")
+    new.write_text(json.dumps(content | dataclasses.asdict(known), indent=1) + "\n", encoding="utf-8")
     new.replace(path / RUN)
 
 

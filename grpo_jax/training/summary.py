@@ -1,12 +1,13 @@
 """What a run prints before its first step and after its last."""
 
+import shlex
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from grpo_jax.structs import TrainState
-from grpo_jax.training.checkpoint import size_of
+from grpo_jax.training.checkpoint import SAVED, size_of
 from grpo_jax.training.opening import most_at_once
 from grpo_jax.training.overview import table as overview
 from grpo_jax.training.progress import Progress
@@ -22,7 +23,9 @@ def introduction(session: Session, state: TrainState, path: Path) -> str:
     devices = overview(
         session.mesh, jax.process_count(), algorithm.policy, state, settings.prompts, algorithm.engine.responses
     )
+    first = "" if session.model.first_weights is None else f"first weights: {session.model.first_weights}\n"
     return (
+        f"{first}"
         f"{size / 1e6:.1f} M parameters on {session.mesh.size} {session.mesh.devices.flat[0].platform} device(s);"
         f" {len(session.questions.examples)} training prompts,"
         f" {len(session.held_out.examples) if session.held_out else 'no'} held-out ones\n"
@@ -49,4 +52,9 @@ def conclusion(record: Record, progress: Progress) -> str:
     text += f", without {skipped} step(s) that had updates left out" if skipped else ""
     if len(held_out) > 1:
         text += f"; held-out reward {held_out[0]:.3f} -> {held_out[-1]:.3f}"
-    return f"{text}\ndone in {progress.elapsed()}; metrics, answers and checkpoints are in {record.path}"
+    text += f"\ndone in {progress.elapsed()}; metrics, answers and checkpoints are in {record.path}"
+    if not (record.path / SAVED).exists():  # so there is no checkpoint to go on with
+        return text
+    here = Path.cwd()
+    run = shlex.quote(str(record.path.relative_to(here) if record.path.is_relative_to(here) else record.path))
+    return f"{text}\nnext: grpo-jax generate {run}, or grpo-jax export {run} --out {run}-model"

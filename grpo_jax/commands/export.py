@@ -1,0 +1,43 @@
+"""`grpo-jax export`: writes a run, or a model, as a directory that transformers loads, and sends it to the hub."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import jax
+
+from grpo_jax.config import ConfigError
+from grpo_jax.devices.mesh import Layout
+from grpo_jax.learner.finite import check_weights
+from grpo_jax.models import export, load
+from grpo_jax.models.exporting import check_free
+from grpo_jax.models.hub import check_push, push
+from grpo_jax.models.runs import is_run
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes the directory; returns the exit code. Uses the CPU, as a training may be using what is faster."""
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        check_free(Path(arguments.out).expanduser().absolute())  # before minutes of work
+        if arguments.push is not None:
+            check_push(arguments.push)
+        model = load(_name(arguments))
+        params = model.params(Layout().mesh(jax.devices()[:1]))
+        check_weights(params, arguments.model)
+        directory = export(model, params, arguments.out, arguments.dtype)
+        print(f"{arguments.model} is in {directory}", file=sys.stderr)
+        if arguments.push is not None:
+            print(push(directory, arguments.push))
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    return 0
+
+
+def _name(arguments: argparse.Namespace) -> str:
+    """The model, or the run with the step that --step names."""
+    if arguments.step is None:
+        return arguments.model
+    if not is_run(Path(arguments.model).expanduser()):
+        raise ConfigError(f"--step names a step of a run, and {arguments.model} is no run directory. Leave it out.")
+    return f"{arguments.model}@{arguments.step}"

@@ -1,0 +1,71 @@
+"""The card of an exported model: its README.md, with what it was made from, how, and what was measured."""
+
+import re
+from pathlib import Path
+
+from grpo_jax import __version__
+from grpo_jax.models import smollm2
+from grpo_jax.models.load import Model
+from grpo_jax.saved.directory import CONFIG, RunDirectory
+
+ON_THE_HUB = {smollm2.NAME: "HuggingFaceTB/SmolLM2-135M-Instruct"}
+LOADING = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
+model = AutoModelForCausalLM.from_pretrained("DIRECTORY")
+messages = [{"role": "user", "content": "..."}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
+```"""
+
+
+def card(model: Model, run: Path | None) -> str:
+    """The text of the card. A path of this machine is told by its last part."""
+    origin = model.origin
+    base = None if origin is None else ON_THE_HUB.get(origin.base, origin.base)
+    loaded = None if origin is None or run is not None else origin.run
+    run = loaded.path if loaded is not None else run
+    on_hub = base is not None and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) is not None
+    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [grpo, grpo_jax]"]
+    head += [f"base_model: {base}"] if on_hub else []
+    name = "a model made in Python" if base is None else Path(base).name if Path(base).is_absolute() else base
+    title = f"# {name}" + ("" if run is None else f", trained by GRPO: {run.resolve().name}")
+    parts = ["\n".join([*head, "---"]), title, f"Base model: {name}. Written by grpo_jax {__version__}."]
+    if run is not None:
+        parts += _trained(run, None if loaded is None else loaded.step)
+    parts += ["## Loading it", LOADING if model.tokenizer.has_chat_template else _without_template()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _trained(run: Path, step: int | None) -> list[str]:
+    """What the run directory says: what was measured until this step, the command, data and settings."""
+    found = RunDirectory(run)
+    rows = [row for row in found.metrics() if step is None or row["step"] <= step]
+    last = step if step is not None else max((row["step"] for row in rows), default=0)
+    parts = ["## Training", f"Weights of step {last}."]
+    measured = [line for name in ("reward", "eval/reward") if (line := _first_and_last(rows, name))]
+    parts += ["## Measured\n\n" + "\n".join(measured)] if measured else []
+    if (run / CONFIG).is_file():
+        parts += [
+            "## Command and settings\n\nData (`task`), rewards, objective and optimiser are in this config:\n\n"
+            f"```bash\ngrpo-jax train config.yaml\n```\n\n```yaml\n{found.config().strip()}\n```"
+        ]
+    return parts
+
+
+def _first_and_last(rows: list[dict], name: str) -> str:
+    """How a metric changed, as an item of a list; nothing if it was not measured."""
+    known = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    if not known:
+        return ""
+    what = {"reward": "mean reward of the training prompts", "eval/reward": "greedy reward of held-out prompts"}[name]
+    (first, before), (last, after) = known[0], known[-1]
+    return f"- {what}: {before:.3f} at step {first}, {after:.3f} at step {last}"
+
+
+def _without_template() -> str:
+    """How to load a model that has no chat template."""
+    lines = [line for line in LOADING.splitlines() if not line.startswith(("inputs", "messages"))]
+    lines.insert(5, 'inputs = tokenizer("...", return_tensors="pt")')
+    return "\n".join(lines)

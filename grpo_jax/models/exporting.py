@@ -1,0 +1,179 @@
+"""A model as a directory that transformers, vLLM and this library load: weights, config, tokenizer and a card.
+
+It is written into a sibling with a hidden name, which is renamed once all of it is on disk. So whenever the process
+ends, the directory is whole or not there. On several hosts all of them call `export`, and the first one writes.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from grpo_jax.devices.placing import everywhere
+from grpo_jax.hosts import store
+from grpo_jax.models.card import card
+from grpo_jax.models.decoder import Shape
+from grpo_jax.models.families import NAMES
+from grpo_jax.models.hf_config import write_config, write_generation_config
+from grpo_jax.models.load import Model
+from grpo_jax.structs import Params, axes_of
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+COPIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
+COPIED += ("chat_template*", "LICENSE*", "NOTICE*")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor as transformers names it. `read` gives its values in float32; all hosts call it, in the same order."""
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+def export(
+    model: Model,
+    params: Params,
+    directory: str | Path,
+    dtype: Literal["float32", "bfloat16"] = "float32",  # float32: exactly what was trained; bfloat16: half the size
+    shard_bytes: int = 2_000_000_000,  # of a weights file, at most, unless one tensor is larger
+    run: str | Path | None = None,  # the run directory that the card tells of; None: the one that was loaded, if any
+) -> Path:
+    """Writes a directory that did not exist, and returns it."""
+    target = Path(directory).expanduser().absolute()
+    check_free(target)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be float32 or bfloat16; got {dtype!r}.")
+    part = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        if store.is_first():
+            part.mkdir(parents=True)
+        _write_weights(_tensors(params, NAMES, model.shape), part, dtype, shard_bytes)
+        if store.is_first():
+            _write_others(model, part, dtype, None if run is None else Path(run))
+            _sync(part)
+            check_free(target)
+            part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def check_free(target: Path) -> None:
+    """Refuses to export into a directory that exists."""
+    if target.exists() or target.is_symlink():
+        raise ValueError(f"{target} exists already, and an export writes over nothing. Name another directory.")
+
+
+def _tensors(params: Params, names: Mapping[str, Sequence[Any]], shape: Shape) -> Iterator[Tensor]:
+    """The tensors of a model by the names that it is read with. A tied head and rows of padding are left out.
+
+    Parameters that are in one tensor there follow each other in it, in the order of the table of names.
+    """
+    leaves = {
+        "/".join(str(entry.key) for entry in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    if shape.tied:
+        leaves.pop("head_VD", None)
+    if unknown := sorted(leaves.keys() - names.keys()):
+        raise ValueError(f"The parameter {unknown[0]} has no name in a Hugging Face model; leave it out of `params`.")
+    together: dict[str, list[str]] = {}
+    for ours in (name for name in names if name in leaves):
+        together.setdefault(names[ours][0], []).append(ours)
+    for theirs, parts in together.items():
+        layers = range(shape.layers) if "{n}" in theirs else [None]
+        for n in layers:
+            found = [_tensor(theirs.format(n=n), names[ours][1], ours, leaves[ours], n, shape) for ours in parts]
+            yield found[0] if len(found) == 1 else _joined(found)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One tensor whose rows are those of several."""
+    rows = sum(part.shape[0] for part in parts)
+    return Tensor(
+        parts[0].name, (rows, *parts[0].shape[1:]), lambda: np.concatenate([part.read() for part in parts], axis=0)
+    )
+
+
+def _tensor(name: str, axes: str, ours: str, leaf: Any, layer: int | None, shape: Shape) -> Tensor:
+    """One tensor: the axes of ours in their order, those of a pair merged. The inverse of reading it (weights.py)."""
+    groups = [pair or single for pair, single in re.findall(r"\((\w+)\)|(\w)", axes)]
+    letters = axes_of(ours)
+    sizes = dict(zip(letters, leaf.shape[-len(letters) :], strict=True))
+    sizes |= {"V": shape.vocabulary} if "V" in sizes else {}
+    wanted = tuple(math.prod(sizes[letter] for letter in group) for group in groups)
+    kept = tuple(slice(sizes[letter]) for letter in letters)
+    order = [letters.index(letter) for letter in "".join(groups)]
+
+    def read() -> np.ndarray:
+        values = everywhere(leaf if layer is None else leaf[layer])[kept]
+        return np.ascontiguousarray(values.transpose(order)).reshape(wanted)
+
+    return Tensor(name, wanted, read)
+
+
+def _write_weights(tensors: Iterator[Tensor], folder: Path, dtype: str, shard_bytes: int) -> None:
+    """Writes the tensors into files of `shard_bytes`, one of which is in memory at once, and their index."""
+    shards = _shards(list(tensors), DTYPES[dtype].itemsize, shard_bytes)
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    names = ["model.safetensors"] if len(shards) == 1 else names
+    for file, shard in zip(names, shards, strict=True):
+        arrays = {tensor.name: tensor.read().astype(DTYPES[dtype]) for tensor in shard}
+        if store.is_first():
+            save_file(arrays, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1 and store.is_first():
+        places = {tensor.name: file for file, shard in zip(names, shards, strict=True) for tensor in shard}
+        size = sum(math.prod(tensor.shape) for shard in shards for tensor in shard) * DTYPES[dtype].itemsize
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _shards(tensors: list[Tensor], itemsize: int, shard_bytes: int) -> list[list[Tensor]]:
+    """The tensors by file, in their order."""
+    shards: list[list[Tensor]] = [[]]
+    used = 0
+    for tensor in tensors:
+        size = math.prod(tensor.shape) * itemsize
+        if shards[-1] and used + size > shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(tensor)
+        used += size
+    return shards
+
+
+def _write_others(model: Model, folder: Path, dtype: str, run: Path | None) -> None:
+    """Everything but the weights."""
+    source = None if model.origin is None else model.origin.directory
+    write_config(source, folder, model.shape, dtype)
+    write_generation_config(source, folder, model.tokenizer.end_ids)
+    if source is None:
+        model.tokenizer.backend.save_pretrained(folder)
+    for file in () if source is None else sorted({path for pattern in COPIED for path in source.glob(pattern)}):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    (folder / "README.md").write_text(card(model, run), encoding="utf-8")
+
+
+def _sync(folder: Path) -> None:
+    """Waits until every file of the folder is on disk: a rename may reach it before what is renamed does."""
+    for path in [*folder.iterdir(), folder]:
+        if path.is_file():
+            path.chmod(0o644)  # safetensors writes files that nobody else may read
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

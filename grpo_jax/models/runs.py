@@ -1,0 +1,115 @@
+"""A run as a model: its base model, and the weights of one of its saved steps."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from grpo_jax.devices.sharding import weight_shardings, with_shardings
+from grpo_jax.saved.arrays import described, read_arrays, saved_shapes
+from grpo_jax.saved.directory import CONFIG, METRICS, RUN, RunDirectory, settings_of
+from grpo_jax.saved.steps import CHECKPOINTS, choose_step
+from grpo_jax.structs import Params
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run directory, one of its saved steps, and the name of the model that it was trained from."""
+
+    path: Path
+    step: int
+    base: str
+
+    @property
+    def name(self) -> str:
+        """The run with its step, as `load` takes it."""
+        return f"{self.path}@{self.step}"
+
+
+def find_run(name: str) -> TrainedRun | None:
+    """The run that a name such as runs/quickstart or runs/quickstart@24 stands for; None if it is that of a model."""
+    path, step = Path(name).expanduser(), None
+    found = re.fullmatch(r"(.+)@(\d+)", name)
+    if found is not None and not path.exists():
+        path, step = Path(found[1]).expanduser(), int(found[2])
+    if is_run(path):
+        return TrainedRun(path, choose_step(path, step), base_of(path))
+    if step is not None and path.is_dir():
+        raise ValueError(f"Only a run has steps, and {path} is no run directory. Leave out @{step}, or name a run.")
+    _refuse_other_folders(path)
+    return None
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is that of a run."""
+    return (
+        path.is_dir()
+        and not (path / "config.json").exists()
+        and any((path / name).exists() for name in (RUN, CHECKPOINTS, METRICS))
+    )
+
+
+def base_of(path: Path) -> str:
+    """The model that a run was trained from. A run that began with the weights of another has the same base."""
+    found = RunDirectory(path)
+    base = found.identity().get("model")
+    if base is None and (path / CONFIG).is_file():
+        text = settings_of(found.config()).get("model.name", ("", ""))[0]
+        base = json.loads(text) if text.startswith('"') else text
+    if not isinstance(base, str) or not base:
+        raise ValueError(
+            f"{path} does not say which model it was trained from, as its model was made in Python. Write the name of"
+            f' one with this config and tokenizer into {path / RUN}, as "model": "NAME".'
+        )
+    return base
+
+
+def _refuse_other_folders(path: Path) -> None:
+    """Refuses a folder of runs, and one within a run: each with what to write instead."""
+    if (path / "config.json").exists() or not path.is_dir():
+        return
+    runs = sorted(each for each in path.iterdir() if is_run(each))
+    if runs:
+        raise FileNotFoundError(f"{path} is a folder of runs, not one of them. Name a run, such as {runs[-1]}.")
+    for parent in path.resolve().parents[:3]:
+        if is_run(parent):
+            step = f"@{path.name}" if path.name.isdecimal() else ""
+            raise FileNotFoundError(f"{path} is a part of a run. Name the run instead: {parent}{step}.")
+
+
+def read_weights(run: TrainedRun, shapes: Params, mesh: Mesh) -> Params:
+    """The weights of a run's step, each device reading its part. The optimiser's state is not read."""
+    checkpoints = run.path / CHECKPOINTS
+    like = {"params": with_shardings(shapes, weight_shardings(shapes, mesh))}
+    try:
+        _check_shapes(run, saved_shapes(checkpoints, run.step), described(like))
+        return read_arrays(checkpoints, run.step, like)["params"]
+    except OtherModelError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, jax.errors.JaxRuntimeError) as error:
+        raise ValueError(
+            f"{checkpoints / str(run.step)} cannot be read ({type(error).__name__}: {error}). Name another step, or put"
+            " a copy of this one there."
+        ) from error
+
+
+class OtherModelError(ValueError):
+    """A run has the weights of another model than the one that is now found under the name of its base."""
+
+
+def _check_shapes(run: TrainedRun, saved: dict[str, str], wanted: dict[str, str]) -> None:
+    """Refuses weights of another model than the base: one whose files have changed since, or another of its name."""
+    sizes = {name: text.partition(" ")[2] for name, text in saved.items() if name.startswith("params/")}
+    expected = {name: text.partition(" ")[2] for name, text in wanted.items()}
+    different = sorted(name for name in sizes.keys() | expected.keys() if sizes.get(name) != expected.get(name))
+    if different:
+        name = different[0]
+        raise OtherModelError(
+            f"{run.path}, step {run.step}, has the weights of another model than {run.base}:"
+            f" {name.removeprefix('params/')} is {sizes.get(name, 'not')} in it, and {expected.get(name, 'not')} in"
+            f" {run.base} ({len(different)} differ). Put back the model that the run was trained from, or write its"
+            f' name into {run.path / RUN}, as "model": "NAME".'
+        )

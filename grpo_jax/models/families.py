@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_jax.models.decoder import Rope, Shape
+from grpo_jax.models.decoder import Shape
 from grpo_jax.models.files import positive_number, read_json, switch, whole_number
+from grpo_jax.models.rope import Rope
 
 
 @dataclass(frozen=True)

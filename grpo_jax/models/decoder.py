@@ -76,7 +76,7 @@ class Shape:
 
 
 def rms_norm(x: Array, weight: Array, epsilon: float, offset: float = 0.0) -> Array:
-    """x divided by its root mean square along the axes of `weight`, the last ones, in float32, times weight + offset."""
+    """x divided by its root mean square along the axes of `weight`, in float32, times weight + offset."""
     x_float32 = x.astype(jnp.float32)
     axes = tuple(range(-weight.ndim, 0))
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(x_float32), axis=axes, keepdims=True) + epsilon)

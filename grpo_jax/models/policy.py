@@ -21,7 +21,6 @@ from grpo_jax.models.remat import DEFAULT_REMAT, INPUT, REMAT, check_remat
 from grpo_jax.models.rope import rotations
 from grpo_jax.structs import Params, Policy, Prompts
 
-
 AttendWithin = Callable[[int | None, Array, KeyValues], Array]  # a window, queries, and their row's keys and values
 
 

@@ -4,7 +4,7 @@ A family is a row of `FAMILIES`. How its `config.json` is read stands in `model_
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 Config = Mapping[str, Any]
@@ -158,7 +158,7 @@ FAMILIES = {  # by the `model_type` of their config.json
         names=_GEMMA_NAMES,
     ),
     "gemma3_text": _GEMMA3,
-    "gemma3": Family(**_GEMMA3.__dict__ | {"part": "text_config"}),
+    "gemma3": replace(_GEMMA3, part="text_config"),
     "smollm3": Family(
         meanings={"tie_word_embeddings": True, "rope_theta": 2e6, "no_rope_layer_interval": 4}
         | {"use_sliding_window": False},
@@ -170,7 +170,7 @@ FAMILIES = {  # by the `model_type` of their config.json
     "olmo2": _OLMO2,
     "olmo3": Family(
         shape=_OLMO2.shape,
-        meanings=_OLMO2.meanings | {"sliding_window": 4096, "rope_theta": 5e5, "sliding_window_pattern": 4},
+        meanings={"rms_norm_eps": 1e-5} | {"sliding_window": 4096, "rope_theta": 5e5, "sliding_window_pattern": 4},
         reads=frozenset({"attention_bias", "sliding_window", "layer_types"}),
         local=_in_pattern,
         local_theta="rope_theta",

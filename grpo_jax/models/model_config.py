@@ -12,6 +12,7 @@ from typing import Any
 from grpo_jax.models.decoder import Shape, Span
 from grpo_jax.models.families import FAMILIES, NAMES, Family, Stored
 from grpo_jax.models.files import positive_number, read_json, switch, whole_number
+from grpo_jax.models.rope import Rope
 from grpo_jax.models.rope_config import read_rope
 
 # Words in the names of keys that change what is computed.
@@ -47,12 +48,12 @@ def read_shape(directory: Path) -> Shape:
             heads=heads,
             kv_heads=kv_heads,
             channels=channels,
-            rope=rotating[-1],
+            rope=rotating[-1] if rotating else Rope(10000.0),
             norm_epsilon=positive_number(file, config, "rms_norm_eps"),
             max_positions=longest,
             tied=switch(file, {"tie_word_embeddings": False} | config, "tie_word_embeddings"),
             window=spans[0].window if alike else None,
-            pattern=() if alike else spans,
+            pattern=() if alike and rotating else spans,
             **fields | scale,
         )
     except KeyError as missing:
@@ -143,9 +144,9 @@ def _read_spans(file: Path, family: Family, config: dict[str, Any], channels: in
     for key in ("layer_types", "no_rope_layers"):
         if key in family.reads and key in config and (type(config[key]) is not list or len(config[key]) != layers):
             raise ValueError(f"{file}: {key} must say one thing for each of the {layers} layers; got {config[key]!r}.")
-    if "sliding_window_pattern" in family.reads and "layer_types" not in config:
-        whole_number(file, config, "sliding_window_pattern")
     windowed = family.local is not None and family.window in config
+    if windowed and "sliding_window_pattern" in family.reads and "layer_types" not in config:
+        whole_number(file, config, "sliding_window_pattern")
     local_N = [windowed and _is_local(file, family, config, n) for n in range(layers)]
     window = whole_number(file, config, family.window) if any(local_N) else None
 

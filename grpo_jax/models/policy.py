@@ -285,5 +285,5 @@ class _Decoder:
         def body(x_PGTD: Array, given: Any) -> tuple[Array, Any]:
             return layer(x_PGTD, given, 0) if alike else layer(x_PGTD, *given)
 
-        body = body if saved is None else jax.checkpoint(body, policy=saved, prevent_cse=False)
-        return jax.lax.scan(body, x_PGTD, layers if alike else (layers, jnp.array(kind_N)))
+        kept = body if saved is None else jax.checkpoint(body, policy=saved, prevent_cse=False)
+        return jax.lax.scan(kept, x_PGTD, layers if alike else (layers, jnp.array(kind_N)))

@@ -21,9 +21,10 @@ import grpo_jax as gj
 from grpo_jax.cli import main
 from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.models import exporting, hub
-from grpo_jax.models.families import NAMES, read_shape
+from grpo_jax.models.families import NAMES
 from grpo_jax.models.hf_config import with_both_ropes
 from grpo_jax.models.load import Model, Origin
+from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.weights import load_weights
 

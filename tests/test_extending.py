@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 from grpo_jax.config import read
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.models import decoder_policy, families, load
-from grpo_jax.models.families import NAMES, Family, read_shape
+from grpo_jax.models.families import NAMES, Family, everywhere
+from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.tokenizer import byte_tokenizer
 from grpo_jax.rewards import Example, score
 
@@ -48,7 +49,8 @@ def test_a_row_of_families_is_enough_to_load_a_model_of_that_family(tmp_path, mo
     byte_tokenizer().backend.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="model_type 'pebble' is not supported"):
         read_shape(tmp_path)
-    monkeypatch.setitem(families.FAMILIES, "pebble", Family(head_norm=True, window="local_positions"))
+    pebble = Family({"head_norm": True}, local=everywhere, window="local_positions")
+    monkeypatch.setitem(families.FAMILIES, "pebble", pebble)
     params = decoder_policy(read_shape(tmp_path)).init(jax.random.key(0))
     save_file(hugging_face_tensors(params), tmp_path / "model.safetensors")
     model = load(str(tmp_path))

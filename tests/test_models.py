@@ -16,7 +16,7 @@ from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import attention
 from grpo_jax.models import policy as policy_module
 from grpo_jax.models.decoder import project
-from grpo_jax.models.families import read_shape
+from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.smollm2 import fetch
 from grpo_jax.models.weights import load_weights
@@ -189,7 +189,7 @@ def test_old_and_new_rope_fields_give_the_same_shape(tmp_path):
     ("changes", "words"),
     [
         ({"model_type": "gpt2"}, "llama, qwen2, qwen3"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "'yarn' is not supported"),
+        ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "'spiral' is not supported"),
         ({"hidden_act": "gelu"}, "only 'silu' is supported"),
     ],
 )

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import grpo_jax
 from grpo_jax.models import hub, load, smollm2
-from grpo_jax.models.families import read_shape
+from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.tokenizer import byte_tokenizer, load_tokenizer
 from grpo_jax.models.weights import Weights
 

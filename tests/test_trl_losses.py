@@ -19,7 +19,8 @@ from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.distribution import Distribution
 from grpo_jax.learner.logprobs import token_logprobs
-from grpo_jax.models.families import NAMES, read_shape
+from grpo_jax.models.families import NAMES
+from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.weights import load_weights
 from grpo_jax.objectives import Objective, credit, first_coefficients, next_coefficients, scored_of

@@ -1,4 +1,4 @@
-"""A pre-norm decoder: the Llama layout and its Qwen variants, one layer as an NNX module.
+"""A decoder: the Llama layout and what other families change in it, one layer as an NNX module.
 
 One `Layer.__call__` serves all three uses: reading prompts, teacher forcing and decoding. Rows are always `[P, G, T]`.
 The caller says how they attend (`attend`), and what happens to their new keys and values before that (`store`):
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jax.typing import DTypeLike
 
 from grpo_jax.models.attention import KeyValues
 from grpo_jax.models.remat import PRODUCT
+from grpo_jax.models.rope import Rope, rotate
 
 FEW_VECTORS = 256  # up to so many, a CPU multiplies faster with the weight on the left
 
@@ -28,15 +30,11 @@ Attend = Callable[[Array, KeyValues], Array]  # queries, and their row's keys an
 
 
 @dataclass(frozen=True)
-class Rope:
-    """Rotary positions: the base, and how the frequencies are scaled (Llama 3.1: by wavelength)."""
+class Span:
+    """How the layers of one kind attend: how far back, and with which rotary positions."""
 
-    theta: float
-    scaling: str = "default"  # default (none), linear or llama3
-    factor: float = 1.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_positions: int = 8192
+    window: int | None = None  # how many positions a token attends to, itself included; None: all before it
+    rope: Rope | None = None  # None: queries and keys do not rotate
 
 
 @dataclass(frozen=True)
@@ -58,42 +56,32 @@ class Shape:
     softcap: float | None = None  # attention scores become softcap * tanh(score / softcap)
     attention_bias: bool = False  # on queries, keys and values (Qwen2)
     head_norm: bool = False  # RMS norm of each head's queries and keys (Qwen3)
+    pattern: tuple[Span, ...] = ()  # of each layer, where they differ; empty: all have `window` and `rope`
+    norms: Literal["before", "after", "both"] = "before"  # of a block: its input, its output, or both
+    norm_offset: float = 0.0  # added to the weights of norms: 1 where these are stored as what is added to 1 (Gemma)
+    activation: Literal["silu", "gelu"] = "silu"  # of the gate; gelu is its tanh approximation
+    query_scale: float | None = None  # scores are multiplied by it; None: C ** -0.5
+    embed_scale: float | None = None  # embeddings are multiplied by it
+    residual_scale: float | None = None  # what a block adds is multiplied by it (Granite)
+    logit_scale: float | None = None  # logits are multiplied by it (Granite)
+    logit_softcap: float | None = None  # logits become logit_softcap * tanh(logit / logit_softcap)
+    out_bias: bool = False  # on the output of attention
+    mlp_bias: bool = False  # on all three products of the feed-forward block
+    projection_norm: bool = False  # RMS norm over all heads' queries, and over all their keys (OLMo-2)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """How each layer attends."""
+        return self.pattern or (Span(self.window, self.rope),) * self.layers
 
 
-def rotations(rope: Rope, channels: int, positions: Array) -> tuple[Array, Array]:
-    """Cosines and sines of each position's angles: `[..., C/2]`, float32."""
-    exponent_C = jnp.arange(0, channels, 2, dtype=jnp.float32) / channels
-    frequency_C = 1.0 / jnp.power(jnp.float32(rope.theta), exponent_C)
-    if rope.scaling == "linear":
-        frequency_C = frequency_C / rope.factor
-    if rope.scaling == "llama3":
-        frequency_C = _llama3(rope, frequency_C)
-    frequency_C = frequency_C.reshape((1,) * positions.ndim + (-1,))
-    angles = positions[..., None].astype(jnp.float32) * frequency_C
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def _llama3(rope: Rope, frequency_C: Array) -> Array:
-    """Long wavelengths are stretched by `factor`, short ones kept, those between blended (Llama 3.1)."""
-    cycles_C = rope.original_positions * frequency_C / (2 * jnp.pi)
-    blend_C = (cycles_C - rope.low_frequency_factor) / (rope.high_frequency_factor - rope.low_frequency_factor)
-    blend_C = jnp.clip(blend_C, 0, 1)
-    return (1 - blend_C) * frequency_C / rope.factor + blend_C * frequency_C
-
-
-def rotate(x_PGHTC: Array, cos_PGTC: Array, sin_PGTC: Array) -> Array:
-    """Each head rotated by its position: channel c is paired with channel c + C/2, as Hugging Face weights expect."""
-    left, right = jnp.split(x_PGHTC.astype(jnp.float32), 2, axis=-1)
-    cos_PG1TC, sin_PG1TC = cos_PGTC[:, :, None], sin_PGTC[:, :, None]
-    rotated = jnp.concatenate([left * cos_PG1TC - right * sin_PG1TC, right * cos_PG1TC + left * sin_PG1TC], axis=-1)
-    return rotated.astype(x_PGHTC.dtype)
-
-
-def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
-    """x divided by its root mean square along the last axis, in float32, times `weight`."""
+def rms_norm(x: Array, weight: Array, epsilon: float, offset: float = 0.0) -> Array:
+    """x divided by its root mean square along the axes of `weight`, in float32, times weight + offset."""
     x_float32 = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x_float32), axis=-1, keepdims=True) + epsilon)
-    weight = weight.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+    axes = tuple(range(-weight.ndim, 0))
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x_float32), axis=axes, keepdims=True) + epsilon)
+    weight = weight.astype(jnp.float32).reshape((1,) * (x.ndim - weight.ndim) + weight.shape)
+    weight = weight if offset == 0 else weight + offset
     return (x_float32 * scale * weight).astype(x.dtype)
 
 
@@ -183,6 +171,11 @@ def random_weight(rngs: nnx.Rngs, shape: tuple[int, ...], inputs: int) -> nnx.Pa
     return nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * inputs**-0.5)
 
 
+def unit_norm(shape: Shape, *sizes: int) -> nnx.Param:
+    """The weights of a norm that multiplies by one."""
+    return nnx.Param(jnp.full(sizes, 1.0 - shape.norm_offset))
+
+
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
@@ -197,9 +190,14 @@ class Attention(nnx.Module):
             self.query_bias_HC = nnx.Param(jnp.zeros((H, C)))
             self.key_bias_KC = nnx.Param(jnp.zeros((K, C)))
             self.value_bias_KC = nnx.Param(jnp.zeros((K, C)))
+        if shape.out_bias:
+            self.out_bias_D = nnx.Param(jnp.zeros((D,)))
         if shape.head_norm:
-            self.query_norm_C = nnx.Param(jnp.ones((C,)))
-            self.key_norm_C = nnx.Param(jnp.ones((C,)))
+            self.query_norm_C = unit_norm(shape, C)
+            self.key_norm_C = unit_norm(shape, C)
+        if shape.projection_norm:
+            self.query_norm_HC = unit_norm(shape, H, C)
+            self.key_norm_KC = unit_norm(shape, K, C)
 
     def __call__(
         self, x_PGTD: Array, cos_sin: tuple[Array, Array], attend: Attend, store: Store
@@ -214,50 +212,87 @@ class Attention(nnx.Module):
             query_PGTHC += self.query_bias_HC[...].astype(dtype)[None, None, None]
             key_PGTKC += self.key_bias_KC[...].astype(dtype)[None, None, None]
             value_PGTKC += self.value_bias_KC[...].astype(dtype)[None, None, None]
-        if self.shape.head_norm:
-            query_PGTHC = rms_norm(query_PGTHC, self.query_norm_C[...], self.shape.norm_epsilon)
-            key_PGTKC = rms_norm(key_PGTKC, self.key_norm_C[...], self.shape.norm_epsilon)
+        query_PGTHC, key_PGTKC = self._normalized(query_PGTHC, key_PGTKC)
         query_PGHTC, key_PGKTC, value_PGKTC = (jnp.swapaxes(a, 2, 3) for a in (query_PGTHC, key_PGTKC, value_PGTKC))
-        query_PGHTC, key_PGKTC = (checkpoint_name(rotate(a, *cos_sin), PRODUCT) for a in (query_PGHTC, key_PGKTC))
+        turn = partial(rotate, interleaved=self.shape.rope.interleaved)
+        query_PGHTC, key_PGKTC = (checkpoint_name(turn(a, *cos_sin), PRODUCT) for a in (query_PGHTC, key_PGKTC))
+        if self.shape.query_scale is not None:  # attention itself multiplies by C ** -0.5
+            query_PGHTC = query_PGHTC * (self.shape.query_scale * math.sqrt(self.shape.channels))
         own = store(KeyValues(key_PGKTC, value_PGKTC))
         output_PGTHC = jnp.swapaxes(attend(query_PGHTC, own), 2, 3)
-        return project(output_PGTHC, self.out_DHC[...].astype(dtype), 2, self.platform), own
+        output_PGTD = project(output_PGTHC, self.out_DHC[...].astype(dtype), 2, self.platform)
+        if self.shape.out_bias:
+            output_PGTD += self.out_bias_D[...].astype(dtype)[None, None, None]
+        return output_PGTD, own
+
+    def _normalized(self, query_PGTHC: Array, key_PGTKC: Array) -> tuple[Array, Array]:
+        """Queries and keys after their norms, if there are any."""
+        norm = partial(rms_norm, epsilon=self.shape.norm_epsilon, offset=self.shape.norm_offset)
+        if self.shape.head_norm:
+            return norm(query_PGTHC, self.query_norm_C[...]), norm(key_PGTKC, self.key_norm_C[...])
+        if self.shape.projection_norm:
+            return norm(query_PGTHC, self.query_norm_HC[...]), norm(key_PGTKC, self.key_norm_KC[...])
+        return query_PGTHC, key_PGTKC
 
 
 class FeedForward(nnx.Module):
-    """SwiGLU: a gated feed-forward block."""
+    """A gated feed-forward block: SwiGLU, or GeGLU."""
 
     def __init__(self, shape: Shape, rngs: nnx.Rngs, platform: str):
         D, F = shape.width, shape.feedforward
-        self.platform = platform
+        self.shape, self.platform = shape, platform
         self.gate_FD = random_weight(rngs, (F, D), D)
         self.up_FD = random_weight(rngs, (F, D), D)
         self.down_DF = random_weight(rngs, (D, F), F)
+        if shape.mlp_bias:
+            self.gate_bias_F = nnx.Param(jnp.zeros((F,)))
+            self.up_bias_F = nnx.Param(jnp.zeros((F,)))
+            self.down_bias_D = nnx.Param(jnp.zeros((D,)))
 
     def __call__(self, x_PGTD: Array) -> Array:
         """The output of the block, without the residual."""
         dtype = x_PGTD.dtype
-        gate_PGTF = jax.nn.silu(project(x_PGTD, self.gate_FD[...].astype(dtype), platform=self.platform))
+        gate_PGTF = project(x_PGTD, self.gate_FD[...].astype(dtype), platform=self.platform)
         up_PGTF = project(x_PGTD, self.up_FD[...].astype(dtype), platform=self.platform)
-        return project(gate_PGTF * up_PGTF, self.down_DF[...].astype(dtype), platform=self.platform)
+        if self.shape.mlp_bias:
+            gate_PGTF += self.gate_bias_F[...].astype(dtype)[None, None, None]
+            up_PGTF += self.up_bias_F[...].astype(dtype)[None, None, None]
+        gate_PGTF = jax.nn.silu(gate_PGTF) if self.shape.activation == "silu" else jax.nn.gelu(gate_PGTF)
+        output_PGTD = project(gate_PGTF * up_PGTF, self.down_DF[...].astype(dtype), platform=self.platform)
+        if self.shape.mlp_bias:
+            output_PGTD += self.down_bias_D[...].astype(dtype)[None, None, None]
+        return output_PGTD
 
 
 class Layer(nnx.Module):
-    """Attention and feed-forward; each reads its input through a norm and adds its output to it."""
+    """Attention and feed-forward; each adds its output to its input, with norms before it, after it, or both."""
 
     def __init__(self, shape: Shape, rngs: nnx.Rngs, platform: str):
         self.shape = shape
-        self.attention_norm_D = nnx.Param(jnp.ones((shape.width,)))
+        if shape.norms != "after":
+            self.attention_norm_D = unit_norm(shape, shape.width)
+            self.feedforward_norm_D = unit_norm(shape, shape.width)
+        if shape.norms != "before":
+            self.attention_output_norm_D = unit_norm(shape, shape.width)
+            self.feedforward_output_norm_D = unit_norm(shape, shape.width)
         self.attention = Attention(shape, rngs, platform)
-        self.feedforward_norm_D = nnx.Param(jnp.ones((shape.width,)))
         self.feedforward = FeedForward(shape, rngs, platform)
 
     def __call__(
         self, x_PGTD: Array, cos_sin: tuple[Array, Array], attend: Attend, store: Store
     ) -> tuple[Array, KeyValues]:
         """The rows after this layer, and their keys and values as `store` returned them."""
-        normed_PGTD = rms_norm(x_PGTD, self.attention_norm_D[...], self.shape.norm_epsilon)
+        norm = partial(rms_norm, epsilon=self.shape.norm_epsilon, offset=self.shape.norm_offset)
+        after, before = self.shape.norms != "before", self.shape.norms != "after"
+        normed_PGTD = norm(x_PGTD, self.attention_norm_D[...]) if before else x_PGTD
         output_PGTD, own = self.attention(normed_PGTD, cos_sin, attend, store)
-        x_PGTD = x_PGTD + output_PGTD
-        normed_PGTD = rms_norm(x_PGTD, self.feedforward_norm_D[...], self.shape.norm_epsilon)
-        return x_PGTD + self.feedforward(normed_PGTD), own
+        output_PGTD = norm(output_PGTD, self.attention_output_norm_D[...]) if after else output_PGTD
+        x_PGTD = x_PGTD + self._scaled(output_PGTD)
+        normed_PGTD = norm(x_PGTD, self.feedforward_norm_D[...]) if before else x_PGTD
+        output_PGTD = self.feedforward(normed_PGTD)
+        output_PGTD = norm(output_PGTD, self.feedforward_output_norm_D[...]) if after else output_PGTD
+        return x_PGTD + self._scaled(output_PGTD), own
+
+    def _scaled(self, output_PGTD: Array) -> Array:
+        scale = self.shape.residual_scale
+        return output_PGTD if scale is None else output_PGTD * scale

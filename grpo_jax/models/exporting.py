@@ -27,6 +27,7 @@ from grpo_jax.models.decoder import Shape
 from grpo_jax.models.families import NAMES
 from grpo_jax.models.hf_config import write_config, write_generation_config
 from grpo_jax.models.load import Model
+from grpo_jax.models.model_config import read_names
 from grpo_jax.structs import Params, axes_of
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -56,11 +57,13 @@ def export(
     check_free(target)
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be float32 or bfloat16; got {dtype!r}.")
+    source = None if model.origin is None else model.origin.directory
+    names = NAMES if source is None else read_names(source, ())
     part = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
     try:
         if store.is_first():
             part.mkdir(parents=True)
-        _write_weights(_tensors(params, NAMES, model.shape), part, dtype, shard_bytes)
+        _write_weights(_tensors(params, names, model.shape), part, dtype, shard_bytes)
         if store.is_first():
             _write_others(model, part, dtype, None if run is None else Path(run))
             _sync(part)

@@ -1,38 +1,87 @@
-"""Hugging Face model families: what a `config.json` says about the shape, and what the weights are called.
+"""Hugging Face model families: what each changes in the Llama layout, and what its weights are called.
 
-A family is a row of `FAMILIES`: what it changes in the Llama layout.
+A family is a row of `FAMILIES`. How its `config.json` is read stands in `model_config`.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
-from grpo_jax.models.decoder import Rope, Shape
-from grpo_jax.models.files import positive_number, read_json, switch, whole_number
+Config = Mapping[str, Any]
+
+
+class Stored(NamedTuple):
+    """The Hugging Face tensor that holds one of our weights, or a part of its rows."""
+
+    name: str  # {n} is the layer
+    axes: str  # the axes there: parentheses merge a pair
+    parts: tuple[str, ...] = ()  # the axes of each weight whose rows it holds, where it holds several
+    index: int = 0  # which of them is ours
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a family of models changes in the Llama layout."""
+    """What a family of models changes in the Llama layout, and how its config.json says the rest."""
 
-    attention_bias: bool = False
-    head_norm: bool = False
-    window: str | None = None  # the key of its config.json that says how many positions a token attends to
+    shape: Config = field(default_factory=dict)  # fields of `Shape`
+    meanings: Config = field(default_factory=dict)  # what it means that a key is left out
+    reads: frozenset[str] = frozenset()  # keys that change the computation and that not every family has
+    activations: tuple[str, ...] = ("silu",)  # the names of its activation; all mean `shape["activation"]`
+    local: Callable[[Config, int], bool] | None = None  # whether layer n has a window; None: none has
+    window: str = "sliding_window"  # the key that says how many positions a token of a local layer attends to
+    local_theta: str | None = None  # the key of the local layers' rope base, which has no scaling; None: one rope
+    rotates: Callable[[Config, int], bool] | None = None  # whether layer n has rotary positions; None: all have
+    interleaved: bool = False  # rotary positions pair neighbouring channels
+    names: Mapping[str, Stored] = field(default_factory=dict)  # of weights, where they are not those of `NAMES`
+    part: str | None = None  # the key of its config.json under which the language model is
 
 
-FAMILIES = {  # by the `model_type` of their config.json
-    "llama": Family(),
-    "qwen2": Family(attention_bias=True),
-    "qwen3": Family(head_norm=True),
-    "mistral": Family(window="sliding_window"),
-}
+def everywhere(config: Config, n: int) -> bool:
+    """Every layer has the window."""
+    return True
 
-# Our name of a weight -> its Hugging Face name, and the axes there: parentheses merge a pair. {n} is the layer.
+
+def _every_other(config: Config, n: int) -> bool:
+    return n % 2 == 0
+
+
+def _in_pattern(config: Config, n: int) -> bool:
+    """All but each last layer of `sliding_window_pattern`."""
+    return (n + 1) % config["sliding_window_pattern"] != 0
+
+
+def _upper(config: Config, n: int) -> bool:
+    """The layers from `max_window_layers` on, where `use_sliding_window` says so."""
+    return config["use_sliding_window"] and n >= config["max_window_layers"]
+
+
+def _has_rope(config: Config, n: int) -> bool:
+    if "no_rope_layers" in config:  # a list, with 1 for the layers that do have rotary positions
+        return config["no_rope_layers"][n] == 1
+    return (n + 1) % config["no_rope_layer_interval"] != 0
+
+
+def _unrotated(config: Config, n: int) -> bool:
+    """The layers without rotary positions, where `use_sliding_window` says so."""
+    return config["use_sliding_window"] and not _has_rope(config, n)
+
+
+def _rotates_locally(config: Config, n: int) -> bool:
+    """All layers rotate, or only those with a window where there are any."""
+    if "sliding_window" not in config:
+        return True
+    if "layer_types" in config:
+        return config["layer_types"][n] == "sliding_attention"
+    return _in_pattern(config, n)
+
+
+# Our name of a weight -> the Hugging Face tensor.
 NAMES = {
     "embed_VD": ("model.embed_tokens.weight", "VD"),
     "norm_D": ("model.norm.weight", "D"),
     "head_VD": ("lm_head.weight", "VD"),
     "layers/attention_norm_D": ("model.layers.{n}.input_layernorm.weight", "D"),
+    "layers/attention_output_norm_D": ("model.layers.{n}.post_attention_layernorm.weight", "D"),
     "layers/attention/query_HCD": ("model.layers.{n}.self_attn.q_proj.weight", "(HC)D"),
     "layers/attention/key_KCD": ("model.layers.{n}.self_attn.k_proj.weight", "(KC)D"),
     "layers/attention/value_KCD": ("model.layers.{n}.self_attn.v_proj.weight", "(KC)D"),
@@ -40,86 +89,120 @@ NAMES = {
     "layers/attention/query_bias_HC": ("model.layers.{n}.self_attn.q_proj.bias", "(HC)"),
     "layers/attention/key_bias_KC": ("model.layers.{n}.self_attn.k_proj.bias", "(KC)"),
     "layers/attention/value_bias_KC": ("model.layers.{n}.self_attn.v_proj.bias", "(KC)"),
+    "layers/attention/out_bias_D": ("model.layers.{n}.self_attn.o_proj.bias", "D"),
     "layers/attention/query_norm_C": ("model.layers.{n}.self_attn.q_norm.weight", "C"),
     "layers/attention/key_norm_C": ("model.layers.{n}.self_attn.k_norm.weight", "C"),
+    "layers/attention/query_norm_HC": ("model.layers.{n}.self_attn.q_norm.weight", "(HC)"),
+    "layers/attention/key_norm_KC": ("model.layers.{n}.self_attn.k_norm.weight", "(KC)"),
     "layers/feedforward_norm_D": ("model.layers.{n}.post_attention_layernorm.weight", "D"),
+    "layers/feedforward_output_norm_D": ("model.layers.{n}.post_feedforward_layernorm.weight", "D"),
     "layers/feedforward/gate_FD": ("model.layers.{n}.mlp.gate_proj.weight", "FD"),
     "layers/feedforward/up_FD": ("model.layers.{n}.mlp.up_proj.weight", "FD"),
     "layers/feedforward/down_DF": ("model.layers.{n}.mlp.down_proj.weight", "DF"),
+    "layers/feedforward/gate_bias_F": ("model.layers.{n}.mlp.gate_proj.bias", "F"),
+    "layers/feedforward/up_bias_F": ("model.layers.{n}.mlp.up_proj.bias", "F"),
+    "layers/feedforward/down_bias_D": ("model.layers.{n}.mlp.down_proj.bias", "D"),
 }
 
+_GEMMA = {"norm_offset": 1.0, "activation": "gelu"}
+_GELU = ("gelu_pytorch_tanh", "gelu")  # a Gemma's config.json may say gelu, and means the tanh approximation
+_GEMMA_KEYS = {"tie_word_embeddings": True, "head_dim": 256, "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256}
+_GEMMA_READS = frozenset(
+    {"attention_bias", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "sliding_window"}
+    | {"layer_types"}
+)
+_GEMMA_NAMES = {"layers/feedforward_norm_D": Stored("model.layers.{n}.pre_feedforward_layernorm.weight", "D")}
+_GATE_UP = {
+    f"layers/feedforward/{ours}": Stored("model.layers.{n}.mlp.gate_up_proj.weight", "FD", ("F", "F"), index)
+    for index, ours in enumerate(("gate_FD", "up_FD"))
+}
+_QKV = {
+    f"layers/attention/{ours}": Stored(
+        "model.layers.{n}.self_attn.qkv_proj.weight", f"({axes})D", ("HC", "KC", "KC"), index
+    )
+    for index, (ours, axes) in enumerate((("query_HCD", "HC"), ("key_KCD", "KC"), ("value_KCD", "KC")))
+}
+_UPPER_KEYS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+_UPPER_READS = frozenset({"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"})
+_GEMMA3 = Family(
+    shape=_GEMMA | {"norms": "both", "head_norm": True},
+    meanings=_GEMMA_KEYS
+    | {"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26}
+    | {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131072, "rope_theta": 1e6}
+    | {"rope_local_base_freq": 1e4, "sliding_window": 4096, "sliding_window_pattern": 6},
+    reads=_GEMMA_READS | {"rope_local_base_freq", "sliding_window_pattern"},
+    activations=_GELU,
+    local=_in_pattern,
+    local_theta="rope_local_base_freq",
+    names=_GEMMA_NAMES,
+)
+_OLMO2 = Family(
+    shape={"norms": "after", "projection_norm": True},
+    meanings={"rms_norm_eps": 1e-5},
+    reads=frozenset({"attention_bias"}),
+)
 
-def read_shape(directory: Path) -> Shape:
-    """The shape that a directory's `config.json` describes; refuses what this decoder would compute differently."""
-    file = directory / "config.json"
-    config = read_json(file)
-    name = config.get("model_type")
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise ValueError(f"{file}: model_type {name!r} is not supported; the families are {', '.join(FAMILIES)}.")
-    family = FAMILIES[name]
-    _refuse_variants(file, config)
-    try:
-        heads, kv_heads, channels = _read_heads(file, config)
-        windowed = family.window is not None and family.window in config
-        return Shape(
-            vocabulary=whole_number(file, config, "vocab_size"),
-            width=whole_number(file, config, "hidden_size"),
-            feedforward=whole_number(file, config, "intermediate_size"),
-            layers=whole_number(file, config, "num_hidden_layers"),
-            heads=heads,
-            kv_heads=kv_heads,
-            channels=channels,
-            rope=_read_rope(file, config),
-            norm_epsilon=positive_number(file, config, "rms_norm_eps"),
-            max_positions=whole_number(file, config, "max_position_embeddings"),
-            tied=switch(file, {"tie_word_embeddings": False} | config, "tie_word_embeddings"),
-            window=whole_number(file, config, family.window) if windowed else None,
-            attention_bias=family.attention_bias,
-            head_norm=family.head_norm,
-        )
-    except KeyError as missing:
-        raise ValueError(f"{file}: {missing} is missing; it belongs in the config of a {name} model.") from missing
-
-
-def _read_heads(file: Path, config: dict[str, Any]) -> tuple[int, int, int]:
-    """How many query and key heads there are, and the channels of each."""
-    heads = whole_number(file, config, "num_attention_heads")
-    width = whole_number(file, config, "hidden_size")
-    kv_heads = whole_number(file, {"num_key_value_heads": heads} | config, "num_key_value_heads")
-    channels = whole_number(file, {"head_dim": width // heads} | config, "head_dim")
-    if heads % kv_heads or channels % 2:
-        raise ValueError(
-            f"{file}: num_attention_heads must be a multiple of num_key_value_heads, and head_dim even, as positions"
-            f" rotate pairs of channels; got {heads}, {kv_heads} and {channels}."
-        )
-    return heads, kv_heads, channels
-
-
-def _refuse_variants(file: Path, config: dict[str, Any]) -> None:
-    expected = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
-    for key, value in expected.items():
-        if config.get(key, value) != value:
-            raise ValueError(f"{file}: {key} is {config[key]!r}; only {value!r} is supported.")
-
-
-def _read_rope(file: Path, config: dict[str, Any]) -> Rope:
-    """The rotary settings, from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling`."""
-    fields = {"rope_theta": config.get("rope_theta", 10000.0)}
-    for key in ("rope_scaling", "rope_parameters"):
-        given = config.get(key, {})
-        if not isinstance(given, dict):
-            raise ValueError(f"{file}: {key} must hold keys and values; got {given!r}.")
-        fields |= {name: value for name, value in given.items() if value is not None}
-    scaling = fields.get("rope_type", fields.get("type", "default"))
-    theta = positive_number(file, fields, "rope_theta")
-    if scaling == "default":
-        return Rope(theta)
-    if scaling == "linear":
-        return Rope(theta, scaling, positive_number(file, fields, "factor"))
-    if scaling == "llama3":
-        low, high = (positive_number(file, fields, f"{end}_freq_factor") for end in ("low", "high"))
-        if low >= high:
-            raise ValueError(f"{file}: low_freq_factor must be below high_freq_factor; got {low} and {high}.")
-        original = whole_number(file, fields, "original_max_position_embeddings")
-        return Rope(theta, scaling, positive_number(file, fields, "factor"), low, high, original)
-    raise ValueError(f"{file}: rope type {scaling!r} is not supported; default, linear and llama3 are.")
+FAMILIES = {  # by the `model_type` of their config.json
+    "llama": Family(reads=frozenset({"attention_bias", "mlp_bias"})),
+    "qwen2": Family({"attention_bias": True}, _UPPER_KEYS, _UPPER_READS, local=_upper),
+    "qwen3": Family({"head_norm": True}, _UPPER_KEYS, _UPPER_READS | {"attention_bias"}, local=_upper),
+    "mistral": Family(meanings={"sliding_window": 4096}, reads=frozenset({"sliding_window"}), local=everywhere),
+    "gemma": Family(_GEMMA, _GEMMA_KEYS, frozenset({"attention_bias"}), activations=_GELU),
+    "gemma2": Family(
+        shape=_GEMMA | {"norms": "both"},
+        meanings=_GEMMA_KEYS
+        | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 4096},
+        reads=_GEMMA_READS,
+        activations=_GELU,
+        local=_every_other,
+        names=_GEMMA_NAMES,
+    ),
+    "gemma3_text": _GEMMA3,
+    "gemma3": replace(_GEMMA3, part="text_config"),
+    "smollm3": Family(
+        meanings={"tie_word_embeddings": True, "rope_theta": 2e6, "no_rope_layer_interval": 4}
+        | {"use_sliding_window": False},
+        reads=frozenset({"attention_bias", "mlp_bias", "no_rope_layers", "no_rope_layer_interval"})
+        | {"use_sliding_window", "sliding_window", "layer_types"},
+        local=_unrotated,
+        rotates=_has_rope,
+    ),
+    "olmo2": _OLMO2,
+    "olmo3": Family(
+        shape=_OLMO2.shape,
+        meanings={"rms_norm_eps": 1e-5} | {"sliding_window": 4096, "rope_theta": 5e5, "sliding_window_pattern": 4},
+        reads=frozenset({"attention_bias", "sliding_window", "layer_types"}),
+        local=_in_pattern,
+        local_theta="rope_theta",
+    ),
+    "granite": Family(
+        meanings={"embedding_multiplier": 1.0, "logits_scaling": 1.0}
+        | {"residual_multiplier": 1.0, "attention_multiplier": 1.0},
+        reads=frozenset({"attention_bias", "mlp_bias", "embedding_multiplier", "logits_scaling"})
+        | {"residual_multiplier", "attention_multiplier"},
+    ),
+    "phi3": Family(
+        meanings={"original_max_position_embeddings": 4096},
+        reads=frozenset({"sliding_window", "partial_rotary_factor"}),
+        local=everywhere,
+        names=_QKV | _GATE_UP,
+    ),
+    "glm4": Family(
+        shape={"norms": "both"},
+        meanings={"partial_rotary_factor": 0.5, "attention_bias": True, "head_dim": 128, "rms_norm_eps": 1.5625e-7},
+        reads=frozenset({"attention_bias", "partial_rotary_factor"}),
+        interleaved=True,
+        names=_GATE_UP
+        | {
+            "layers/attention_output_norm_D": Stored("model.layers.{n}.post_self_attn_layernorm.weight", "D"),
+            "layers/feedforward_output_norm_D": Stored("model.layers.{n}.post_mlp_layernorm.weight", "D"),
+        },
+    ),
+    "exaone4": Family(
+        shape={"norms": "after", "head_norm": True},
+        meanings={"sliding_window": 4096, "sliding_window_pattern": 4},
+        reads=frozenset({"sliding_window", "sliding_window_pattern", "layer_types"}),
+        local=_in_pattern,
+        rotates=_rotates_locally,
+    ),
+}

@@ -51,7 +51,7 @@ def positive_number(path: Path, values: dict[str, Any], key: str) -> float:
     value = values[key]
     if type(value) not in (int, float) or not 0 < value < math.inf:  # NaN fails every comparison
         raise ValueError(f"{path}: {key} must be a finite number above 0; got {value!r}. {AGAIN}")
-    return value
+    return float(value)
 
 
 def switch(path: Path, values: dict[str, Any], key: str) -> bool:

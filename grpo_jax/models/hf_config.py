@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo_jax.models.decoder import Shape
-from grpo_jax.models.families import read_shape
 from grpo_jax.models.files import read_json
+from grpo_jax.models.model_config import read_shape
 
 ARCHITECTURES = {"gemma3_text": ["Gemma3ForCausalLM"]}  # of the language part of a model that also sees
 

@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 
 from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.models.decoder import Shape
-from grpo_jax.models.families import read_shape
 from grpo_jax.models.hub import check, locate
+from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.remat import DEFAULT_REMAT, Remat
 from grpo_jax.models.runs import TrainedRun, find_run, read_weights

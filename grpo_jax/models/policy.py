@@ -5,7 +5,7 @@ pass. Decoding unrolls them over separate arrays (`serve`), because a scan would
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -16,9 +16,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from grpo_jax.models.attention import KeyValues, Scope, attend, kernel
-from grpo_jax.models.decoder import Attend, Layer, Shape, project, quantize, random_weight, rms_norm, rotations
+from grpo_jax.models.decoder import Layer, Shape, project, quantize, random_weight, rms_norm, unit_norm
 from grpo_jax.models.remat import DEFAULT_REMAT, INPUT, REMAT, check_remat
+from grpo_jax.models.rope import rotations
 from grpo_jax.structs import Params, Policy, Prompts
+
+AttendWithin = Callable[[int | None, Array, KeyValues], Array]  # a window, queries, and their row's keys and values
 
 
 def decoder_policy(
@@ -62,6 +65,16 @@ def _one_text(valid_PL: Array) -> Scope:
     return Scope(jnp.zeros(valid_PL.shape, jnp.int32)[:, None], valid_PL[:, None], None)
 
 
+def _reach(window: int | None, index_PG: Array, age_S: Array, valid_PL: Array) -> tuple[Array, Array]:
+    """Which own positions `[P, G, 1, S]`, and which of the prompt, the tokens now decoded attend to."""
+    age_111S, index_PG11, L = age_S[None, None, None], index_PG[:, :, None, None], valid_PL.shape[1]
+    mask_PG1S, prefix_mask = age_111S <= index_PG11, valid_PL[:, None, None]
+    if window is not None:
+        mask_PG1S &= age_111S < window
+        prefix_mask &= index_PG11 + L - jnp.arange(L)[None, None, None] < window
+    return mask_PG1S, prefix_mask
+
+
 class _Decoder:
     """The pure functions of one shape. The object never changes."""
 
@@ -82,7 +95,7 @@ class _Decoder:
         params = {
             "embed_VD": random_weight(nnx.Rngs(params=embed_key), (V, D), D)[...],
             "layers": jax.vmap(layer)(jax.random.split(layer_key, shape.layers)),
-            "norm_D": jnp.ones((D,)),
+            "norm_D": unit_norm(shape, D)[...],
         }
         if shape.tied:
             return params
@@ -93,8 +106,8 @@ class _Decoder:
         tokens_PL, valid_PL = jnp.asarray(prompts.tokens_PL), jnp.asarray(prompts.valid_PL)
         scope, positions_P1L = _one_text(valid_PL), _positions(valid_PL)[:, None]
 
-        def attend_prompt(query_P1HLC: Array, own: KeyValues) -> Array:
-            return self._attend(query_P1HLC, own, scope, None)
+        def attend_prompt(window: int | None, query_P1HLC: Array, own: KeyValues) -> Array:
+            return self._attend(window, query_P1HLC, own, scope, None)
 
         x_P1LD, own = self._layers(params, tokens_PL[:, None], positions_P1L, attend_prompt, keep=_unchanged)
         prefix = {
@@ -129,11 +142,11 @@ class _Decoder:
         def responses_of(a_P1HMC: Array) -> Array:
             return jnp.swapaxes(a_P1HMC[:, 0, :, L:].reshape(P, -1, G, T, a_P1HMC.shape[4]), 1, 2)
 
-        def attend_both(query_P1HMC: Array, joint: KeyValues) -> Array:
+        def attend_both(window: int | None, query_P1HMC: Array, joint: KeyValues) -> Array:
             prompt = jax.tree.map(lambda a: a[:, :, :, :L], joint)
             prefix, own = jax.tree.map(lambda a: a[:, 0], prompt), jax.tree.map(responses_of, joint)
-            prompt_P1HLC = self._attend(query_P1HMC[:, :, :, :L], prompt, prompt_scope, None)
-            own_PHGTC = jnp.swapaxes(self._attend(responses_of(query_P1HMC), own, scope, prefix), 1, 2)
+            prompt_P1HLC = self._attend(window, query_P1HMC[:, :, :, :L], prompt, prompt_scope, None)
+            own_PHGTC = jnp.swapaxes(self._attend(window, responses_of(query_P1HMC), own, scope, prefix), 1, 2)
             return jnp.concatenate([prompt_P1HLC, own_PHGTC.reshape(P, 1, -1, G * T, query_P1HMC.shape[4])], axis=3)
 
         positions_P1M = join(_positions(prompt_valid_PL), positions_PGT)
@@ -181,68 +194,96 @@ class _Decoder:
     ) -> tuple[Array, list[KeyValues]]:
         """The hidden states of one more token for every response, and the caches with its keys and values."""
         S, L = own[0].key.shape[3], prefix["valid_PL"].shape[1]
-        age_111S = ((cursor - jnp.arange(S)) % S)[None, None, None]  # how many tokens ago a position was written
-        index_PG11 = (cursor - start_PG)[:, :, None, None]  # of the token in its response
-        mask_PG1S, prefix_mask = age_111S <= index_PG11, prefix["valid_PL"][:, None, None]
-        if self.shape.window is not None:
-            mask_PG1S &= age_111S < self.shape.window
-            prefix_mask &= index_PG11 + L - jnp.arange(L)[None, None, None] < self.shape.window
-        positions_PG1 = (prefix["length_P"][:, None] + cursor - start_PG)[:, :, None]
-        table = rotations(self.shape.rope, self.shape.channels, jnp.arange(L + S))
-        cos_sin = jax.tree.map(lambda a: a[positions_PG1], table)  # looked up, or every layer would compute its own
+        index_PG = cursor - start_PG  # of the token in its response
+        age_S = (cursor - jnp.arange(S)) % S  # how many tokens ago a position was written
+        positions_PG1 = (prefix["length_P"][:, None] + index_PG)[:, :, None]
+        spans = self.shape.spans
+        masks = {window: _reach(window, index_PG, age_S, prefix["valid_PL"]) for window in {s.window for s in spans}}
+        tables = {rope: rotations(rope, self.shape.channels, jnp.arange(L + S)) for rope in {s.rope for s in spans}}
+        # looked up, or every layer would compute its own
+        cos_sin = {rope: jax.tree.map(lambda a: a[positions_PG1], table) for rope, table in tables.items()}
         x_PG1D = self._embed(params, tokens_PG[:, :, None])
         caches = []
-        for weights, shared, cached in zip(params["layers"], prefix["key_values"], own, strict=True):
+        for weights, span, shared, cached in zip(params["layers"], spans, prefix["key_values"], own, strict=True):
 
             def store(new: KeyValues, cached: KeyValues = cached) -> KeyValues:
                 new = new if cached.key_scale is None else quantize(new)
                 return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, cursor % S, 3), cached, new)
 
-            def attend_cache(query: Array, own: KeyValues, shared: KeyValues = shared) -> Array:
+            def attend_cache(
+                query: Array, own: KeyValues, shared: KeyValues = shared, window: int | None = span.window
+            ) -> Array:
+                mask_PG1S, prefix_mask = masks[window]
                 return attend(query, own, mask_PG1S, shared, prefix_mask, self.shape.softcap)
 
-            x_PG1D, cached = nnx.merge(self.graph, weights)(x_PG1D, cos_sin, attend_cache, store)
+            x_PG1D, cached = nnx.merge(self.graph, weights)(x_PG1D, cos_sin[span.rope], attend_cache, store)
             caches.append(cached)
         return self._normalized(params, x_PG1D[:, :, 0]), caches
 
     def unembed(self, params: Params, hidden: Array) -> Array:
         """The float32 logits of hidden states."""
         head_VD = params["embed_VD" if self.shape.tied else "head_VD"]
-        return project(hidden, head_VD.astype(hidden.dtype), platform=self.platform, result_dtype=jnp.float32)
+        logits = project(hidden, head_VD.astype(hidden.dtype), platform=self.platform, result_dtype=jnp.float32)
+        scale, softcap = self.shape.logit_scale, self.shape.logit_softcap
+        logits = logits if scale is None else logits * scale
+        return logits if softcap is None else jnp.tanh(logits / softcap) * softcap
 
     def _embed(self, params: Params, tokens: Array) -> Array:
-        return params["embed_VD"][tokens].astype(self.activations)
+        x, scale = params["embed_VD"][tokens].astype(self.activations), self.shape.embed_scale
+        return x if scale is None else x * jnp.asarray(scale, self.activations)
 
     def _normalized(self, params: Params, x: Array) -> Array:
-        return rms_norm(x, params["norm_D"], self.shape.norm_epsilon)
+        return rms_norm(x, params["norm_D"], self.shape.norm_epsilon, self.shape.norm_offset)
 
-    def _attend(self, query: Array, own: KeyValues, scope: Scope, prefix: KeyValues | None) -> Array:
-        return self.attend_rows(query, own, scope, prefix, self.shape.window, self.shape.softcap)
+    def _attend(
+        self, window: int | None, query: Array, own: KeyValues, scope: Scope, prefix: KeyValues | None
+    ) -> Array:
+        return self.attend_rows(query, own, scope, prefix, window, self.shape.softcap)
 
     def _layers(
         self,
         params: Params,
         tokens_PGT: Array,
         positions_PGT: Array,
-        attend_rows: Attend,
+        attend_rows: AttendWithin,
         keep: Callable[[KeyValues], Any] = _dropped,
     ) -> tuple[Array, Any]:
-        """The rows after all layers and the last norm, and what `keep` returns of each layer's keys and values."""
-        cos_sin = rotations(self.shape.rope, self.shape.channels, positions_PGT)
+        """The rows after all layers and the last norm, and what `keep` returns of each layer's keys and values.
 
-        def layer(x_PGTD: Array, weights: Params) -> tuple[Array, Any]:
+        Layers may be of several kinds, and are one program: which kind a layer is goes through the scan as a number.
+        """
+        kinds = list(dict.fromkeys(self.shape.spans))
+        tables = [rotations(span.rope, self.shape.channels, positions_PGT) for span in kinds]
+        kernels = [partial(attend_rows, span.window) for span in kinds]
+
+        def layer(x_PGTD: Array, weights: Params, kind: int | Array) -> tuple[Array, Any]:
             x_PGTD = checkpoint_name(x_PGTD, INPUT)
-            x_PGTD, own = nnx.merge(self.graph, weights)(x_PGTD, cos_sin, attend_rows, _unchanged)
+            if isinstance(kind, int):
+                cos_sin, attend_layer = tables[kind], kernels[kind]
+            else:
+                cos_sin = jax.tree.map(lambda *a: jax.lax.select_n(kind, *a), *tables)
+                same_window = len({span.window for span in kinds}) == 1
+                attend_layer = kernels[0] if same_window else partial(jax.lax.switch, kind, kernels)
+            x_PGTD, own = nnx.merge(self.graph, weights)(x_PGTD, cos_sin, attend_layer, _unchanged)
             return x_PGTD, keep(own)
 
-        x_PGTD, layers = self._embed(params, tokens_PGT), params["layers"]
+        kind_N = [kinds.index(span) for span in self.shape.spans]
+        x_PGTD, kept = self._each_layer(layer, self._embed(params, tokens_PGT), params["layers"], kind_N)
+        return self._normalized(params, x_PGTD), kept
+
+    def _each_layer(
+        self, layer: Callable[..., tuple[Array, Any]], x_PGTD: Array, layers: Params | list, kind_N: list[int]
+    ) -> tuple[Array, Any]:
         if isinstance(layers, list):  # the copy for sampling
             kept = []
-            for weights in layers:
-                x_PGTD, own = layer(x_PGTD, weights)
+            for weights, kind in zip(layers, kind_N, strict=True):
+                x_PGTD, own = layer(x_PGTD, weights, kind)
                 kept.append(own)
-            return self._normalized(params, x_PGTD), jax.tree.map(lambda *arrays: jnp.stack(arrays), *kept)
-        saved = REMAT[self.remat]
-        body = layer if saved is None else jax.checkpoint(layer, policy=saved, prevent_cse=False)
-        x_PGTD, kept = jax.lax.scan(body, x_PGTD, layers)
-        return self._normalized(params, x_PGTD), kept
+            return x_PGTD, jax.tree.map(lambda *arrays: jnp.stack(arrays), *kept)
+        saved, alike = REMAT[self.remat], len(set(kind_N)) == 1
+
+        def body(x_PGTD: Array, given: Any) -> tuple[Array, Any]:
+            return layer(x_PGTD, given, 0) if alike else layer(x_PGTD, *given)
+
+        kept = body if saved is None else jax.checkpoint(body, policy=saved, prevent_cse=False)
+        return jax.lax.scan(kept, x_PGTD, layers if alike else (layers, jnp.array(kind_N)))

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from grpo_jax.models.decoder import Rope, Shape
+from grpo_jax.models.decoder import Shape
+from grpo_jax.models.rope import Rope
 
 _QWEN = Shape(
     vocabulary=151936,

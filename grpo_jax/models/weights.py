@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from grpo_jax.models.families import NAMES
+from grpo_jax.models.families import Stored
 from grpo_jax.models.files import AGAIN, read_index
+from grpo_jax.models.model_config import has_other_parts, read_names
 from grpo_jax.structs import Params, axes_of
 
 Index = tuple[slice, ...]
@@ -60,7 +61,8 @@ def _files_of_weights(directory: Path) -> dict[str, Path]:
 def load_weights(directory: Path, shapes: Params, shardings: Params) -> Params:
     """Float32 parameters of these shapes. Each slice that devices of this host hold is read from the files once."""
     weights = Weights(directory)
-    _refuse_unknown(weights, shapes)
+    names, letters = read_names(directory, weights.files), _sizes(shapes)
+    _refuse_unknown(weights, names, shapes)
 
     def load(path: tuple, wanted: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
         name = _name(path)
@@ -69,7 +71,7 @@ def load_weights(directory: Path, shapes: Params, shardings: Params) -> Params:
         def read(index: Index | None) -> np.ndarray:
             index = (slice(None),) * len(wanted.shape) if index is None else index
             if str(index) not in slices:
-                slices[str(index)] = _read(weights, name, wanted.shape, index)
+                slices[str(index)] = _read(weights, names[name], name, wanted.shape, letters, index)
             return slices[str(index)]
 
         return jax.make_array_from_callback(wanted.shape, sharding, read)
@@ -81,13 +83,29 @@ def _name(path: tuple) -> str:
     return "/".join(str(entry.key) for entry in path)
 
 
-def _refuse_unknown(weights: Weights, shapes: Params) -> None:
-    """Refuses files with weights that the model does not have: the model is then not what its config says."""
-    known = {"lm_head.weight"}  # also saved by some tied models
+def _sizes(shapes: Params) -> dict[str, int]:
+    """The size of each axis, by its letter."""
+    sizes: dict[str, int] = {}
     for path, wanted in jax.tree_util.tree_leaves_with_path(shapes):
-        theirs = NAMES[_name(path)][0]
+        ours = axes_of(_name(path))
+        sizes |= dict(zip(ours, wanted.shape[len(wanted.shape) - len(ours) :], strict=True))
+    return sizes
+
+
+def _refuse_unknown(weights: Weights, names: dict[str, Stored], shapes: Params) -> None:
+    """Refuses files with weights that the model does not have: the model is then not what its config says."""
+    known = {names["head_VD"].name}  # also saved by some tied models
+    for path, wanted in jax.tree_util.tree_leaves_with_path(shapes):
+        theirs = names[_name(path)].name
         known |= {theirs.format(n=n) for n in range(wanted.shape[0] if "{n}" in theirs else 1)}
-    unknown = sorted(name for name in weights.files if name not in known and not name.endswith("rotary_emb.inv_freq"))
+    others = ("vision_tower.", "multi_modal_projector.") if has_other_parts(weights.directory) else ()
+    unknown = sorted(
+        name
+        for name in weights.files
+        if name not in known
+        and not name.endswith("rotary_emb.inv_freq")
+        and not name.removeprefix("model.").startswith(others)
+    )
     if unknown:
         raise ValueError(
             f"{weights.files[unknown[0]]}: the model of config.json has no parameters for {len(unknown)} of the"
@@ -96,27 +114,31 @@ def _refuse_unknown(weights: Weights, shapes: Params) -> None:
         )
 
 
-def _read(weights: Weights, name: str, shape: tuple[int, ...], index: Index) -> np.ndarray:
+def _read(
+    weights: Weights, stored: Stored, name: str, shape: tuple[int, ...], letters: dict[str, int], index: Index
+) -> np.ndarray:
     """The slice `index` of one of our parameters, from the Hugging Face tensors that it consists of."""
-    theirs, axes = NAMES[name]
-    ours = axes_of(name)
+    theirs, ours = stored.name, axes_of(name)
     if not ours:
         raise ValueError(f"The parameter {name!r} does not end in its axes, such as `gate_FD`.")
-    sizes = dict(zip(ours, shape[-len(ours) :], strict=True))
     slices = dict(zip(ours, index[-len(ours) :], strict=True))
     if "{n}" not in theirs:
-        return _read_tensor(weights, theirs, axes, ours, sizes, slices)
+        return _read_tensor(weights, stored, ours, letters, slices)
     layers = range(shape[0])[index[0]]
-    return np.stack([_read_tensor(weights, theirs.format(n=n), axes, ours, sizes, slices) for n in layers])
+    numbered = (stored._replace(name=theirs.format(n=n)) for n in layers)
+    return np.stack([_read_tensor(weights, each, ours, letters, slices) for each in numbered])
 
 
 def _read_tensor(
-    weights: Weights, name: str, axes: str, ours: str, sizes: dict[str, int], slices: dict[str, slice]
+    weights: Weights, stored: Stored, ours: str, sizes: dict[str, int], slices: dict[str, slice]
 ) -> np.ndarray:
     """The slice of one tensor, with merged axes split: of a pair, only the outer axis is sliced while reading."""
-    groups = [pair or single for pair, single in re.findall(r"\((\w+)\)|(\w)", axes)]
+    name, groups = stored.name, [pair or single for pair, single in re.findall(r"\((\w+)\)|(\w)", stored.axes)]
     tensor = weights.tensor(name)
     expected = [math.prod(sizes[letter] for letter in group) for group in groups]
+    rows = [math.prod(sizes[letter] for letter in group) for group in stored.parts]
+    before = sum(rows[: stored.index])  # the rows of other weights in this tensor, above ours
+    expected[0] = sum(rows) if rows else expected[0]
     if tensor.get_shape() != expected:
         raise ValueError(
             f"{weights.files[name]}: {name} has shape {tensor.get_shape()}; its config.json says {expected}. Use the"
@@ -133,6 +155,7 @@ def _read_tensor(
         width = math.prod(sizes[letter] for letter in inner)
         wanted.append(slice(start * width, stop * width))
         split_shape += [stop - start] + [sizes[letter] for letter in inner]
+    wanted[0] = slice(wanted[0].start + before, wanted[0].stop + before)
     values = tensor[tuple(wanted)].astype(np.float32).reshape(split_shape)
     sliced = {group[0] for group in groups}
     return np.ascontiguousarray(values[tuple(slice(None) if letter in sliced else slices[letter] for letter in ours)])

@@ -1,0 +1,180 @@
+"""Every family computes what transformers computes, with every feature on; a cache gives the same as whole texts."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from grpo_jax.devices.mesh import Layout
+from grpo_jax.devices.sharding import weight_shardings
+from grpo_jax.models import attention
+from grpo_jax.models import policy as policy_module
+from grpo_jax.models.model_config import read_shape
+from grpo_jax.models.policy import decoder_policy
+from grpo_jax.models.weights import load_weights
+from grpo_jax.structs import Prompts
+
+GOLDEN = Path(__file__).parent / "golden" / "families"
+NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
+ONE = Layout().mesh(jax.devices()[:1])
+
+
+def seeded(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The weight of this name: a function of the name, so that golden files need not hold weights."""
+    draw = np.random.default_rng(list(name.encode()))
+    return (0.2 * draw.normal(size=shape) + 0.5 * (len(shape) == 1)).astype(np.float32)
+
+
+def write_model(directory: Path, name: str) -> Path:
+    """The golden model of this name as a directory, its weights drawn by their names."""
+    folder = directory / name
+    folder.mkdir()
+    (folder / "config.json").write_text((GOLDEN / f"{name}.json").read_text())
+    save_file(tensors_of(name), folder / "model.safetensors")
+    return folder
+
+
+def tensors_of(name: str) -> dict[str, np.ndarray]:
+    shapes = json.loads((GOLDEN / "shapes.json").read_text())[name]
+    return {key: seeded(key, tuple(shape)) for key, shape in shapes.items()}
+
+
+def loaded(directory: Path):
+    policy = decoder_policy(read_shape(directory))
+    return policy, load_weights(directory, policy.shapes, weight_shardings(policy.shapes, ONE))
+
+
+def text_of(name: str) -> tuple[Prompts, jax.Array, np.ndarray]:
+    expected = np.load(GOLDEN / f"{name}.npz")
+    tokens_T, L = expected["tokens_T"], 7
+    tokens_PL = jnp.asarray(np.pad(tokens_T[:L], (2, 0))[None], jnp.int32)
+    prompts = Prompts(tokens_PL, jnp.arange(L + 2)[None] >= 2)
+    return prompts, jnp.asarray(tokens_T[None, None, L:], jnp.int32), expected["logprobs_TV"][L - 1 :]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+def test_log_probs_of_the_whole_vocabulary_are_those_of_transformers_also_through_the_cache(name, tmp_path):
+    policy, params = loaded(write_model(tmp_path, name))
+    prompts, tokens_PGT, expected_TV = text_of(name)
+    last_PD, hidden_PGTD = policy.respond(params, prompts, tokens_PGT, tokens_PGT >= 0)
+    hidden_TD = jnp.concatenate([last_PD, hidden_PGTD[0, 0]])
+    logprobs_TV = jax.nn.log_softmax(policy.unembed(params, hidden_TD), axis=-1)
+    np.testing.assert_allclose(logprobs_TV, expected_TV, atol=1e-4)
+    last_PD, prefix = policy.read(params, prompts)
+    T, served = tokens_PGT.shape[2], policy.serve(params)
+    shared, own = policy.cache(prefix, 16, 1, T, int8=False)
+    extend = jax.jit(policy.extend)
+    for t in range(T):
+        hidden_PGD, own = extend(served, shared, own, tokens_PGT[:, :, t], jnp.int32(t), jnp.zeros((1, 1), jnp.int32))
+        np.testing.assert_allclose(hidden_PGD[0, 0], hidden_PGTD[0, 0, t], atol=2e-4)
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])
+def test_the_language_part_of_a_multimodal_gemma3_is_read(prefix, tmp_path):
+    text = write_model(tmp_path, "gemma3_text")
+    tensors = {key.replace("model.", prefix, 1): a for key, a in tensors_of("gemma3_text").items()}
+    tensors |= {"vision_tower.patch.weight": np.ones((2, 2), np.float32)}
+    folder = tmp_path / "multimodal"
+    folder.mkdir()
+    config = {"model_type": "gemma3", "text_config": json.loads((text / "config.json").read_text())}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
+    (policy, params), (whole, whole_params) = loaded(text), loaded(folder)
+    assert policy is whole
+    jax.tree.map(np.testing.assert_array_equal, params, whole_params)
+
+
+@pytest.mark.slow
+def test_the_tpu_kernel_gives_local_and_global_layers_their_windows(tmp_path, monkeypatch):
+    """The kernel runs in an interpreter."""
+    _, params = loaded(write_model(tmp_path, "gemma2"))
+    shape = read_shape(tmp_path / "gemma2")
+    monkeypatch.setattr(policy_module, "kernel", lambda *_: partial(attention.splash_rows, interpret=True))
+    policy = policy_module._policy.__wrapped__(shape, jnp.float32, "full", "cpu")
+    prompts, tokens_PGT, expected_TV = text_of("gemma2")
+    last_PD, hidden_PGTD = jax.jit(policy.respond)(params, prompts, tokens_PGT, tokens_PGT >= 0)
+    hidden_TD = jnp.concatenate([last_PD, hidden_PGTD[0, 0]])
+    logprobs_TV = jax.nn.log_softmax(policy.unembed(params, hidden_TD), axis=-1)
+    np.testing.assert_allclose(logprobs_TV, expected_TV, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_gradients_do_not_depend_on_what_layers_of_two_kinds_keep(tmp_path):
+    directory = write_model(tmp_path, "gemma3_text")
+    shape, (_, params) = read_shape(directory), loaded(directory)
+    prompts, tokens_PGT, _ = text_of("gemma3_text")
+
+    def gradient(remat: str):
+        policy = decoder_policy(shape, remat=remat)
+
+        def total(params):
+            return jnp.sum(jnp.sin(policy.respond(params, prompts, tokens_PGT, tokens_PGT >= 0)[1]))
+
+        return jax.jit(jax.grad(total))(params)
+
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-3, rtol=1e-3), gradient("full"), gradient("none"))
+
+
+def test_layers_that_are_alike_are_one_body_without_a_choice():
+    policy = decoder_policy(read_shape(GOLDEN.parent / "qwen3"))
+    prompts = Prompts(jnp.ones((1, 4), jnp.int32), jnp.ones((1, 4), bool))
+    tokens_PGT = jnp.ones((1, 1, 4), jnp.int32)
+    program = str(jax.make_jaxpr(policy.respond)(policy.shapes, prompts, tokens_PGT, tokens_PGT > 0))
+    assert not [word for word in ("cond[", "tanh", "branches=") if word in program]
+
+
+def write_config(directory: Path, base: str, **changes) -> Path:
+    config = json.loads((GOLDEN.parent / base / "config.json").read_text()) | changes
+    (directory / "config.json").write_text(json.dumps({key: a for key, a in config.items() if a != "missing"}))
+    return directory
+
+
+def test_a_mistral_without_sliding_window_has_4096_and_with_null_has_none(tmp_path):
+    assert read_shape(write_config(tmp_path, "mistral", sliding_window="missing")).window == 4096
+    assert read_shape(write_config(tmp_path, "mistral", sliding_window=None)).window is None
+
+
+def test_rope_parameters_of_each_kind_of_layer_are_those_of_the_older_keys(tmp_path):
+    old = json.loads((GOLDEN / "gemma3_text.json").read_text())
+    by_kind = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    new = {key: a for key, a in old.items() if key != "rope_scaling"} | {"rope_parameters": by_kind}
+    shapes = []
+    for config in (old, new):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        shapes.append(read_shape(tmp_path))
+    assert shapes[0] == shapes[1]
+    assert [(span.window, span.rope.theta) for span in shapes[0].pattern] == [(5, 1e4), (5, 1e4), (None, 1e6)]
+
+
+def test_null_key_value_heads_are_as_many_as_heads(tmp_path):
+    assert read_shape(write_config(tmp_path, "llama", num_key_value_heads=None)).kv_heads == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"quantization_config": {"bits": 4}}, "quantization_config says that the weights are quantised"),
+        ({"logits_scaling": 8.0}, "logits_scaling is 8.0, and this changes what the model computes"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"embedding_multiplier": 12.0}, "embedding_multiplier"),
+        ({"num_local_experts": 8}, "num_local_experts"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"use_qk_norm": True}, "use_qk_norm"),
+        ({"clip_qkv": 8.0}, "clip_qkv"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
+        ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "'spiral' is not supported"),
+    ],
+)
+def test_what_changes_the_computation_and_is_not_understood_is_refused_by_name(tmp_path, changes, words):
+    with pytest.raises(ValueError, match=words):
+        read_shape(write_config(tmp_path, "llama", **changes))

@@ -15,6 +15,7 @@ from grpo_jax.cli import main
 from grpo_jax.models import find_shape
 from grpo_jax.saved.arrays import read_arrays
 from grpo_jax.saved.manifest import write_manifest
+from grpo_jax.training.resuming import Fingerprint, write_fingerprint
 
 OLD = Path(__file__).parent / "data" / "run_of_0d0afb5" / "old"
 ONE = gj.Layout().mesh(jax.devices()[:1])
@@ -204,3 +205,16 @@ def test_a_new_run_begins_with_the_weights_of_an_old_one(run, tmp_path, capsys):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), before, after)
     sealed(run, 3, 5)  # the first run goes on; the second one is resumed all the same
     assert main(["train", str(config), "optimizer.learning_rate=1e-30", "train.steps=2", "--resume"]) == 0
+
+
+def test_a_run_has_the_arguments_of_its_chat_template(run, tmp_path):
+    base = gj.export(gj.load(str(run)), gj.load(str(run)).params(ONE), tmp_path / "base")
+    template = "{{ messages[0]['content'] }}{% if not enable_thinking %}{{ '<think></think>' }}{% endif %}"
+    (base / "chat_template.jinja").write_text(template)
+    sealed(run, 3)
+    write_fingerprint(run, "old", Fingerprint({}), gj.load(str(base), template={"enable_thinking": False}))
+    model = gj.load(str(run))
+    assert model.tokenizer.template == {"enable_thinking": False}
+    assert gj.load(str(run), template={}).tokenizer.template == {}
+    out = gj.export(model, model.params(ONE), tmp_path / "out")
+    assert "add_generation_prompt=True, enable_thinking=False, return_tensors" in (out / "README.md").read_text()

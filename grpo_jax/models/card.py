@@ -1,7 +1,9 @@
 """The card of an exported model: its README.md, with what it was made from, how, and what was measured."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from grpo_jax import __version__
 from grpo_jax.models import smollm2
@@ -34,7 +36,10 @@ def card(model: Model, run: Path | None) -> str:
     parts = ["\n".join([*head, "---"]), title, f"Base model: {name}. Written by grpo_jax {__version__}."]
     if run is not None:
         parts += _trained(run, None if loaded is None else loaded.step)
-    parts += ["## Loading it", LOADING if model.tokenizer.has_chat_template else _without_template()]
+    parts += [
+        "## Loading it",
+        _loading(model.tokenizer.template) if model.tokenizer.has_chat_template else _without_template(),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -62,6 +67,12 @@ def _first_and_last(rows: list[dict], name: str) -> str:
     what = {"reward": "mean reward of the training prompts", "eval/reward": "greedy reward of held-out prompts"}[name]
     (first, before), (last, after) = known[0], known[-1]
     return f"- {what}: {before:.3f} at step {first}, {after:.3f} at step {last}"
+
+
+def _loading(arguments: Mapping[str, Any]) -> str:
+    """How to load a model whose chat template is given these arguments."""
+    given = "".join(f"{name}={value!r}, " for name, value in arguments.items())
+    return LOADING.replace("return_tensors", f"{given}return_tensors")
 
 
 def _without_template() -> str:

@@ -54,7 +54,8 @@ def load(
     name: str = "smollm2-135m-instruct",  # a directory, org/name, a run, smollm2-135m-instruct, or tiny
     activations: Literal["auto", "float32", "bfloat16"] = "auto",  # auto: float32 on CPU, bfloat16 elsewhere
     remat: Remat = DEFAULT_REMAT,  # none computes nothing twice; see docs/training.md
-    template: dict[str, Any] | None = None,  # arguments of the chat template, e.g. {enable_thinking: false}
+    template: dict[str, Any]
+    | None = None,  # of the chat template, e.g. {enable_thinking: false}; null: as a run had them
 ) -> Model:
     """The model, with everything but its weights read and checked; `params` reads those later."""
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(activations)
@@ -64,7 +65,7 @@ def load(
     if run is None:
         return _load(name, dtype, remat, template)
     try:
-        base = _load(run.base, dtype, remat, template)
+        base = _load(run.base, dtype, remat, dict(run.template) if template is None else template)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{run.path} was trained from {run.base}, which gives the tokenizer. {error}") from error
     origin = None if base.origin is None else replace(base.origin, run=run)

@@ -2,8 +2,10 @@
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -17,11 +19,15 @@ from grpo_jax.structs import Params
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run directory, one of its saved steps, and the name of the model that it was trained from."""
+    """A run directory, one of its saved steps, and the model that it was trained from.
+
+    `template` holds the arguments that its chat template was given.
+    """
 
     path: Path
     step: int
     base: str
+    template: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -36,7 +42,7 @@ def find_run(name: str) -> TrainedRun | None:
     if found is not None and not path.exists():
         path, step = Path(found[1]).expanduser(), int(found[2])
     if is_run(path):
-        return TrainedRun(path, choose_step(path, step), base_of(path))
+        return TrainedRun(path, choose_step(path, step), base_of(path), template_of(path))
     if step is not None and path.is_dir():
         raise ValueError(f"Only a run has steps, and {path} is no run directory. Leave out @{step}, or name a run.")
     _refuse_other_folders(path)
@@ -65,6 +71,14 @@ def base_of(path: Path) -> str:
             f' one with this config and tokenizer into {path / RUN}, as "model": "NAME".'
         )
     return base
+
+
+def template_of(path: Path) -> dict[str, Any]:
+    """The arguments of the chat template that a run was trained with."""
+    found = RunDirectory(path).identity().get("template", {})
+    if not isinstance(found, dict):
+        raise ValueError(f"{path / RUN}: template must hold the arguments of a chat template; got {found!r}.")
+    return found
 
 
 def _refuse_other_folders(path: Path) -> None:

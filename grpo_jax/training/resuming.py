@@ -152,9 +152,11 @@ def write_fingerprint(path: Path, name: str, known: Fingerprint, model: Model | 
 
     A resume does not compare where the first weights came from, as it goes on from its own.
     """
-    content = {"name": name}
+    content: dict[str, Any] = {"name": name}
     if model is not None and model.origin is not None:
         content |= {"model": model.origin.base}
+    if model is not None and model.tokenizer.template:
+        content |= {"template": dict(model.tokenizer.template)}
     if model is not None and model.first_weights is not None:
         content |= {"first_weights": model.first_weights}
     new = path / f"{RUN}.tmp"

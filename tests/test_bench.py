@@ -93,6 +93,17 @@ def test_shapes_have_the_sizes_of_their_names():
         "qwen3-4b": 4022,
         "qwen2.5-1.5b": 1543.7,
         "llama-3.1-8b": 8030,
+        "gemma-2b": 2506.2,
+        "gemma-2-2b": 2614.3,
+        "gemma-3-270m": 268.1,
+        "gemma-3-1b": 999.9,
+        "smollm3-3b": 3075.1,
+        "olmo-2-0425-1b": 1484.9,
+        "olmo-3-7b": 7298,
+        "phi-3-mini-4k": 3821.1,
+        "granite-3.3-2b": 2533.5,
+        "glm-4-9b-0414": 9400.3,
+        "exaone-4.0-1.2b": 1279.4,
     }.items():
         params = jax.eval_shape(decoder_policy(SHAPES[name]).init, jax.random.key(0))
         assert sum(a.size for a in jax.tree.leaves(params)) / 1e6 == pytest.approx(millions, rel=1e-3)

@@ -1,6 +1,5 @@
 """A language model by name: a directory, a Hugging Face name, a run, the embedded model, or `tiny`."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.remat import DEFAULT_REMAT, Remat
 from grpo_jax.models.runs import TrainedRun, find_run, read_weights
-from grpo_jax.models.shapes import SHAPES
+from grpo_jax.models.shapes import TINY, known_shape
 from grpo_jax.models.tokenizer import Tokenizer, byte_tokenizer, check_vocabulary, load_tokenizer
 from grpo_jax.models.weights import load_weights
 from grpo_jax.structs import Params, Policy
@@ -95,10 +94,8 @@ def find_shape(name: str) -> Shape:
     """The shape of a model by its name, without its weights; nothing is downloaded for one that is in `SHAPES`."""
     run = None if name.startswith("random:") else find_run(name)
     name = name if run is None else run.base
-    known = re.sub(r"-(instruct|base)$", "", name.removeprefix("random:").rpartition("/")[2].lower())
-    if known in SHAPES:
-        return SHAPES[known]
-    return read_shape(locate(name))
+    known = known_shape(name)
+    return read_shape(locate(name)) if known is None else known
 
 
 def tiny(seed: int = 0, **options: Any) -> Model:
@@ -106,10 +103,10 @@ def tiny(seed: int = 0, **options: Any) -> Model:
 
     Its options are those of `decoder_policy`.
     """
-    policy = decoder_policy(SHAPES["tiny"], **options)
+    policy = decoder_policy(TINY, **options)
 
     def params(mesh: Mesh) -> Params:
         shardings = weight_shardings(policy.shapes, mesh)
         return jax.jit(policy.init, out_shardings=shardings)(jax.random.key(seed))
 
-    return Model(policy, SHAPES["tiny"], byte_tokenizer(), params, Origin("tiny"))
+    return Model(policy, TINY, byte_tokenizer(), params, Origin("tiny"))

@@ -25,9 +25,10 @@ UNUSED = {"sliding_window", "max_window_layers", "sliding_window_pattern", "_sli
 PARTS = ("model.language_model.", "language_model.model.")  # what stands before the names of a part's weights
 
 
-def read_shape(directory: Path) -> Shape:
+def read_shape(directory: Path, config_name: str = "config.json") -> Shape:
     """The shape that a directory's `config.json` describes; refuses what this decoder would compute differently."""
-    file, (name, family, config) = directory / "config.json", _read(directory)
+    file = directory / config_name
+    name, family, config = _read(file)
     _refuse_unknown(file, family, config)
     try:
         heads, kv_heads, channels = _read_heads(file, config)
@@ -62,7 +63,7 @@ def read_shape(directory: Path) -> Shape:
 
 def read_names(directory: Path, files: Iterable[str]) -> dict[str, Stored]:
     """Our name of each weight -> the tensor that holds it, in a model whose tensors are called `files`."""
-    _, family, _ = _read(directory)
+    _, family, _ = _read(directory / "config.json")
     names = {ours: Stored(*theirs) for ours, theirs in NAMES.items()} | dict(family.names)
     if family.part is None:
         return names
@@ -77,12 +78,11 @@ def read_names(directory: Path, files: Iterable[str]) -> dict[str, Stored]:
 
 def has_other_parts(directory: Path) -> bool:
     """Whether the model has more than a language model: its other weights are not read."""
-    return _read(directory)[1].part is not None
+    return _read(directory / "config.json")[1].part is not None
 
 
-def _read(directory: Path) -> tuple[str, Family, dict[str, Any]]:
+def _read(file: Path) -> tuple[str, Family, dict[str, Any]]:
     """The family of a model, its name, and its config with what it means that keys are left out."""
-    file = directory / "config.json"
     config = read_json(file)
     name = config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:

@@ -223,3 +223,20 @@ def test_null_key_value_heads_are_as_many_as_heads(tmp_path):
 def test_what_changes_the_computation_and_is_not_understood_is_refused_by_name(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         read_shape(write_config(tmp_path, "llama", **changes))
+
+
+def test_the_copy_for_sampling_keeps_the_weights_of_norms_in_float32(tmp_path):
+    shape = read_shape(write_model(tmp_path, "olmo2"))
+    policy = decoder_policy(shape, jnp.bfloat16)
+    served = jax.eval_shape(policy.serve, policy.shapes)
+    kept = {
+        jax.tree_util.keystr(path[-1:])
+        for path, a in jax.tree_util.tree_leaves_with_path(served)
+        if a.dtype == jnp.float32
+    }
+    norms = {
+        jax.tree_util.keystr(path[-1:])
+        for path, _ in jax.tree_util.tree_leaves_with_path(served)
+        if "norm" in str(path[-1])
+    }
+    assert norms <= kept and any("query_norm_HC" in name for name in norms)

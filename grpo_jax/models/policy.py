@@ -156,13 +156,14 @@ class _Decoder:
     def serve(self, params: Params) -> Params:
         """A copy of the parameters for sampling, in the dtype of the activations; its layers are a list."""
         layers = [self.layer(params["layers"], n) for n in range(self.shape.layers)]
-        return jax.tree.map(self._cast, params | {"layers": layers})
+        return jax.tree_util.tree_map_with_path(self._cast, params | {"layers": layers})
 
     def _layer(self, layers: Params, n: int | Array) -> Params:
-        return jax.tree.map(lambda a: self._cast(a[n]), layers)
+        return jax.tree_util.tree_map_with_path(lambda path, a: self._cast(path, a[n]), layers)
 
-    def _cast(self, a: Array) -> Array:
-        return a.astype(self.activations) if a.ndim > 1 else a  # norms are computed in float32
+    def _cast(self, path: tuple, a: Array) -> Array:
+        normalises = "norm_" in str(path[-1])  # in float32, and those of whole projections have two axes
+        return a.astype(self.activations) if a.ndim > 1 and not normalises else a
 
     def cache(
         self, prefix: dict[str, Any], L: int, G: int, S: int, int8: bool

@@ -230,3 +230,12 @@ class LocalHub:
             siblings = [{"rfilename": p} for p in self.files]
             return json.dumps({"id": "org/name", "sha": COMMIT, "siblings": siblings}).encode()
         return self.files.get(path.removeprefix(f"/org/name/resolve/{COMMIT}/"))
+
+
+@pytest.mark.faults
+def test_a_run_that_is_not_there_is_told_by_what_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="There is no quickstar in runs: it holds quickstart"):
+        hub.locate("runs/quickstar")

@@ -33,8 +33,8 @@ def locate(name: str) -> Path:
         return directory
     if not REPOSITORY.fullmatch(name):
         raise FileNotFoundError(
-            f"A model is {smollm2.NAME!r}, a directory, or 'org/name' on the Hugging Face hub; {name!r} is none of"
-            f" them.{_suggestion(name)}"
+            f"A model is {smollm2.NAME!r}, a directory, a run, or 'org/name' on the Hugging Face hub; {name!r} is none"
+            f" of them.{_suggestion(name)}{_beside(directory)}"
         )
     cached = _cached_snapshot(name)
     return _fresh_snapshot(name) if cached is None else cached
@@ -63,6 +63,15 @@ def _suggestion(name: str) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def _beside(path: Path) -> str:
+    """What there is in the folder in which a directory or a run of this name would be."""
+    if path.parent == Path() or not path.parent.is_dir():
+        return ""
+    names = sorted(each.name for each in path.parent.iterdir() if each.is_dir() and not each.name.startswith("."))
+    close = difflib.get_close_matches(path.name, names, 5, cutoff=0.3)
+    return f" There is no {path.name} in {path.parent}: it holds {', '.join(close or names[:5]) or 'no folder'}."
+
+
 def _cached_snapshot(repository: str) -> Path | None:
     try:
         cached = _download(repository, local_files_only=True)
@@ -77,6 +86,7 @@ def _fresh_snapshot(repository: str) -> Path:
         f"The model {repository} is not a directory here, it is not complete in the local cache, and the Hugging Face"
         f" hub ({constants.ENDPOINT}) cannot be reached. Name a directory that holds the model, or {smollm2.NAME!r},"
         f" which comes from the Python package index; or check the network and HF_HUB_OFFLINE."
+        f"{_beside(Path(repository))}"
     )
     if constants.HF_HUB_OFFLINE or not network.reachable(constants.ENDPOINT):
         raise FileNotFoundError(unreachable)

@@ -25,7 +25,7 @@ from grpo_jax.hosts import store
 from grpo_jax.models.card import card
 from grpo_jax.models.decoder import Shape
 from grpo_jax.models.families import NAMES
-from grpo_jax.models.hf_config import write_config, write_generation_config
+from grpo_jax.models.hf_config import write_config, write_generation_config, write_tokenizer
 from grpo_jax.models.load import Model
 from grpo_jax.models.model_config import read_names
 from grpo_jax.structs import Params, axes_of
@@ -163,7 +163,7 @@ def _write_others(model: Model, folder: Path, dtype: str, run: Path | None) -> N
     write_config(source, folder, model.shape, dtype)
     write_generation_config(source, folder, model.tokenizer.end_ids)
     if source is None:
-        model.tokenizer.backend.save_pretrained(folder)
+        write_tokenizer(model.tokenizer.backend, folder)
     for file in () if source is None else sorted({path for pattern in COPIED for path in source.glob(pattern)}):
         if file.is_file():
             shutil.copyfile(file, folder / file.name)

@@ -145,7 +145,9 @@ _OLMO2 = Family(
 FAMILIES = {  # by the `model_type` of their config.json
     "llama": Family(reads=frozenset({"attention_bias", "mlp_bias"})),
     "qwen2": Family({"attention_bias": True}, _UPPER_KEYS, _UPPER_READS, local=_upper),
-    "qwen3": Family({"head_norm": True}, _UPPER_KEYS, _UPPER_READS | {"attention_bias"}, local=_upper),
+    "qwen3": Family(
+        {"head_norm": True}, _UPPER_KEYS | {"head_dim": 128}, _UPPER_READS | {"attention_bias"}, local=_upper
+    ),
     "mistral": Family(meanings={"sliding_window": 4096}, reads=frozenset({"sliding_window"}), local=everywhere),
     "gemma": Family(_GEMMA, _GEMMA_KEYS, frozenset({"attention_bias"}), activations=_GELU),
     "gemma2": Family(

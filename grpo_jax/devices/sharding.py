@@ -6,20 +6,22 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax.devices.mesh import hosts_of, prompt_shards
+from grpo_jax.devices.mesh import PROMPT_AXES, hosts_of, prompt_shards
 from grpo_jax.structs import axes_of
 
 MeshAxes = str | tuple[str, ...] | None
 # The mesh axes that divide an array's axes, by letter. `tensor` divides heads, feed-forward units and vocabulary.
+# Those that a mesh lacks, or that divide an earlier axis of the array, are left out.
 RULES: dict[str, MeshAxes] = {
-    "P": ("data", "fsdp"),
-    "D": "fsdp",
+    "P": PROMPT_AXES,
+    "E": "expert",
+    "D": ("fsdp", "expert"),
     "H": "tensor",
     "K": "tensor",
     "F": "tensor",
     "V": "tensor",
 }
-# The copy of the weights for sampling is not divided by fsdp: each token would gather the weights again.
+# The copy of the weights for sampling is not divided along D: each token would gather the weights again.
 SERVING = {letter: axes for letter, axes in RULES.items() if letter != "D"}
 
 
@@ -28,7 +30,6 @@ def spec(letters: str) -> PartitionSpec:
     return PartitionSpec(*(RULES.get(letter) for letter in letters))
 
 
-ROWS = RULES["P"]
 PROMPTS = spec("P")
 PREFIX = spec("PKL")  # keys and values of prompts
 CACHE = spec("PGKS")  # keys and values of responses
@@ -46,6 +47,11 @@ def weight_shardings(tree: Any, mesh: Mesh) -> Any:
 def serving_shardings(tree: Any, mesh: Mesh) -> Any:
     """The sharding of every array in the copy of the parameters that sampling reads."""
     return _by_letters(tree, mesh, SERVING)
+
+
+def serving_spec(letters: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The partition spec, in the copy for sampling, of an array with these axes."""
+    return _trimmed([SERVING.get(letter) for letter in letters], shape, mesh)
 
 
 def with_shardings(tree: Any, shardings: Any) -> Any:
@@ -80,14 +86,23 @@ def _spec(path: tuple, shape: tuple[int, ...], mesh: Mesh, rules: dict[str, Mesh
 
 def _trimmed(axes: list[MeshAxes], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """A spec in canonical form: `P("x")` and `P("x", None)` are the same layout but different jit keys."""
-    kept = [axis if axis and _divides(mesh, axis, size) else None for axis, size in zip(axes, shape, strict=False)]
+    kept: list[MeshAxes] = []
+    for axis, size in zip(axes, shape, strict=False):
+        used = [name for other in kept for name in _names(other)]
+        names = [name for name in _names(axis) if name in mesh.shape and name not in used]
+        found = names[0] if len(names) == 1 else tuple(names)
+        kept.append(found if names and _divides(mesh, found, size) else None)
     while kept and kept[-1] is None:
         kept.pop()
     return PartitionSpec(*kept)
 
 
+def _names(axes: MeshAxes) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else (axes or ())
+
+
 def _divides(mesh: Mesh | AbstractMesh, axis: str | tuple[str, ...], size: int) -> bool:
-    shards = math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
+    shards = math.prod(mesh.shape[name] for name in _names(axis))
     return shards > 1 and size % shards == 0
 
 

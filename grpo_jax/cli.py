@@ -164,6 +164,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     top_k, top_p = setting(SAMPLER, "top_k"), setting(SAMPLER, "top_p")
     parser.add_argument("model", help=A_MODEL)
     parser.add_argument("prompt", nargs="?", help="a text to answer; without one, a conversation in the terminal")
+    parser.add_argument("--system", metavar="TEXT", help="a system prompt; default: that of a run's task, else none")
     parser.add_argument("--max-tokens", **setting(SAMPLER, "max_tokens"), help="default: %(default)s")
     parser.add_argument("--temperature", type=float, default=0.0, help="default: %(default)s, the likeliest token")
     parser.add_argument("--top-k", **top_k, help="sample from this many of the likeliest tokens; 0, the default: all")

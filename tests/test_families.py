@@ -7,17 +7,24 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
+from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.sharding import weight_shardings
-from grpo_jax.models import attention
+from grpo_jax.grpo import init, step
+from grpo_jax.models import attention, export, tiny
 from grpo_jax.models import policy as policy_module
+from grpo_jax.models.load import Model, Origin
 from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.weights import load_weights
+from grpo_jax.objectives import grpo
+from grpo_jax.rollout import Sampler
 from grpo_jax.structs import Prompts
+from grpo_jax.tasks import Example
 
 GOLDEN = Path(__file__).parent / "golden" / "families"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
@@ -73,6 +80,44 @@ def test_log_probs_of_the_whole_vocabulary_are_those_of_transformers_also_throug
     for t in range(T):
         hidden_PGD, own = extend(served, shared, own, tokens_PGT[:, :, t], jnp.int32(t), jnp.zeros((1, 1), jnp.int32))
         np.testing.assert_allclose(hidden_PGD[0, 0], hidden_PGTD[0, 0, t], atol=2e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_export_has_the_tensors_that_were_read_and_is_read_again(name, tmp_path):
+    directory = write_model(tmp_path, name)
+    policy, params = loaded(directory)
+    model = Model(policy, read_shape(directory), tiny().tokenizer, lambda mesh: params, Origin(name, directory))
+    out = export(model, params, tmp_path / "out", shard_bytes=100_000)
+    written = {key: a for file in out.glob("*.safetensors") for key, a in load_file(file).items()}
+    expected = {key: a for key, a in tensors_of(name).items() if key in written or key != "lm_head.weight"}
+    assert written.keys() == expected.keys()
+    jax.tree.map(np.testing.assert_array_equal, written, expected)
+    again, params_again = loaded(out)
+    assert again is policy
+    jax.tree.map(np.testing.assert_array_equal, params_again, params)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+def test_a_step_moves_every_weight_and_sampler_and_trainer_agree(name, tmp_path):
+    policy, params = loaded(write_model(tmp_path, name))
+    tokens_PL = jnp.arange(18).reshape(2, 9) + 3
+    sampler = Sampler((1,), responses=4, max_tokens=12)
+    algorithm = Algorithm(
+        policy=policy,
+        sample=sampler,
+        decode=lambda tokens: " ".join(map(str, tokens)),
+        reward=lambda example, response: sum(int(token) % 2 for token in response.split()),
+        objective=grpo(),
+        optimizer=optax.sgd(1.0),
+    )
+    prompts, before = Prompts(tokens_PL, tokens_PL > 0), jax.tree.map(np.asarray, params)
+    state, metrics = step(algorithm, init(algorithm, params), prompts, [Example("", "")] * 2, jax.random.key(0))
+    assert metrics["sampling/sampling_logp_difference/max"] < 1e-3
+    still = [
+        path for path, a in jax.tree_util.tree_leaves_with_path(jax.tree.map(np.array_equal, state.params, before)) if a
+    ]
+    assert still == []
 
 
 @pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])

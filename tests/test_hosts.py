@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+import grpo_jax as gj
 from grpo_jax.config import build, read
 from grpo_jax.devices.mesh import Layout, check_hosts
 from grpo_jax.devices.placing import from_hosts, prompts_of_host, values_of_host
@@ -227,6 +228,29 @@ def test_multi_process_a_run_of_two_processes_equals_the_run_of_one(alone, tmp_p
     assert_same_run(alone, run)
     assert len(list((run / "completions").iterdir())) == 8  # each host recorded its own responses
     assert "reward" in said(tmp_path, 0) and "reward" not in said(tmp_path, 1)  # the first host alone prints
+
+
+EXPORT = """
+import grpo_jax as gj
+from grpo_jax.hosts import meeting
+
+meeting.join()
+model = gj.load("tiny")
+gj.export(model, model.params(gj.Layout(data=1, fsdp=-1).mesh()), "out", shard_bytes=100_000)
+"""
+
+
+def test_multi_process_an_export_of_two_processes_is_that_of_one_and_the_first_writes_it(tmp_path):
+    model = gj.load("tiny")
+    alone = gj.export(model, model.params(gj.Layout().mesh(jax.devices()[:1])), tmp_path / "alone", shard_bytes=100_000)
+    variables = environment(2, 2)
+    for index in range(2):
+        (tmp_path / str(index)).mkdir()
+    started = [launch(tmp_path / str(index), index, variables, "-c", EXPORT) for index in range(2)]
+    assert finish(started) == [0, 0], said(tmp_path / "1", 1)[-3000:]
+    assert not (tmp_path / "1" / "out").exists()
+    found = {file.name: file.read_bytes() for file in (tmp_path / "0" / "out").iterdir()}
+    assert found == {file.name: file.read_bytes() for file in alone.iterdir()}
 
 
 @pytest.mark.long

@@ -161,7 +161,27 @@ def test_a_chat_remembers_what_was_said_until_it_is_reset(run, monkeypatch, caps
     assert first == ["1 + 1"] == third and second[0] == "1 + 1" and second[2] == "2 + 2"
     assert printed.out.startswith(second[1])
     assert "max_tokens 3" in printed.err and "forgotten" in printed.err and "/nothing is no command" in printed.err
-    assert "invalid literal" in printed.err
+    assert "top_k must be a whole number; got '0.5'." in printed.err
+
+
+@pytest.mark.parametrize(
+    ("options", "first"), [([], "Be brief."), (["--system", "Be long."], "Be long."), (["--system", ""], None)]
+)
+def test_a_run_is_asked_with_the_system_prompt_of_its_task(options, first, run, monkeypatch, capsys):
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("  system: null", '  system: "Be brief."'))
+    asked = []
+    known = gj.models.tokenizer.Tokenizer.encode
+    monkeypatch.setattr(
+        gj.models.tokenizer.Tokenizer, "encode", lambda self, prompt: asked.append(prompt) or known(self, prompt)
+    )
+    assert main(["generate", str(run), "1 + 1", "--max-tokens", "2", *options]) == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1 + 1\n"))
+    assert main(["generate", str(run), "--max-tokens", "2", *options]) == 0
+    system = [] if first is None else [{"role": "system", "content": first}]
+    question = {"role": "user", "content": "1 + 1"}
+    assert asked == [[*system, question] if system else "1 + 1", [*system, question]]
+    assert ("system prompt of the run" in capsys.readouterr().err) == (not options)
 
 
 def test_streamed_tokens_are_those_of_the_sampler(run):
@@ -211,10 +231,14 @@ def test_a_run_has_the_arguments_of_its_chat_template(run, tmp_path):
     base = gj.export(gj.load(str(run)), gj.load(str(run)).params(ONE), tmp_path / "base")
     template = "{{ messages[0]['content'] }}{% if not enable_thinking %}{{ '<think></think>' }}{% endif %}"
     (base / "chat_template.jinja").write_text(template)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("  system: null", '  system: "Be brief."'))
     sealed(run, 3)
     write_fingerprint(run, "old", Fingerprint({}), gj.load(str(base), template={"enable_thinking": False}))
     model = gj.load(str(run))
     assert model.tokenizer.template == {"enable_thinking": False}
     assert gj.load(str(run), template={}).tokenizer.template == {}
     out = gj.export(model, model.params(ONE), tmp_path / "out")
-    assert "add_generation_prompt=True, enable_thinking=False, return_tensors" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "add_generation_prompt=True, enable_thinking=False, return_tensors" in card
+    assert 'messages = [{"role": "system", "content": "Be brief."}, {"role": "user"' in card

@@ -21,14 +21,23 @@ Ctrl-D            end"""
 SETTINGS = {"max_tokens": int, "temperature": float, "top_k": int, "top_p": float}
 
 
+def with_system(system: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages after a system prompt, if there is one."""
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
 @dataclass
 class Chat:
-    """A conversation with a model, which is told all of it each time. A model without a chat template has no memory."""
+    """A conversation with a model, which is told all of it each time. A model without a chat template has no memory.
+
+    `system` is a system prompt, before everything else.
+    """
 
     model: Model
     params: Params
     sampler: Sampler
     seed: int = 0
+    system: str = ""
     messages: list[dict[str, Any]] = field(default_factory=list)
     asked: int = 0
 
@@ -38,7 +47,7 @@ class Chat:
     def answer(self, text: str) -> Iterator[str]:
         """The pieces of the answer to what somebody said, as they are sampled. An answer is remembered when it ends."""
         tokenizer, question = self.model.tokenizer, {"role": "user", "content": text}
-        prompt = [*self.messages, question] if tokenizer.has_chat_template else text
+        prompt = with_system(self.system, [*self.messages, question]) if tokenizer.has_chat_template else text
         prompts = tokenizer.encode_all([prompt], self.model.policy.max_positions)
         key = jax.random.fold_in(jax.random.key(self.seed), self.asked)
         self.asked += 1
@@ -72,7 +81,11 @@ class Chat:
         if name != "/set" or len(words) != 2 or words[0] not in SETTINGS:
             return f"{line} is no command:\n{HELP}"
         try:
-            self.sampler = dataclasses.replace(self.sampler, **{words[0]: SETTINGS[words[0]](words[1])})
+            value = SETTINGS[words[0]](words[1])
+        except ValueError:
+            return f"{words[0]} must be a {'whole ' if SETTINGS[words[0]] is int else ''}number; got {words[1]!r}."
+        try:
+            self.sampler = dataclasses.replace(self.sampler, **{words[0]: value})
         except ValueError as error:
             return str(error)
         return self._settings()

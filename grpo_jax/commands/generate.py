@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from grpo_jax.commands.chat import Chat, converse
+from grpo_jax.commands.chat import Chat, converse, with_system
 from grpo_jax.config import ConfigError, parameters
 from grpo_jax.devices.cache import keep_programs
 from grpo_jax.devices.mesh import Layout
@@ -26,19 +26,33 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         model = load(arguments.model)
         sampler = Sampler(model.tokenizer.end_ids, responses=1, **sampler_settings(arguments))
-        prompts = None
+        system, prompts = system_prompt(arguments.system, model), None
         if arguments.prompt is not None:
-            prompts = model.tokenizer.encode_all([arguments.prompt], model.policy.max_positions)
+            asked = with_system(system, [{"role": "user", "content": arguments.prompt}]) if system else arguments.prompt
+            prompts = model.tokenizer.encode_all([asked], model.policy.max_positions)
             sampler.check_room(model.policy, prompts)
         params = model.params(Layout().mesh(jax.devices()[:1]))
         check_weights(params, arguments.model)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if prompts is None:
-        converse(Chat(model, params, sampler, arguments.seed))
+        converse(Chat(model, params, sampler, arguments.seed, system))
     else:
         _answer(model, params, sampler, prompts, arguments.seed)
     return 0
+
+
+def system_prompt(given: str | None, model: Model) -> str:
+    """The system prompt that was asked for; else that of the task which the run was trained with, which is told."""
+    if given is not None or not model.tokenizer.has_chat_template:
+        if given and not model.tokenizer.has_chat_template:
+            raise ValueError("This model has no chat template, so it takes no system prompt. Leave --system out.")
+        return given or ""
+    run = None if model.origin is None else model.origin.run
+    if run is None or not run.system:
+        return ""
+    print(f'system prompt of the run: "{run.system}" (--system "" leaves it out)', file=sys.stderr)
+    return run.system
 
 
 def _answer(model: Model, params: Params, sampler: Sampler, prompts: Prompts, seed: int) -> None:

@@ -1,5 +1,6 @@
 """The card of an exported model: its README.md, with what it was made from, how, and what was measured."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from grpo_jax import __version__
 from grpo_jax.models import smollm2
 from grpo_jax.models.load import Model
+from grpo_jax.models.runs import system_of
 from grpo_jax.saved.directory import CONFIG, RunDirectory
 
 ON_THE_HUB = {smollm2.NAME: "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -38,7 +40,9 @@ def card(model: Model, run: Path | None) -> str:
         parts += _trained(run, None if loaded is None else loaded.step)
     parts += [
         "## Loading it",
-        _loading(model.tokenizer.template) if model.tokenizer.has_chat_template else _without_template(),
+        _loading(model.tokenizer.template, "" if run is None else system_of(run))
+        if model.tokenizer.has_chat_template
+        else _without_template(),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -69,10 +73,12 @@ def _first_and_last(rows: list[dict], name: str) -> str:
     return f"- {what}: {before:.3f} at step {first}, {after:.3f} at step {last}"
 
 
-def _loading(arguments: Mapping[str, Any]) -> str:
-    """How to load a model whose chat template is given these arguments."""
+def _loading(arguments: Mapping[str, Any], system: str) -> str:
+    """How to load a model whose chat template is given these arguments, and whose task had this system prompt."""
     given = "".join(f"{name}={value!r}, " for name, value in arguments.items())
-    return LOADING.replace("return_tensors", f"{given}return_tensors")
+    asked = LOADING.replace("return_tensors", f"{given}return_tensors")
+    first = json.dumps({"role": "system", "content": system}, ensure_ascii=False)
+    return asked.replace("messages = [", f"messages = [{first}, ") if system else asked
 
 
 def _without_template() -> str:

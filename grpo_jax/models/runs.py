@@ -21,13 +21,14 @@ from grpo_jax.structs import Params
 class TrainedRun:
     """A run directory, one of its saved steps, and the model that it was trained from.
 
-    `template` holds the arguments that its chat template was given.
+    `template` holds the arguments that its chat template was given, `system` the system prompt of its task.
     """
 
     path: Path
     step: int
     base: str
     template: Mapping[str, Any] = field(default_factory=dict)
+    system: str = ""
 
     @property
     def name(self) -> str:
@@ -42,7 +43,7 @@ def find_run(name: str) -> TrainedRun | None:
     if found is not None and not path.exists():
         path, step = Path(found[1]).expanduser(), int(found[2])
     if is_run(path):
-        return TrainedRun(path, choose_step(path, step), base_of(path), template_of(path))
+        return TrainedRun(path, choose_step(path, step), base_of(path), template_of(path), system_of(path))
     if step is not None and path.is_dir():
         raise ValueError(f"Only a run has steps, and {path} is no run directory. Leave out @{step}, or name a run.")
     _refuse_other_folders(path)
@@ -62,9 +63,8 @@ def base_of(path: Path) -> str:
     """The model that a run was trained from. A run that began with the weights of another has the same base."""
     found = RunDirectory(path)
     base = found.identity().get("model")
-    if base is None and (path / CONFIG).is_file():
-        text = settings_of(found.config()).get("model.name", ("", ""))[0]
-        base = json.loads(text) if text.startswith('"') else text
+    if base is None:
+        base = _text_setting(path, "model.name")
     if not isinstance(base, str) or not base:
         raise ValueError(
             f"{path} does not say which model it was trained from, as its model was made in Python. Write the name of"
@@ -79,6 +79,20 @@ def template_of(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path / RUN}: template must hold the arguments of a chat template; got {found!r}.")
     return found
+
+
+def system_of(path: Path) -> str:
+    """The system prompt of the task that a run was trained with; nothing if there was none."""
+    found = _text_setting(path, "task.system")
+    return "" if found == "null" else found
+
+
+def _text_setting(path: Path, name: str) -> str:
+    """A setting of a run's config that is a text; nothing if it is not there."""
+    if not (path / CONFIG).is_file():
+        return ""
+    text = settings_of(RunDirectory(path).config()).get(name, ("", ""))[0]
+    return json.loads(text) if text.startswith('"') else text
 
 
 def _refuse_other_folders(path: Path) -> None:

@@ -63,7 +63,7 @@ def introduction(case: Case) -> str:
     )
     how = "" if case.algorithm.responses_at_once is not None else " (estimated from memory)"
     return (
-        f"{found.name}: {found.chips} chip(s) of {found.chip.memory / GIB:.2f} GiB\n{devices}\n"
+        f"{found.name}: {found.chips} x {found.chip.memory / GIB:.2f} GiB\n{devices}\n"
         f"{case.settings.prompts} prompts of {case.length} tokens, {sampler.responses} responses of"
         f" {sampler.max_tokens}; a device learns from {case.responses_at_once} responses at once{how};"
         f" {'compiling ...' if figures_are_exact(case) else 'estimated from shapes'}"

@@ -69,6 +69,22 @@ def prefix_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     return fit(PREFIX if len(shape) > 2 else PROMPTS, shape, mesh)
 
 
+def check_experts(shapes: Any, mesh: Mesh) -> None:
+    """Refuses a mesh whose `expert` does not divide the experts of these parameters."""
+    shards, counts = mesh.shape.get("expert", 1), set()
+    for path, a in jax.tree_util.tree_leaves_with_path(shapes):
+        letters = axes_of(str(path[-1].key) if path and isinstance(path[-1], jax.tree_util.DictKey) else "")
+        counts |= {a.shape[len(a.shape) - len(letters) + letters.index("E")]} if "E" in letters else set()
+    if shards > 1 and any(count % shards for count in counts or {1}):
+        count = max(counts, default=0)
+        choices = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+        way = f"choose one of {choices}" if counts else "leave it out, and use mesh.fsdp or mesh.tensor"
+        raise ValueError(
+            f"mesh.expert divides the experts of a layer evenly; it is {shards}, and the model has"
+            f" {count or 'no'} experts: {way}."
+        )
+
+
 def _by_letters(tree: Any, mesh: Mesh, rules: dict[str, MeshAxes]) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, a: NamedSharding(mesh, _spec(path, a.shape, mesh, rules)), tree

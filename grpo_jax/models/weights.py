@@ -97,7 +97,8 @@ def _refuse_unknown(weights: Weights, names: dict[str, Stored], shapes: Params) 
     known = {names["head_VD"].name}  # also saved by some tied models
     for path, wanted in jax.tree_util.tree_leaves_with_path(shapes):
         theirs = names[_name(path)].name
-        known |= {theirs.format(n=n) for n in range(wanted.shape[0] if "{n}" in theirs else 1)}
+        layers, experts = (wanted.shape[axis] if key in theirs else 1 for axis, key in enumerate(("{n}", "{e}")))
+        known |= {theirs.format(n=n, e=e) for n in range(layers) for e in range(experts)}
     others = ("vision_tower.", "multi_modal_projector.") if has_other_parts(weights.directory) else ()
     unknown = sorted(
         name
@@ -122,11 +123,22 @@ def _read(
     if not ours:
         raise ValueError(f"The parameter {name!r} does not end in its axes, such as `gate_FD`.")
     slices = dict(zip(ours, index[-len(ours) :], strict=True))
+    letters = letters | dict(zip(ours, shape[-len(ours) :], strict=True))  # F is another number in a shared expert
     if "{n}" not in theirs:
         return _read_tensor(weights, stored, ours, letters, slices)
     layers = range(shape[0])[index[0]]
-    numbered = (stored._replace(name=theirs.format(n=n)) for n in layers)
-    return np.stack([_read_tensor(weights, each, ours, letters, slices) for each in numbered])
+    numbered = (stored._replace(name=theirs.replace("{n}", str(n))) for n in layers)
+    return np.stack([_read_layer(weights, each, ours, letters, slices) for each in numbered])
+
+
+def _read_layer(
+    weights: Weights, stored: Stored, ours: str, sizes: dict[str, int], slices: dict[str, slice]
+) -> np.ndarray:
+    """The slice of one layer, whose experts may have a tensor each."""
+    if "{e}" not in stored.name:
+        return _read_tensor(weights, stored, ours, sizes, slices)
+    numbered = (stored._replace(name=stored.name.format(e=e)) for e in range(sizes["E"])[slices["E"]])
+    return np.stack([_read_tensor(weights, each, ours.removeprefix("E"), sizes, slices) for each in numbered])
 
 
 def _read_tensor(
@@ -138,7 +150,8 @@ def _read_tensor(
     expected = [math.prod(sizes[letter] for letter in group) for group in groups]
     rows = [math.prod(sizes[letter] for letter in group) for group in stored.parts]
     before = sum(rows[: stored.index])  # the rows of other weights in this tensor, above ours
-    expected[0] = sum(rows) if rows else expected[0]
+    joined = groups.index(stored.parts[stored.index]) if rows else 0  # the axis along which there are several
+    expected[joined] = sum(rows) if rows else expected[joined]
     if tensor.get_shape() != expected:
         raise ValueError(
             f"{weights.files[name]}: {name} has shape {tensor.get_shape()}; its config.json says {expected}. Use the"
@@ -155,7 +168,7 @@ def _read_tensor(
         width = math.prod(sizes[letter] for letter in inner)
         wanted.append(slice(start * width, stop * width))
         split_shape += [stop - start] + [sizes[letter] for letter in inner]
-    wanted[0] = slice(wanted[0].start + before, wanted[0].stop + before)
+    wanted[joined] = slice(wanted[joined].start + before, wanted[joined].stop + before)
     values = tensor[tuple(wanted)].astype(np.float32).reshape(split_shape)
     sliced = {group[0] for group in groups}
     return np.ascontiguousarray(values[tuple(slice(None) if letter in sliced else slices[letter] for letter in ours)])

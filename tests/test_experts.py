@@ -16,7 +16,7 @@ import grpo_jax as gj
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.models.decoder import Experts, Shape
-from grpo_jax.models.experts import MixtureOfExperts
+from grpo_jax.models.experts import MixtureOfExperts, weight_gradient
 from grpo_jax.models.load import Model, Origin
 from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.rope import Rope
@@ -149,3 +149,15 @@ def test_a_model_of_such_a_family_without_experts_is_dense(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     shape = read_shape(tmp_path)
     assert shape.experts is None and shape.feedforward == 48
+
+
+def test_the_tpu_kernel_gives_the_gradient_of_each_experts_weights():
+    """The kernel runs in an interpreter; one expert has no rows, and the last rows are those of no expert."""
+    sizes_E, rng = np.array([5, 0, 130, 7], np.int32), np.random.default_rng(0)
+    x_XD, grad_XF = (rng.normal(size=(150, size)).astype(np.float32) for size in (128, 256))
+    found_EFD = weight_gradient(jnp.asarray(x_XD), jnp.asarray(grad_XF), jnp.asarray(sizes_E), interpret=True)
+    ends = np.cumsum(sizes_E)
+    expected_EFD = [
+        grad_XF[end - size : end].T @ x_XD[end - size : end] for size, end in zip(sizes_E, ends, strict=True)
+    ]
+    np.testing.assert_allclose(found_EFD, np.stack(expected_EFD), atol=1e-3)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from grpo_jax.models.model_config import has_other_parts, read_names
 from grpo_jax.structs import Params, axes_of
 
 Index = tuple[slice, ...]
+BLOCK = 1_000_000  # values that are read at once, which are in memory three times: as bytes, in their type, in float32
 FLOATS = ("F64", "F32", "F16", "BF16")  # other types are quantised weights, which need scales that nobody applies
 
 
@@ -59,24 +61,31 @@ def _files_of_weights(directory: Path) -> dict[str, Path]:
 
 
 def load_weights(directory: Path, shapes: Params, shardings: Params) -> Params:
-    """Float32 parameters of these shapes. Each slice that devices of this host hold is read from the files once."""
+    """Float32 parameters of these shapes. Each slice that devices of this host hold is read from the files once, and
+    is on its devices before the next one is read.
+    """
     weights = Weights(directory)
     names, letters = read_names(directory, weights.files), _sizes(shapes)
     _refuse_unknown(weights, names, shapes)
 
     def load(path: tuple, wanted: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
         name = _name(path)
-        slices: dict[str, np.ndarray] = {}
-
-        def read(index: Index | None) -> np.ndarray:
-            index = (slice(None),) * len(wanted.shape) if index is None else index
-            if str(index) not in slices:
-                slices[str(index)] = _read(weights, names[name], name, wanted.shape, letters, index)
-            return slices[str(index)]
-
-        return jax.make_array_from_callback(wanted.shape, sharding, read)
+        parts: list[jax.Array] = []
+        for index, devices in _holders(sharding, wanted.shape):
+            values = _read(weights, names[name], name, wanted.shape, letters, index)
+            parts += jax.block_until_ready([jax.device_put(values, device) for device in devices])
+        return jax.make_array_from_single_device_arrays(wanted.shape, sharding, parts)
 
     return jax.tree_util.tree_map_with_path(load, shapes, shardings)
+
+
+def _holders(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> Iterable[tuple[Index, list[jax.Device]]]:
+    """Each slice of an array of this shape that devices of this host hold, and these devices."""
+    holders: dict[str, tuple[Index, list[jax.Device]]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        index = (slice(None),) * len(shape) if index is None else index
+        holders.setdefault(str(index), (index, []))[1].append(device)
+    return holders.values()
 
 
 def _name(path: tuple) -> str:
@@ -124,32 +133,59 @@ def _read(
         raise ValueError(f"The parameter {name!r} does not end in its axes, such as `gate_FD`.")
     slices = dict(zip(ours, index[-len(ours) :], strict=True))
     letters = letters | dict(zip(ours, shape[-len(ours) :], strict=True))  # F is another number in a shared expert
+    values = np.empty([len(range(size)[each]) for size, each in zip(shape, index, strict=True)], np.float32)
     if "{n}" not in theirs:
-        return _read_tensor(weights, stored, ours, letters, slices)
-    layers = range(shape[0])[index[0]]
-    numbered = (stored._replace(name=theirs.replace("{n}", str(n))) for n in layers)
-    return np.stack([_read_layer(weights, each, ours, letters, slices) for each in numbered])
+        _fill(values, weights, stored, ours, letters, slices)
+        return values
+    for layer, n in zip(values, range(shape[0])[index[0]], strict=True):
+        _fill_layer(layer, weights, stored._replace(name=theirs.replace("{n}", str(n))), ours, letters, slices)
+    return values
 
 
-def _read_layer(
-    weights: Weights, stored: Stored, ours: str, sizes: dict[str, int], slices: dict[str, slice]
-) -> np.ndarray:
-    """The slice of one layer, whose experts may have a tensor each."""
+def _fill_layer(
+    values: np.ndarray, weights: Weights, stored: Stored, ours: str, sizes: dict[str, int], slices: dict[str, slice]
+) -> None:
+    """Reads the slice of one layer into `values`; its experts may have a tensor each."""
     if "{e}" not in stored.name:
-        return _read_tensor(weights, stored, ours, sizes, slices)
-    numbered = (stored._replace(name=stored.name.format(e=e)) for e in range(sizes["E"])[slices["E"]])
-    return np.stack([_read_tensor(weights, each, ours.removeprefix("E"), sizes, slices) for each in numbered])
+        _fill(values, weights, stored, ours, sizes, slices)
+        return
+    for expert, e in zip(values, range(sizes["E"])[slices["E"]], strict=True):
+        _fill(expert, weights, stored._replace(name=stored.name.format(e=e)), ours.removeprefix("E"), sizes, slices)
 
 
-def _read_tensor(
-    weights: Weights, stored: Stored, ours: str, sizes: dict[str, int], slices: dict[str, slice]
-) -> np.ndarray:
-    """The slice of one tensor, with merged axes split: of a pair, only the outer axis is sliced while reading."""
-    name, groups = stored.name, [pair or single for pair, single in re.findall(r"\((\w+)\)|(\w)", stored.axes)]
-    tensor = weights.tensor(name)
+def _fill(
+    values: np.ndarray, weights: Weights, stored: Stored, ours: str, sizes: dict[str, int], slices: dict[str, slice]
+) -> None:
+    """Reads the slice of one tensor into `values`, with merged axes split, a block of rows at a time. Of a pair, only
+    the outer axis is sliced while reading.
+    """
+    groups = [pair or single for pair, single in re.findall(r"\((\w+)\)|(\w)", stored.axes)]
+    tensor, joined, before = _checked(weights, stored, groups, sizes)
+    wanted, split_shape = [], []
+    for outer, *inner in groups:
+        start, stop, _ = slices[outer].indices(sizes[outer])
+        width = math.prod(sizes[letter] for letter in inner)
+        wanted.append(slice(start * width, stop * width))
+        split_shape += [stop - start] + [sizes[letter] for letter in inner]
+    wanted[joined] = slice(wanted[joined].start + before, wanted[joined].stop + before)
+    sliced = {group[0] for group in groups}
+    kept = tuple(slice(None) if letter in sliced else slices[letter] for letter in ours)
+    first, rows = wanted[0].start, wanted[0].stop - wanted[0].start
+    width = rows // max(len(values), 1)  # the rows there of one of ours
+    step = max(1, BLOCK // max(math.prod(split_shape[1:]), 1))
+    for at in range(0, len(values), step):
+        count = min(step, len(values) - at)
+        block = slice(first + at * width, first + (at + count) * width)
+        values[at : at + count] = tensor[(block, *wanted[1:])].reshape(count, *split_shape[1:])[kept]
+
+
+def _checked(weights: Weights, stored: Stored, groups: list[str], sizes: dict[str, int]) -> tuple[Any, int, int]:
+    """A tensor whose shape and type are right, the axis along which it has several weights, and how much of it is
+    before ours.
+    """
+    name, tensor = stored.name, weights.tensor(stored.name)
     expected = [math.prod(sizes[letter] for letter in group) for group in groups]
     rows = [math.prod(sizes[letter] for letter in group) for group in stored.parts]
-    before = sum(rows[: stored.index])  # the rows of other weights in this tensor, above ours
     joined = groups.index(stored.parts[stored.index]) if rows else 0  # the axis along which there are several
     expected[joined] = sum(rows) if rows else expected[joined]
     if tensor.get_shape() != expected:
@@ -159,16 +195,7 @@ def _read_tensor(
         )
     if tensor.get_dtype() not in FLOATS:
         raise ValueError(
-            f"{weights.directory}: {name} has type {tensor.get_dtype()}; a weight is one of {', '.join(FLOATS)}."
+            f"{weights.files[name]}: {name} has type {tensor.get_dtype()}; a weight is one of {', '.join(FLOATS)}."
             f" Use a version of the model that is not quantised."
         )
-    wanted, split_shape = [], []
-    for outer, *inner in groups:
-        start, stop, _ = slices[outer].indices(sizes[outer])
-        width = math.prod(sizes[letter] for letter in inner)
-        wanted.append(slice(start * width, stop * width))
-        split_shape += [stop - start] + [sizes[letter] for letter in inner]
-    wanted[joined] = slice(wanted[joined].start + before, wanted[joined].stop + before)
-    values = tensor[tuple(wanted)].astype(np.float32).reshape(split_shape)
-    sliced = {group[0] for group in groups}
-    return np.ascontiguousarray(values[tuple(slice(None) if letter in sliced else slices[letter] for letter in ours)])
+    return tensor, joined, sum(rows[: stored.index])

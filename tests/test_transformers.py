@@ -210,3 +210,4 @@ def test_the_tokenizer_and_its_template_are_the_same(reports, cases):
     assert report["decoded"] == " 16 + 6 = 22\n"
     assert report["template"] == tokenizer.backend.chat_template
     assert report["inputs"] == ["attention_mask", "input_ids"]  # what `generate` takes
+    assert report["card"].startswith("user: ...\nassistant:")  # the lines of the card run as they are

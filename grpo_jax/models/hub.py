@@ -21,6 +21,8 @@ WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt",
 UNWANTED = ["*/*", "consolidated*"]  # subfolders hold other formats, and consolidated* is Mistral's second copy
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 PICKLES = ("*.bin", "*.pt", "*.pth")
+# What a broken connection raises: of the HTTP library of huggingface-hub, which is another one in each of its versions.
+HTTP_ERRORS = tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
 CHECKSUM = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")  # a line of sha256sum, or of sha256sum -b
 
 
@@ -173,14 +175,29 @@ def check_push(repository: str) -> None:
 def push(directory: Path, repository: str) -> str:
     """Sends a model directory to the hub, into a private repository if there is none yet; the address of its commit."""
     check_push(repository)
+    written = f"{directory} is written, but the Hugging Face hub ({constants.ENDPOINT})"
+    if constants.HF_HUB_OFFLINE or not network.reachable(constants.ENDPOINT):
+        raise ValueError(
+            f"{written} cannot be reached. Check the network and HF_HUB_OFFLINE, then run `hf upload {repository}"
+            f" {directory}`."
+        )
     try:
         api = HfApi()
         api.create_repo(repository, private=True, exist_ok=True)
         commit = api.upload_folder(repo_id=repository, folder_path=directory, commit_message="Add the model")
         return str(commit.commit_url)
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (HfHubHTTPError, OSError, RuntimeError, *HTTP_ERRORS) as error:  # RuntimeError: a file was not taken
         raise ValueError(
-            f"{directory} is written, but the Hugging Face hub ({constants.ENDPOINT}) did not take it as {repository}:"
-            f" {reason} Set HF_TOKEN to a token that may write there, then run `hf upload {repository} {directory}`."
+            f"{written} did not take it as {repository}: {_reason(error)}. Set HF_TOKEN to a token that may write"
+            f" there, then run `hf upload {repository} {directory}`."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What an error says in its first line, and what the hub says in its answer, without a full stop."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        return f"{str(error).rstrip('.')} ({_reason(error.__cause__)})"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    said = error.server_message if isinstance(error, HfHubHTTPError) else None
+    reason = first if said is None or said in first else f"{first}: {' '.join(said.split())}"
+    return reason.rstrip(".")

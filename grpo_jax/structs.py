@@ -156,7 +156,8 @@ class Batch:
     `keep_PGT` is the factor that masks give each token's surrogate (None: one), and `term_weights_PGT` are the weights
     of the objective's further terms. `coefficients` are the states of the adaptive coefficients. `old_logprobs_PGT` is
     None if the log-probs of the gradient's own pass are used in their place; a ratio to them is then one. `metrics`
-    describe the rollouts and their rewards.
+    describe the rollouts and their rewards. `balance` is what the load-balancing loss of a model with experts is
+    multiplied by (None: it is not in the loss).
     """
 
     rollouts: Rollouts
@@ -168,6 +169,7 @@ class Batch:
     old_logprobs_PGT: Array | None = None
     ref_logprobs_PGT: Array | None = None
     teacher_logprobs_PGT: Array | None = None
+    balance: Array | np.ndarray | None = None
     metrics: Metrics = field(default_factory=dict)
 
 
@@ -193,6 +195,7 @@ class Policy:
     init(key) -> params
     read(params, prompts) -> (last_PD, prefix)                       one pass over the prompts
     respond(params, prompts, tokens_PGT, valid_PGT, start_PGT) -> (last_PD, hidden_PGTD)      teacher forcing of both
+    balanced(...) -> (last_PD, hidden_PGTD, loss)                    the same, and the load-balancing loss of experts
     unembed(params, hidden) -> logits                                float32
 
     and for decoding:
@@ -215,6 +218,7 @@ class Policy:
     unembed: Callable[..., Array]
     serve: Callable[[Params], Params]
     max_positions: int
+    balanced: Callable[..., tuple[Array, Array, Array]] | None = None  # None: a model without experts
 
     @cached_property
     def shapes(self) -> Params:

@@ -7,16 +7,18 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
-from test_families import GOLDEN, loaded, tensors_of, write_model
+from test_families import GOLDEN, loaded, tensors_of, text_of, write_model
+from test_meshes import one_step
 
 import grpo_jax as gj
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.models.decoder import Experts, Shape
-from grpo_jax.models.experts import MixtureOfExperts, weight_gradient
+from grpo_jax.models.experts import MixtureOfExperts, load_balance, weight_gradient
 from grpo_jax.models.load import Model, Origin
 from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.rope import Rope
@@ -69,7 +71,7 @@ def test_output_and_gradients_are_those_of_a_loop_over_all_experts(normalized):
     x_PGTD = jax.random.normal(jax.random.key(1), (2, 1, 7, 32))
 
     def ours(weights, x_PGTD):
-        return nnx.merge(graph, weights)(x_PGTD)
+        return nnx.merge(graph, weights)(x_PGTD)[0]
 
     def theirs(weights, x_PGTD):
         return dense(weights, x_PGTD.reshape(-1, 32), experts).reshape(x_PGTD.shape)
@@ -161,3 +163,39 @@ def test_the_tpu_kernel_gives_the_gradient_of_each_experts_weights():
         grad_XF[end - size : end].T @ x_XD[end - size : end] for size, end in zip(sizes_E, ends, strict=True)
     ]
     np.testing.assert_allclose(found_EFD, np.stack(expected_EFD), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", MOE)
+def test_the_load_balancing_loss_is_that_of_transformers_and_padding_counts_nothing(name, tmp_path):
+    policy, params = loaded(write_model(tmp_path, name))
+    prompts, tokens_PGT, _ = text_of(name)
+    padded_PGT = jnp.pad(tokens_PGT, ((0, 0), (0, 0), (0, 5)))
+    valid_PGT = jnp.arange(padded_PGT.shape[2])[None, None] < tokens_PGT.shape[2]
+    balance = policy.balanced(params, prompts, padded_PGT, valid_PGT)[2]
+    np.testing.assert_allclose(balance, np.load(GOLDEN / f"{name}.npz")["load_balance"], rtol=1e-5)
+
+
+def test_tokens_that_are_spread_evenly_over_experts_have_the_least_load_balancing_loss():
+    even_NE, probability_NE = jnp.full((2, 4), 6.0), jnp.full((2, 4), 3.0)  # 12 tokens, 2 experts each
+    np.testing.assert_allclose(load_balance(even_NE, probability_NE, jnp.int32(12)), 2.0)
+    counts_NE = jnp.array([[12.0, 12.0, 0.0, 0.0]] * 2)
+    assert load_balance(counts_NE, counts_NE / 2, jnp.int32(12)) > 3.9
+
+
+def test_a_model_without_experts_has_nothing_to_balance():
+    model = gj.tiny()
+    sampler = gj.Sampler(ends=model.tokenizer.end_ids)
+    with pytest.raises(ValueError, match=r"algorithm.load_balancing is 0.01, and this model has no experts"):
+        gj.Algorithm(model.policy, sampler, str, len, gj.objectives.grpo(), optax.sgd(0.1), load_balancing=0.01)
+
+
+@pytest.mark.slow
+def test_the_load_balancing_loss_is_in_the_gradient_and_in_the_metrics():
+    """Of four microbatches, it is the mean."""
+    _, metrics, change = one_step(None, 4, SHAPE.experts, load_balancing=0.5, responses_at_once=8)
+    _, metrics_without, change_without = one_step(None, 4, SHAPE.experts)
+    router, router_without = (each["layers"]["feedforward"]["router_ED"] for each in (change, change_without))
+    assert np.abs(router - router_without).max() > 1e-5
+    added, balance = metrics["loss"] - metrics_without["loss"], metrics["load_balancing_loss"]
+    np.testing.assert_allclose(added, 0.5 * balance, rtol=1e-3)
+    np.testing.assert_allclose(balance, metrics_without["load_balancing_loss"], rtol=0.05)

@@ -49,11 +49,26 @@ def token_logprobs(
 
     With `slots_PBW`, several responses are computed in one row: see `packing.Microbatch`.
     """
+    logprobs_PGT, entropy_PGT, _ = balanced_logprobs(policy, params, rollouts, slots_PBW)
+    return logprobs_PGT, entropy_PGT
+
+
+def balanced_logprobs(
+    policy: Policy,
+    params: Params,
+    rollouts: Rollouts,
+    slots_PBW: Int[Array, "P B W"] | Int[np.ndarray, "P B W"] | None = None,
+) -> tuple[Float[Array, "P G T"], Float[Array, "P G T"], Float[Array, ""] | None]:
+    """The same, and the load-balancing loss; None for a model without experts."""
     slots_PBW = None if slots_PBW is None else jnp.asarray(slots_PBW)
     rows = _in_rows(rollouts, slots_PBW)
     P, B, W = rows.tokens_PBW.shape
     start_PBW = jnp.arange(W)[None, None] - rows.position_PBW
-    last_PD, hidden_PBWD = policy.respond(params, rollouts.prompts, rows.tokens_PBW, rows.valid_PBW, start_PBW)
+    inputs, balance = (params, rollouts.prompts, rows.tokens_PBW, rows.valid_PBW, start_PBW), None
+    if policy.balanced is None:
+        last_PD, hidden_PBWD = policy.respond(*inputs)
+    else:
+        last_PD, hidden_PBWD, balance = policy.balanced(*inputs)
     earlier_PBWD = jnp.pad(hidden_PBWD[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)))
     scoring_PBWD = jnp.where(rows.position_PBW[..., None] == 0, last_PD[:, None, None], earlier_PBWD)
     shards = _shards(P)
@@ -75,7 +90,7 @@ def token_logprobs(
     score = partial(_score, logits) if shards == 1 else _on_shards(partial(_score, logits))
     scores = score(weights, hidden_nPBwD, rows_n, first_PGV)
     logprobs, entropy = (jnp.moveaxis(a_nPBw, 0, 2).reshape(P, B, -1)[:, :, :W] for a_nPBw in scores)
-    return _in_responses(logprobs, rollouts, slots_PBW), _in_responses(entropy, rollouts, slots_PBW)
+    return _in_responses(logprobs, rollouts, slots_PBW), _in_responses(entropy, rollouts, slots_PBW), balance
 
 
 def _head(policy: Policy, params: Params, hidden: Array) -> tuple[Callable[..., Array], list[Array]]:

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from grpo_jax.models.attention import KeyValues, Scope, attend, kernel
 from grpo_jax.models.decoder import Shape, project, quantize, random_weight, rms_norm, unit_norm
+from grpo_jax.models.experts import Routing, load_balance, usage
 from grpo_jax.models.layer import Layer
 from grpo_jax.models.remat import DEFAULT_REMAT, INPUT, REMAT, check_remat
 from grpo_jax.models.rope import rotations
@@ -46,6 +47,7 @@ def _policy(shape: Shape, activations: DTypeLike, remat: str, platform: str) -> 
         unembed=decoder.unembed,
         serve=decoder.serve,
         max_positions=shape.max_positions,
+        balanced=None if shape.experts is None else decoder.balanced,
     )
 
 
@@ -53,12 +55,21 @@ def _unchanged(own: KeyValues) -> KeyValues:
     return own
 
 
-def _dropped(own: KeyValues) -> None:
+def _dropped(own: KeyValues, routing: Routing | None) -> None:
     return None
+
+
+def _own(own: KeyValues, routing: Routing | None) -> KeyValues:
+    return own
 
 
 def _positions(valid_PL: Array) -> Array:
     return jnp.maximum(jnp.cumsum(valid_PL, axis=1) - 1, 0)
+
+
+def _joined(prompt_PL: Array, responses_PGT: Array) -> Array:
+    """One row for each prompt: its tokens, and those of all its responses."""
+    return jnp.concatenate([prompt_PL, responses_PGT.reshape(len(prompt_PL), -1)], axis=1)[:, None]
 
 
 def _one_text(valid_PL: Array) -> Scope:
@@ -110,7 +121,7 @@ class _Decoder:
         def attend_prompt(window: int | None, query_P1HLC: Array, own: KeyValues) -> Array:
             return self._attend(window, query_P1HLC, own, scope, None)
 
-        x_P1LD, own = self._layers(params, tokens_PL[:, None], positions_P1L, attend_prompt, keep=_unchanged)
+        x_P1LD, own = self._layers(params, tokens_PL[:, None], positions_P1L, attend_prompt, keep=_own)
         prefix = {
             "key_values": jax.tree.map(lambda a_NP1KLC: a_NP1KLC[:, :, 0], own),
             "valid_PL": valid_PL,
@@ -130,15 +141,42 @@ class _Decoder:
 
         Except in attention, a prompt and its responses are one row of M = L + G T tokens: weights are read once.
         """
+        return self._respond(params, prompts, tokens_PGT, valid_PGT, start_PGT, _dropped)[:2]
+
+    def balanced(
+        self,
+        params: Params,
+        prompts: Prompts,
+        tokens_PGT: Array,
+        valid_PGT: Array,
+        start_PGT: Array | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """The same hidden states, and the load-balancing loss of all valid tokens of prompts and responses."""
+        valid_P1M = _joined(jnp.asarray(prompts.valid_PL), valid_PGT)
+
+        def keep(own: KeyValues, routing: Routing | None) -> tuple[Array, Array]:
+            if routing is None:
+                raise ValueError("Only a model with experts has a load-balancing loss.")
+            return usage(routing, valid_P1M)
+
+        last_PD, hidden_PGTD, used = self._respond(params, prompts, tokens_PGT, valid_PGT, start_PGT, keep)
+        return last_PD, hidden_PGTD, load_balance(*used, jnp.sum(valid_P1M))
+
+    def _respond(
+        self,
+        params: Params,
+        prompts: Prompts,
+        tokens_PGT: Array,
+        valid_PGT: Array,
+        start_PGT: Array | None,
+        keep: Callable[[KeyValues, Routing | None], Any],
+    ) -> tuple[Array, Array, Any]:
         prompt_tokens_PL, prompt_valid_PL = jnp.asarray(prompts.tokens_PL), jnp.asarray(prompts.valid_PL)
         start_PGT = jnp.zeros(tokens_PGT.shape, jnp.int32) if start_PGT is None else start_PGT
         (P, G, T), L = tokens_PGT.shape, prompt_tokens_PL.shape[1]
         length_P11 = jnp.sum(prompt_valid_PL, axis=1)[:, None, None]
         positions_PGT = length_P11 + jnp.arange(T)[None, None] - start_PGT
         prompt_scope, scope = _one_text(prompt_valid_PL), Scope(start_PGT, valid_PGT, prompt_valid_PL)
-
-        def join(prompt_PL: Array, responses_PGT: Array) -> Array:
-            return jnp.concatenate([prompt_PL, responses_PGT.reshape(P, G * T)], axis=1)[:, None]
 
         def responses_of(a_P1HMC: Array) -> Array:
             return jnp.swapaxes(a_P1HMC[:, 0, :, L:].reshape(P, -1, G, T, a_P1HMC.shape[4]), 1, 2)
@@ -150,9 +188,10 @@ class _Decoder:
             own_PHGTC = jnp.swapaxes(self._attend(window, responses_of(query_P1HMC), own, scope, prefix), 1, 2)
             return jnp.concatenate([prompt_P1HLC, own_PHGTC.reshape(P, 1, -1, G * T, query_P1HMC.shape[4])], axis=3)
 
-        positions_P1M = join(_positions(prompt_valid_PL), positions_PGT)
-        x_P1MD, _ = self._layers(params, join(prompt_tokens_PL, tokens_PGT), positions_P1M, attend_both)
-        return x_P1MD[:, 0, L - 1], x_P1MD[:, 0, L:].reshape(P, G, T, -1)
+        positions_P1M = _joined(_positions(prompt_valid_PL), positions_PGT)
+        tokens_P1M = _joined(prompt_tokens_PL, tokens_PGT)
+        x_P1MD, kept = self._layers(params, tokens_P1M, positions_P1M, attend_both, keep)
+        return x_P1MD[:, 0, L - 1], x_P1MD[:, 0, L:].reshape(P, G, T, -1), kept
 
     def serve(self, params: Params) -> Params:
         """A copy of the parameters for sampling, in the dtype of the activations; its layers are a list."""
@@ -218,7 +257,7 @@ class _Decoder:
                 mask_PG1S, prefix_mask = masks[window]
                 return attend(query, own, mask_PG1S, shared, prefix_mask, self.shape.softcap)
 
-            x_PG1D, cached = nnx.merge(self.graph, weights)(x_PG1D, cos_sin[span.rope], attend_cache, store)
+            x_PG1D, cached, _ = nnx.merge(self.graph, weights)(x_PG1D, cos_sin[span.rope], attend_cache, store)
             caches.append(cached)
         return self._normalized(params, x_PG1D[:, :, 0]), caches
 
@@ -248,9 +287,9 @@ class _Decoder:
         tokens_PGT: Array,
         positions_PGT: Array,
         attend_rows: AttendWithin,
-        keep: Callable[[KeyValues], Any] = _dropped,
+        keep: Callable[[KeyValues, Routing | None], Any],
     ) -> tuple[Array, Any]:
-        """The rows after all layers and the last norm, and what `keep` returns of each layer's keys and values.
+        """The rows after all layers and the last norm, and what `keep` returns of each layer.
 
         Layers may be of several kinds, and are one program: which kind a layer is goes through the scan as a number.
         """
@@ -266,8 +305,8 @@ class _Decoder:
                 cos_sin = jax.tree.map(lambda *a: jax.lax.select_n(kind, *a), *tables)
                 same_window = len({span.window for span in kinds}) == 1
                 attend_layer = kernels[0] if same_window else partial(jax.lax.switch, kind, kernels)
-            x_PGTD, own = nnx.merge(self.graph, weights)(x_PGTD, cos_sin, attend_layer, _unchanged)
-            return x_PGTD, keep(own)
+            x_PGTD, own, routing = nnx.merge(self.graph, weights)(x_PGTD, cos_sin, attend_layer, _unchanged)
+            return x_PGTD, keep(own, routing)
 
         kind_N = [kinds.index(span) for span in self.shape.spans]
         x_PGTD, kept = self._each_layer(layer, self._embed(params, tokens_PGT), params["layers"], kind_N)

@@ -91,8 +91,11 @@ def make(name: str, family: str, fields: dict) -> dict[str, list[int]]:
         for key, tensor in tensors.items():
             tensor.copy_(torch.tensor(seeded(key, tuple(tensor.shape))))
         tokens_T = np.random.default_rng(0).integers(3, 96, 24)
-        logprobs_TV = torch.log_softmax(model(torch.tensor(tokens_T)[None]).logits[0], dim=-1).numpy()
-    np.savez_compressed(GOLDEN / f"{name}.npz", tokens_T=tokens_T, logprobs_TV=logprobs_TV)
+        router = {"output_router_logits": True} if "num_experts" in fields else {}
+        output = model(torch.tensor(tokens_T)[None], **router)
+        logprobs_TV = torch.log_softmax(output.logits[0], dim=-1).numpy()
+    balance = {"load_balance": output.aux_loss.numpy()} if router else {}
+    np.savez_compressed(GOLDEN / f"{name}.npz", tokens_T=tokens_T, logprobs_TV=logprobs_TV, **balance)
     kept = {"model_type": family, "rms_norm_eps": config.rms_norm_eps} | fields
     (GOLDEN / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
     return {key: list(tensor.shape) for key, tensor in tensors.items()}

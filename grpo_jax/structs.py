@@ -7,6 +7,7 @@ Array names end in their axes, one letter per axis. This is the legend, and ther
     B packed rows of a prompt's responses       W slots in a packed row
     V vocabulary        J tokens in a block of the vocabulary           R reward parts
     D width             F feed-forward          N layers                C channels per head
+    E experts
     H query heads       K key/value heads       Q query heads per key/value head
     X any axis          1 a kept axis of size one                       2 two numbers
 
@@ -223,7 +224,7 @@ class Policy:
 
 def axes_of(name: str) -> str:
     """The axes that a name ends in: "HCD" for "layers/attention/query_HCD"; none for a name without any."""
-    found = re.search(r"_([A-Z]+)$", name)
+    found = re.search(r"_([A-Z1]+)$", name)
     return found[1] if found else ""
 
 

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer
 import grpo_jax as gj
 from grpo_jax.cli import main
 from grpo_jax.devices.sharding import weight_shardings
-from grpo_jax.models import exporting, hub
+from grpo_jax.models import exporting, families, hub
 from grpo_jax.models.families import NAMES
 from grpo_jax.models.hf_config import with_both_ropes
 from grpo_jax.models.load import Model, Origin
@@ -126,17 +126,18 @@ def test_an_export_does_not_depend_on_how_the_weights_are_divided(tmp_path):
 
 
 def test_both_kinds_of_rotary_settings_are_written_from_either():
+    llama, gemma3, smollm3 = (families.FAMILIES[name] for name in ("llama", "gemma3_text", "smollm3"))
     old = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 8.0}}
     new = {"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 8.0}}
-    assert with_both_ropes(old) == with_both_ropes(new)
+    assert with_both_ropes(old, llama) == with_both_ropes(new, llama)
     whole = {"rope_theta": 5e5, "rope_type": "linear", "factor": 8.0}
-    assert with_both_ropes(old) == {"rope_theta": 5e5, "rope_scaling": whole, "rope_parameters": whole}
-    gemma = {"rope_theta": 1e6, "rope_local_base_freq": 1e4}
-    kinds = with_both_ropes(gemma)["rope_parameters"]
+    assert with_both_ropes(old, llama) == {"rope_theta": 5e5, "rope_scaling": whole, "rope_parameters": whole}
+    kinds = with_both_ropes({"rope_theta": 1e6, "rope_local_base_freq": 1e4}, gemma3)["rope_parameters"]
     assert (kinds["full_attention"]["rope_theta"], kinds["sliding_attention"]["rope_theta"]) == (1e6, 1e4)
-    back = with_both_ropes({"rope_parameters": kinds})
+    back = with_both_ropes({"rope_parameters": kinds}, gemma3)
     assert (back["rope_theta"], back["rope_local_base_freq"]) == (1e6, 1e4)
-    assert with_both_ropes({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}) == {}  # theta is the family's
+    scaled = with_both_ropes({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, smollm3)
+    assert scaled["rope_theta"] == scaled["rope_scaling"]["rope_theta"] == 2e6  # the family's
 
 
 def test_rows_of_padding_and_the_head_of_a_tied_model_are_not_written(tmp_path):

@@ -20,8 +20,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
-from grpo_jax.devices.mesh import prompt_shards
-from grpo_jax.devices.sharding import ROWS
+from grpo_jax.devices.mesh import prompt_axes, prompt_shards
 from grpo_jax.distribution import EXCLUDED
 from grpo_jax.structs import Params, Policy, Rollouts
 
@@ -104,12 +103,13 @@ def _on_shards(score: Callable[..., Any]) -> Callable[..., Any]:
     """`score` on each device that has prompts. Weights are gathered once and their gradients reduced once: left to
     itself, the compiler does both for each chunk.
     """
-    chunks, prompts = PartitionSpec(None, ROWS), PartitionSpec(ROWS)
+    axes = prompt_axes(jax.sharding.get_abstract_mesh())
+    chunks, prompts = PartitionSpec(None, axes), PartitionSpec(axes)
     return jax.shard_map(
         score,
         in_specs=(PartitionSpec(), chunks, chunks, prompts),
         out_specs=chunks,
-        axis_names=set(ROWS),
+        axis_names=set(axes),
         check_vma=False,
     )
 

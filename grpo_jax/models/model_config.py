@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo_jax.models.decoder import Shape, Span
-from grpo_jax.models.families import FAMILIES, NAMES, Family, Stored
+from grpo_jax.models.expert_config import read_experts
+from grpo_jax.models.families import FAMILIES, FUSED, FUSED_EXPERTS, NAMES, Family, Stored
 from grpo_jax.models.files import positive_number, read_json, switch, whole_number
 from grpo_jax.models.rope import Rope
 from grpo_jax.models.rope_config import read_rope
@@ -38,13 +39,17 @@ def read_shape(directory: Path, config_name: str = "config.json") -> Shape:
         longest = whole_number(file, config, "max_position_embeddings")
         if any(rope.scaling == "longrope" for rope in rotating):  # longer texts have other frequencies, from the start
             longest = min(longest, *(rope.original_positions for rope in rotating))
+        experts = read_experts(file, family, config, len(spans))
+        feedforward = whole_number(file, config, "intermediate_size")
+        if experts is not None:
+            feedforward = experts.chosen * experts.feedforward + (0 if experts.shared is None else experts.shared)
         fields = _read_numbers(file, family, config) | _read_biases(file, name, family, config) | dict(family.shape)
         width = whole_number(file, config, "hidden_size")
         scale = {"embed_scale": width**0.5} if "norm_offset" in fields else {}  # all Gemmas
         return Shape(
             vocabulary=whole_number(file, config, "vocab_size"),
             width=width,
-            feedforward=whole_number(file, config, "intermediate_size"),
+            feedforward=feedforward,
             layers=len(spans),
             heads=heads,
             kv_heads=kv_heads,
@@ -55,6 +60,7 @@ def read_shape(directory: Path, config_name: str = "config.json") -> Shape:
             tied=switch(file, {"tie_word_embeddings": False} | config, "tie_word_embeddings"),
             window=spans[0].window if alike else None,
             pattern=() if alike and rotating else spans,
+            experts=experts,
             **fields | scale,
         )
     except KeyError as missing:
@@ -65,9 +71,11 @@ def read_names(directory: Path, files: Iterable[str]) -> dict[str, Stored]:
     """Our name of each weight -> the tensor that holds it, in a model whose tensors are called `files`."""
     _, family, _ = _read(directory / "config.json")
     names = {ours: Stored(*theirs) for ours, theirs in NAMES.items()} | dict(family.names)
+    files = list(files)
+    if FUSED.format(n=0) in files:
+        names |= FUSED_EXPERTS
     if family.part is None:
         return names
-    files = list(files)
     part = next((part for part in PARTS if any(name.startswith(part) for name in files)), "model.")
     head = "language_model.lm_head." if part == PARTS[1] else "lm_head."
     return {
@@ -200,4 +208,6 @@ def _read_biases(file: Path, name: str, family: Family, config: dict[str, Any]) 
     biases = {key: switch(file, given, key) for key in ("attention_bias", "mlp_bias") if key in family.reads}
     if "attention_bias" in biases and name != "glm4":  # its output of attention has none
         biases["out_bias"] = biases["attention_bias"]
+    if "qkv_bias" in family.reads:
+        biases["attention_bias"] = switch(file, config, "qkv_bias")
     return biases

@@ -16,7 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from grpo_jax.models.attention import KeyValues, Scope, attend, kernel
-from grpo_jax.models.decoder import Layer, Shape, project, quantize, random_weight, rms_norm, unit_norm
+from grpo_jax.models.decoder import Shape, project, quantize, random_weight, rms_norm, unit_norm
+from grpo_jax.models.layer import Layer
 from grpo_jax.models.remat import DEFAULT_REMAT, INPUT, REMAT, check_remat
 from grpo_jax.models.rope import rotations
 from grpo_jax.structs import Params, Policy, Prompts

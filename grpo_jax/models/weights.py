@@ -106,7 +106,8 @@ def _refuse_unknown(weights: Weights, names: dict[str, Stored], shapes: Params) 
     known = {names["head_VD"].name}  # also saved by some tied models
     for path, wanted in jax.tree_util.tree_leaves_with_path(shapes):
         theirs = names[_name(path)].name
-        known |= {theirs.format(n=n) for n in range(wanted.shape[0] if "{n}" in theirs else 1)}
+        layers, experts = (wanted.shape[axis] if key in theirs else 1 for axis, key in enumerate(("{n}", "{e}")))
+        known |= {theirs.format(n=n, e=e) for n in range(layers) for e in range(experts)}
     others = ("vision_tower.", "multi_modal_projector.") if has_other_parts(weights.directory) else ()
     unknown = sorted(
         name
@@ -131,13 +132,24 @@ def _read(
     if not ours:
         raise ValueError(f"The parameter {name!r} does not end in its axes, such as `gate_FD`.")
     slices = dict(zip(ours, index[-len(ours) :], strict=True))
+    letters = letters | dict(zip(ours, shape[-len(ours) :], strict=True))  # F is another number in a shared expert
     values = np.empty([len(range(size)[each]) for size, each in zip(shape, index, strict=True)], np.float32)
     if "{n}" not in theirs:
         _fill(values, weights, stored, ours, letters, slices)
         return values
     for layer, n in zip(values, range(shape[0])[index[0]], strict=True):
-        _fill(layer, weights, stored._replace(name=theirs.format(n=n)), ours, letters, slices)
+        _fill_layer(layer, weights, stored._replace(name=theirs.replace("{n}", str(n))), ours, letters, slices)
     return values
+
+
+def _fill_layer(
+    values: np.ndarray, weights: Weights, stored: Stored, ours: str, sizes: dict[str, int], slices: dict[str, slice]
+) -> None:
+    """Reads the slice of one layer into `values`; its experts may have a tensor each."""
+    if "{e}" not in stored.name:
+        return _fill(values, weights, stored, ours, sizes, slices)
+    for expert, e in zip(values, range(sizes["E"])[slices["E"]], strict=True):
+        _fill(expert, weights, stored._replace(name=stored.name.format(e=e)), ours.removeprefix("E"), sizes, slices)
 
 
 def _fill(
@@ -147,7 +159,7 @@ def _fill(
     the outer axis is sliced while reading.
     """
     groups = [pair or single for pair, single in re.findall(r"\((\w+)\)|(\w)", stored.axes)]
-    tensor, before = _checked(weights, stored, groups, sizes)
+    tensor, joined, before = _checked(weights, stored, groups, sizes)
     wanted, split_shape = [], []
     for outer, *inner in groups:
         start, stop, _ = slices[outer].indices(sizes[outer])
@@ -156,8 +168,8 @@ def _fill(
         split_shape += [stop - start] + [sizes[letter] for letter in inner]
     sliced = {group[0] for group in groups}
     kept = tuple(slice(None) if letter in sliced else slices[letter] for letter in ours)
-    first, rows = wanted[0].start + before, wanted[0].stop - wanted[0].start
-    width = rows // max(len(values), 1)  # the rows there of one of ours
+    wanted[joined] = slice(wanted[joined].start + before, wanted[joined].stop + before)
+    first, width = wanted[0].start, math.prod(sizes[letter] for letter in groups[0][1:])
     step = max(1, BLOCK // max(math.prod(split_shape[1:]), 1))
     for at in range(0, len(values), step):
         count = min(step, len(values) - at)
@@ -165,12 +177,13 @@ def _fill(
         values[at : at + count] = tensor[(block, *wanted[1:])].reshape(count, *split_shape[1:])[kept]
 
 
-def _checked(weights: Weights, stored: Stored, groups: list[str], sizes: dict[str, int]) -> tuple[Any, int]:
-    """A tensor whose shape and type are right, and the number of its rows above ours, which are other weights."""
+def _checked(weights: Weights, stored: Stored, groups: list[str], sizes: dict[str, int]) -> tuple[Any, int, int]:
+    """A tensor whose shape and type are right. Where it holds several weights: along which axis, and where ours is."""
     name, tensor = stored.name, weights.tensor(stored.name)
     expected = [math.prod(sizes[letter] for letter in group) for group in groups]
     rows = [math.prod(sizes[letter] for letter in group) for group in stored.parts]
-    expected[0] = sum(rows) if rows else expected[0]
+    joined = groups.index(stored.parts[stored.index]) if rows else 0  # the axis along which there are several
+    expected[joined] = sum(rows) if rows else expected[joined]
     if tensor.get_shape() != expected:
         raise ValueError(
             f"{weights.files[name]}: {name} has shape {tensor.get_shape()}; its config.json says {expected}. Use the"
@@ -181,4 +194,4 @@ def _checked(weights: Weights, stored: Stored, groups: list[str], sizes: dict[st
             f"{weights.files[name]}: {name} has type {tensor.get_dtype()}; a weight is one of {', '.join(FLOATS)}."
             f" Use a version of the model that is not quantised."
         )
-    return tensor, sum(rows[: stored.index])
+    return tensor, joined, sum(rows[: stored.index])

@@ -54,6 +54,7 @@ GEMMA3 = GEMMA | {
     "attention_bias": True,
     "rope_scaling": {"rope_type": "linear", "factor": 8.0},
 }
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 MODELS = {
     "llama_biases": ("llama", SIZES | BIASES),
     "gemma": ("gemma", GEMMA | {"hidden_act": "gelu_pytorch_tanh"}),
@@ -71,6 +72,11 @@ MODELS = {
     "granite": ("granite", SIZES | BIASES | MULTIPLIERS),
     "phi3": ("phi3", SIZES | {"sliding_window": 5, "rope_scaling": LONG, "partial_rotary_factor": 0.75} | ORIGINAL),
     "glm4": ("glm4", SIZES | {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+    "qwen2_moe": ("qwen2_moe", SIZES | EXPERTS | {"shared_expert_intermediate_size": 24}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        SIZES | EXPERTS | UPPER | {"head_dim": 16, "attention_bias": True, "norm_topk_prob": True},
+    ),
     "exaone4": ("exaone4", SIZES | {"sliding_window": 5, "sliding_window_pattern": 3}),
 }
 

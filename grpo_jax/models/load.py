@@ -86,7 +86,8 @@ def _load(name: str, activations: DTypeLike, remat: Remat, template: dict[str, A
     def params(mesh: Mesh) -> Params:
         return load_weights(directory, policy.shapes, weight_shardings(policy.shapes, mesh))
 
-    base = str(directory.absolute()) if Path(name).expanduser().is_dir() else name
+    path = Path(name).expanduser()
+    base = str(path.absolute()) if path.exists() else name
     return Model(policy, shape, tokenizer, params, Origin(base, directory))
 
 

@@ -63,11 +63,21 @@ def _backend(file: GgufFile, facts: dict[str, Any]) -> tokenizers.Tokenizer:
         ) from error
     given = {name: facts[key] for key, name in GGUF_TOKENIZER_MAPPING["tokenizer"].items() if key in facts}
     try:
-        return convert_gguf_tokenizer(file.facts["general.architecture"], given)[0]
+        made = convert_gguf_tokenizer(file.facts["general.architecture"], given)[0]
     except Exception as error:  # each kind of damage raises another class, and some a bare Exception
         raise ValueError(
             f"{file.path} has no tokenizer that can be read ({type(error).__name__}: {error}). {BESIDE}"
         ) from error
+    return _without_additions(made, len(facts["ggml.tokens"]))
+
+
+def _without_additions(backend: tokenizers.Tokenizer, size: int) -> tokenizers.Tokenizer:
+    """The tokenizer without tokens beyond its vocabulary: transformers adds an <|endoftext|> where there is none."""
+    if backend.get_vocab_size(with_added_tokens=True) <= size:
+        return backend
+    content = json.loads(backend.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < size]
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

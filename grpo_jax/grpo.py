@@ -103,12 +103,9 @@ def prepare(
 ) -> Batch:
     """The batch to learn from: advantages, the weight of every token, and the log-probs that stay fixed."""
     check_batch(algorithm, rollouts)
-    rollouts, own = replace(rollouts, greedy=None), ("old_logprobs_PGT",)  # of the policy that answered
+    rollouts = replace(rollouts, greedy=None)
     with phase("learning"):
-        fixed = {
-            name: fixed_logprobs(algorithm, policy, params, rollouts if name in own else rollouts.without_experts)
-            for name, (policy, params) in algorithm.compared_with(state).items()
-        }
+        fixed = fixed_logprobs(algorithm, state, rollouts)
         batch = compare(algorithm, rollouts, scored(algorithm, rollouts, rewards), key, state.coefficients, fixed)
         return replace(batch, metrics=describe(rollouts, rewards.parts_PGR, as_mix(algorithm.reward)))
 

@@ -295,8 +295,19 @@ def _pinned(array: Array, sharding: Sharding) -> Array:
     return jax.lax.with_sharding_constraint(array, sharding) if isinstance(sharding, NamedSharding) else array
 
 
-def fixed_logprobs(algorithm: Algorithm, policy: Policy, params: Params, rollouts: Rollouts) -> Float[Array, "P G T"]:
-    """Log-probs of the rollouts under a policy that no gradient flows through, a microbatch at a time."""
+def fixed_logprobs(algorithm: Algorithm, state: TrainState, rollouts: Rollouts) -> dict[str, Float[Array, "P G T"]]:
+    """Log-probs of the rollouts under the policies that no gradient flows through, by their names in a `Batch`.
+
+    Of these only the policy that answered is given the experts that computed each token then.
+    """
+    return {
+        name: _logprobs_of(algorithm, policy, params, rollouts if params is state.params else rollouts.without_experts)
+        for name, (policy, params) in algorithm.compared_with(state).items()
+    }
+
+
+def _logprobs_of(algorithm: Algorithm, policy: Policy, params: Params, rollouts: Rollouts) -> Float[Array, "P G T"]:
+    """The log-probs under one policy, a microbatch at a time."""
     mesh = mesh_of(params)
     found_PGT = jnp.zeros_like(rollouts.logprobs_PGT)
     for minibatch in microbatches(algorithm, params, rollouts)[1]:

@@ -208,7 +208,7 @@ class Policy:
     init(key) -> params
     read(params, prompts) -> (last_PD, prefix)                       one pass over the prompts
     respond(params, prompts, tokens_PGT, valid_PGT, start_PGT) -> (last_PD, hidden_PGTD)      teacher forcing of both
-    balanced(...) -> (last_PD, hidden_PGTD, loss)                    the same, and the load-balancing loss of experts
+    balanced(...) -> (last_PD, hidden_PGTD, loss)                    and the load-balancing loss of the responses
     unembed(params, hidden) -> logits                                float32
 
     and for decoding:

@@ -188,8 +188,11 @@ class _Decoder:
         start_PGT: Array | None = None,
         experts_PGTNe: Array | None = None,
     ) -> tuple[Array, Array, Array]:
-        """The same hidden states, and the load-balancing loss of all valid tokens of prompts and responses."""
-        valid_P1M = _joined(jnp.asarray(prompts.valid_PL), valid_PGT)
+        """The same hidden states, and the load-balancing loss of the valid tokens of the responses.
+
+        Prompts are left out: how often one is computed depends on the devices.
+        """
+        valid_P1M = _joined(jnp.zeros(prompts.valid_PL.shape, bool), valid_PGT)
 
         def keep(own: KeyValues, routing: Routing | None) -> tuple[Array, Array]:
             if routing is None:
@@ -198,7 +201,7 @@ class _Decoder:
 
         inputs = (params, prompts, tokens_PGT, valid_PGT, start_PGT, experts_PGTNe)
         last_PD, hidden_PGTD, used = self._respond(*inputs, keep)
-        return last_PD, hidden_PGTD, load_balance(*used, jnp.sum(valid_P1M))
+        return last_PD, hidden_PGTD, load_balance(*used, jnp.sum(valid_PGT))
 
     def _respond(
         self,

@@ -103,10 +103,10 @@ def prepare(
 ) -> Batch:
     """The batch to learn from: advantages, the weight of every token, and the log-probs that stay fixed."""
     check_batch(algorithm, rollouts)
-    rollouts = replace(rollouts, greedy=None)
+    rollouts, own = replace(rollouts, greedy=None), ("old_logprobs_PGT",)  # of the policy that answered
     with phase("learning"):
         fixed = {
-            name: fixed_logprobs(algorithm, policy, params, rollouts)
+            name: fixed_logprobs(algorithm, policy, params, rollouts if name in own else rollouts.without_experts)
             for name, (policy, params) in algorithm.compared_with(state).items()
         }
         batch = compare(algorithm, rollouts, scored(algorithm, rollouts, rewards), key, state.coefficients, fixed)

@@ -21,7 +21,7 @@ the information is: the sampler says which tokens it chose (`action`), and which
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -39,10 +39,15 @@ Metrics = dict[str, Any]  # numbers by their names in metrics.jsonl: arrays on t
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prompts:
-    """Token ids padded on the left, so that every prompt ends at position L-1."""
+    """Token ids padded on the left, so that every prompt ends at position L-1.
+
+    `experts_PLNe` are the experts of each layer that computed each token when the prompts were answered (None: not
+    recorded, or there are none).
+    """
 
     tokens_PL: Array | np.ndarray
     valid_PL: Array | np.ndarray
+    experts_PLNe: Array | None = None
 
 
 def prompt_shapes(P: int, L: int) -> Prompts:
@@ -72,6 +77,8 @@ class Rollouts:
     `distribution` is what was done to the logits, so that the trainer can score under the same one.
 
     `greedy` are the likeliest answers to the same prompts, one each, where an objective compares with them.
+    `experts_PGTNe` are the experts of each layer that computed each token, so that learning uses the same ones (None:
+    not recorded). The last token of a response computed nothing yet, and those that stand there mean nothing.
     """
 
     prompts: Prompts
@@ -83,6 +90,12 @@ class Rollouts:
     ended_PG: Array
     distribution: Distribution = field(metadata={"static": True})
     greedy: "Rollouts | None" = None
+    experts_PGTNe: Array | None = None
+
+    @property
+    def without_experts(self) -> "Rollouts":
+        """The same, for another policy, whose experts are its own."""
+        return replace(self, prompts=replace(self.prompts, experts_PLNe=None), experts_PGTNe=None)
 
 
 @jax.tree_util.register_dataclass
@@ -208,6 +221,10 @@ class Policy:
     Hidden states at position t predict token t+1; `last_PD` predicts the first token of every response. `shared` is the
     prefix as decoding wants it, padded to L positions, its leaves `[P, ...]`; `own` is what the responses add, its
     leaves `[P, G, K, S, ...]` a ring in which the row that began at `start` has the positions from there to `cursor`.
+
+    A policy with `experts` records in its cache which experts computed each token: `experts(shared)` and `experts(own)`
+    give an array `[P, e, L]` or `[P, G, e, S]` for each layer. `respond` and `balanced` then take those of prompts and
+    responses in place of what the router would choose now, the latter as `experts_PGTNe` after `start_PGT`.
     """
 
     init: Callable[..., Params]
@@ -219,6 +236,7 @@ class Policy:
     serve: Callable[[Params], Params]
     max_positions: int
     balanced: Callable[..., tuple[Array, Array, Array]] | None = None  # None: a model without experts
+    experts: Callable[[Any], list[Array]] | None = None  # None: it records none
 
     @cached_property
     def shapes(self) -> Params:

@@ -1,5 +1,6 @@
 """Mixtures of experts: every token gets its own experts, whatever its neighbours and however devices divide them."""
 
+import dataclasses
 import json
 from functools import partial
 
@@ -17,10 +18,13 @@ from test_meshes import one_step
 import grpo_jax as gj
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.sharding import weight_shardings
+from grpo_jax.learner.logprobs import token_logprobs
+from grpo_jax.learner.packing import pack
 from grpo_jax.models.decoder import Experts, Shape
 from grpo_jax.models.experts import MixtureOfExperts, load_balance, weight_gradient
 from grpo_jax.models.load import Model, Origin
 from grpo_jax.models.model_config import read_shape
+from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.rope import Rope
 from grpo_jax.models.weights import load_weights
 
@@ -65,7 +69,7 @@ def dense(weights: dict, x_XD: jax.Array, experts: Experts) -> jax.Array:
 @pytest.mark.parametrize("normalized", [True, False])
 def test_output_and_gradients_are_those_of_a_loop_over_all_experts(normalized):
     experts = Experts(count=8, chosen=3, feedforward=24, normalized=normalized, shared=16)
-    block = MixtureOfExperts(gj.models.Shape(**vars(SHAPE) | {"experts": experts}), nnx.Rngs(0), "cpu")
+    block = MixtureOfExperts(dataclasses.replace(SHAPE, experts=experts), nnx.Rngs(0), "cpu")
     graph, state = nnx.split(block, nnx.Param)
     weights = nnx.to_pure_dict(state)
     x_PGTD = jax.random.normal(jax.random.key(1), (2, 1, 7, 32))
@@ -199,3 +203,70 @@ def test_the_load_balancing_loss_is_in_the_gradient_and_in_the_metrics():
     added, balance = metrics["loss"] - metrics_without["loss"], metrics["load_balancing_loss"]
     np.testing.assert_allclose(added, 0.5 * balance, rtol=1e-3)
     np.testing.assert_allclose(balance, metrics_without["load_balancing_loss"], rtol=0.05)
+
+
+def rollouts_of(policy, params, **settings) -> gj.Rollouts:
+    sampler = gj.Sampler(ends=(0,), responses=4, max_tokens=20, **settings)
+    lengths_P1 = np.array([[3], [7], [5], [6]])
+    valid_PL = np.arange(7)[None] >= 7 - lengths_P1
+    tokens_PL = np.random.default_rng(0).integers(1, 64, valid_PL.shape).astype(np.int32)
+    return sampler(policy, params, gj.Prompts(tokens_PL, valid_PL), jax.random.key(3))
+
+
+def own_experts(policy, params, rollouts: gj.Rollouts) -> tuple[np.ndarray, np.ndarray]:
+    """The experts that the router chooses for each text read alone, by the cache of a prompt that is the whole text."""
+    found_PGTNe = np.zeros_like(rollouts.experts_PGTNe)
+    found_PLNe = np.zeros_like(rollouts.prompts.experts_PLNe)
+    (P, G, _), L = rollouts.tokens_PGT.shape, rollouts.prompts.tokens_PL.shape[1]
+    for p in range(P):
+        for g in range(G):
+            text = np.concatenate([rollouts.prompts.tokens_PL[p], rollouts.tokens_PGT[p, g]])[None]
+            valid = np.concatenate([rollouts.prompts.valid_PL[p], rollouts.valid_PGT[p, g]])[None]
+            shared = policy.read(params, gj.Prompts(text, valid))[1]["key_values"].experts
+            experts_MNe = np.asarray(shared)[:, 0].transpose(2, 0, 1)
+            found_PLNe[p], found_PGTNe[p, g] = experts_MNe[:L], experts_MNe[L:]
+    return found_PLNe, found_PGTNe
+
+
+@pytest.mark.parametrize("settings", [{}, {"at_once": 2, "int8_cache": True}], ids=["all", "two prompts at once"])
+@pytest.mark.slow
+def test_the_sampler_records_the_experts_that_computed_each_token(settings):
+    """Rows are compacted, buffers grow, prompts wait: in float32 the experts are those of each text read alone."""
+    policy = decoder_policy(SHAPE, replay_experts=True)
+    params = policy.init(jax.random.key(0))
+    rollouts = rollouts_of(policy, params, **settings)
+    read_PLNe, written_PGTNe = own_experts(policy, params, rollouts)
+    valid_PL, lengths_PG1 = rollouts.prompts.valid_PL, np.asarray(rollouts.valid_PGT).sum(axis=2, keepdims=True)
+    computed_PGT = np.arange(20)[None, None] < lengths_PG1 - 1  # the last token computed nothing
+    assert len(set(lengths_PG1.reshape(-1).tolist())) > 3
+    np.testing.assert_array_equal(np.asarray(rollouts.prompts.experts_PLNe)[valid_PL], read_PLNe[valid_PL])
+    same_PGTNe = np.asarray(rollouts.experts_PGTNe) == written_PGTNe
+    assert same_PGTNe[computed_PGT].mean() > (0.9 if settings else 0.999)  # int8 changes keys and values a little
+
+
+@pytest.mark.slow
+def test_learning_replays_the_experts_that_were_recorded():
+    """Whatever the router would say now; also where several responses are in one row."""
+    policy, plain = (decoder_policy(SHAPE, replay_experts=replay) for replay in (True, False))
+    params = policy.init(jax.random.key(0))
+    rollouts = rollouts_of(policy, params)
+    layers = params["layers"]
+    router_NED = layers["feedforward"]["router_ED"] + 0.05 * jax.random.normal(jax.random.key(1), (2, 8, 32))
+    moved = params | {"layers": layers | {"feedforward": layers["feedforward"] | {"router_ED": router_NED}}}
+    slots_PBW = pack(np.asarray(rollouts.valid_PGT).sum(axis=2), 20)
+    found, packed, other = (
+        token_logprobs(policy, moved, given, slots)[0]
+        for given, slots in ((rollouts, None), (rollouts, slots_PBW), (rollouts.without_experts, None))
+    )
+    np.testing.assert_allclose(packed, found, atol=1e-5)
+    np.testing.assert_allclose(token_logprobs(plain, moved, rollouts)[0], other, atol=1e-6)
+    np.testing.assert_allclose(token_logprobs(policy, params, rollouts)[0], rollouts.logprobs_PGT, atol=1e-4)
+    assert np.abs(found - other).max() > 1e-3
+    by_hand = rollouts.experts_PGTNe.at[...].set(rollouts.experts_PGTNe[..., ::-1])  # the order counts nothing
+    again = token_logprobs(policy, moved, dataclasses.replace(rollouts, experts_PGTNe=by_hand))[0]
+    np.testing.assert_allclose(again, found, atol=1e-5)
+
+
+def test_a_model_without_experts_has_none_to_replay():
+    with pytest.raises(ValueError, match=r"model.replay_experts is for models with experts"):
+        gj.load("tiny", replay_experts=True)

@@ -64,7 +64,9 @@ def balanced_logprobs(
     rows = _in_rows(rollouts, slots_PBW)
     P, B, W = rows.tokens_PBW.shape
     start_PBW = jnp.arange(W)[None, None] - rows.position_PBW
-    inputs, balance = (params, rollouts.prompts, rows.tokens_PBW, rows.valid_PBW, start_PBW), None
+    inputs, balance = [params, rollouts.prompts, rows.tokens_PBW, rows.valid_PBW, start_PBW], None
+    if policy.experts is not None and rollouts.experts_PGTNe is not None:
+        inputs.append(_experts_in_rows(rollouts.experts_PGTNe, slots_PBW))
     if policy.balanced is None:
         last_PD, hidden_PBWD = policy.respond(*inputs)
     else:
@@ -142,6 +144,16 @@ def _in_rows(rollouts: Rollouts, slots_PBW: Array | None) -> _Rows:
     used_PBW = slots_PBW < G * T
     response_PBW = jnp.where(used_PBW, slots_PBW // T, 0)
     return _Rows(taken_PBW, valid_PBW & used_PBW, jnp.where(used_PBW, slots_PBW % T, 0), response_PBW)
+
+
+def _experts_in_rows(experts_PGTNe: Array, slots_PBW: Array | None) -> Array:
+    """The experts of the token in each slot; any where there is none."""
+    if slots_PBW is None:
+        return experts_PGTNe
+    (P, G, T), of_token = experts_PGTNe.shape[:3], experts_PGTNe.shape[3:]
+    index_PX11 = jnp.minimum(slots_PBW, G * T - 1).reshape(P, -1, 1, 1)
+    taken = jnp.take_along_axis(experts_PGTNe.reshape(P, G * T, *of_token), index_PX11, axis=1)
+    return taken.reshape(*slots_PBW.shape, *of_token)
 
 
 def _in_responses(a_PBW: Array, rollouts: Rollouts, slots_PBW: Array | None) -> Array:

@@ -87,6 +87,11 @@ def usage(routing: Routing, valid_PGT: Array) -> tuple[Array, Array]:
     return counts_E, jnp.sum(routing.probability_PGTE * valid_PGT[..., None], axis=(0, 1, 2))
 
 
+def recorded(routing: Routing) -> Array:
+    """The experts of each token as a cache holds them."""
+    return jnp.swapaxes(routing.chosen_PGTe, 2, 3).astype(jnp.int16)
+
+
 def load_balance(counts_NE: Array, probability_NE: Array, tokens: Array) -> Array:
     """The load-balancing loss: E times the sum over experts of the fraction of tokens that go there and of the mean
     probability of it (Switch Transformer, arXiv:2101.03961, equation 4).

@@ -1,4 +1,4 @@
-"""Where a model is: a name the library knows, a directory, or a repository of the Hugging Face hub.
+"""Where a model is: a name the library knows, a directory, a GGUF file, or a repository of the Hugging Face hub.
 
 `locate` finds the directory. It uses the network only for a model that is not in a local cache. `check` refuses a
 directory that could not be loaded or should not be: no code that comes with a model is ever run, so weights are
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from grpo_jax import network
 from grpo_jax.models import smollm2
 from grpo_jax.models.files import AGAIN, read_index, read_json, require_beside
+from grpo_jax.models.from_gguf.folder import find_gguf, unpack
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 UNWANTED = ["*/*", "consolidated*"]  # subfolders hold other formats, and consolidated* is Mistral's second copy
@@ -31,12 +32,15 @@ def locate(name: str) -> Path:
     if name == smollm2.NAME:
         return smollm2.fetch()
     directory = Path(name).expanduser()
+    file = None if (directory / "config.json").exists() else find_gguf(directory)
+    if file is not None:
+        return unpack(file)
     if directory.is_dir():
         return directory
     if not REPOSITORY.fullmatch(name):
         raise FileNotFoundError(
-            f"A model is {smollm2.NAME!r}, a directory, a run, or 'org/name' on the Hugging Face hub; {name!r} is none"
-            f" of them.{_suggestion(name)}{_beside(directory)}"
+            f"A model is {smollm2.NAME!r}, a directory, a GGUF file, a run, or 'org/name' on the Hugging Face hub;"
+            f" {name!r} is none of them.{_suggestion(name)}{_beside(directory)}"
         )
     cached = _cached_snapshot(name)
     return _fresh_snapshot(name) if cached is None else cached
@@ -118,7 +122,7 @@ def _require_safetensors(directory: Path) -> None:
             f"{directory} has its weights only as pickles ({', '.join(pickles)}), and a pickle can run any code when it"
             f" is loaded. Convert them to safetensors, or use a revision of the model that has *.safetensors."
         )
-    if not weights:
+    if not weights and find_gguf(directory) is None:
         raise FileNotFoundError(f"{directory} has no *.safetensors, the only weights that can be loaded. Add them.")
     for path in weights:
         _require_complete(path)

@@ -26,7 +26,10 @@ def write_config(source: Path | None, directory: Path, shape: Shape, dtype: str)
         config |= {"architectures": ARCHITECTURES.get(config.get("model_type"), config.get("architectures"))}
     config |= {"vocab_size": shape.vocabulary, "tie_word_embeddings": shape.tied}
     config |= {"torch_dtype": dtype, "dtype": dtype}  # transformers 4 and 5
-    _write(directory / "config.json", config | with_both_ropes(config, FAMILIES[config["model_type"]]))
+    family = FAMILIES[config["model_type"]]
+    for names in family.renamed.items():
+        config |= {name: config[known] for known in names if known in config for name in names}
+    _write(directory / "config.json", config | with_both_ropes(config, family))
     if read_shape(directory) != shape:
         raise ValueError(
             f"{source}: its config.json, brought up to date, describes another model than the one that is exported. Was"

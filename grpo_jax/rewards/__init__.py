@@ -7,10 +7,12 @@ from grpo_jax.rewards.format import Matches, follows_template
 from grpo_jax.rewards.mixing import Mix, Reward, as_mix, judge, score
 from grpo_jax.rewards.needs import check_examples, needs
 from grpo_jax.rewards.steps import Steps, place_steps
+from grpo_jax.rewards.symbolic import MathEqual
 
 __all__ = [
     "Example",
     "Matches",
+    "MathEqual",
     "Mix",
     "Reward",
     "Steps",

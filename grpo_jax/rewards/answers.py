@@ -63,7 +63,7 @@ def _gold_number(example: Example) -> Fraction:
     if number is None:
         raise ValueError(
             f"last_number needs answers that are numbers, and that of {example.label} is {example.answer[:80]!r}."
-            " Use exact for answers in words, or math_equal for roots, sets and formulas."
+            " Use exact for answers in words, or MathEqual for formulas."
         )
     return number
 

@@ -1,6 +1,7 @@
 """Rewards: plain Python functions of an example and a response, mixes of them, and scoring with them."""
 
 from grpo_jax.rewards.answers import exact, last_number
+from grpo_jax.rewards.code import PassesTests
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.expressions import reaches_target
 from grpo_jax.rewards.format import Matches, follows_template
@@ -14,6 +15,7 @@ __all__ = [
     "Matches",
     "MathEqual",
     "Mix",
+    "PassesTests",
     "Reward",
     "Steps",
     "as_mix",

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from grpo_jax.rewards import Example, MathEqual, check_examples
+from grpo_jax.rewards import Example, MathEqual, check_examples, symbolic
 from grpo_jax.rewards.child import Child
 
 # Says that it is ready, then answers a number with its double; "end" ends it, "wait" takes for ever.
@@ -61,16 +61,19 @@ def test_a_child_that_cannot_start_answers_none():
     assert Child((sys.executable, "-c", "raise SystemExit(3)")).ask(1, 5.0) is None
 
 
-def test_numbers_are_compared_without_math_verify():
+def test_numbers_are_compared_without_math_verify(monkeypatch):
+    monkeypatch.setattr(symbolic, "_installed", lambda: False)
     reward = MathEqual()
     reward.check(Example("q", "1/2"))
     assert reward(Example("q", "1/2"), r"\boxed{0.50}") == 1.0
     assert reward(Example("q", "1/2"), r"\boxed{0.51}") == 0.0
     assert reward(Example("q", "1/2"), "one half, 1/2") == 0.0
+    assert reward(Example("q", "1/2"), "1/2") == 1.0
+    assert reward(Example("q", r"Half, so \boxed{\frac12}."), r"\boxed{0.5}") == 1.0
 
 
 def test_a_formula_without_math_verify_is_refused_with_the_way_out(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(symbolic, "_installed", lambda: False)
     with pytest.raises(ValueError, match=r'not installed.*pip install "grpo-jax\[math\]"'):
         MathEqual().check(Example("q", r"\sqrt{2}"))
 
@@ -90,7 +93,7 @@ def test_formulas_are_equal_by_value_and_a_hostile_one_costs_its_deadline():
         r"\{1, 2\}": (r"\boxed{\{2, 1\}}", r"\boxed{\{1\}}"),
         "(1, 2)": (r"\boxed{(1, 2)}", r"\boxed{(2, 1)}"),
         "x^2 + 2x + 1": (r"<answer>(x + 1)^2</answer>", r"<answer>(x + 2)^2</answer>"),
-        r"2\pi": (r"#### 2\pi", r"2\pi"),
+        r"2\pi": (r"#### 2\pi", r"3\pi"),
         "4": (r"\boxed{2^2}", r"\boxed{2^3}"),
         r"[0, \infty)": (r"\boxed{[0, \infty)}", r"\boxed{(0, \infty)}"),
     }

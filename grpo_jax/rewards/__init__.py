@@ -1,6 +1,6 @@
 """Rewards: plain Python functions of an example and a response, mixes of them, and scoring with them."""
 
-from grpo_jax.rewards.answers import exact, last_number
+from grpo_jax.rewards.answers import boxed_number, exact, last_number
 from grpo_jax.rewards.code import PassesTests
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.expressions import reaches_target
@@ -8,24 +8,32 @@ from grpo_jax.rewards.format import Matches, follows_template
 from grpo_jax.rewards.mixing import Mix, Reward, as_mix, judge, score
 from grpo_jax.rewards.needs import check_examples, needs
 from grpo_jax.rewards.steps import Steps, place_steps
+from grpo_jax.rewards.structured import follows_schema, same_json
 from grpo_jax.rewards.symbolic import MathEqual
+from grpo_jax.rewards.text import LanguageConsistency, RepetitionPenalty, alike
 
 __all__ = [
     "Example",
+    "LanguageConsistency",
     "Matches",
     "MathEqual",
     "Mix",
     "PassesTests",
+    "RepetitionPenalty",
     "Reward",
     "Steps",
+    "alike",
     "as_mix",
+    "boxed_number",
     "check_examples",
     "exact",
+    "follows_schema",
     "follows_template",
     "judge",
     "last_number",
     "needs",
     "place_steps",
     "reaches_target",
+    "same_json",
     "score",
 ]

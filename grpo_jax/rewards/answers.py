@@ -62,7 +62,7 @@ def _gold_number(example: Example) -> Fraction:
     number = _read_gold(example.answer)
     if number is None:
         raise ValueError(
-            f"last_number needs answers that are numbers, and that of {example.label} is {example.answer[:80]!r}."
+            f"the answer must be a number, and that of {example.label} is {example.answer[:80]!r}."
             " Use exact for answers in words, or MathEqual for formulas."
         )
     return number
@@ -70,7 +70,9 @@ def _gold_number(example: Example) -> Fraction:
 
 @functools.lru_cache(maxsize=4096)  # of each step, which compares every gold with a group of responses
 def _read_gold(answer: str) -> Fraction | None:
-    return read_quantity(answer)
+    """The number of an answer, or the one that it marks: some data sets have whole solutions."""
+    mark = final_mark(answer)
+    return read_quantity(answer if mark is None else mark.text)
 
 
 @needs(_has_answer)
@@ -91,6 +93,13 @@ def last_number(example: Example, response: str) -> float:
     the last number of the response. The unit does not matter, so `12 apples` counts as 12.
     """
     return float(final_number(response) == _gold_number(example))
+
+
+@needs(_gold_number)
+def boxed_number(example: Example, response: str) -> float:
+    r"""1 if the last `\boxed{}` of the response holds the answer, as in MATH; a response without one earns 0."""
+    mark = _boxed(response[-MAX_SCANNED:])
+    return float(mark is not None and read_quantity(mark.text) == _gold_number(example))
 
 
 def final_number(response: str) -> Fraction | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo_jax.ranges import check_range
-from grpo_jax.rewards.answers import final_mark
+from grpo_jax.rewards.answers import MAX_SCANNED, final_mark
 from grpo_jax.rewards.child import Child
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.numbers import read_quantity
@@ -30,8 +30,8 @@ _WORD = re.compile(r"[^\W\d_]{3,}")  # sympy would take it for a product of its 
 class MathEqual:
     r"""1 if what the response marks as its answer equals the gold: `\frac{\sqrt{2}}{2}` is `\frac{1}{\sqrt{2}}`.
 
-    The mark is the last `\boxed{}`, `####` or `<answer>`; a response without one earns 0. Beside a formula, a decimal
-    is right to six places. An answer that math-verify does not decide in `seconds` is not scored.
+    The mark is the last `\boxed{}`, `####` or `<answer>`, or else the whole response. Beside a formula, a decimal is
+    right to six places. An answer that math-verify does not decide in `seconds` is not scored.
     """
 
     seconds: float = 5.0  # for one answer
@@ -41,15 +41,16 @@ class MathEqual:
 
     def check(self, example: Example) -> None:
         """Refuses gold that is no formula."""
-        if read_quantity(example.answer) is not None:
+        gold = _marked(example.answer)
+        if read_quantity(gold) is not None:
             return
-        if importlib.util.find_spec("math_verify") is None:
+        if not _installed():
             raise ValueError(
                 f"MathEqual compares formulas with math-verify, which is not installed, and the answer of"
                 f' {example.label} is {example.answer[:80]!r}. Install it: pip install "grpo-jax[math]".'
             )
-        is_word = _WORD.search(_NAMES.sub(" ", example.answer)) is not None
-        if is_word or _child().ask([_marked(example.answer), None, self.seconds], self.seconds + 1) is not True:
+        is_word = _WORD.search(_NAMES.sub(" ", gold)) is not None
+        if is_word or _child().ask([_boxed(gold), None, self.seconds], self.seconds + 1) is not True:
             raise ValueError(
                 f"MathEqual needs answers that are numbers or formulas, and that of {example.label} is"
                 f" {example.answer[:80]!r}. Use exact for answers in words."
@@ -57,13 +58,13 @@ class MathEqual:
 
     def __call__(self, example: Example, response: str) -> float | None:
         """1, 0, or None if the answer could not be decided in time."""
-        mark = final_mark(response[-20 * MAX_FORMULA :])
-        if mark is None or not mark.text.strip() or len(mark.text) > MAX_FORMULA:
+        gold, answer = _marked(example.answer), _marked(response[-MAX_SCANNED:])
+        if not answer or len(answer) > MAX_FORMULA:
             return 0.0
-        gold, number = read_quantity(example.answer), read_quantity(mark.text)
-        if gold is not None and number is not None:
-            return float(gold == number)
-        equal = _child().ask([_marked(example.answer), _marked(mark.text), self.seconds], self.seconds + 1)
+        number, expected = read_quantity(answer), read_quantity(gold)
+        if expected is not None and (number is not None or not _installed()):
+            return float(number == expected)
+        equal = _child().ask([_boxed(gold), _boxed(answer), self.seconds], self.seconds + 1)
         return None if equal is None else float(equal)
 
 
@@ -73,6 +74,17 @@ def _child() -> Child:
     return Child((sys.executable, "-P", str(Path(__file__).with_name("verifier.py"))))
 
 
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("math_verify") is not None
+
+
 def _marked(text: str) -> str:
+    """What a text marks as its answer, or the text itself."""
+    mark = final_mark(text)
+    return (text if mark is None else mark.text).strip()
+
+
+def _boxed(text: str) -> str:
     """A formula as math-verify looks for it."""
-    return rf"\boxed{{{text.strip().strip('$')}}}"
+    return rf"\boxed{{{text.strip('$')}}}"

@@ -17,6 +17,8 @@ from grpo_jax.rewards.numbers import plain, read_number, read_quantity
 MAX_SCANNED = 20_000  # characters at the end of a response that are searched for an answer
 
 _BOX = re.compile(r"\\f?boxed(?![A-Za-z])\s*")
+_BARE = re.compile(r"[-+$]*(?:\\[dtc]?frac|[0-9])[^\s$]*")
+_LISTED = re.compile(r"(?:\s|\$|\\[()\[\]]|[,;&]|and|or|\\text\{\s*(?:and|or)\s*\})*")  # between boxes of one list
 _HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
 _HEADING = re.compile(r"[\s*_]*(?:[0-9]+[.):]\s+\S|[A-Za-z])")  # of a section, where more lines follow
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -124,13 +126,29 @@ def final_mark(text: str) -> Mark | None:
 
 
 def _boxed(text: str) -> Mark | None:
-    start = max(text.rfind("\\boxed"), text.rfind("\\fboxed"))
-    found = _BOX.match(text, start) if start >= 0 else None
-    if found is None:
-        return None
-    if text.startswith("{", found.end()):
-        return Mark(start, _braced(text, found.end() + 1))
-    return Mark(start, re.split(r"[\s$]", text[found.end() :], maxsplit=1)[0])
+    """The last box; a list of boxes that hold different things is one answer."""
+    boxes = list(_BOX.finditer(text))
+    while boxes:
+        last = boxes.pop()
+        inside = _inside(text, last)
+        if inside is not None:
+            before = _inside(text, boxes[-1]) if boxes else None
+            if before is not None and before[0] != inside[0] and _LISTED.fullmatch(text, before[1], last.start()):
+                return Mark(last.start(), f"{before[0]}, {inside[0]}")
+            return Mark(last.start(), inside[0])
+    return None
+
+
+def _inside(text: str, box: re.Match[str]) -> tuple[str, int] | None:
+    r"""What a box holds, and where it ends: nothing if it is never closed. None where `\boxed{}` is only mentioned."""
+    if not text.startswith("{", box.end()):
+        bare = _BARE.match(text, box.end())
+        return (bare[0], bare.end()) if bare else None
+    start = box.end() + 1
+    end = _closing(text, start)
+    if end is None:
+        return "", len(text)
+    return (text[start:end], end + 1) if text[start:end].strip() else None
 
 
 def _tagged(text: str) -> Mark | None:
@@ -151,14 +169,14 @@ def _hashed(text: str) -> Mark | None:
     return None
 
 
-def _braced(text: str, start: int) -> str:
-    """The text from `start` to the closing brace of the one just before it; empty if that brace is never closed."""
+def _closing(text: str, start: int) -> int | None:
+    """Where the brace is that closes the one just before `start`; None if there is none."""
     depth = 1
     for brace in _BRACE.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
-            return text[start : brace.start()]
-    return ""
+            return brace.start()
+    return None
 
 
 def _last_number_of(text: str) -> Fraction | None:

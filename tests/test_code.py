@@ -43,10 +43,11 @@ def test_an_assert_is_divided_into_a_call_and_its_value(text, source, expected, 
 
 
 def test_tests_as_humaneval_has_them_call_the_function_by_its_name():
-    text = "import math\ndef check(candidate):\n    assert candidate(1) == 2\n    assert candidate(x=2) == 4\ncheck(f)"
+    body = "    x = 3\n    assert candidate(1) == 2\n    assert candidate(x=2) == 4\n"
+    text = f"import math\ndef check(candidate):\n{body}check(f)"
     tests = read_tests(text, "double")
     assert [call.source for call in tests.calls] == ["double(1)", "double(x=2)"]
-    assert tests.setup == "import math"
+    assert (tests.imports, tests.setup) == ("import math", "x = 3")
     with pytest.raises(ValueError, match="entry_point"):
         read_tests(text)
 
@@ -150,6 +151,15 @@ def test_a_program_is_judged_by_what_it_prints(kind):
     assert passes(tests[:1], "if __name__ == '__main__':\n    print(5)", sandbox=kind) == 1.0  # reads no input
 
 
+@pytest.mark.parametrize("kind", [pytest.param("bubblewrap", marks=needs_bwrap), "unsafe"])
+def test_tests_import_before_the_code_and_set_up_after_it(kind):
+    tests = "import math\nfrom fractions import Fraction as F\ny = f(2)\nassert f(y) == 8\nassert f(F(1, 2)) == 1"
+    assert passes(tests, "def f(x): return 2 * x", sandbox=kind, partial=True) == 0.5  # F(1, 1) is no plain data
+    example = Example("q", columns={"tests": "import no_such_module\nassert f(2) == 4"}, source="rows.jsonl:4")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:4: .* the imports fail .*ModuleNotFoundError.*standard library"):
+        check_examples(PassesTests(sandbox=kind), [example], "training")
+
+
 @needs_bwrap
 def test_the_sandbox_holds_here_and_the_attempts_that_show_it_succeed_without_it(tmp_path, monkeypatch):
     assert isolation.escapes() == []
@@ -227,6 +237,7 @@ ATTACKS = {
     "ast.literal_eval = lambda x: 4\ndef f(x): return True",
     "writes results": "import os\nfor n in range(16):\n    try: os.write(n, b'0 True\\n1 True\\n0 passed\\n')\n"
     "    except OSError: pass\nos._exit(0)",
+    "seems broken": "import os\nos.write(1, b'error\\nImportError')\nos._exit(1)",
     "crashes": "import ctypes\nctypes.string_at(0)",
     "too large a result": "def f(x): return 'x' * 10**6",
     "a result in itself": "def f(x):\n    y = []\n    y.append(y)\n    return y",

@@ -4,14 +4,16 @@ The sandbox is bubblewrap: `apt-get install bubblewrap` on Debian and Ubuntu. A 
 program in it gets out of it. `sandbox: unsafe` runs the code as what it is, with limits and without walls.
 """
 
-import json
+import functools
+import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from grpo_jax.ranges import check_range
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.isolation import require_isolation
-from grpo_jax.rewards.sandbox import MOST_TEXT, Kind, Limits, run_code
+from grpo_jax.rewards.sandbox import MOST_TEXT, Calls, Kind, Limits, run_code, written_calls
 from grpo_jax.rewards.unit_tests import UnitTests, read_tests
 
 _BLOCK = re.compile(r"```(?:[pP]ython3?|py)?[ \t]*\r?\n(.*?)```", re.DOTALL)
@@ -40,12 +42,18 @@ class PassesTests:
         check_range("output", self.output, least=1, most=2**30)
 
     def check(self, example: Example) -> None:
-        """Refuses tests that cannot be read, and a machine on which the sandbox does not hold."""
+        """Refuses tests that cannot be read or that miss something in the sandbox, and a sandbox that does not hold."""
         tests = self._tests(example)
-        if len(json.dumps([tests.setup, [call.source for call in tests.calls]])) > MOST_TEXT:
+        if len(written_calls(_calls(tests))) > MOST_TEXT:
             raise ValueError(f"The tests of {example.label} are longer than {MOST_TEXT} characters: use fewer of them.")
         if self.sandbox == "bubblewrap":
             require_isolation()
+        try:
+            _require_imports(tests.imports, self.sandbox, self._limits)
+        except ValueError as error:
+            raise ValueError(
+                f"Of the tests of {example.label}, {error}. There is only the standard library."
+            ) from error
 
     def __call__(self, example: Example, response: str) -> float:
         """1, 0, or the share of tests that are passed."""
@@ -54,8 +62,10 @@ class PassesTests:
         tests, code = self._tests(example), written_code(response)
         if not _fits(code):
             return 0.0
-        passed = [*self._called(tests, code), *self._printed(tests, code)]
-        return sum(passed) / len(passed) if self.partial else float(all(passed))
+        passed = itertools.chain(self._called(tests, code), self._printed(tests, code))
+        if self.partial:
+            return sum(passed) / (len(tests.calls) + len(tests.programs))
+        return float(all(passed))  # programs after the first that fails are not run
 
     def _tests(self, example: Example) -> UnitTests:
         try:
@@ -69,22 +79,29 @@ class PassesTests:
     def _limits(self) -> Limits:
         return Limits(self.seconds, self.memory * 1024**2, self.output)
 
-    def _called(self, tests: UnitTests, code: str) -> list[bool]:
-        if not tests.calls:
-            return []
-        sources = tuple(call.source for call in tests.calls)
-        outcome = run_code(self.sandbox, self._limits, code, tests.setup, sources)
-        lines = [] if outcome.output is None else outcome.output.decode("utf-8", "replace").splitlines()
-        results = dict(line.split(" ", maxsplit=1) for line in lines if " " in line)
-        return [call.holds(results.get(str(number), "")) for number, call in enumerate(tests.calls)]
+    def _called(self, tests: UnitTests, code: str) -> Iterator[bool]:
+        if tests.calls:
+            outcome = run_code(self.sandbox, self._limits, code, _calls(tests))
+            lines = [] if outcome.output is None else outcome.output.decode("utf-8", "replace").splitlines()
+            results = dict(line.split(" ", maxsplit=1) for line in lines if " " in line)
+            yield from (call.holds(results.get(str(number), "")) for number, call in enumerate(tests.calls))
 
-    def _printed(self, tests: UnitTests, code: str) -> list[bool]:
-        passed = []
+    def _printed(self, tests: UnitTests, code: str) -> Iterator[bool]:
         for program in tests.programs:
             outcome = run_code(self.sandbox, self._limits, code, stdin=program.stdin)
             text = None if outcome.output is None else outcome.output.decode("utf-8", "replace")
-            passed.append(text is not None and outcome.status == 0 and program.holds(text))
-        return passed
+            yield text is not None and outcome.status == 0 and program.holds(text)
+
+
+def _calls(tests: UnitTests) -> Calls:
+    return Calls(tuple(call.source for call in tests.calls), tests.imports, tests.setup)
+
+
+@functools.lru_cache(maxsize=1024)
+def _require_imports(imports: str, sandbox: Kind, limits: Limits) -> None:
+    """Refuses imports that fail in the sandbox. Many examples have the same ones, or none."""
+    if imports:
+        run_code(sandbox, limits, "", Calls(("None",), imports))
 
 
 def written_code(response: str) -> str:

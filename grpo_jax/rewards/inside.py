@@ -1,7 +1,7 @@
 """The program that runs in the sandbox: it sets limits, runs the code of a response, and says what calls returned.
 
-Run as text, without the package: argv is limits, code, and the setup and the calls as JSON. It never gets what the
-calls should return: that is compared outside, so code that changes this program, its results or `==` gains nothing.
+Run as text, without the package: argv is limits, code, and what the tests need and call, as JSON. It never gets what
+the calls should return: that is compared outside, so code that changes this program, its results or `==` gains nothing.
 """
 
 import json
@@ -10,7 +10,8 @@ import resource
 import sys
 from typing import Any
 
-READY = b"ready\n"  # begins the output; the time of the code runs from here
+READY = b"ready\n"  # begins the output, before any of the code has run; its time begins here
+BROKEN = b"error\n"  # begins it where the imports of the tests fail, before what they say
 MOST_FILES = 32
 LARGEST_FILE = 16 * 1024**2  # bytes
 DEEPEST = 50  # levels of lists in lists
@@ -49,11 +50,21 @@ def written(value: Any, depth: int = 0) -> str:
     return "{" + ", ".join(parts) + "}" if parts else "set()"
 
 
-def answer_calls(code: str, setup: str, calls: list[str]) -> None:
+def imported(imports: str) -> dict[str, Any]:
+    """The names that the tests import; where that fails, the program ends and says so."""
+    names: dict[str, Any] = {"__name__": "response"}
+    try:
+        exec(compile(imports, "imports", "exec"), names)
+    except BaseException as error:
+        os.write(1, BROKEN + f"{type(error).__name__}: {error}".encode())
+        sys.exit(1)
+    return names
+
+
+def answer_calls(code: str, setup: str, calls: list[str], names: dict[str, Any]) -> None:
     """Writes a line for each call: its number, and what it returned; nothing after the number if it failed."""
     results, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)  # what the code prints is not asked for
-    names: dict[str, Any] = {"__name__": "response"}
     exec(compile(code, "response", "exec"), names)
     exec(compile(setup, "setup", "exec"), names)
     for number, call in enumerate(calls):
@@ -66,12 +77,13 @@ def answer_calls(code: str, setup: str, calls: list[str]) -> None:
 
 def main() -> None:
     """Runs the code as a program of its own, or, where there are calls, as a module that they are made to."""
-    limits, code, setup, calls = json.loads(sys.argv[1]), sys.argv[2], *json.loads(sys.argv[3])
+    limits, code, tests = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
     sys.argv = ["response"]
     limit(**limits)
+    names = imported(tests["imports"])
     os.write(1, READY)
-    if calls:
-        answer_calls(code, setup, calls)
+    if tests["calls"]:
+        answer_calls(code, tests["setup"], tests["calls"], names)
     else:
         exec(compile(code, "response", "exec"), {"__name__": "__main__"})
 

@@ -39,6 +39,15 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Calls:
+    """Expressions that are evaluated after the code and `setup`; `imports` are run before the code."""
+
+    sources: tuple[str, ...] = ()
+    imports: str = ""
+    setup: str = ""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a piece of code ended: what it wrote, None if that was too much or took too long, and its exit status."""
 
@@ -46,15 +55,20 @@ class Outcome:
     status: int | None
 
 
-def run_code(
-    kind: Kind, limits: Limits, code: str, setup: str = "", calls: tuple[str, ...] = (), stdin: str = ""
-) -> Outcome:
-    """Runs the code as a program, or what it returns to `calls`. A sandbox that does not start is an OSError."""
+def run_code(kind: Kind, limits: Limits, code: str, calls: Calls | None = None, stdin: str = "") -> Outcome:
+    """Runs the code as a program, or as a module that `calls` are made to.
+
+    A sandbox that does not start is an OSError, and imports that fail in it are a ValueError.
+    """
     most = {"memory": limits.memory, "seconds": int(limits.seconds) + 1}
-    job = [json.dumps(most), code, json.dumps([setup, list(calls)])]
+    job = [json.dumps(most), code, written_calls(Calls() if calls is None else calls)]
     with _started(kind, job) as process:
         threading.Thread(target=_feed, args=(process, stdin.encode()), daemon=True).start()
-        if _read(process, len(inside.READY), STARTUP, exactly=True) != inside.READY:
+        begun = _read(process, len(inside.READY), STARTUP, exactly=True)
+        if begun == inside.BROKEN:
+            said = _read(process, 1000, 1.0)
+            raise ValueError(f"the imports fail in the sandbox: {(said if said else b'').decode(errors='replace')}")
+        if begun != inside.READY:
             raise OSError("The sandbox did not start.")
         end = time.monotonic() + limits.seconds
         output = _read(process, limits.output + 1, limits.seconds)
@@ -64,6 +78,11 @@ def run_code(
             return Outcome(output, process.wait(max(end - time.monotonic(), 0.0)))
         except subprocess.TimeoutExpired:
             return Outcome(None, None)
+
+
+def written_calls(calls: Calls) -> str:
+    """The calls as the program in the sandbox reads them, in ASCII."""
+    return json.dumps({"imports": calls.imports, "setup": calls.setup, "calls": list(calls.sources)})
 
 
 @contextmanager

@@ -47,8 +47,9 @@ class Program:
 
 @dataclass(frozen=True)
 class UnitTests:
-    """The tests of one example. Those that are calls come after `setup`, such as imports."""
+    """The tests of one example. `imports` are run before the code, and the other statements, `setup`, after it."""
 
+    imports: str
     setup: str
     calls: tuple[Call, ...]
     programs: tuple[Program, ...]
@@ -64,11 +65,13 @@ def read_tests(value: Any, entry_point: object = None) -> UnitTests:
         raise ValueError(f"expected Python text or a list of tests; got {str(value)[:80]!r}")
     statements = [statement for item in items if isinstance(item, str) for statement in _statements(item, entry_point)]
     calls = tuple(_call(each.test) for each in statements if isinstance(each, ast.Assert))
-    setup = [ast.unparse(each) for each in statements if not isinstance(each, ast.Assert)]
+    others = [each for each in statements if not isinstance(each, ast.Assert)]
+    imports = [ast.unparse(each) for each in others if isinstance(each, ast.Import | ast.ImportFrom)]
+    setup = [ast.unparse(each) for each in others if not isinstance(each, ast.Import | ast.ImportFrom)]
     programs = tuple(_program(item) for item in items if not isinstance(item, str))
     if not calls and not programs:
         raise ValueError(f"there is no test in {str(value)[:80]!r}; tests have the form {FORMS}")
-    return UnitTests("\n".join(setup), calls, programs)
+    return UnitTests("\n".join(imports), "\n".join(setup), calls, programs)
 
 
 def _program(item: Any) -> Program:

@@ -89,6 +89,8 @@ def test_limits_out_of_range_are_refused():
     for wrong in ({"seconds": 0.0}, {"memory": 1}, {"output": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
             PassesTests(**wrong)
+    with pytest.raises((TypeError, ValueError), match="sandbox"):
+        PassesTests(sandbox="none")
 
 
 # The filter of system calls, run by an interpreter of its own

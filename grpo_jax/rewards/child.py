@@ -65,12 +65,18 @@ def _exchange(process: subprocess.Popen[bytes], question: Any, seconds: float) -
 
 def _line(process: subprocess.Popen[bytes], seconds: float) -> Any:
     """The next line that the process writes; None if it writes none in time, or ends."""
-    stdout = cast(IO[bytes], process.stdout)
+    stdout = cast(IO[bytes], process.stdout).fileno()
     end, read = time.monotonic() + seconds, b""
     while not read.endswith(b"\n"):
-        ready, _, _ = select.select([stdout], [], [], max(end - time.monotonic(), 0))
-        piece = os.read(stdout.fileno(), 65536) if ready else b""
+        piece = os.read(stdout, 65536) if readable(stdout, end - time.monotonic()) else b""
         if not piece:
             return None
         read += piece
     return json.loads(read)
+
+
+def readable(file: int, seconds: float) -> bool:
+    """Whether a pipe has something to read, or has ended, within some time."""
+    poll = select.poll()  # select.select refuses numbers from 1024, which a process with many files has
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(max(seconds, 0.0) * 1000))

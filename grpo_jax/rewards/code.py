@@ -9,6 +9,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 from grpo_jax.ranges import check_range
 from grpo_jax.rewards.example import Example
@@ -37,6 +38,8 @@ class PassesTests:
     output: int = 65536  # bytes
 
     def __post_init__(self) -> None:
+        if self.sandbox not in get_args(Kind):
+            raise ValueError(f"sandbox must be {' or '.join(get_args(Kind))}; got {self.sandbox!r}.")
         check_range("seconds", self.seconds, above=0, most=3600)
         check_range("memory", self.memory, least=64, most=2**20)
         check_range("output", self.output, least=1, most=2**30)

@@ -6,7 +6,6 @@ network, no environment. It is one process (see `seccomp.py`), and ends when its
 
 import json
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO, Literal, cast
 
 from grpo_jax.rewards import inside, seccomp
+from grpo_jax.rewards.child import readable
 
 Kind = Literal["bubblewrap", "unsafe"]
 STARTUP = 60.0  # seconds until the program in the sandbox says that it is ready
@@ -89,8 +89,12 @@ def written_calls(calls: Calls) -> str:
 def _started(kind: Kind, job: list[str]) -> Generator[subprocess.Popen[bytes]]:
     """The process, which is ended in any case, with all that belongs to it."""
     interpreter = [os.path.realpath(sys.executable), "-I", "-S", "-c", Path(inside.__file__).read_text("utf-8"), *job]
-    with tempfile.TemporaryDirectory(prefix="grpo-jax-") as folder, _filter_file() as filter_file:
-        command = [*bubblewrap(filter_file), *interpreter] if kind == "bubblewrap" else interpreter
+    with tempfile.TemporaryDirectory(prefix="grpo-jax-") as folder, tempfile.TemporaryFile() as filter_file:
+        command, files = interpreter, []
+        if kind != "unsafe":
+            filter_file.write(seccomp.filter_program())
+            filter_file.seek(0)
+            command, files = [*bubblewrap(filter_file.fileno()), *interpreter], [filter_file.fileno()]
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -98,7 +102,7 @@ def _started(kind: Kind, job: list[str]) -> Generator[subprocess.Popen[bytes]]:
             stderr=subprocess.DEVNULL,
             env={},
             cwd=folder,
-            pass_fds=[filter_file] if kind == "bubblewrap" else [],
+            pass_fds=files,
             start_new_session=True,
         )
         try:
@@ -110,16 +114,6 @@ def _started(kind: Kind, job: list[str]) -> Generator[subprocess.Popen[bytes]]:
                 pass
             process.wait()
             cast(IO[bytes], process.stdout).close()
-
-
-@contextmanager
-def _filter_file() -> Generator[int]:
-    """A file descriptor from which bwrap reads the filter of system calls."""
-    with tempfile.TemporaryFile() as file:
-        if sys.platform == "linux":
-            file.write(seccomp.filter_program())
-            file.seek(0)
-        yield file.fileno()
 
 
 def bubblewrap(filter_file: int) -> list[str]:
@@ -152,8 +146,7 @@ def _read(process: subprocess.Popen[bytes], most: int, seconds: float, exactly: 
     """What the process writes, up to `most` bytes or its end; None if neither comes in time."""
     stdout, end, read = cast(IO[bytes], process.stdout).fileno(), time.monotonic() + seconds, b""
     while len(read) < most:
-        ready, _, _ = select.select([stdout], [], [], max(end - time.monotonic(), 0.0))
-        if not ready:
+        if not readable(stdout, end - time.monotonic()):
             return None
         piece = os.read(stdout, min(most - len(read), 65536) if exactly else 65536)
         if not piece:

@@ -322,7 +322,7 @@ def test_a_value_that_a_config_leaves_out_is_its_owners_default(config_file):
             "optimizer:\n  learning_rte: 1",
             "2:3: optimizer.learning_rte: unknown key, did you mean optimizer.learning_rate?",
         ),
-        ("mesh:\n  zzz: 1", "2:3: mesh.zzz: unknown key; there are data, fsdp, tensor"),
+        ("mesh:\n  zzz: 1", "2:3: mesh.zzz: unknown key; there are data, expert, fsdp, tensor"),
         (
             "rollout:\n  ends: [2]",
             "2:3: rollout.ends: unknown key; there are at_once, int8_cache, max_tokens, min_p,"

@@ -191,5 +191,7 @@ def microbatch_shapes(case: Case, how: Cut) -> tuple[Batch, jax.ShapeDtypeStruct
         term_weights_PGT=(numbers_PGT,) * len(objective.terms),
     )
     batch = replace(batch, **dict.fromkeys(case.algorithm.compared_with(case.state), numbers_PGT))
+    if case.algorithm.load_balancing:
+        batch = replace(batch, balance=cast(Array, jax.ShapeDtypeStruct((), jnp.float32)))
     batch, slots = fitted((batch, rollouts.tokens_PGT), PROMPTS, case.mesh)
     return replace(batch, coefficients=jax.eval_shape(partial(first_coefficients, objective))), slots

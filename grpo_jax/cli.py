@@ -159,6 +159,16 @@ def add_objectives(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
 
 
+def add_rewards(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax rewards`."""
+    parser.add_argument("name", nargs="?", help="a reward, shown with all that is written about it; default: all")
+
+
+def add_tasks(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax tasks`."""
+    parser.add_argument("name", nargs="?", help="a task, shown with all that is written about it; default: all")
+
+
 def add_generate(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax generate`."""
     top_k, top_p = setting(SAMPLER, "top_k"), setting(SAMPLER, "top_p")
@@ -248,6 +258,8 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "config": ("show a config with every default filled in", add_config),
     "plan": ("show what a config needs on a TPU slice or another device, without one", add_plan),
     "objectives": ("list the objectives that can be trained with", add_objectives),
+    "rewards": ("list the rewards, with their settings", add_rewards),
+    "tasks": ("list the tasks, with their settings", add_tasks),
     "generate": ("answer a prompt, or talk", add_generate),
     "export": ("write a run as a model that others load", add_export),
     "bench": ("measure this machine", add_bench),

@@ -1,7 +1,8 @@
 """Rewards: plain Python functions of an example and a response, mixes of them, and scoring with them."""
 
-from grpo_jax.rewards.answers import exact, last_number
+from grpo_jax.rewards.answers import boxed_number, exact, last_number
 from grpo_jax.rewards.batch import Batch
+from grpo_jax.rewards.code import PassesTests
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.expressions import reaches_target
 from grpo_jax.rewards.format import Matches, follows_template
@@ -11,21 +12,31 @@ from grpo_jax.rewards.mixing import Mix, Reward, as_mix
 from grpo_jax.rewards.needs import check_examples, needs
 from grpo_jax.rewards.signatures import may_log
 from grpo_jax.rewards.steps import Steps, place_steps
+from grpo_jax.rewards.structured import follows_schema, same_json
+from grpo_jax.rewards.symbolic import MathEqual
+from grpo_jax.rewards.text import LanguageConsistency, RepetitionPenalty, alike
 
 __all__ = [
     "Batch",
     "Example",
     "Guarded",
     "Judged",
+    "LanguageConsistency",
     "Matches",
+    "MathEqual",
     "Mix",
+    "PassesTests",
+    "RepetitionPenalty",
     "Reward",
     "Steps",
+    "alike",
     "arrange",
     "as_mix",
     "ask",
+    "boxed_number",
     "check_examples",
     "exact",
+    "follows_schema",
     "follows_template",
     "judge",
     "last_number",
@@ -33,5 +44,6 @@ __all__ = [
     "needs",
     "place_steps",
     "reaches_target",
+    "same_json",
     "score",
 ]

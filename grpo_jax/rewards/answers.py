@@ -1,25 +1,55 @@
 r"""Rewards for tasks whose answer is a number or a few words.
 
-Numbers are compared as exact fractions: 1,000 is 1000, 3.50 is 3.5 and \frac{1}{2} is 0.5. Signs of currency and
-percent carry no value: 50% is 50, not one half. Anything else is compared as text.
+Numbers are compared as exact fractions, as `numbers.py` reads them. What a response marks as its answer, in `\boxed{}`,
+after `####` or between `<answer>` and `</answer>`, is read whole or not at all: a list, a root or a product is not its
+last number. Without a mark the last number of the text counts, and that, too, is read with all that belongs to it.
 """
 
+import functools
 import re
+from dataclasses import dataclass
 from fractions import Fraction
 
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.needs import needs
+from grpo_jax.rewards.numbers import plain, read_number, read_quantity
 
 MAX_SCANNED = 20_000  # characters at the end of a response that are searched for an answer
-MAX_NUMBER = 100  # characters; a longer run of digits is not an answer, and is slow to compare
 
-# [0-9], because \d also matches the digits of other scripts.
-_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+"
-_SIGN = r"(?:(?<![0-9A-Za-z)\]}])[-+])?"  # neither the minus in 10-5 nor the dash of a list is a sign
-_NUMBER = re.compile(rf"({_SIGN})\$?({_DIGITS})(?:/([0-9]+))?(?:[eE]([-+]?[0-9]{{1,2}})(?![0-9]))?%?")
-_HASHES = re.compile(rf"####[ \t]*({_NUMBER.pattern})[ \t.]*$", re.MULTILINE)
-_FRAC = re.compile(r"\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}")
-_BOX = "\\boxed{"
+_BOX = re.compile(r"\\f?boxed(?![A-Za-z])\s*")
+_BARE = re.compile(r"[-+$]*(?:\\[dtc]?frac|[0-9])[^\s$]*")
+_LISTED = re.compile(r"(?:\s|\$|\\[()\[\]]|[,;&]|and|or|\\text\{\s*(?:and|or)\s*\})*")  # between boxes of one list
+_HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
+_HEADING = re.compile(r"[\s*_]*(?:[0-9]+[.):]\s+\S|[A-Za-z])")  # of a section, where more lines follow
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_OPEN, _CLOSE = "<answer>", "</answer>"
+
+# In prose, a run of characters that may be one number: digits with what is written in and directly around them.
+_RUN = re.compile(
+    r"(?:\\(?:sqrt|log|ln|sin|cos|tan|exp|binom|overline|pm|mp|lfloor|lceil)(?![A-Za-z])\s?"  # of what follows
+    r"|\\[A-Za-z]+"
+    r"|\{[^{}\n]{0,60}\}"
+    r"|[\dA-Za-z.,/'\u2019%^_{}$\u20ac\u00a3\u00a5\u20b9\u00b0]"
+    r"|(?<=[0-9])\u202f(?=[0-9])"
+    r"|(?<=[0-9}])\s?/\s?(?=[0-9\\])"
+    r"|(?<=[0-9])\ (?=[0-9]{1,2}/[0-9])"  # mixed numbers
+    r"|(?<=[0-9])\s?(?=\\[dtc]?frac)"
+    r"|(?<=[0-9}%])\s?(?=\\(?:text|mathrm|mbox))"  # units
+    r"|(?<=[0-9])\s?(?:\\times|\\cdot|[\u00d7\u00b7\u22c5x*])\s?(?=10\^)"
+    r"|(?<=[0-9][eE])[-+](?=[0-9])|(?<=\^)[-+](?=[0-9])"
+    r"|(?<=[0-9]):(?=[0-9]))+"  # ratios and times of day
+)
+_RELATION = re.compile(
+    r"\\(?:approx|sim|simeq|implies|to|[rR]ightarrow|therefore|because|equiv|leq?|geq?|lt|gt|neq?|in|quad|qquad)(?![A-Za-z])"
+)
+_BEFORE = re.compile(r"^(?:[,'/_%}\u00b0]|\.{2,})+")
+_AFTER = re.compile(r"[.,'/_^{\\\u2019]+$")
+_WORD = re.compile(  # whose digits are no number: cm^2, H2O
+    r"\\?(?:(?:text|mathrm)\{[A-Za-z /]+\}|[A-Za-z]{2,}|[mshgl])\^\{?-?[1-9]\}?|[A-Za-z]+[0-9]+[A-Za-z][0-9A-Za-z]*"
+)
+_NAMED = re.compile(r"[A-Za-z_]+")  # directly before a digit, as in CO2
+_LARGE = re.compile(r"\s(?:hundred|thousand|million|billion|trillion)\b", re.IGNORECASE)
+_GROUP_BEFORE = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})* $")
 
 
 def _has_answer(example: Example) -> None:
@@ -31,13 +61,20 @@ def _has_answer(example: Example) -> None:
 
 
 def _gold_number(example: Example) -> Fraction:
-    number = read_number(example.answer)
+    number = _read_gold(example.answer)
     if number is None:
         raise ValueError(
-            f"last_number needs answers that are numbers, and that of {example.label} is {example.answer[:80]!r}."
-            " Use exact for answers in words."
+            f"the answer must be a number, and that of {example.label} is {example.answer[:80]!r}."
+            " Use exact for answers in words, or MathEqual for formulas."
         )
     return number
+
+
+@functools.lru_cache(maxsize=4096)  # of each step, which compares every gold with a group of responses
+def _read_gold(answer: str) -> Fraction | None:
+    """The number of an answer, or the one that it marks: some data sets have whole solutions."""
+    mark = final_mark(answer)
+    return read_quantity(answer if mark is None else mark.text)
 
 
 @needs(_has_answer)
@@ -54,57 +91,130 @@ def exact(example: Example, response: str) -> float:
 def last_number(example: Example, response: str) -> float:
     r"""1 if the final number of the response is the answer.
 
-    It is the last `#### 12` at the end of a line or the last `\boxed{12}`, whichever comes later; without either, it is
-    the last number of the response. The text around the number does not matter, so `12 apples` counts as 12.
+    It is what the last `\boxed{12}`, `#### 12` or `<answer>12</answer>` holds, whichever comes last; without any, it is
+    the last number of the response. The unit does not matter, so `12 apples` counts as 12.
     """
-    return float(_final_number(_plain(response[-MAX_SCANNED:])) == _gold_number(example))
+    return float(final_number(response) == _gold_number(example))
 
 
-def read_number(text: str) -> Fraction | None:
-    """The number that a text consists of, or None if it is anything else."""
-    text = text.strip()
-    if len(text) > MAX_NUMBER:
+@needs(_gold_number)
+def boxed_number(example: Example, response: str) -> float:
+    r"""1 if the last `\boxed{}` of the response holds the answer, as in MATH; a response without one earns 0."""
+    mark = _boxed(response[-MAX_SCANNED:])
+    return float(mark is not None and read_quantity(mark.text) == _gold_number(example))
+
+
+def final_number(response: str) -> Fraction | None:
+    """The number that a response ends with or marks as its answer; None if what is there is no single number."""
+    text = response[-MAX_SCANNED:]
+    mark = final_mark(text)
+    return _last_number_of(text) if mark is None else read_quantity(mark.text)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a response marks as its answer, and where that begins; empty if the mark is never closed."""
+
+    start: int
+    text: str
+
+
+def final_mark(text: str) -> Mark | None:
+    r"""The last of `\boxed{}`, `<answer>` and a line with `####`; None if there is none."""
+    marks = [mark for mark in (_boxed(text), _tagged(text), _hashed(text)) if mark is not None]
+    return max(marks, key=lambda mark: mark.start, default=None)
+
+
+def _boxed(text: str) -> Mark | None:
+    """The last box; a list of boxes that hold different things is one answer."""
+    boxes = list(_BOX.finditer(text))
+    while boxes:
+        last = boxes.pop()
+        inside = _inside(text, last)
+        if inside is not None:
+            before = _inside(text, boxes[-1]) if boxes else None
+            if before is not None and before[0] != inside[0] and _LISTED.fullmatch(text, before[1], last.start()):
+                return Mark(last.start(), f"{before[0]}, {inside[0]}")
+            return Mark(last.start(), inside[0])
+    return None
+
+
+def _inside(text: str, box: re.Match[str]) -> tuple[str, int] | None:
+    r"""What a box holds, and where it ends: nothing if it is never closed. None where `\boxed{}` is only mentioned."""
+    if not text.startswith("{", box.end()):
+        bare = _BARE.match(text, box.end())
+        return (bare[0], bare.end()) if bare else None
+    start = box.end() + 1
+    end = _closing(text, start)
+    if end is None:
+        return "", len(text)
+    return (text[start:end], end + 1) if text[start:end].strip() else None
+
+
+def _tagged(text: str) -> Mark | None:
+    start = text.rfind(_OPEN)
+    inner, close, _ = text[start + len(_OPEN) :].partition(_CLOSE)
+    return None if start < 0 else Mark(start, inner if close else "")
+
+
+def _hashed(text: str) -> Mark | None:
+    """The last line with `####`, unless that is the heading of a section."""
+    if "####" not in text:
         return None
-    match = _NUMBER.fullmatch(_without_stop(_plain(text)).strip("$ "))
-    return _value(match) if match else None
+    for found in reversed(list(_HASHES.finditer(text))):
+        line = found[1].rpartition("####")[2].partition(_CLOSE)[0]
+        heading = not line.strip() or (_HEADING.match(line) and text[found.end() :].strip())
+        if not heading or read_quantity(line) is not None:
+            return Mark(found.start(), line)
+    return None
 
 
-def _final_number(text: str) -> Fraction | None:
-    hashes = list(_HASHES.finditer(text))
-    box = text.rfind(_BOX)
-    if hashes and hashes[-1].start() > box:
-        return read_number(hashes[-1].group(1))
-    return _last_number_of(text if box < 0 else _braced(text, box + len(_BOX)))
+def _closing(text: str, start: int) -> int | None:
+    """Where the brace is that closes the one just before `start`; None if there is none."""
+    depth = 1
+    for brace in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return brace.start()
+    return None
 
 
 def _last_number_of(text: str) -> Fraction | None:
-    matches = list(_NUMBER.finditer(text))
-    return _value(matches[-1]) if matches and len(matches[-1].group()) <= MAX_NUMBER else None
+    for line in reversed(text.splitlines()):
+        if any(map(str.isdecimal, line)):
+            line = _RELATION.sub("=", plain(line))
+            for run in reversed(list(_RUN.finditer(line))):
+                if any(map(str.isdecimal, run[0])) and not _WORD.fullmatch(run[0].rstrip("$.,")):
+                    return _read_run(line, run)
+    return None
 
 
-def _braced(text: str, start: int) -> str:
-    """The text from `start` to the closing brace of the one just before it; empty if that brace is never closed."""
-    depth = 1
-    for brace in re.finditer(r"[{}]", text[start:]):
-        depth += 1 if brace.group() == "{" else -1
-        if depth == 0:
-            return text[start : start + brace.start()]
-    return ""
+def _read_run(line: str, run: re.Match[str]) -> Fraction | None:
+    """The number that a run of characters is, with its sign, and with `million` after it; None if it is none."""
+    begin = _BEFORE.match(run[0])
+    start = run.start() + (begin.end() if begin else 0)
+    text = _balanced(_AFTER.sub("", line[start : run.end()]).rstrip("$"))
+    named = _NAMED.match(text)
+    text = text[named.end() :] if named else text
+    if re.fullmatch(r"[0-9]{3}", text) and _GROUP_BEFORE.search(line[max(start - 40, 0) : start]):
+        return None  # 12 000: one number, or two
+    large = _LARGE.match(line, run.end())
+    number = read_quantity(text + (large[0] if large else ""))
+    return -number if number is not None and _is_negative(line, start) else number
 
 
-def _value(match: re.Match[str]) -> Fraction | None:
-    sign, digits, denominator, exponent = match.groups()
-    if denominator is not None and int(denominator) == 0:
-        return None
-    value = Fraction(digits.replace(",", "")) / int(denominator or 1) * Fraction(10) ** int(exponent or 0)
-    return -value if sign.startswith("-") else value
+def _is_negative(line: str, start: int) -> bool:
+    """Whether a minus stands before a run; neither the minus in 10-5 nor the dash of a list is a sign."""
+    return line[start - 1 : start] == "-" and not re.match(r"[0-9A-Za-z)\]}]", line[max(start - 2, 0) : start - 1])
 
 
-def _plain(text: str) -> str:
-    """The text with numbers in LaTeX or typographic notation rewritten in plain characters."""
-    for fancy, plain in (("\u2212", "-"), ("{,}", ","), ("\\!", ""), ("\\$", "$"), ("\\%", "%")):
-        text = text.replace(fancy, plain)
-    return _FRAC.sub(r"\1/\2", text)
+def _balanced(text: str) -> str:
+    """The text without braces at its ends that belong to what is around it."""
+    while text.count("}") > text.count("{") and text.endswith("}"):
+        text = text[:-1]
+    while text.count("{") > text.count("}") and text.startswith("{"):
+        text = text[1:]
+    return text
 
 
 def _without_stop(text: str) -> str:

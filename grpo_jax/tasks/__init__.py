@@ -2,9 +2,23 @@
 
 from grpo_jax.rewards.example import Example
 from grpo_jax.tasks.arithmetic import arithmetic
+from grpo_jax.tasks.boxed_math import boxed_math
 from grpo_jax.tasks.countdown import countdown
 from grpo_jax.tasks.gsm8k import gsm8k
+from grpo_jax.tasks.json_format import json_format
 from grpo_jax.tasks.jsonl import jsonl
+from grpo_jax.tasks.letters import letter_counting, reverse_text
 from grpo_jax.tasks.task import Task
 
-__all__ = ["Example", "Task", "arithmetic", "countdown", "gsm8k", "jsonl"]
+__all__ = [
+    "Example",
+    "Task",
+    "arithmetic",
+    "boxed_math",
+    "countdown",
+    "gsm8k",
+    "json_format",
+    "jsonl",
+    "letter_counting",
+    "reverse_text",
+]

@@ -64,10 +64,12 @@ def subsets(path: str) -> list[str]:
     return list(installed("datasets", "datasets").get_dataset_config_names(path))
 
 
-def by_builder(path: str) -> Mapping[str, Rows]:
-    """The splits of a builder of tensorflow-datasets, by its name or the folder that it has prepared."""
+def by_builder(path: str, origin: str | None = None) -> Mapping[str, Rows]:
+    """The splits of a builder of tensorflow-datasets, by its name or the folder that it has prepared. `origin` is where
+    it downloads from, for a builder that does not list that.
+    """
     tfds = installed("tensorflow_datasets", "tensorflow-datasets")
-    builder = tfds.builder_from_directory(path) if Path(path).is_dir() else prepared(path)
+    builder = tfds.builder_from_directory(path) if Path(path).is_dir() else _prepared(path, origin)
     try:
         return {str(split): builder.as_data_source(split=split) for split in builder.info.splits}
     except NotImplementedError as error:
@@ -77,7 +79,7 @@ def by_builder(path: str) -> Mapping[str, Rows]:
         ) from error
 
 
-def prepared(name: str) -> Any:
+def _prepared(name: str, origin: str | None) -> Any:
     """A builder by its name, which downloads and prepares its data if it has not yet."""
     tfds = installed("tensorflow_datasets", "tensorflow-datasets")
     _import_builder(name)
@@ -89,7 +91,8 @@ def prepared(name: str) -> Any:
             f"tensorflow-datasets has no builder {name!r}, and there is no folder of this name."
         ) from error
     if not builder.is_prepared():
-        for url in list(builder.url_infos)[:1]:
+        listed = [] if builder.url_infos is None else list(builder.url_infos)
+        for url in [*listed, *([] if origin is None else [origin])][:1]:
             if not network.reachable(url):
                 raise unavailable(name, f"{_host(url)} is out of reach.")
         _prepare(builder)

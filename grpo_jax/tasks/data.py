@@ -124,8 +124,8 @@ def _check_overlap(rows: Sequence[Row], tests: Sequence[Row], columns: Columns, 
         return
     first = trained[question_of(both[0], columns)]
     text = (
-        f"{len(both)} of {len(tests)} held-out questions are also trained on: {places([row.place for row in both])};"
-        f" the first of them is {first}."
+        f"{len(both)} of {len(tests)} held-out questions are also trained on: {places([row.place for row in both])}."
+        f" The first stands at {first}, too."
     )
     if overlap == "refuse":
         raise ValueError(f"{text} Take them out of one of the two, or set task.overlap: count.")

@@ -49,8 +49,9 @@ def _records(path: Path, separator: str) -> Iterator[tuple[str, list[str]]]:
 
 def _check_names(names: list[str], place: str, separator: str) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
-    if any(not name.strip() for name in names):
-        raise ValueError(f"{place}: column {names.index('') + 1 if '' in names else names} of the header has no name.")
+    blank = [number for number, name in enumerate(names, start=1) if not name.strip()]
+    if blank:
+        raise ValueError(f"{place}: column {blank[0]} of the header has no name. Write one.")
     if twice is not None:
         raise ValueError(f"{place}: the header names the column {twice!r} twice. Rename one of them.")
     other = next((other for other in ";\t,|" if other != separator and other in names[0]), None)

@@ -28,7 +28,9 @@ def require_file(path: Path) -> None:
     if path.is_dir():
         raise FileNotFoundError(f"{path} is a folder, not a file.{_contents(path)}")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file. Relative paths start from {Path.cwd()}.{_similar(path)}")
+        raise FileNotFoundError(
+            f"{path} is not a file. Relative paths start from {Path.cwd()}, or from the config's folder.{_similar(path)}"
+        )
 
 
 def _contents(path: Path) -> str:

@@ -56,7 +56,9 @@ def _unknown(path: str, file: Path) -> Exception:
         )
     hub = REPOSITORY.fullmatch(path) and path.count("/") == 1
     way_out = " If it is a data set on the Hugging Face hub, set task.format: datasets." if hub else ""
-    return FileNotFoundError(f"{path} is not a file. Relative paths start from {Path.cwd()}.{way_out}")
+    return FileNotFoundError(
+        f"{path} is not a file. Relative paths start from {Path.cwd()}, or from the config's folder.{way_out}"
+    )
 
 
 def read_file(path: Path, format: str, columns: Collection[str] = ()) -> Iterator[Row]:

@@ -56,7 +56,9 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     try:
         if hasattr(arguments, "config"):  # before the command is imported, so that a mistake is shown at once
-            arguments.config = read(find_config(arguments.config), arguments.overrides)
+            path = find_config(arguments.config)
+            sys.path.append(str(path.parent.absolute()))  # and a module beside the config
+            arguments.config = read(path, arguments.overrides)
         silence_tpu_library()
         return importlib.import_module(f"grpo_jax.commands.{arguments.command}").run(arguments)
     except SystemExit as error:

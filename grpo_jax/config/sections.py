@@ -5,9 +5,11 @@ So a setting is defined once, by its owner, and the table here only names the ow
 
 import functools
 import inspect
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from grpo_jax.config.loading import failed, is_ours, load
@@ -79,6 +81,8 @@ PARTS = {
     "value": Section("grpo_jax.objectives.terms", takes=("tokens",)),
 }
 OBJECTIVE = "grpo_jax.objectives:Objective"
+# Parameters that name a file, which may stand beside the config; `held_out` may be the name of a split instead.
+FILES = {"path": os.path.exists, "held_out": os.path.isfile}
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class Call:
 
     def build(self, **supplied: Any) -> Any:
         """The result of the call. An error of the owner is reported with the location of the key that it names."""
-        owner, arguments, choices = self.owner(), _built(self.arguments), _built(self.choices)
+        owner, arguments, choices = self.owner(), _built(self.found(self.arguments)), _built(self.choices)
         try:
             built = owner(**arguments, **supplied)
             return replace(built, **choices) if choices else built
@@ -126,6 +130,16 @@ class Call:
             if is_ours(self.target):
                 raise
             raise ConfigError(self.blame(failed(error))) from error
+
+    def found(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments, in which a file that is not in the current folder is the one beside the config."""
+        given = dict(arguments)
+        for name, is_there in FILES.items():
+            text = given.get(name)
+            if isinstance(text, str) and text and not os.path.exists(os.path.expanduser(text)):
+                beside = Path(self.sources.get(name, "").rpartition(":")[0]).parent / text
+                given[name] = str(beside) if is_there(beside) else text
+        return given
 
     def blame(self, message: str) -> str:
         """A message after the location of the key that it names or quotes, or else after that of the section."""
@@ -189,7 +203,7 @@ class RewardPart:
         known = parameters(self.call.target)
         given = {name: value for name, value in self.call.arguments.items() if value != known[name].default}
         try:
-            return functools.partial(reward, **_built(given)) if given else reward
+            return functools.partial(reward, **_built(self.call.found(given))) if given else reward
         except ValueError as error:
             raise ConfigError(f"{self.call.location}: {error}") from error
 

@@ -140,7 +140,7 @@ class Tokenizer:
         if len(ids) > max_tokens:
             raise ValueError(
                 f"Prompt {name} has {len(ids)} tokens, and the limit is {max_tokens}. Raise the limit"
-                f" (train.max_prompt_tokens in a config), or shorten or filter out such prompts."
+                f" (train.max_prompt_tokens in a config), or set train.long_prompts: leave_out or cut."
             )
         return ids
 

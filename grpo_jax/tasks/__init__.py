@@ -4,6 +4,7 @@ from grpo_jax.rewards.example import Example
 from grpo_jax.tasks.arithmetic import arithmetic
 from grpo_jax.tasks.boxed_math import boxed_math
 from grpo_jax.tasks.countdown import countdown
+from grpo_jax.tasks.data import data
 from grpo_jax.tasks.gsm8k import gsm8k
 from grpo_jax.tasks.json_format import json_format
 from grpo_jax.tasks.jsonl import jsonl
@@ -16,6 +17,7 @@ __all__ = [
     "arithmetic",
     "boxed_math",
     "countdown",
+    "data",
     "gsm8k",
     "json_format",
     "jsonl",

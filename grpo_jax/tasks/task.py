@@ -5,12 +5,14 @@ All tasks ask in the same way: the user's message is the question, a space, and 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from grpo_jax.ranges import check_range
 from grpo_jax.rewards.example import Example, Message
 from grpo_jax.rewards.mixing import Mix
 
 MOST_GENERATED = 10_000_000  # examples of a task
+Overlap = Literal["refuse", "count"]  # of held-out questions and those that are trained on
 
 
 @dataclass(frozen=True)

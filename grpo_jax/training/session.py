@@ -22,6 +22,7 @@ from grpo_jax.rollout.engine import longest_response
 from grpo_jax.scoring import rehearse
 from grpo_jax.structs import Prompts, TrainState, bucket
 from grpo_jax.tasks import Task
+from grpo_jax.training.long_prompts import LongPrompts, fitted
 from grpo_jax.training.overview import copy_bytes
 
 UNKNOWN_LENGTH = 16  # tokens, in place of the longest response of an engine that does not say it
@@ -34,6 +35,7 @@ class Settings:
     steps: int
     prompts: int = 16  # for each step, each with rollout.responses responses
     max_prompt_tokens: int = 512
+    long_prompts: LongPrompts = "refuse"  # those with more tokens: refuse, leave_out, or cut at their beginning
     seed: int = 0
     evaluate_every: int = 10  # steps between greedy answers to held-out prompts; 0 never
     evaluate_prompts: int = 64
@@ -112,16 +114,24 @@ def assemble(
     check_experts(model.policy.shapes, mesh)
     engine = algorithm.engine
     check_split(algorithm, settings.prompts, engine.responses, mesh)
-    _check_sizes(algorithm, settings, len(task.train))
-    count = min(settings.evaluate_prompts, len(task.held_out)) if settings.evaluate_every else 0
-    for kind, examples in {"training": task.train, "held-out": task.held_out[:count]}.items():
+    train, held_out_examples = _fitted(task, model, settings)
+    _check_sizes(algorithm, settings, len(train))
+    for kind, examples in {"training": train, "held-out": held_out_examples}.items():
         _check_rewards(algorithm, model, kind, examples)
-    questions = Questions(task.train, model, settings.max_prompt_tokens)
+    questions = Questions(train, model, settings.max_prompt_tokens)
     engine.check(model.policy, jax.tree.map(lambda a: a[: settings.prompts], questions.prompts))
-    held_out = Questions(task.held_out[:count], model, settings.max_prompt_tokens) if count else None
+    held_out = Questions(held_out_examples, model, settings.max_prompt_tokens) if held_out_examples else None
     if held_out is not None:
         engine.check(model.policy, jax.tree.map(lambda a: a[:1], held_out.prompts))
     return Session(settings, model, mesh, algorithm, questions, held_out)
+
+
+def _fitted(task: Task, model: Model, settings: Settings) -> tuple[Sequence[Example], Sequence[Example]]:
+    """The examples to train on and those of each evaluation, once long prompts are dealt with."""
+    limit, choice = settings.max_prompt_tokens, settings.long_prompts
+    train = fitted(task.train, model, limit, choice, "training")
+    held_out = fitted(task.held_out, model, limit, choice, "held-out") if settings.evaluate_every else ()
+    return train, held_out[: settings.evaluate_prompts]
 
 
 def _check_sizes(algorithm: Algorithm, settings: Settings, examples: int) -> None:

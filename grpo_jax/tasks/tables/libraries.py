@@ -1,0 +1,170 @@
+"""Data sets that a library reads: `datasets` of Hugging Face, and `tensorflow-datasets` without TensorFlow.
+
+Without a local path they are downloaded once and then read from the cache. Whether there is a network is found out
+first, because the libraries would retry for half a minute.
+"""
+
+import importlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from grpo_jax import network
+
+Rows = Iterable[Mapping[str, Any]]
+REPOSITORY = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+LOCAL = " If this machine has a copy elsewhere, name its folder in task.path."
+
+
+def installed(module: str, package: str) -> Any:
+    """A library of data sets, imported."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"This data set is read by {package}, which is not installed: pip install {package}"
+        ) from error
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is one that `save_to_disk` of datasets has written."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def is_builder(folder: Path) -> bool:
+    """Whether a folder is one that a builder of tensorflow-datasets has prepared."""
+    return (folder / "features.json").is_file() and (folder / "dataset_info.json").is_file()
+
+
+def by_datasets(path: str, subset: str | None) -> Mapping[str, Rows]:
+    """The splits of a data set: a name on the hub, a folder with its files, or one that `save_to_disk` has written."""
+    folder = Path(path)
+    if folder.is_dir() and is_saved(folder):
+        return _saved(path)
+    if not folder.is_dir():
+        _check_hub(path)
+    datasets = installed("datasets", "datasets")
+    try:
+        return cast(Mapping[str, Rows], datasets.load_dataset(path, subset))
+    except ConnectionError as error:
+        raise unavailable(path, f"{_line(error)}.") from error
+    except FileNotFoundError as error:
+        if not folder.is_dir():
+            raise unavailable(path, f"{_line(error)}.") from error
+        raise FileNotFoundError(
+            f"There are no data files that datasets could read in {path}: {_line(error)}."
+        ) from error
+    except Exception as error:  # of a file that is damaged, of a subset that does not exist, and of many other kinds
+        raise ValueError(f"{path} cannot be read by datasets: {type(error).__name__}: {_line(error)}.") from error
+
+
+def subsets(path: str) -> list[str]:
+    """The names of the configurations of a data set on the hub or in a folder."""
+    return list(installed("datasets", "datasets").get_dataset_config_names(path))
+
+
+def by_builder(path: str, origin: str | None = None) -> Mapping[str, Rows]:
+    """The splits of a builder of tensorflow-datasets, by its name or the folder that it has prepared. `origin` is where
+    it downloads from, for a builder that does not list that.
+    """
+    tfds = installed("tensorflow_datasets", "tensorflow-datasets")
+    builder = tfds.builder_from_directory(path) if Path(path).is_dir() else _prepared(path, origin)
+    try:
+        return {str(split): builder.as_data_source(split=split) for split in builder.info.splits}
+    except NotImplementedError as error:
+        raise ValueError(
+            f"The copy of {builder.name} at {path} can only be read with TensorFlow. Prepare it again with"
+            f" tfds.builder({builder.name!r}, file_format='array_record').download_and_prepare()."
+        ) from error
+
+
+def _prepared(name: str, origin: str | None) -> Any:
+    """A builder by its name, which downloads and prepares its data if it has not yet."""
+    tfds = installed("tensorflow_datasets", "tensorflow-datasets")
+    _import_builder(name)
+    # ArrayRecord is the only format that can be read without TensorFlow.
+    try:
+        builder: Any = tfds.builder(name, file_format=tfds.core.FileFormat.ARRAY_RECORD)
+    except tfds.core.DatasetNotFoundError as error:
+        raise ValueError(
+            f"tensorflow-datasets has no builder {name!r}, and there is no folder of this name."
+        ) from error
+    if not builder.is_prepared():
+        listed = [] if builder.url_infos is None else list(builder.url_infos)
+        for url in [*listed, *([] if origin is None else [origin])][:1]:
+            if not network.reachable(url):
+                raise unavailable(name, f"{_host(url)} is out of reach.")
+        _prepare(builder)
+    return builder
+
+
+def _import_builder(name: str) -> None:
+    """Imports the module of a builder: some are known to tfds.builder only then."""
+    folder = Path(str(importlib.import_module("tensorflow_datasets").__file__)).parent
+    module = re.split(r"[:/]", name)[0]
+    for found in sorted(folder.glob(f"*/{module}/{module}.py")) if module.isidentifier() else ():
+        topic = found.parent.parent.name
+        if topic not in ("core", "testing", "scripts"):
+            importlib.import_module(f"tensorflow_datasets.{topic}.{module}")
+
+
+def _prepare(builder: Any) -> None:
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # builders run code of their own, and some need TensorFlow
+        raise ValueError(
+            f"tensorflow-datasets cannot prepare {builder.name} here: {type(error).__name__}: {_line(error)}. Prepare"
+            " it elsewhere with file_format='array_record', and name its folder in task.path."
+        ) from error
+
+
+def _saved(path: str) -> Mapping[str, Rows]:
+    datasets = installed("datasets", "datasets")
+    try:
+        found = datasets.load_from_disk(path)
+    except Exception as error:  # each kind of damage raises another class
+        raise ValueError(
+            f"{path} cannot be read: {type(error).__name__}: {_line(error)}. Write it again with save_to_disk."
+        ) from error
+    return found if isinstance(found, Mapping) else {"train": found}
+
+
+def _check_hub(name: str) -> None:
+    """Refuses a name that is none, and a hub that cannot be reached."""
+    if not REPOSITORY.fullmatch(name):
+        raise FileNotFoundError(
+            f"{name} is no folder, and no name of a data set on the Hugging Face hub, such as openai/gsm8k."
+        )
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        _check_cache(name, constants.HF_HUB_CACHE)
+    elif not network.reachable(constants.ENDPOINT):  # before datasets is imported, which takes seconds
+        way_out = " If datasets has it in its cache, set HF_HUB_OFFLINE=1."
+        raise unavailable(name, f"{constants.ENDPOINT} is out of reach.{way_out}")
+
+
+def _check_cache(name: str, hub_cache: str) -> None:
+    """Refuses a data set that is in no cache, where the network must not be used."""
+    datasets = installed("datasets", "datasets")
+    owner, _, rest = name.rpartition("/")
+    folders = [
+        Path(datasets.config.HF_DATASETS_CACHE) / (f"{owner}___{rest}" if owner else rest).lower(),
+        Path(hub_cache) / f"datasets--{name.replace('/', '--')}",
+    ]
+    if not any(folder.is_dir() for folder in folders):
+        raise unavailable(name, "HF_HUB_OFFLINE is set, and it is not in the cache of datasets.")
+
+
+def unavailable(name: str, reason: str) -> FileNotFoundError:
+    """The error that a data set cannot be downloaded, with the way out."""
+    return FileNotFoundError(f"The data set {name} cannot be downloaded: {reason}{LOCAL}")
+
+
+def _host(url: str) -> str:
+    return "/".join(url.split("/")[:3])
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300].rstrip(". ")

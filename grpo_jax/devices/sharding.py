@@ -41,18 +41,17 @@ def weight_shardings(tree: Any, mesh: Mesh) -> Any:
     """The sharding of every array in a tree of parameters or optimiser state, from the letters at the end of its name.
 
     Arrays stacked by layer have one axis more, which stays whole; so do vectors, and axes that do not divide evenly.
-    Where `tensor` does not divide the vocabulary, it divides the width, so that a checkpoint has no rows of padding.
     """
     return _by_letters(tree, mesh, RULES)
 
 
-def even_vocabulary(tree: Any, mesh: Mesh | AbstractMesh | None) -> Any:
+def even_vocabulary(tree: Any, mesh: Mesh | None) -> Any:
     """The tree with rows of zeros after each vocabulary that `tensor` does not divide, which is then divided evenly.
 
-    These rows are in copies of the weights that programs compute with, never in the weights themselves: `unembed` cuts
-    their logits off, so that they are not sampled, are in no sum, and have no gradient.
+    These rows are in the copy of the weights for sampling, never in the weights themselves, so that a checkpoint has
+    none. `unembed` cuts their logits off: they are not sampled, and are in no sum.
     """
-    shards = 1 if mesh is None or mesh.empty else mesh.shape.get("tensor", 1)
+    shards = 1 if mesh is None else mesh.shape.get("tensor", 1)
 
     def pad(path: tuple, a: Any) -> Any:
         extra = -a.shape[0] % shards if _letters(path).startswith("V") else 0
@@ -120,9 +119,6 @@ def _spec(path: tuple, shape: tuple[int, ...], mesh: Mesh, rules: dict[str, Mesh
     letters = _letters(path)
     if len(letters) < 2 or len(shape) < len(letters):
         return PartitionSpec()
-    sizes = dict(zip(letters, shape[len(shape) - len(letters) :], strict=True))
-    if "D" in rules and sizes.get("V", 0) % mesh.shape.get("tensor", 1):
-        rules = rules | {"V": None, "D": (*_names(rules["D"]), *_names(rules["V"]))}
     stacked: list[MeshAxes] = [None] * (len(shape) - len(letters))
     return _trimmed(stacked + [rules.get(letter) for letter in letters], shape, mesh)
 

@@ -21,7 +21,6 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
 from grpo_jax.devices.mesh import prompt_axes, prompt_shards
-from grpo_jax.devices.sharding import even_vocabulary
 from grpo_jax.distribution import EXCLUDED
 from grpo_jax.structs import Params, Policy, Rollouts
 
@@ -77,7 +76,7 @@ def balanced_logprobs(
     shards = _shards(P)
     count = -(-W // max(1, CHUNK_TOKENS * shards // (P * B)))
     hidden_nPBwD, rows_n = jax.tree.map(partial(_slices, count), (scoring_PBWD, rows))
-    unembed, weights = _head(policy, _with_even_vocabulary(params), hidden_nPBwD[0])
+    unembed, weights = _head(policy, params, hidden_nPBwD[0])
     first_PGV = None
     if rollouts.distribution.penalizes:
         V = jax.eval_shape(policy.unembed, params, last_PD).shape[-1]
@@ -94,13 +93,6 @@ def balanced_logprobs(
     scores = score(weights, hidden_nPBwD, rows_n, first_PGV)
     logprobs, entropy = (jnp.moveaxis(a_nPBw, 0, 2).reshape(P, B, -1)[:, :, :W] for a_nPBw in scores)
     return _in_responses(logprobs, rollouts, slots_PBW), _in_responses(entropy, rollouts, slots_PBW), balance
-
-
-def _with_even_vocabulary(params: Params) -> Params:
-    """The parameters, where `tensor` does not divide the vocabulary with rows of padding, so that it does."""
-    even = even_vocabulary(params, jax.sharding.get_abstract_mesh())
-    by_rows = PartitionSpec("tensor")  # the weights themselves are divided along D: each chunk's logits would be summed
-    return jax.tree.map(lambda a, b: b if b is a else jax.lax.with_sharding_constraint(b, by_rows), params, even)
 
 
 def _head(policy: Policy, params: Params, hidden: Array) -> tuple[Callable[..., Array], list[Array]]:

@@ -93,7 +93,7 @@ def test_no_circle_of_imports_between_folders():
         (HUGGING_FACE, ("tasks/", "models/")),
         ({"tensorflow_datasets"}, ("tasks/",)),
         ({"gguf"}, ("models/",)),
-        ({"yaml"}, ("config/",)),
+        ({"yaml"}, ("config/", "rewards/rubrics/")),
         ({"argparse"}, ("cli.py", "commands/")),
         (
             {"jax", "flax", "optax"},

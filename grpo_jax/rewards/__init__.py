@@ -6,6 +6,7 @@ from grpo_jax.rewards.expressions import reaches_target
 from grpo_jax.rewards.format import Matches, follows_template
 from grpo_jax.rewards.mixing import Mix, Reward, as_mix, judge, score
 from grpo_jax.rewards.needs import check_examples, needs
+from grpo_jax.rewards.rubrics import Rubric
 from grpo_jax.rewards.steps import Steps, place_steps
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Matches",
     "Mix",
     "Reward",
+    "Rubric",
     "Steps",
     "as_mix",
     "check_examples",

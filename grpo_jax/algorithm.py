@@ -28,6 +28,7 @@ class Algorithm:
     responses_at_once: int | None = None  # that each device learns from at once; null: as many as its memory holds
     reward_seconds: float | None = 600.0  # that scoring a step's responses may take; null: no limit
     teacher: tuple[Policy, Params] | None = None  # whose log-probs an objective with distillation follows
+    judge: tuple[Policy, Params] | None = None  # that a reward asks, and whose weights take memory, too
 
     def __post_init__(self) -> None:
         if self.objective.greedy_baseline and self.engine.greedy() is None:

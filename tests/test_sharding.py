@@ -10,7 +10,7 @@ import pytest
 from grpo_jax.commands.plan.case import find_policy
 from grpo_jax.commands.plan.topology import find_slice
 from grpo_jax.config import read
-from grpo_jax.devices.mesh import Layout, check_hosts, host_mesh, hosts_of
+from grpo_jax.devices.mesh import Layout, check_hosts, host_mesh, hosts_of, own_mesh
 from grpo_jax.devices.placing import prompts_of_host
 from grpo_jax.devices.sharding import devices_per_group
 from grpo_jax.training.overview import copy_bytes
@@ -69,6 +69,14 @@ def test_the_mesh_of_a_host_has_its_devices_in_order_and_the_tensor_size_of_the_
     assert {chip.process_index for chip in own} == {1}
     mesh = host_mesh(whole, own)
     assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 2} and list(mesh.devices.flat) == list(own)
+
+
+def test_what_a_host_has_for_itself_is_divided_over_all_of_its_devices():
+    whole = Layout(data=1, fsdp=8, tensor=2).mesh(chips_of())
+    mesh = own_mesh(whole, 1)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert {chip.process_index for chip in mesh.devices.flat} == {1}
+    assert own_mesh(mesh, 1) is mesh
 
 
 def test_each_slice_has_a_copy_of_the_weights():

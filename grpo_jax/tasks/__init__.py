@@ -3,8 +3,10 @@
 from grpo_jax.rewards.example import Example
 from grpo_jax.tasks.arithmetic import arithmetic
 from grpo_jax.tasks.countdown import countdown
+from grpo_jax.tasks.grounded import grounded
 from grpo_jax.tasks.gsm8k import gsm8k
 from grpo_jax.tasks.jsonl import jsonl
 from grpo_jax.tasks.task import Task
+from grpo_jax.tasks.travel import travel
 
-__all__ = ["Example", "Task", "arithmetic", "countdown", "gsm8k", "jsonl"]
+__all__ = ["Example", "Task", "arithmetic", "countdown", "grounded", "gsm8k", "jsonl", "travel"]

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from grpo_jax.rewards.rubrics.columns import filled, phrases
 from grpo_jax.rewards.rubrics.language import LANGUAGES, is_written_in
-from grpo_jax.rewards.rubrics.wording import SENTENCE, Wording, plain
+from grpo_jax.rewards.rubrics.wording import SENTENCE, Wording, plain, wording_of
 
 Phrases = str | tuple[str | tuple[str, ...], ...]  # an item is a phrase, or its spellings
 Test = Callable[[str], float]
@@ -57,7 +57,7 @@ class AnyOf:
         items = phrases(self.any_of, columns)
 
         def test(response: str) -> float:
-            count = mentioned(Wording(response[:LONGEST]), items)
+            count = mentioned(wording_of(response[:LONGEST]), items)
             too_many = self.at_most is not None and count > self.at_most
             return 0.0 if too_many else min(count / self.at_least, 1.0)
 
@@ -73,7 +73,7 @@ class AllOf:
     def bound(self, columns: Mapping[str, Any]) -> Test:
         """The test with the phrases of an example."""
         items = phrases(self.all_of, columns)
-        return lambda response: mentioned(Wording(response[:LONGEST]), items) / len(items) if items else 1.0
+        return lambda response: mentioned(wording_of(response[:LONGEST]), items) / len(items) if items else 1.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class NoneOf:
         items = phrases(self.none_of, columns)
 
         def test(response: str) -> float:
-            wording = Wording(response[:LONGEST])
+            wording = wording_of(response[:LONGEST])
             return float(not any(wording.mentions(item).affirmed for item in items))
 
         return test
@@ -110,7 +110,7 @@ class OnlyOf:
         others = [item for item in known if not spellings & {plain(spelling) for spelling in item}]
 
         def test(response: str) -> float:
-            wording = Wording(response[:LONGEST])
+            wording = wording_of(response[:LONGEST])
             inside = sorted(span for item in allowed for span in wording.spans(item))
             return float(not any(wording.mentions(item, inside).affirmed for item in others))
 
@@ -128,7 +128,7 @@ class Consistent:
         items = phrases(self.consistent, columns)
 
         def test(response: str) -> float:
-            found = [Wording(response[:LONGEST]).mentions(item) for item in items]
+            found = [wording_of(response[:LONGEST]).mentions(item) for item in items]
             return float(not any(each.affirmed and each.denied for each in found))
 
         return test

@@ -67,21 +67,26 @@ REPLY = re.compile(  # "Namba? No." and "Namba: avoid it."
 
 def plain(text: str) -> str:
     """The text as it is compared: folded in case, width and accents, with single spaces inside lines."""
-    text = unicodedata.normalize("NFKD", text.translate(PLAIN).translate(INVISIBLE)).casefold()
+    text = text.casefold() if text.isascii() else _folded(text)
+    return re.sub(r"[^\S\n]+", " ", text)
+
+
+def _folded(text: str) -> str:
+    """A text with letters of any script, without the accents of Latin ones."""
     letters: list[str] = []
     latin = False
-    for letter in text:
+    for letter in unicodedata.normalize("NFKD", text.translate(PLAIN).translate(INVISIBLE)).casefold():
         if not unicodedata.combining(letter):
             latin = letter.isascii() or unicodedata.name(letter, "").startswith("LATIN")
         elif latin:
             continue
         letters.append(letter)
-    return re.sub(r"[^\S\n]+", " ", unicodedata.normalize("NFC", "".join(letters)))
+    return unicodedata.normalize("NFC", "".join(letters))
 
 
 @functools.lru_cache(maxsize=4096)
-def pattern(phrase: str) -> re.Pattern[str]:
-    """What finds a phrase in a plain text."""
+def pattern(phrase: str) -> tuple[str, re.Pattern[str]]:
+    """The first word of a phrase, and what finds the phrase in a plain text that has this word."""
     words = re.split(GAP, plain(phrase).strip())
     text = GAP.join(re.escape(word) for word in words)
     bare = re.compile(rf"[{WITHOUT_SPACES}]")
@@ -89,7 +94,7 @@ def pattern(phrase: str) -> re.Pattern[str]:
     last = words[-1]
     ends = re.search(rf"{LETTER}$", last) is not None and not bare.match(last[-1])
     plural = "(?:s|es)?" if ends and last.isascii() and last.isalpha() and len(last) >= PLURAL_FROM else ""
-    return re.compile(before + text + plural + (rf"(?!{LETTER})" if ends else ""))
+    return words[0], re.compile(before + text + plural + (rf"(?!{LETTER})" if ends else ""))
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,9 @@ class Mentions:
         return self.affirmed > 0 and self.denied == 0
 
 
+NOTHING = Mentions(0, 0)
+
+
 class Wording:
     """A text that is asked what it mentions."""
 
@@ -117,15 +125,19 @@ class Wording:
 
     def spans(self, spellings: Sequence[str]) -> list[tuple[int, int]]:
         """Where any of the spellings stands."""
-        return sorted({found.span() for spelling in spellings for found in pattern(spelling).finditer(self.text)})
+        known = [pattern(spelling) for spelling in spellings]
+        return sorted({m.span() for word, finds in known if word in self.text for m in finds.finditer(self.text)})
 
     def mentions(self, spellings: Sequence[str], allowed: Sequence[tuple[int, int]] = ()) -> Mentions:
         """How the text speaks of something that has these spellings, except where it is a part of an allowed span.
         Spans are sorted.
         """
+        found = self.spans(spellings)
+        if not found:
+            return NOTHING
         starts, reach = [start for start, _ in allowed], list(itertools.accumulate((end for _, end in allowed), max))
         spans = []
-        for start, end in self.spans(spellings):
+        for start, end in found:
             before = bisect.bisect_right(starts, start)
             if before == 0 or reach[before - 1] < end:
                 spans.append((start, end))
@@ -169,3 +181,9 @@ def _end_of_list(text: str, start: int) -> int:
         return position
     ends = SENTENCE.search(rest)
     return len(text) if ends is None else start + ends.start()
+
+
+@functools.lru_cache(maxsize=256)
+def wording_of(text: str) -> Wording:
+    """What is asked about a text, which is prepared once for all rules."""
+    return Wording(text)

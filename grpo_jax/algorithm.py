@@ -29,6 +29,7 @@ class Algorithm:
     reward_seconds: float | None = 600.0  # that scoring a step's responses may take; null: no limit
     load_balancing: float = 0.0  # coefficient of the load-balancing loss of a model with experts, e.g. 0.001
     teacher: tuple[Policy, Params] | None = None  # whose log-probs an objective with distillation follows
+    judge: tuple[Policy, Params] | None = None  # that a reward asks, and whose weights take memory, too
 
     def __post_init__(self) -> None:
         if self.objective.greedy_baseline and self.engine.greedy() is None:

@@ -12,7 +12,7 @@ import pytest
 from grpo_jax.commands.plan.case import find_policy
 from grpo_jax.commands.plan.topology import find_slice
 from grpo_jax.config import read
-from grpo_jax.devices.mesh import Layout, check_hosts, host_mesh, hosts_of, prompt_shards
+from grpo_jax.devices.mesh import Layout, check_hosts, host_mesh, hosts_of, own_mesh, prompt_shards
 from grpo_jax.devices.placing import prompts_of_host
 from grpo_jax.devices.sharding import (
     PROMPTS,
@@ -122,6 +122,14 @@ def test_an_expert_axis_that_does_not_divide_the_experts_is_refused(experts, wor
     with pytest.raises(ValueError, match=words):
         check_experts(tree, Layout(1, 1, 1, 8).mesh())
     check_experts(tree, Layout(1, 8, 1).mesh())
+
+
+def test_what_a_host_has_for_itself_is_divided_over_all_of_its_devices():
+    whole = Layout(data=1, fsdp=8, tensor=2).mesh(chips_of())
+    mesh = own_mesh(whole, 1)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert {chip.process_index for chip in mesh.devices.flat} == {1}
+    assert own_mesh(mesh, 1) is mesh
 
 
 def test_each_slice_has_a_copy_of_the_weights():

@@ -14,6 +14,7 @@ from grpo_jax.commands.plan import case as plan_case
 from grpo_jax.commands.plan import programs as plan_programs
 from grpo_jax.commands.plan.advice import advice
 from grpo_jax.commands.plan.case import Case
+from grpo_jax.commands.plan.estimate import estimated_learning
 from grpo_jax.commands.plan.hlo import collective_bytes
 from grpo_jax.commands.plan.programs import Phase
 from grpo_jax.commands.plan.topology import GIB, Slice, find_slice
@@ -216,6 +217,13 @@ def test_a_plan_counts_a_teacher_and_has_greedy_answers_where_they_are_asked_for
     alone, pupil = (plan_case.assemble(config_of(tmp_path, *EIGHT, *more), found) for more in ((), taught))
     assert alone.teacher_bytes == 0
     assert pupil.teacher_bytes == plan_programs.device_bytes(alone.state.params)
+    judged = plan_case.assemble(config_of(tmp_path, *EIGHT, "judge.name=qwen3-0.6b"), found)
+    assert (alone.judge_bytes, judged.judge_bytes) == (0, pupil.teacher_bytes)
+    assert estimated_learning(judged, 8).argument == estimated_learning(alone, 8).argument + pupil.teacher_bytes
+    far = plan_case.assemble(
+        config_of(tmp_path, *EIGHT, "judge.use=endpoint", "judge.url=http://a", "judge.model=b"), found
+    )
+    assert far.judge_bytes == 0
     asked = config_of(tmp_path, *EIGHT, "objective.use=remax")
     greedy = plan_case.assemble(asked, found).algorithm.engine.greedy()
     assert (greedy.temperature, greedy.responses) == (0.0, 1)

@@ -30,10 +30,11 @@ def _is_usable(definition: Definition, section: Section) -> bool:
         return not isinstance(node, ast.ClassDef) and _text(node.returns) == section.returns
     if not section.takes:
         return isinstance(node, ast.ClassDef) and any("dataclass" in _text(each) for each in node.decorator_list)
+    accepted = (section.takes, *section.also_takes)
     if isinstance(node, ast.ClassDef):
         calls = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__call__"]
-        return any(tuple(arg.arg for arg in call.args.args[1:]) == section.takes for call in calls)
-    return tuple(arg.arg for arg in node.args.args) == section.takes
+        return any(tuple(arg.arg for arg in call.args.args[1:]) in accepted for call in calls)
+    return tuple(arg.arg for arg in node.args.args) in accepted
 
 
 def _text(annotation: ast.expr | None) -> str:
@@ -100,8 +101,8 @@ def _first_meaning(path: str, keys: Mapping[str, object]) -> str | None:
 
 
 def _elsewhere(key: str, name: str) -> str:
-    """The sections, other than `name`, that have a key; a teacher's are those of a model."""
-    others = [other for other in SECTIONS if other not in ("teacher", re.sub(r"\[.*|\..*", "", name))]
+    """The sections, other than `name`, that have a key; those of a teacher and a judge are a model's."""
+    others = [other for other in SECTIONS if other not in ("teacher", "judge", re.sub(r"\[.*|\..*", "", name))]
     same = [(other, each) for other in others for each in keys_of(other) if plain(each) == plain(key)]
     paths = [f"{'rewards[0]' if other == 'rewards' else other}.{each}" for other, each in same]
     return f"; it is {' or '.join(paths)}" if paths else ""

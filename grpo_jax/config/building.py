@@ -4,12 +4,13 @@ import re
 from typing import Any
 
 from grpo_jax.config.rendering import render
-from grpo_jax.config.sections import SECTIONS, Call, Config
+from grpo_jax.config.sections import SECTIONS, Call, Config, wanted
 from grpo_jax.config.values import ConfigError
 
 
 def build(config: Config) -> dict[str, Any]:
     """The arguments of `grpo_jax.train`, as in `train(**build(read("some.yaml")))`."""
+    from grpo_jax.judges import Judge, ModelJudge
     from grpo_jax.models import Model
     from grpo_jax.objectives import Objective
     from grpo_jax.rewards import Mix
@@ -18,12 +19,14 @@ def build(config: Config) -> dict[str, Any]:
 
     settings, task, layout = config.train.build(), _built(config.task, Task), config.mesh.build()
     model = _built(config.model, Model)
-    rewards = tuple((item.build(), item.weight) for item in config.rewards)
+    mesh = layout.mesh(copy_bytes=copy_bytes(model.policy)) if config.teacher or config.judge else None
+    judge = None if config.judge is None else _built(config.judge, Judge, **wanted(config.judge, {"mesh": mesh}))
+    rewards = tuple((item.build(judge=judge), item.weight) for item in config.rewards)
     teacher = None
     if config.teacher is not None:
         larger = _built(config.teacher, Model)
         _check_vocabulary(larger.shape.vocabulary, model.shape.vocabulary)
-        teacher = larger.policy, larger.params(layout.mesh(copy_bytes=copy_bytes(model.policy)))
+        teacher = larger.policy, larger.params(mesh)
     algorithm = config.algorithm.build(
         policy=model.policy,
         sample=config.rollout.build(ends=model.tokenizer.end_ids, decode=model.tokenizer.decode),
@@ -32,6 +35,7 @@ def build(config: Config) -> dict[str, Any]:
         objective=_built(config.objective, Objective),
         optimizer=config.optimizer.build(),
         teacher=teacher,
+        judge=(judge.policy, judge.params) if isinstance(judge, ModelJudge) else None,
     )
     return {
         "model": model,
@@ -44,9 +48,9 @@ def build(config: Config) -> dict[str, Any]:
     }
 
 
-def _built(call: Call, kind: type) -> Any:
+def _built(call: Call, kind: type, **supplied: Any) -> Any:
     """What a call gives, which has to be of a kind; a function of the user may give anything."""
-    found = call.build()
+    found = call.build(**supplied)
     if not isinstance(found, kind):
         given = f"{call.name}.use gave an object of type {type(found).__name__}"
         raise ConfigError(call.blame(f"{given}; {call.target} has to return a {kind.__name__}"))

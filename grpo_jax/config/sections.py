@@ -33,6 +33,7 @@ class Section:
     optional: bool = False
     returns: str | None = None
     takes: tuple[str, ...] = ()
+    also_takes: tuple[tuple[str, ...], ...] = ()  # other parameters that it may be called with instead
 
 
 SECTIONS = {
@@ -41,19 +42,21 @@ SECTIONS = {
     "task": Section("grpo_jax.tasks", returns="Task"),
     "rewards": Section(
         "grpo_jax.rewards",
-        supplied=("example", "response", "prompts", "completions"),
+        supplied=("example", "response", "prompts", "completions", "judge"),
         takes=("example", "response"),
+        also_takes=(("example", "responses"), ("examples", "responses")),
     ),
     "rollout": Section("grpo_jax.rollout", "Sampler", supplied=("ends", "decode")),
     "objective": Section("grpo_jax.objectives", "verifiable", returns="Objective"),
     "algorithm": Section(
         "grpo_jax.algorithm",
         "Algorithm",
-        supplied=("policy", "sample", "decode", "reward", "objective", "optimizer", "teacher"),
+        supplied=("policy", "sample", "decode", "reward", "objective", "optimizer", "teacher", "judge"),
     ),
     "optimizer": Section("grpo_jax.optimizers", "adamw", returns="optax.GradientTransformation"),
     "train": Section("grpo_jax.training.session", "Settings"),
     "mesh": Section("grpo_jax.devices.mesh", "Layout"),
+    "judge": Section("grpo_jax.judges", "model", supplied=("mesh",), optional=True, returns="Judge"),
     "teacher": Section("grpo_jax.models", "load", optional=True, returns="Model"),
 }
 
@@ -188,6 +191,12 @@ def _build(value: Any) -> Any:
     return value.choice() if isinstance(value, Call) else value
 
 
+def wanted(call: Call, offered: Mapping[str, Any]) -> dict[str, Any]:
+    """What the owner of a call has a parameter for, among what the program can give it."""
+    known = parameters(call.target)
+    return {name: value for name, value in offered.items() if name in known}
+
+
 @dataclass(frozen=True)
 class RewardPart:
     """One item of `rewards`. If the target is a class, its instance is the reward; a function is the reward itself."""
@@ -195,11 +204,13 @@ class RewardPart:
     call: Call
     weight: float = 1.0
 
-    def build(self) -> Any:
-        """The reward, with the arguments that differ from the function's own defaults."""
+    def build(self, **offered: Any) -> Any:
+        """The reward, with the arguments that differ from the function's own defaults. A class gets what is offered,
+        such as a judge, if it has a parameter for it.
+        """
         reward = self.call.owner()
         if inspect.isclass(reward):
-            return self.call.build()
+            return self.call.build(**wanted(self.call, offered))
         known = parameters(self.call.target)
         given = {name: value for name, value in self.call.arguments.items() if value != known[name].default}
         try:
@@ -222,4 +233,5 @@ class Config:
     optimizer: Call
     train: Call
     mesh: Call
+    judge: Call | None = None
     teacher: Call | None = None

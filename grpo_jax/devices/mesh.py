@@ -72,6 +72,14 @@ def host_mesh(mesh: Mesh, devices: Any) -> Mesh:
     return mesh_over(np.asarray(devices).reshape(-1), (-1, 1, *(mesh.shape[axis] for axis in mesh.axis_names[2:])))
 
 
+def own_mesh(mesh: Mesh, process: int) -> Mesh:
+    """The devices of a process, for what it computes without the others: the whole mesh, if no other has a part of it.
+    A copy of weights is divided over all of them.
+    """
+    own = [device for device in mesh.devices.flat if device.process_index == process]
+    return mesh if len(own) == mesh.size else mesh_over(own, (1, -1, mesh.shape["tensor"]))
+
+
 def _address(device: Device) -> tuple:
     """Slice, host, and position on the host, where the first coordinate changes fastest."""
     position = tuple(reversed(getattr(device, "coords", ())))

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.memory import device_memory
-from grpo_jax.devices.mesh import mesh_of, prompt_shards
+from grpo_jax.devices.mesh import mesh_of, own_mesh, prompt_shards
 from grpo_jax.devices.sharding import devices_per_group, weight_shardings
 from grpo_jax.distribution import Distribution
 from grpo_jax.learner.logprobs import CHUNK_TOKENS, token_logprobs
@@ -65,6 +65,7 @@ def needed_bytes(algorithm: Algorithm, n: int, most: int, G: int, L: int, T: int
     held = weights + _device_bytes(jax.eval_shape(algorithm.optimizer.init, shapes), mesh)
     held += weights if algorithm.objective.needs_reference else 0
     held += _device_bytes(algorithm.teacher[1], mesh) if algorithm.teacher is not None else 0
+    held += _judge_bytes(algorithm, mesh)
     gradients = weights * (1 if n == most else 2)  # the sum, and that of one microbatch
     kept, D, V = _kept_bytes(algorithm.policy, max(n // G, 1), min(n, G), L, T)
     tensor = 1 if mesh is None else mesh.shape["tensor"]
@@ -72,6 +73,14 @@ def needed_bytes(algorithm: Algorithm, n: int, most: int, G: int, L: int, T: int
     gathered = 2 * 4 * V * D // tensor if divided else 0  # the head, its gradient
     logits = 2 * 4 * CHUNK_TOKENS * V // tensor
     return held + gradients + int(MARGIN * (gathered + logits + kept))
+
+
+def _judge_bytes(algorithm: Algorithm, mesh: Mesh | None) -> int:
+    """The bytes of a judge's weights on one device: each host has a copy of its own."""
+    if algorithm.judge is None:
+        return 0
+    own = None if mesh is None else own_mesh(mesh, mesh.devices.flat[0].process_index)
+    return _device_bytes(algorithm.judge[1], own)
 
 
 @cache

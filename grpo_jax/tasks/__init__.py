@@ -5,11 +5,13 @@ from grpo_jax.tasks.arithmetic import arithmetic
 from grpo_jax.tasks.boxed_math import boxed_math
 from grpo_jax.tasks.countdown import countdown
 from grpo_jax.tasks.data import data
+from grpo_jax.tasks.grounded import grounded
 from grpo_jax.tasks.gsm8k import gsm8k
 from grpo_jax.tasks.json_format import json_format
 from grpo_jax.tasks.jsonl import jsonl
 from grpo_jax.tasks.letters import letter_counting, reverse_text
 from grpo_jax.tasks.task import Task
+from grpo_jax.tasks.travel import travel
 
 __all__ = [
     "Example",
@@ -18,9 +20,11 @@ __all__ = [
     "boxed_math",
     "countdown",
     "data",
+    "grounded",
     "gsm8k",
     "json_format",
     "jsonl",
     "letter_counting",
     "reverse_text",
+    "travel",
 ]

@@ -167,5 +167,7 @@ def first_state(session: Session) -> TrainState:
     check_weights(params, "the model")
     if session.algorithm.teacher is not None:
         check_weights(session.algorithm.teacher[1], "the teacher")
+    if session.algorithm.judge is not None:
+        check_weights(session.algorithm.judge[1], "the judge")
     state = init(session.algorithm, params)
     return jax.tree.map(place, state, weight_shardings(state, session.mesh))

@@ -13,19 +13,22 @@ from grpo_jax.algorithm import Algorithm
 from grpo_jax.commands.plan.topology import Slice
 from grpo_jax.config import Config
 from grpo_jax.devices.memory import device_bytes
-from grpo_jax.devices.mesh import check_hosts, host_mesh, prompt_shards
+from grpo_jax.devices.mesh import check_hosts, host_mesh, own_mesh, prompt_shards
 from grpo_jax.devices.sharding import check_experts, devices_per_group, fit, weight_shardings, with_shardings
 from grpo_jax.grpo import init
 from grpo_jax.learner.microbatches import Cut, cut
 from grpo_jax.learner.room import choices_of, needed_bytes, responses_that_fit
 from grpo_jax.learner.update import check_split
 from grpo_jax.models import Shape, decoder_policy, find_shape
+from grpo_jax.models.remat import DEFAULT_REMAT
 from grpo_jax.objectives.checking import check_group
 from grpo_jax.rollout import Sampler, native_sampler
 from grpo_jax.rollout.sizes import prompts_held, subgroups_at_once
 from grpo_jax.structs import Policy, TrainState, bucket
 from grpo_jax.training.overview import copy_bytes
 from grpo_jax.training.session import Settings
+
+IN_PROCESS = "grpo_jax.judges:model"  # the judge whose weights are on the devices
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,19 @@ class Case:
         params = self.algorithm.teacher[1]
         return device_bytes(with_shardings(params, weight_shardings(params, self.mesh)))
 
+    @property
+    def judge_bytes(self) -> int:
+        """The bytes of the weights of a judge in this process on each device; 0 if there is none."""
+        if self.algorithm.judge is None:
+            return 0
+        params, mesh = self.algorithm.judge[1], own_mesh(self.mesh, self.mesh.devices.flat[0].process_index)
+        return device_bytes(with_shardings(params, weight_shardings(params, mesh)))
+
+    @property
+    def other_bytes(self) -> int:
+        """The bytes on each device of the weights of a teacher and a judge."""
+        return self.teacher_bytes + self.judge_bytes
+
 
 def assemble(config: Config, found: Slice) -> Case:
     """The case of a config on a slice; refuses what training would refuse, too."""
@@ -108,6 +124,10 @@ def assemble(config: Config, found: Slice) -> Case:
     if config.teacher is not None:
         taught = find_policy(config.teacher.arguments)[1]
         teacher = taught, taught.shapes
+    judge = None
+    if config.judge is not None and config.judge.target == IN_PROCESS:
+        asked = find_policy({**config.judge.arguments, "remat": DEFAULT_REMAT})[1]
+        judge = asked, asked.shapes
     sampler = native_sampler(config.rollout.build(ends=(0,), decode=str))
     algorithm = config.algorithm.build(
         policy=policy,
@@ -117,6 +137,7 @@ def assemble(config: Config, found: Slice) -> Case:
         objective=config.objective.build(),
         optimizer=config.optimizer.build(),
         teacher=teacher,
+        judge=judge,
     )
     mesh = config.mesh.build().mesh(found.devices(), copy_bytes(policy), found.chip.memory)
     check_hosts(mesh)

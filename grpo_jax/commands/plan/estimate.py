@@ -26,11 +26,11 @@ def estimated_sampling(case: Case) -> Phase:
     logits = 2 * 4 * P * G * shape.vocabulary
     wide = 3 * shape.feedforward + 2 * shape.width + (shape.heads + 2 * shape.kv_heads) * shape.channels
     temporary = int(MARGIN * max(logits, 2 * P * case.length * wide))
-    return Phase(device_bytes(case.state) + case.teacher_bytes + arguments + temporary, arguments, temporary)
+    return Phase(device_bytes(case.state) + case.other_bytes + arguments + temporary, arguments, temporary)
 
 
 def estimated_learning(case: Case, responses_at_once: int) -> Phase:
     """The peak of learning from so many responses at once."""
     peak = case.estimated_peak(responses_at_once)
-    held = device_bytes(case.state) + case.teacher_bytes
+    held = device_bytes(case.state) + case.other_bytes
     return Phase(peak, held, peak - held)

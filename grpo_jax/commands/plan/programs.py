@@ -67,7 +67,7 @@ def plan_sampling(case: Case) -> Phase:
     reading, decoding = compile_reading(case), compile_decoding(case)
     used, before = memory_of(decoding), memory_of(reading)
     served = decoding_inputs(case)[0]
-    state, weights = device_bytes(case.state) + case.teacher_bytes, device_bytes(case.state.params)
+    state, weights = device_bytes(case.state) + case.other_bytes, device_bytes(case.state.params)
     moved = collective_bytes(compile_serving(case).as_text() or "")
     moved += rounds * collective_bytes(reading.as_text() or "")
     moved += rounds * collective_bytes(decoding.as_text() or "", iterations=sampler.max_tokens)
@@ -92,7 +92,7 @@ def plan_learning(case: Case, responses_at_once: int) -> Phase:
     moved += case.algorithm.minibatches * collective_bytes(step.as_text() or "")
     waiting = device_bytes((case.state.opt_state, case.state.reference))
     return Phase(
-        max(used.peak_memory_in_bytes + waiting, after.peak_memory_in_bytes) + case.teacher_bytes,
+        max(used.peak_memory_in_bytes + waiting, after.peak_memory_in_bytes) + case.other_bytes,
         used.argument_size_in_bytes,
         used.temp_size_in_bytes,
         moved,

@@ -85,6 +85,7 @@ def measure(case: Case, sample: Phase, learned: dict[int, Phase]) -> dict[str, A
         "optimizer_bytes": device_bytes(case.state.opt_state),
         "reference_bytes": case.reference_bytes,
         "teacher_bytes": case.teacher_bytes,
+        "judge_bytes": case.judge_bytes,
         "sampling_copy_bytes": device_bytes(served),
         "kv_cache_bytes": device_bytes((shared, own)),
         "responses_at_once": case.responses_at_once,
@@ -140,6 +141,7 @@ def table(figures: dict[str, Any], sample: Phase, train: Phase) -> str:
         f"optimiser       {gib(figures['optimizer_bytes'])}",
         f"reference       {gib(figures['reference_bytes'])}",
         *([f"teacher         {gib(figures['teacher_bytes'])}"] if figures["teacher_bytes"] else []),
+        *([f"judge           {gib(figures['judge_bytes'])}"] if figures["judge_bytes"] else []),
         f"sampling copy   {gib(figures['sampling_copy_bytes'])}",
         f"keys and values {gib(figures['kv_cache_bytes'])}",
         f"sampling needs  {gib(sample.peak)}   temporaries {gib(sample.temporary)},"

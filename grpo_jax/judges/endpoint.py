@@ -1,0 +1,239 @@
+"""A judge behind an OpenAI-compatible endpoint: many answers at once, with time limits, retries and a cache on disk.
+
+What goes wrong with one answer leaves that answer without a verdict. What would go wrong with all of them (a wrong key,
+an address that knows no such model, or too many answers in a row without a verdict) ends the run with a sentence.
+"""
+
+import asyncio
+import json
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from grpo_jax.devices.cache import cache_folder
+from grpo_jax.judges.replies import Replies
+from grpo_jax.judges.verdicts import messages, verdicts
+from grpo_jax.judges.waiting import wait_for
+from grpo_jax.ranges import WHOLE, check_range
+from grpo_jax.redaction import redact, revealed
+from grpo_jax.rewards.rubrics import Judge, Sheet
+
+LARGEST_REPLY = 4_000_000  # bytes
+LONGEST_WAIT = 60.0  # seconds that a server may ask to wait with Retry-After
+AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # status codes after which the same request may succeed
+REFUSED = {
+    401: "Check judge.key, which names the environment variable with the key.",
+    403: "Check what the key in judge.key is allowed to do.",
+    404: "Check judge.url, which ends before /chat/completions, and judge.model.",
+    405: "Check judge.url, which ends before /chat/completions.",
+}
+
+
+class _NoReplyError(Exception):
+    """One answer stays without a verdict. `again` is whether another attempt may help, after so many seconds."""
+
+    def __init__(self, reason: str, again: bool = False, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.again, self.wait = again, wait
+
+
+def endpoint(
+    url: str,  # of the server, up to and without /chat/completions, such as https://api.openai.com/v1
+    model: str,  # as the server calls it
+    key: str | None = None,  # env:NAME, the environment variable that has the key; null sends none
+    at_once: int = 64,  # requests
+    seconds: float = 60.0,  # for a reply, after which the attempt counts as failed
+    attempts: int = 4,  # for each answer
+    wait: float = 0.5,  # seconds before the second attempt, twice as many before each further one
+    failures: int = 100,  # answers in a row without a verdict, with which the run ends
+    cache: str | None = "auto",  # folder of replies; auto: verdicts in the cache folder; null keeps none
+    options: dict[str, Any] | None = None,  # of the request, such as {max_tokens: 500}; null: {temperature: 0}
+) -> Judge:
+    """A model on a server. One request asks all criteria about one answer."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"judge.url must begin with http:// or https:// and a host; got {_shown(url)!r}.")
+    if parts.username is not None or parts.query:
+        raise ValueError(f"judge.url holds no key or user; write {_shown(url)!r}, and name the key in judge.key.")
+    for name, number in {"at_once": at_once, "attempts": attempts, "failures": failures}.items():
+        check_range(f"judge.{name}", number, least=1, most=WHOLE)
+    check_range("judge.seconds", seconds, above=0, most=WHOLE)
+    check_range("judge.wait", wait, least=0, most=LONGEST_WAIT)
+    folder = cache_folder() / "verdicts" if cache == "auto" else None if cache is None else Path(cache).expanduser()
+    sent = {"temperature": 0} if options is None else options
+    secret = None if key is None else str(revealed("key", key))
+    limits = _Limits(at_once, seconds, attempts, wait, failures)
+    return Endpoint(url.rstrip("/"), model, limits, sent, Replies(folder), secret)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """How much is asked at once, how long, and how often."""
+
+    at_once: int
+    seconds: float
+    attempts: int
+    wait: float
+    failures: int
+
+
+@dataclass
+class _Count:
+    """What happened so far: answers in a row without a verdict, all of them, and the last reason."""
+
+    in_a_row: int = 0
+    failed: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Endpoint:
+    """Asks a server about each answer; see `endpoint`."""
+
+    url: str
+    model: str
+    limits: _Limits
+    options: dict[str, Any]
+    replies: Replies
+    key: str | None = field(default=None, repr=False)
+    count: _Count = field(default_factory=_Count, init=False, repr=False)
+
+    def check(self, sheet: Sheet) -> None:
+        """Nothing is known of what a server can be asked until it is asked."""
+
+    def judge(self, sheets: Sequence[Sheet]) -> list[list[float | None]]:
+        """The value of each criterion of each answer; None where the server gave no verdict."""
+        before = self.count.failed
+        found = wait_for(self._judge(sheets))
+        failed = self.count.failed - before
+        if failed:
+            said = "the judge at %s gave no verdict on %d of %d answers; the last reason: %s"
+            logging.getLogger("grpo_jax").warning(said, _shown(self.url), failed, len(sheets), self.count.reason)
+        return found
+
+    async def _judge(self, sheets: Sequence[Sheet]) -> list[list[float | None]]:
+        limits, headers = self.limits, {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
+        free = asyncio.Semaphore(limits.at_once)
+        pool = httpx2.Limits(max_connections=limits.at_once, max_keepalive_connections=limits.at_once)
+        async with httpx2.AsyncClient(headers=headers, timeout=limits.seconds, limits=pool) as client:
+            tasks = [asyncio.create_task(self._one(client, free, sheet)) for sheet in sheets]
+            try:
+                return list(await asyncio.gather(*tasks))
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _one(self, client: httpx2.AsyncClient, free: asyncio.Semaphore, sheet: Sheet) -> list[float | None]:
+        """The verdicts on one answer, from the disk or from the server."""
+        body = {**self.options, "model": self.model, "messages": messages(sheet)}
+        kept = self.replies.read(self.url, body)
+        if kept is not None:
+            return verdicts(kept, sheet.criteria)
+        async with free:
+            try:
+                reply = await self._reply(client, body)
+            except _NoReplyError as error:
+                self._failed(str(error))
+                return [None] * len(sheet.criteria)
+        found = verdicts(reply, sheet.criteria)
+        if None in found:
+            self._failed(f"it has no verdict in the form that was asked for: {reply[:80]!r}", whole=not any_of(found))
+        else:
+            self.replies.write(self.url, body, reply)
+        if any_of(found):
+            self.count.in_a_row = 0
+        return found
+
+    async def _reply(self, client: httpx2.AsyncClient, body: dict[str, Any]) -> str:
+        """What the model says, after as many attempts as are allowed."""
+        for attempt in range(self.limits.attempts):
+            try:
+                async with asyncio.timeout(self.limits.seconds):
+                    return await self._attempt(client, body)
+            except TimeoutError:
+                failure = _NoReplyError(f"no reply within {self.limits.seconds:g} s", again=True)
+            except httpx2.HTTPError as error:
+                failure = _NoReplyError(f"{type(error).__name__}: {error}".rstrip(": "), again=True)
+            except _NoReplyError as error:
+                failure = error
+            wait = self.limits.wait * 2**attempt if failure.wait is None else failure.wait
+            if not failure.again or attempt + 1 == self.limits.attempts or wait > LONGEST_WAIT:
+                raise failure
+            await asyncio.sleep(wait)
+        raise AssertionError("there is at least one attempt")
+
+    async def _attempt(self, client: httpx2.AsyncClient, body: dict[str, Any]) -> str:
+        async with client.stream("POST", f"{self.url}/chat/completions", json=body) as response:
+            if response.status_code in REFUSED or response.is_redirect:
+                raise ConnectionError(
+                    f"The judge at {_shown(self.url)} answers with status {response.status_code} for model"
+                    f" {self.model}. {REFUSED.get(response.status_code, REFUSED[404])}"
+                )
+            if not response.is_success:
+                again = response.status_code in AGAIN
+                wait = _wait(response.headers.get("retry-after")) if again else None
+                raise _NoReplyError(f"status {response.status_code}", again, wait)
+            received = bytearray()
+            async for piece in response.aiter_bytes():
+                received += piece
+                if len(received) > LARGEST_REPLY:
+                    raise _NoReplyError(f"a reply of more than {LARGEST_REPLY:,} bytes")
+        return _content(bytes(received))
+
+    def _failed(self, reason: str, whole: bool = True) -> None:
+        """Counts an answer without a verdict, or with a part of them. Ends the run if too many in a row have none."""
+        count, limit = self.count, self.limits.failures
+        count.failed, count.reason = count.failed + 1, redact(reason)
+        count.in_a_row += whole
+        if count.in_a_row >= limit:
+            raise ConnectionError(
+                f"The judge at {_shown(self.url)} gave no verdict on {count.in_a_row} answers in a row, and"
+                f" judge.failures is {limit}; the last reason: {count.reason}. Look whether the server is up and what"
+                " it replies, and go on with --resume; verdicts that it gave are kept."
+            )
+
+
+def any_of(values: Sequence[float | None]) -> bool:
+    """Whether there is any verdict."""
+    return any(value is not None for value in values)
+
+
+def _content(received: bytes) -> str:
+    """The text of the model in a server's reply."""
+    try:
+        content = json.loads(received)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        raise _NoReplyError(f"a reply that is not that of a chat: {received[:80]!r}", again=True) from error
+    if not isinstance(content, str):
+        raise _NoReplyError("a reply without text")
+    return content
+
+
+def _wait(header: str | None) -> float | None:
+    """The seconds that Retry-After asks for, as a number or as a date; None if it asks for nothing that can be read."""
+    if header is None:
+        return None
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", header):
+        return float(header)
+    try:
+        moment = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    return max((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - time.time(), 0.0)
+
+
+def _shown(url: str) -> str:
+    """An address without what may be secret in it."""
+    parts = urlsplit(url)
+    port = "" if parts.port is None else f":{parts.port}"
+    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"

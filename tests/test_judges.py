@@ -1,0 +1,136 @@
+"""A model in this process as a judge: what it computes, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+from grpo_jax.config import build, read
+from grpo_jax.devices.mesh import Layout
+from grpo_jax.devices.sharding import weight_shardings
+from grpo_jax.judges import ModelJudge, model
+from grpo_jax.judges.asking import about, question
+from grpo_jax.models import tiny
+from grpo_jax.models.model_config import read_shape
+from grpo_jax.models.policy import decoder_policy
+from grpo_jax.models.tokenizer import Tokenizer
+from grpo_jax.models.weights import load_weights
+from grpo_jax.rewards import Example, Rubric
+from grpo_jax.rewards.rubrics import Asked, Sheet
+from grpo_jax.structs import Prompts
+
+GOLDEN = Path(__file__).parent / "golden"
+EXPECTED = json.loads((GOLDEN / "judge.json").read_text())
+ONE = Layout().mesh(jax.devices()[:1])
+CHARACTERS = {"\n": 0} | {chr(code): code - 31 for code in range(32, 127)}
+ASKED = tuple(Asked(f"c{n}", text, tuple(answers)) for n, (text, answers) in enumerate(EXPECTED["questions"]))
+SHEETS = [Sheet("Be fair.", "Where?", response, ASKED) for response in EXPECTED["responses"]]
+
+
+def character_tokenizer() -> Tokenizer:
+    """A token for each printable character, as in make_judge.py."""
+    backend = PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(BPE(CHARACTERS, [])))
+    return Tokenizer(backend, 96, (0,))
+
+
+def golden_judge(name: str, mesh=ONE, **options) -> ModelJudge:
+    policy = decoder_policy(read_shape(GOLDEN / name))
+    params = load_weights(GOLDEN / name, policy.shapes, weight_shardings(policy.shapes, mesh))
+    return ModelJudge(policy, params, character_tokenizer(), mesh, **({"max_tokens": 4096, "at_once": 16} | options))
+
+
+def expected(name: str) -> np.ndarray:
+    """The expected place among the answers, as a share of the best one's."""
+    rows = EXPECTED["probabilities"][name]
+    return np.array([[np.dot(p, np.linspace(0, 1, len(p))) for p in row] for row in rows])
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_the_judge_finds_answers_as_likely_as_transformers_does(name):
+    values = golden_judge(name).judge(SHEETS)
+    np.testing.assert_allclose(values, expected(name), atol=1e-5)
+    assert np.ptp(expected(name)) > 0.01  # answers and questions differ
+
+
+def test_an_answer_is_judged_alike_alone_in_pieces_and_on_several_devices():
+    whole = golden_judge("llama").judge(SHEETS)
+    pieces = golden_judge("llama", at_once=2).judge(SHEETS)
+    divided = golden_judge("llama", Layout(fsdp=2, tensor=2).mesh()).judge(SHEETS)
+    alone = [golden_judge("llama").judge([sheet])[0] for sheet in SHEETS]
+    for other in (pieces, divided, alone):
+        np.testing.assert_allclose(other, whole, atol=1e-5)
+    assert golden_judge("llama").judge(SHEETS) == whole
+    assert golden_judge("llama").judge([]) == []
+
+
+def test_what_all_questions_share_is_read_once():
+    row = golden_judge("llama").read(SHEETS[0])
+    text = about(SHEETS[0])
+    assert len(row.prefix) >= len(text)
+    for rest, asked in zip(row.rests, ASKED, strict=True):
+        letters = {token: letter for letter, token in CHARACTERS.items()}
+        assert "".join(letters[t] for t in row.prefix + rest) == f"{text}{question(asked)}\nReply: "
+
+
+def test_answers_are_told_apart_where_they_differ_first():
+    judge = golden_judge("llama")
+    judge.check(Sheet("", "?", "", (Asked("a", "?", ("not good", "not bad")),)))
+    with pytest.raises(ValueError, match=r"among those of a, 'no', 'nothing', 'yes', two begin alike"):
+        judge.check(Sheet("", "?", "", (Asked("a", "?", ("no", "nothing", "yes")),)))
+
+
+def test_an_answer_that_is_too_long_has_no_verdict_and_a_long_question_is_refused(caplog):
+    judge = golden_judge("llama", max_tokens=240)
+    sheets = [SHEETS[0], Sheet("Be fair.", "Where?", "x" * 300, ASKED)]
+    values = judge.judge(sheets)
+    assert values[1] == [None, None, None]
+    np.testing.assert_allclose(values[0], expected("llama")[0], atol=1e-5)
+    assert "1 of 2 answers are longer than the judge reads" in caplog.text
+    with pytest.raises(ValueError, match=r"Raise judge\.max_tokens"):
+        judge.check(Sheet("", "x" * 300, "", ASKED))
+
+
+def test_a_rubric_asks_the_tiny_model_by_its_chat_template(tmp_path):
+    (tmp_path / "r.toml").write_text('[[criteria]]\nname = "kind"\ntext = "Is it kind?"\n')
+    reward = Rubric(str(tmp_path / "r.toml"), judge=model("tiny"))
+    example = Example([{"role": "system", "content": "s"}, {"role": "user", "content": "Where?"}])
+    reward.check(example)
+    values = reward([example], [["a", "b<|x|>\n", "a"]])[0]
+    assert all(0 < each["kind"] < 1 for each in values) and values[0] == values[2] != values[1]
+    loaded = tiny()
+    ids = loaded.tokenizer.encode(
+        [{"role": "user", "content": f"{about(Sheet('', 'Where?', 'a', ()))}Is it kind?\nReply with one of: no, yes."}]
+    )
+    tokens = np.array(ids, np.int32)[None]
+    params = loaded.params(ONE)
+    last_PD, _ = loaded.policy.read(params, Prompts(tokens, np.ones(tokens.shape, bool)))
+    logits_PV = loaded.policy.unembed(params, last_PD)
+    yes, no = (float(logits_PV[0, ord(letter)]) for letter in "yn")
+    assert values[0]["kind"] == pytest.approx(1 / (1 + np.exp(no - yes)), abs=1e-5)
+
+
+CONFIG = """
+run: {name: t}
+model: {name: tiny}
+task: {use: arithmetic, train: 8, held_out: 2}
+rewards: [{use: Rubric, path: r.toml, weight: 2.0}]
+judge: {name: tiny, at_once: 4}
+rollout: {responses: 4, max_tokens: 4}
+train: {steps: 1, prompts: 4}
+"""
+
+
+def test_a_config_names_the_judge_and_the_rubric_gets_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.toml").write_text('[[criteria]]\nname = "kind"\ntext = "Is it kind?"\n')
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    algorithm = build(read("c.yaml"))["algorithm"]
+    ((reward, weight),) = algorithm.reward.parts
+    assert isinstance(reward, Rubric) and weight == 2.0
+    assert isinstance(reward.judge, ModelJudge) and reward.judge.at_once == 4
+    assert algorithm.judge[1] is reward.judge.params

@@ -18,7 +18,10 @@ from grpo_jax.hosts.telling import announce
 from grpo_jax.redaction import options_redacted, print_redacted, print_redacted_of_thread
 
 OVERRIDES = "section.key=value: replaces a value of the config, e.g. train.steps=20"
-A_MODEL = "a run (runs/quickstart, or runs/quickstart@24), a directory, org/name on the hub, or smollm2-135m-instruct"
+A_MODEL = (
+    "a run (runs/quickstart, or runs/quickstart@24), a directory, a GGUF file, org/name on the hub,"
+    " smollm2-135m-instruct, or tiny"
+)
 LOAD, SAMPLER = "grpo_jax.models:load", "grpo_jax.rollout:Sampler"  # owners of settings that are options here, too
 
 
@@ -191,7 +194,9 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     dtype = setting("grpo_jax.models.exporting:export", "dtype")
     parser.add_argument("model", help=A_MODEL)
     parser.add_argument("--out", required=True, metavar="DIR", help="a directory that does not exist yet")
-    parser.add_argument("--step", type=count, help="of a run; default: its newest that can be verified")
+    parser.add_argument(
+        "--step", type=int, help="the step of the run to export; default: its newest that can be verified"
+    )
     parser.add_argument("--dtype", **dtype, help="of the weights; default: %(default)s, as they were trained")
     parser.add_argument("--push", metavar="ORG/NAME", help="then send it to this repository of the Hugging Face hub")
 

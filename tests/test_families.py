@@ -1,6 +1,7 @@
 """Every family computes what transformers computes, with every feature on; a cache gives the same as whole texts."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from grpo_jax.algorithm import Algorithm
@@ -17,9 +19,11 @@ from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.grpo import init, step
 from grpo_jax.models import attention, export, tiny
 from grpo_jax.models import policy as policy_module
+from grpo_jax.models.layer import Layer
 from grpo_jax.models.load import Model, Origin
 from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.policy import decoder_policy
+from grpo_jax.models.shapes import KNOWN
 from grpo_jax.models.weights import load_weights
 from grpo_jax.objectives import grpo
 from grpo_jax.rollout import Sampler
@@ -232,6 +236,55 @@ def test_keys_that_transformers_5_renames_or_adds_are_those_of_older_configs(tmp
 
 def test_null_key_value_heads_are_as_many_as_heads(tmp_path):
     assert read_shape(write_config(tmp_path, "llama", num_key_value_heads=None)).kv_heads == 4
+
+
+def write_known(directory: Path, name: str, **changes) -> Path:
+    config = json.loads((KNOWN / f"{name}.json").read_text()) | changes
+    (directory / "config.json").write_text(json.dumps({key: a for key, a in config.items() if a != "missing"}))
+    return directory
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("gemma-2-2b", {"sliding_window_size": 512}, "sliding_window_size"),
+        ("gemma-2-2b", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
+        ("gemma-2-2b", {"query_pre_attn_scalar": 5e-324}, "query_pre_attn_scalar is too large or too small"),
+        ("granite-3.3-2b", {"logits_scaling": 1e-320}, "logits_scaling is too large or too small"),
+        ("qwen3-0.6b", {"use_sliding_window": "false"}, "use_sliding_window must be true or false"),
+        (
+            "qwen3-0.6b",
+            {"use_sliding_window": True, "max_window_layers": "2"},
+            "max_window_layers must be a whole number",
+        ),
+        ("qwen3-0.6b", {"rope_theta": 10**400}, "rope_theta must be a finite number"),
+        ("qwen3-0.6b", {"vocab_size": 10**30}, "vocab_size must be at most 2147483647; got a number of 31 digits"),
+        ("qwen3-0.6b", {"num_hidden_layers": 3_000_000}, "num_hidden_layers must be at most 10000"),
+        ("qwen3-0.6b", {"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "all channels rotate"),
+        ("smollm3-3b", {"no_rope_layer_interval": 0}, "no_rope_layer_interval must be a whole number"),
+        ("olmo-3-7b", {"rope_theta": 1.0}, "rope_theta must be above 1 with yarn"),
+        ("gemma-3-1b", {"sliding_window_pattern": "LLLG"}, "sliding_window_pattern must be a whole number"),
+    ],
+)
+def test_numbers_that_nobody_could_compute_with_are_a_sentence(tmp_path, name, changes, words):
+    with pytest.raises(ValueError, match=words):
+        read_shape(write_known(tmp_path, name, **changes))
+
+
+def test_what_changes_nothing_is_read(tmp_path):
+    plain = read_shape(KNOWN, "gemma-2-2b.json")
+    assert read_shape(write_known(tmp_path, "gemma-2-2b", sliding_window_size=4096)) == plain
+    whole = read_shape(KNOWN, "olmo-3-7b.json")
+    assert read_shape(write_known(tmp_path, "olmo-3-7b", layer_types="missing", sliding_window_pattern=0)) == whole
+
+
+def test_scales_are_not_rounded_to_bfloat16_before_they_are_used(tmp_path):
+    """With weights and rows of ones, a layer of Granite adds 0.22 of its outputs: 0.2197 would be the rounded scale."""
+    shape = replace(read_shape(GOLDEN.parent / "llama"), residual_scale=0.22)
+    layer = Layer(shape, nnx.Rngs(0), "cpu")
+    scaled = layer._scaled(jnp.full((4,), 1000.0, jnp.bfloat16))
+    np.testing.assert_array_equal(scaled, jnp.full((4,), jnp.bfloat16(220.0)))
 
 
 @pytest.mark.parametrize(

@@ -239,3 +239,14 @@ def test_a_run_that_is_not_there_is_told_by_what_is(tmp_path, monkeypatch):
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="There is no quickstar in runs: it holds quickstart"):
         hub.locate("runs/quickstar")
+
+
+def test_a_model_that_names_copies_of_code_that_transformers_has_is_no_model_with_code_of_its_own(tmp_path):
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    copies = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "phi3", "auto_map": copies}))
+    hub.check(tmp_path)
+    for named in (copies | {"AutoModel": "modeling.Evil"}, "modeling.Evil"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "phi3", "auto_map": named}))
+        with pytest.raises(ValueError, match="never run"):
+            hub.check(tmp_path)

@@ -13,6 +13,7 @@ import pytest
 import grpo_jax as gj
 from grpo_jax.cli import main
 from grpo_jax.models import find_shape
+from grpo_jax.models.runs import find_run
 from grpo_jax.saved.arrays import read_arrays
 from grpo_jax.saved.manifest import write_manifest
 from grpo_jax.training.resuming import Fingerprint, write_fingerprint
@@ -244,3 +245,9 @@ def test_a_run_has_the_arguments_of_its_chat_template(run, tmp_path):
     card = (out / "README.md").read_text()
     assert "add_generation_prompt=True, enable_thinking=False, return_tensors" in card
     assert 'messages = [{"role": "system", "content": "Be brief."}, {"role": "user"' in card
+
+
+def test_a_folder_beside_the_checkpoints_of_somebody_else_is_no_part_of_a_run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "gemma").mkdir()
+    assert find_run(str(tmp_path / "gemma")) is None

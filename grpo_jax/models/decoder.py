@@ -226,7 +226,8 @@ class Attention(nnx.Module):
         turn = partial(rotate, interleaved=self.shape.rope.interleaved)
         query_PGHTC, key_PGKTC = (checkpoint_name(turn(a, *cos_sin), PRODUCT) for a in (query_PGHTC, key_PGKTC))
         if self.shape.query_scale is not None:  # attention itself multiplies by C ** -0.5
-            query_PGHTC = query_PGHTC * (self.shape.query_scale * math.sqrt(self.shape.channels))
+            factor = self.shape.query_scale * math.sqrt(self.shape.channels)
+            query_PGHTC = (query_PGHTC.astype(jnp.float32) * factor).astype(dtype)  # the factor is not rounded
         own = store(KeyValues(key_PGKTC, value_PGKTC))
         output_PGTHC = jnp.swapaxes(attend(query_PGHTC, own), 2, 3)
         output_PGTD = project(output_PGTHC, self.out_DHC[...].astype(dtype), 2, self.platform)

@@ -55,7 +55,8 @@ def export(
 ) -> Path:
     """Writes a directory that did not exist, and returns it."""
     target = Path(directory).expanduser().absolute()
-    check_free(target)
+    if store.decide(lambda: "taken" if _exists(target) else "free") == "taken":
+        check_free(target, taken=True)
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be float32 or bfloat16; got {dtype!r}.")
     source = None if model.origin is None else model.origin.directory
@@ -70,15 +71,21 @@ def export(
             _sync(part)
             check_free(target)
             part.rename(target)
+            _sync(target.parent, files=False)
+        store.gather("the directory is there")
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
 
 
-def check_free(target: Path) -> None:
+def check_free(target: Path, taken: bool = False) -> None:
     """Refuses to export into a directory that exists."""
-    if target.exists() or target.is_symlink():
+    if taken or _exists(target):
         raise ValueError(f"{target} exists already, and an export writes over nothing. Name another directory.")
+
+
+def _exists(target: Path) -> bool:
+    return target.exists() or target.is_symlink()
 
 
 def _tensors(params: Params, names: Mapping[str, Sequence[Any]], shape: Shape) -> Iterator[Tensor]:
@@ -177,9 +184,9 @@ def _write_others(model: Model, folder: Path, dtype: str, run: Path | None) -> N
     (folder / "README.md").write_text(card(model, run), encoding="utf-8")
 
 
-def _sync(folder: Path) -> None:
-    """Waits until every file of the folder is on disk: a rename may reach it before what is renamed does."""
-    for path in [*folder.iterdir(), folder]:
+def _sync(folder: Path, files: bool = True) -> None:
+    """Waits until the folder, and every file of it, is on disk: a rename may reach it before what is renamed does."""
+    for path in [*(folder.iterdir() if files else ()), folder]:
         if path.is_file():
             path.chmod(0o644)  # safetensors writes files that nobody else may read
         descriptor = os.open(path, os.O_RDONLY)

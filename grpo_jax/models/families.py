@@ -33,6 +33,7 @@ class Family:
     rotates: Callable[[Config, int], bool] | None = None  # whether layer n has rotary positions; None: all have
     interleaved: bool = False  # rotary positions pair neighbouring channels
     names: Mapping[str, Stored] = field(default_factory=dict)  # of weights, where they are not those of `NAMES`
+    copies: frozenset[str] = frozenset()  # names in `auto_map` of copies of the code that transformers has itself
     part: str | None = None  # the key of its config.json under which the language model is
     renamed: Mapping[str, str] = field(default_factory=dict)  # names of keys in transformers 5 -> those in 4
 
@@ -49,6 +50,10 @@ def _every_other(config: Config, n: int) -> bool:
 def _in_pattern(config: Config, n: int) -> bool:
     """All but each last layer of `sliding_window_pattern`."""
     return (n + 1) % config["sliding_window_pattern"] != 0
+
+
+def _three_of_four(config: Config, n: int) -> bool:
+    return (n + 1) % 4 != 0
 
 
 def _upper(config: Config, n: int) -> bool:
@@ -126,7 +131,7 @@ FUSED_EXPERTS = {
 }
 
 _GEMMA = {"norm_offset": 1.0, "activation": "gelu"}
-_GELU = ("gelu_pytorch_tanh", "gelu")  # a Gemma's config.json may say gelu, and means the tanh approximation
+_GELU = ("gelu_pytorch_tanh",)
 _GEMMA_KEYS = {"tie_word_embeddings": True, "head_dim": 256, "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256}
 _GEMMA_READS = frozenset(
     {"attention_bias", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "sliding_window"}
@@ -187,7 +192,9 @@ FAMILIES = {  # by the `model_type` of their config.json
         renamed={"num_local_experts": "num_experts"},
     ),
     "mistral": Family(meanings={"sliding_window": 4096}, reads=frozenset({"sliding_window"}), local=everywhere),
-    "gemma": Family(_GEMMA, _GEMMA_KEYS, frozenset({"attention_bias"}), activations=_GELU),
+    "gemma": Family(  # the first Gemmas say gelu, and mean its tanh approximation
+        _GEMMA, _GEMMA_KEYS, frozenset({"attention_bias"}), activations=(*_GELU, "gelu")
+    ),
     "gemma2": Family(
         shape=_GEMMA | {"norms": "both"},
         meanings=_GEMMA_KEYS
@@ -210,9 +217,9 @@ FAMILIES = {  # by the `model_type` of their config.json
     "olmo2": _OLMO2,
     "olmo3": Family(
         shape=_OLMO2.shape,
-        meanings={"rms_norm_eps": 1e-5} | {"sliding_window": 4096, "rope_theta": 5e5, "sliding_window_pattern": 4},
+        meanings={"rms_norm_eps": 1e-5, "sliding_window": 4096, "rope_theta": 5e5},
         reads=frozenset({"attention_bias", "sliding_window", "layer_types"}),
-        local=_in_pattern,
+        local=_three_of_four,
         local_theta="rope_theta",
     ),
     "granite": Family(
@@ -223,6 +230,7 @@ FAMILIES = {  # by the `model_type` of their config.json
     ),
     "phi3": Family(
         meanings={"original_max_position_embeddings": 4096},
+        copies=frozenset({"configuration_phi3.Phi3Config", "modeling_phi3.Phi3ForCausalLM"}),
         reads=frozenset({"sliding_window", "partial_rotary_factor"}),
         local=everywhere,
         names=_QKV | _GATE_UP,

@@ -1,7 +1,7 @@
 """The JSON files of a model directory, read strictly: what is wrong with one is a sentence that names it."""
 
 import json
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +38,20 @@ def require_beside(name: str, path: Path) -> None:
         )
 
 
-def whole_number(path: Path, values: dict[str, Any], key: str, least: int = 1) -> int:
+def whole_number(path: Path, values: dict[str, Any], key: str, least: int = 1, most: int = 2**31 - 1) -> int:
     """The whole number under a key of a JSON file."""
     value = values[key]
     if type(value) is not int or value < least:
         raise ValueError(f"{path}: {key} must be a whole number, at least {least}; got {value!r}. {AGAIN}")
+    if value > most:
+        raise ValueError(f"{path}: {key} must be at most {most}; got a number of {len(str(value))} digits. {AGAIN}")
     return value
 
 
 def positive_number(path: Path, values: dict[str, Any], key: str) -> float:
     """The finite number above 0 under a key of a JSON file."""
     value = values[key]
-    if type(value) not in (int, float) or not 0 < value < math.inf:  # NaN fails every comparison
+    if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:  # NaN fails every comparison
         raise ValueError(f"{path}: {key} must be a finite number above 0; got {value!r}. {AGAIN}")
     return float(value)
 

@@ -8,6 +8,7 @@ safetensors and never pickles, and classes are this library's.
 import difflib
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -15,10 +16,12 @@ from safetensors import SafetensorError, safe_open
 
 from grpo_jax import network
 from grpo_jax.models import smollm2
+from grpo_jax.models.families import FAMILIES
 from grpo_jax.models.files import AGAIN, read_index, read_json, require_beside
 from grpo_jax.models.from_gguf.folder import find_gguf, unpack
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+WANTED += ["LICENSE*", "NOTICE*"]  # which an export copies
 UNWANTED = ["*/*", "consolidated*"]  # subfolders hold other formats, and consolidated* is Mistral's second copy
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 PICKLES = ("*.bin", "*.pt", "*.pth")
@@ -54,7 +57,7 @@ def check(directory: Path) -> None:
             f"{directory} has no config.json, so it is not a model directory. Name the folder that holds config.json,"
             f" the *.safetensors weights and the tokenizer."
         )
-    if "auto_map" in read_json(config_file):
+    if _asks_for_code(read_json(config_file)):
         raise ValueError(
             f"{config_file} asks for code of its own (auto_map), and code that comes with a model is never run. Use a"
             f" model of a standard class, or delete auto_map if the weights are those of one."
@@ -62,6 +65,17 @@ def check(directory: Path) -> None:
     _require_safetensors(directory)
     _require_all_shards(directory)
     _require_checksums(directory)
+
+
+def _asks_for_code(config: dict[str, Any]) -> bool:
+    """Whether a model needs code of its own. Some only name copies of what transformers has; none is ever run."""
+    family, named = FAMILIES.get(str(config.get("model_type"))), config.get("auto_map")
+    if named is None:
+        return False
+    copies = frozenset() if family is None else family.copies
+    if not isinstance(named, dict) or not copies:
+        return True
+    return not all(named[key] in copies for key in named if key != "AutoTokenizer")
 
 
 def _suggestion(name: str) -> str:

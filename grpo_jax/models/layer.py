@@ -7,6 +7,7 @@ decoding writes them into a cache, the other two leave them as they are.
 
 from functools import partial
 
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
@@ -60,4 +61,6 @@ class Layer(nnx.Module):
 
     def _scaled(self, output_PGTD: Array) -> Array:
         scale = self.shape.residual_scale
-        return output_PGTD if scale is None else output_PGTD * scale
+        if scale is None:
+            return output_PGTD
+        return (output_PGTD.astype(jnp.float32) * scale).astype(output_PGTD.dtype)  # the scale is not rounded

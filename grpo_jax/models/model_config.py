@@ -12,9 +12,11 @@ from typing import Any
 from grpo_jax.models.decoder import Shape, Span
 from grpo_jax.models.expert_config import read_experts
 from grpo_jax.models.families import FAMILIES, FUSED, FUSED_EXPERTS, NAMES, Family, Stored
-from grpo_jax.models.files import positive_number, read_json, switch, whole_number
+from grpo_jax.models.files import AGAIN, positive_number, read_json, switch, whole_number
 from grpo_jax.models.rope import Rope
 from grpo_jax.models.rope_config import read_rope
+
+MOST_LAYERS = 10_000
 
 # Words in the names of keys that change what is computed.
 CHANGES = re.compile(
@@ -131,6 +133,8 @@ def _refuse_unknown(file: Path, family: Family, config: dict[str, Any]) -> None:
 
 def _has_no_effect(key: str, config: dict[str, Any]) -> bool:
     """Whether a key is about windows that no layer has. Transformers 5 writes the layers' types for every family."""
+    if key == "sliding_window_size":  # which Gemma-2-9B says twice
+        return config[key] == config.get("sliding_window")
     if key == "layer_types":
         return type(config[key]) is list and all(kind == "full_attention" for kind in config[key])
     return key in UNUSED and not config.get("use_sliding_window", False)
@@ -152,7 +156,12 @@ def _read_heads(file: Path, config: dict[str, Any]) -> tuple[int, int, int]:
 
 def _read_spans(file: Path, family: Family, config: dict[str, Any], channels: int) -> tuple[Span, ...]:
     """How each layer attends."""
-    layers = whole_number(file, config, "num_hidden_layers")
+    layers = whole_number(file, config, "num_hidden_layers", most=MOST_LAYERS)
+    if "use_sliding_window" in family.reads:
+        switch(file, config, "use_sliding_window")
+    for key, least in (("max_window_layers", 0), ("no_rope_layer_interval", 1)):
+        if key in family.reads and key in config:
+            whole_number(file, config, key, least)
     for key in ("layer_types", "no_rope_layers"):
         if key in family.reads and key in config and (type(config[key]) is not list or len(config[key]) != layers):
             raise ValueError(f"{file}: {key} must say one thing for each of the {layers} layers; got {config[key]!r}.")
@@ -163,7 +172,13 @@ def _read_spans(file: Path, family: Family, config: dict[str, Any], channels: in
     window = whole_number(file, config, family.window) if any(local_N) else None
 
     def rope(kind: str, theta: str | None) -> Any:
-        return read_rope(file, config, kind, theta, channels, family.interleaved)
+        found = read_rope(file, config, kind, theta, channels, family.interleaved)
+        if found.fraction != 1 and "partial_rotary_factor" not in family.reads:
+            raise ValueError(
+                f"{file}: partial_rotary_factor is {found.fraction!r}, and in this family all channels rotate. Choose"
+                f" another model; the families are {', '.join(FAMILIES)}."
+            )
+        return found
 
     everywhere = rope("full_attention", None)
     nearby = everywhere if family.local_theta is None else rope("sliding_attention", family.local_theta)
@@ -204,7 +219,11 @@ def _read_numbers(file: Path, family: Family, config: dict[str, Any]) -> dict[st
         "logits_scaling": ("logit_scale", lambda x: 1 / x),
     }
     known = [key for key in keys if key in family.reads and key in config]
-    return {keys[key][0]: keys[key][1](positive_number(file, config, key)) for key in known}
+    found = {keys[key][0]: keys[key][1](positive_number(file, config, key)) for key in known}
+    for field, key in ((keys[key][0], key) for key in known):
+        if not 1e-30 < found[field] < 1e30:  # float32 ends at 1e38
+            raise ValueError(f"{file}: {key} is too large or too small to compute with; got {config[key]!r}. {AGAIN}")
+    return found
 
 
 def _read_biases(file: Path, name: str, family: Family, config: dict[str, Any]) -> dict[str, Any]:

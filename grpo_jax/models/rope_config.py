@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grpo_jax.models.files import positive_number, switch, whole_number
+from grpo_jax.models.files import AGAIN, positive_number, switch, whole_number
 from grpo_jax.models.rope import Rope
 
 KINDS = ("full_attention", "sliding_attention")  # layers whose rotary positions may differ
@@ -75,6 +75,8 @@ def _llama3(file: Path, fields: Fields, longest: int, rotating: int) -> Fields:
 
 def _yarn(file: Path, fields: Fields, longest: int, rotating: int) -> Fields:
     original = whole_number(file, {"original_max_position_embeddings": longest} | fields, _ORIGINAL)
+    if positive_number(file, fields, "rope_theta") <= 1:
+        raise ValueError(f"{file}: rope_theta must be above 1 with yarn; got {fields['rope_theta']!r}. {AGAIN}")
     factor = positive_number(file, {"factor": longest / original} | fields, "factor")
 
     def length(weight: float) -> float:
@@ -98,7 +100,7 @@ def _yarn(file: Path, fields: Fields, longest: int, rotating: int) -> Fields:
 
 def _longrope(file: Path, fields: Fields, longest: int, rotating: int) -> Fields:
     """The frequencies of short texts: `max_positions` is then the length up to which these are used."""
-    original = whole_number(file, fields, _ORIGINAL)
+    original = whole_number(file, fields, _ORIGINAL, least=2)
     factor = positive_number(file, {"factor": longest / original} | fields, "factor")
     amplitude = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     divisors = fields["short_factor"]

@@ -16,6 +16,8 @@ from grpo_jax.saved.directory import CONFIG, METRICS, RUN, RunDirectory, setting
 from grpo_jax.saved.steps import CHECKPOINTS, choose_step
 from grpo_jax.structs import Params
 
+PARTS = (CHECKPOINTS, "completions", "events")  # the folders of a run
+
 
 @dataclass(frozen=True)
 class TrainedRun:
@@ -103,7 +105,7 @@ def _refuse_other_folders(path: Path) -> None:
     if runs:
         raise FileNotFoundError(f"{path} is a folder of runs, not one of them. Name a run, such as {runs[-1]}.")
     for parent in path.resolve().parents[:3]:
-        if is_run(parent):
+        if is_run(parent) and path.resolve().relative_to(parent).parts[0] in PARTS:
             step = f"@{path.name}" if path.name.isdecimal() else ""
             raise FileNotFoundError(f"{path} is a part of a run. Name the run instead: {parent}{step}.")
 

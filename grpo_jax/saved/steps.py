@@ -62,8 +62,8 @@ def choose_step(run: Path, step: int | None = None) -> int:
         )
     if found.step is None:
         raise FileNotFoundError(
-            f"{run} has no checkpoint, so it has no weights. Wait until it has saved one (train.save_every), or name"
-            " another run or a model."
+            f"{run} has no checkpoint, so it has no weights. Train it until it has saved one (train.save_every), or"
+            " name another run or a model."
         )
     for reason in found.skipped.values():
         logging.getLogger("grpo_jax").warning("warning: %s: %s, using step %d", run, reason, found.step)

@@ -22,6 +22,7 @@ class Architecture:
     arch: gguf.MODEL_ARCH  # by which the gguf package names tensors
     pairs: bool = False  # neighbouring rows of a head's queries and keys are rotated together
     norm_offset: float = 0.0  # what was added to the weights of norms
+    amplitude: bool = False  # attn_factor is the whole amplitude of yarn
     keys: Mapping[str, str] = field(default_factory=dict)  # of metadata, and of config.json, besides `KEYS`
     unsaid: Callable[[Facts], dict[str, Any]] = lambda facts: {}  # what config.json must say besides
 
@@ -106,7 +107,7 @@ ARCHITECTURES = {  # by `general.architecture`
     ),
     "granite": Architecture("granite", gguf.MODEL_ARCH.GRANITE, pairs=True, keys=_MULTIPLIERS),
     "smollm3": Architecture("smollm3", gguf.MODEL_ARCH.SMOLLM3, pairs=True),
-    "olmo2": Architecture("olmo2", gguf.MODEL_ARCH.OLMO2, keys=_WINDOW, unsaid=_olmo),
+    "olmo2": Architecture("olmo2", gguf.MODEL_ARCH.OLMO2, amplitude=True, keys=_WINDOW, unsaid=_olmo),
     "phi3": Architecture("phi3", gguf.MODEL_ARCH.PHI3, unsaid=_phi3),
     "exaone4": Architecture("exaone4", gguf.MODEL_ARCH.EXAONE4, keys=_WINDOW, unsaid=_layers),
 }

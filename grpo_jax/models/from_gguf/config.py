@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 
 from grpo_jax.models.families import FAMILIES
+from grpo_jax.models.files import AGAIN
 from grpo_jax.models.from_gguf.architectures import KEYS
 from grpo_jax.models.from_gguf.reading import GgufFile
 
 # Metadata that is read here in another way, or that changes nothing.
 READ = {"vocab_size", "attention.key_length", "attention.value_length", "attention.sliding_window_pattern"}
 READ |= {"attention.sliding_window", "rope.dimension_count", "rope.scaling.finetuned", "rope.scaling.type"}
+READ |= {"tensor_data_layout"}  # the order of Llama's rows, which `Architecture.pairs` knows
 READ |= {"rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.attn_factor"}
 FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")  # tensors that are settings
 
@@ -31,6 +33,8 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         return config | architecture.unsaid(facts) | _rope(file, facts)
     except KeyError as missing:
         raise ValueError(f"{file.path}: {missing} is missing from its metadata or tensors.") from missing
+    except (TypeError, ArithmeticError, AttributeError, IndexError) as error:
+        raise ValueError(f"{file.path}: its metadata do not describe a model ({error}). {AGAIN}") from error
 
 
 def _refuse_unknown(file: GgufFile, facts: dict[str, Any], known: set[str]) -> None:
@@ -76,7 +80,8 @@ def _rope(file: GgufFile, facts: dict[str, Any]) -> dict[str, Any]:
     kind, factor = facts.get("rope.scaling.type", "none"), facts.get("rope.scaling.factor", 1.0)
     if kind == "none" or (kind == "linear" and factor == 1):
         return {}
-    if kind not in ("linear", "yarn") or "rope.scaling.attn_factor" in facts:
+    amplitude, known = facts.get("rope.scaling.attn_factor"), file.architecture.amplitude and kind == "yarn"
+    if kind not in ("linear", "yarn") or (amplitude is not None and not known):
         raise ValueError(
             f"{file.path}: rotary positions scaled as {kind!r} are not supported in a GGUF file; linear is, and yarn"
             f" without attn_factor. Use the model's safetensors."
@@ -84,6 +89,7 @@ def _rope(file: GgufFile, facts: dict[str, Any]) -> dict[str, Any]:
     scaling = {"rope_type": kind, "factor": _plain(factor)}
     if kind == "yarn" and "rope.scaling.original_context_length" in facts:
         scaling |= {"original_max_position_embeddings": facts["rope.scaling.original_context_length"]}
+    scaling |= {} if amplitude is None else {"attention_factor": _plain(amplitude)}
     return {"rope_scaling": scaling}
 
 

@@ -38,8 +38,9 @@ def answer(name: str, directory: Path) -> None:
         logits_TV = np.asarray(model.policy.unembed(params, hidden_TD))
         largest.append([{int(v): float(row[v]) for v in np.argsort(row)[-2:]} for row in logits_TV])
     gj.export(model, params, directory)
-    messages = [[{"role": "user", "content": each}] if isinstance(each, str) else list(each) for each in asked]
-    told = {"prompts": messages, "template": dict(model.tokenizer.template), "max_tokens": sampler.max_tokens}
+    if model.tokenizer.has_chat_template:
+        asked = [[{"role": "user", "content": each}] if isinstance(each, str) else list(each) for each in asked]
+    told = {"prompts": asked, "template": dict(model.tokenizer.template), "max_tokens": sampler.max_tokens}
     beside(directory).write_text(json.dumps(told | {"answers": answers, "largest": largest}))
     print(f"{model.first_weights} is in {directory}; its {len(answers)} answers are in {beside(directory)}")
 
@@ -53,10 +54,13 @@ def compare(directory: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     model = transformers.AutoModelForCausalLM.from_pretrained(directory)
     equal, first = 0, None
-    for number, (messages, ours) in enumerate(zip(told["prompts"], told["answers"], strict=True)):
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True, **told["template"]
-        )["input_ids"]
+    for number, (prompt, ours) in enumerate(zip(told["prompts"], told["answers"], strict=True)):
+        if isinstance(prompt, str):
+            inputs = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        else:
+            inputs = tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True, **told["template"]
+            )["input_ids"]
         mask = torch.ones_like(inputs)
         tokens = model.generate(inputs, attention_mask=mask, do_sample=False, max_new_tokens=told["max_tokens"])
         theirs = tokens[0, inputs.shape[1] :].tolist()
@@ -66,11 +70,11 @@ def compare(directory: Path) -> None:
     asked = len(told["answers"])
     print(f"{equal} of {asked} answers are equal, token by token, in transformers {transformers.__version__}")
     if first is not None:
-        number, prompt, theirs = first
+        number, ids, theirs = first
         ours = told["answers"][number]
         t = next(t for t in range(len(ours) + 1) if ours[: t + 1] != theirs[: t + 1])
         with torch.no_grad():
-            logits_V = model(torch.tensor([prompt + ours[:t]])).logits[0, -1]
+            logits_V = model(torch.tensor([ids + ours[:t]])).logits[0, -1]
         there = {token: logits_V[token].item() for token in {*ours[t : t + 1], *theirs[t : t + 1]}}
         print(f"prompt {number}, token {t}: here {told['largest'][number][t : t + 1]}, there {there}")
 

@@ -50,7 +50,7 @@ EIGHT = (  # slices, meshes and how many responses a device learns from at once,
     ("v5e-8", "fsdp: 2, tensor: 4", 2),
 )
 LARGER = {
-    "qwen1.5-moe-a2.7b": (("v5e-16", "fsdp: 4, expert: 4, tensor: 1", 8),),
+    "qwen1.5-moe-a2.7b": (("v6e-8", "fsdp: 2, expert: 4, tensor: 1", 8),),
     "qwen3-30b-a3b": (("v5p-16", "fsdp: 2, expert: 4, tensor: 1", 8),),
 }
 CONFIG = """

@@ -59,6 +59,8 @@ def examine(case: Path, found: Path) -> dict:
         "warnings": [*SAID.lines],
         "info": {key: sorted(map(str, value)) for key, value in info.items() if value},
         "dtype": str(model.dtype),
+        "class": type(model).__name__,
+        "architectures": json.loads((case / "float32" / "config.json").read_text())["architectures"],
         "generated": out_PT[0, ids_PL.shape[1] :].tolist(),
         "ends": model.generation_config.eos_token_id,
         "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,

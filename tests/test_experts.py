@@ -67,6 +67,7 @@ def dense(weights: dict, x_XD: jax.Array, experts: Experts) -> jax.Array:
 
 
 @pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.slow
 def test_output_and_gradients_are_those_of_a_loop_over_all_experts(normalized):
     experts = Experts(count=8, chosen=3, feedforward=24, normalized=normalized, shared=16)
     block = MixtureOfExperts(dataclasses.replace(SHAPE, experts=experts), nnx.Rngs(0), "cpu")

@@ -110,7 +110,8 @@ def test_a_step_of_a_model_with_experts_does_not_depend_on_the_mesh(layout, prom
     assert_same(one_step(None, prompts, experts, replay), one_step(layout, prompts, experts, replay))
 
 
-def test_sampling_keeps_logits_divided_by_vocabulary(monkeypatch):
+@pytest.mark.parametrize("vocabulary", [1000, 1001])
+def test_sampling_keeps_logits_divided_by_vocabulary(vocabulary, monkeypatch):
     """Otherwise the compiler may gather the whole output head for every token."""
     programs, decode = [], stages.decode
 
@@ -119,12 +120,12 @@ def test_sampling_keeps_logits_divided_by_vocabulary(monkeypatch):
         return decode(*inputs)
 
     monkeypatch.setattr(stages, "decode", recorded)
-    mesh, policy = Layout(1, 4, 2).mesh(), decoder_policy(replace(MODEL.shape, vocabulary=1000))
+    mesh, policy = Layout(1, 4, 2).mesh(), decoder_policy(replace(MODEL.shape, vocabulary=vocabulary))
     params = policy.init(jax.random.key(0))
     params = jax.tree.map(place, params, weight_shardings(params, mesh))
     prompts = place_prompts(MODEL.tokenizer.encode_all(["one", "two", "three", "four"], 32), mesh)
     Sampler(ends=(0,), responses=3, max_tokens=4)(policy, params, prompts, jax.random.key(0))
-    constraint = r'sharding_constraint .*"tensor".* : tensor<4x3x1000xf32>'
+    constraint = rf'sharding_constraint .*"tensor".* : tensor<4x3x{vocabulary}xf32>'
     assert programs and all(re.search(constraint, program) for program in programs)
 
 

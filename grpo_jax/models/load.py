@@ -50,7 +50,7 @@ class Model:
 
 
 def load(
-    name: str = "smollm2-135m-instruct",  # a directory, org/name, a run, smollm2-135m-instruct, or tiny
+    name: str = "smollm2-135m-instruct",  # a directory, a GGUF file, org/name, a run, smollm2-135m-instruct, or tiny
     activations: Literal["auto", "float32", "bfloat16"] = "auto",  # auto: float32 on CPU, bfloat16 elsewhere
     remat: Remat = DEFAULT_REMAT,  # none computes nothing twice; see docs/training.md
     template: dict[str, Any]

@@ -313,6 +313,8 @@ class _Decoder:
         """The float32 logits of hidden states."""
         head_VD = params["embed_VD" if self.shape.tied else "head_VD"]
         logits = project(hidden, head_VD.astype(hidden.dtype), platform=self.platform, result_dtype=jnp.float32)
+        if len(head_VD) > self.shape.vocabulary:  # in a copy with rows of padding (`even_vocabulary`)
+            logits = logits[..., : self.shape.vocabulary]
         scale, softcap = self.shape.logit_scale, self.shape.logit_softcap
         logits = logits if scale is None else logits * scale
         return logits if softcap is None else jnp.tanh(logits / softcap) * softcap

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from grpo_jax.devices.memory import free_bytes
 from grpo_jax.devices.mesh import mesh_of, prompt_shards
 from grpo_jax.devices.placing import from_hosts, on_host, prompts_of_host
-from grpo_jax.devices.sharding import PROMPTS, devices_per_group, fit, serving_shardings
+from grpo_jax.devices.sharding import PROMPTS, devices_per_group, even_vocabulary, fit, serving_shardings
 from grpo_jax.distribution import Distribution, SamplingSettings
 from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.rollout import stages
@@ -342,8 +342,8 @@ def row_keys(key: Array, P: int, G: int) -> Array:
 
 def _serve(policy: Policy, params: Params) -> Params:
     """The copy of the weights that sampling reads, made and sharded once for each rollout."""
-    served = policy.serve(params)
     mesh = mesh_of(params)
+    served = even_vocabulary(policy.serve(params), mesh)
     return served if mesh is None else jax.device_put(served, serving_shardings(served, mesh))
 
 

@@ -37,6 +37,7 @@ def write_tokenizer(file: GgufFile, directory: Path) -> None:
         )
     backend.save(str(directory / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    config["model_input_names"] = ["input_ids", "attention_mask"]  # transformers 4 would add token_type_ids
     config |= {f"{role}_token": token for role, token in tokens.items()}
     if "chat_template" in facts:
         config["chat_template"] = facts["chat_template"]

@@ -171,7 +171,7 @@ def test_the_sandbox_holds_here_and_the_attempts_that_show_it_succeed_without_it
     monkeypatch.setattr(isolation, "run_code", lambda kind, *rest, **named: unsafe("unsafe", *rest, **named))
     found = isolation.escapes()
     for words in (
-        "network",
+        "sockets",
         "outside can be read",
         "outside can be written",
         "home",
@@ -208,7 +208,7 @@ def test_a_bwrap_that_isolates_nothing_is_refused(tmp_path, monkeypatch):
     fake.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda name: str(fake))
     isolation.require_isolation.cache_clear()
-    with pytest.raises(OSError, match="does not hold on this machine: in it, the network can be reached"):
+    with pytest.raises(OSError, match="does not hold on this machine: in it, sockets can be opened"):
         isolation.require_isolation()
 
 

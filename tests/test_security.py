@@ -53,12 +53,13 @@ def keywords(tree: ast.AST) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_module_runs_code_from_data(path):
+    """But for the program that runs the code of responses inside of a sandbox, and is never imported to be called."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert modules.isdisjoint({"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch"})
     running = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load"}
-    assert called(tree).isdisjoint(running)
+    assert called(tree) & running == ({"exec", "eval", "compile"} if path.name == "inside.py" else set())
     given = keywords(tree)
     assert not {"shell", "allow_pickle"} & given.keys()
     assert set(given.get("trust_remote_code", [])) <= {"False"}

@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -19,9 +18,9 @@ UNSAFE = "or, where the machine has nothing to lose, write sandbox: unsafe"
 PROBE = """
 import json, os, signal, sys
 facts = json.loads(sys.stdin.read())
-def connect():
+def open_socket():
     import socket
-    socket.create_connection(("127.0.0.1", facts["port"]), 2)
+    socket.socket()
 def read():
     open(facts["secret"]).read()
 def write(path):
@@ -53,10 +52,10 @@ def raise_limit():
 def read_environment():
     [name for name in os.environ if name not in ("LANG", "HOME", "TMPDIR", "PWD", "LC_CTYPE")][0]
 attempts = {
-    "the network can be reached": connect,
+    "sockets can be opened": open_socket,
     "files outside can be read": read,
     "files outside can be written": lambda: write(facts["secret"] + ".written"),
-    "its own system can be written": lambda: write("/usr/written"),
+    "its own system can be written": lambda: os.access("/usr", os.W_OK) or [][0],
     "files of the home directory can be seen": see_home,
     "other processes get signals": signal_process,
     "other processes can be seen": see_processes,
@@ -99,11 +98,10 @@ def require_isolation() -> None:
 
 def escapes() -> list[str]:
     """What a program in the sandbox can do and must not, in words."""
-    with tempfile.TemporaryDirectory(prefix="grpo-jax-") as folder, socket.create_server(("127.0.0.1", 0)) as server:
+    with tempfile.TemporaryDirectory(prefix="grpo-jax-") as folder:
         secret = Path(folder) / "secret"
         secret.write_text("secret")
         facts = {
-            "port": server.getsockname()[1],
             "secret": str(secret),
             "process": os.getpid(),
             "home": str(Path.home()),

@@ -155,6 +155,13 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax data`."""
+    add_config(parser)
+    parser.add_argument("--show", type=int, default=3, help="prompts to show; default: %(default)s")
+    parser.add_argument("--probes", type=int, default=32, help="examples to probe rewards with; default: %(default)s")
+
+
 def add_objectives(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax objectives`."""
     parser.add_argument("name", nargs="?", help="a preset, shown with its formula and source; default: a table of all")
@@ -249,6 +256,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "checkpoint": ("list and verify the checkpoints of a run", add_checkpoint),
     "config": ("show a config with every default filled in", add_config),
     "plan": ("show what a config needs on a TPU slice or another device, without one", add_plan),
+    "data": ("show the prompts of a config, and what its rewards give for known answers", add_data),
     "objectives": ("list the objectives that can be trained with", add_objectives),
     "generate": ("answer a prompt, or talk", add_generate),
     "export": ("write a run as a model that others load", add_export),

@@ -1,7 +1,7 @@
 """Makes the objects that a `Config` names: the arguments of `training.train`."""
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from grpo_jax.config.rendering import render
 from grpo_jax.config.sections import SECTIONS, Call, Config
@@ -16,12 +16,12 @@ def build(config: Config) -> dict[str, Any]:
     from grpo_jax.tasks import Task
     from grpo_jax.training.overview import copy_bytes
 
-    settings, task, layout = config.train.build(), _built(config.task, Task), config.mesh.build()
-    model = _built(config.model, Model)
+    settings, task, layout = config.train.build(), built(config.task, Task), config.mesh.build()
+    model = built(config.model, Model)
     rewards = tuple((item.build(), item.weight) for item in config.rewards)
     teacher = None
     if config.teacher is not None:
-        larger = _built(config.teacher, Model)
+        larger = built(config.teacher, Model)
         _check_vocabulary(larger.shape.vocabulary, model.shape.vocabulary)
         teacher = larger.policy, larger.params(layout.mesh(copy_bytes=copy_bytes(model.policy)))
     algorithm = config.algorithm.build(
@@ -29,7 +29,7 @@ def build(config: Config) -> dict[str, Any]:
         sample=config.rollout.build(ends=model.tokenizer.end_ids, decode=model.tokenizer.decode),
         decode=model.tokenizer.decode,
         reward=Mix(rewards) if rewards else task.reward,
-        objective=_built(config.objective, Objective),
+        objective=built(config.objective, Objective),
         optimizer=config.optimizer.build(),
         teacher=teacher,
     )
@@ -44,7 +44,10 @@ def build(config: Config) -> dict[str, Any]:
     }
 
 
-def _built(call: Call, kind: type) -> Any:
+T = TypeVar("T")
+
+
+def built(call: Call, kind: type[T]) -> T:
     """What a call gives, which has to be of a kind; a function of the user may give anything."""
     found = call.build()
     if not isinstance(found, kind):

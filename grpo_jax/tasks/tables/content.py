@@ -29,7 +29,8 @@ def require_file(path: Path) -> None:
         raise FileNotFoundError(f"{path} is a folder, not a file.{_contents(path)}")
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is not a file. Relative paths start from {Path.cwd()}, or from the config's folder.{_similar(path)}"
+            f"{path} is not a file. Relative paths start from {Path.cwd()}, or from the config's folder."
+            f"{_similar(path)}"
         )
 
 

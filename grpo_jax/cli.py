@@ -158,8 +158,10 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax data`."""
     add_config(parser)
-    parser.add_argument("--show", type=int, default=3, help="prompts to show; default: %(default)s")
-    parser.add_argument("--probes", type=int, default=32, help="examples to probe rewards with; default: %(default)s")
+    parser.add_argument("--show", type=number, default=3, help="prompts to show; default: %(default)s")
+    parser.add_argument(
+        "--probes", type=number, default=32, help="examples to probe rewards with; default: %(default)s"
+    )
 
 
 def add_objectives(parser: argparse.ArgumentParser) -> None:
@@ -248,6 +250,13 @@ def count(text: str) -> int:
     """A whole number, at least one."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number, at least 1; got {text!r}")
+    return int(text)
+
+
+def number(text: str) -> int:
+    """A whole number, at least zero."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least 0; got {text!r}")
     return int(text)
 
 

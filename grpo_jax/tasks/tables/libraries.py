@@ -5,6 +5,7 @@ first, because the libraries would retry for half a minute.
 """
 
 import importlib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from grpo_jax import network
 
 Rows = Iterable[Mapping[str, Any]]
 REPOSITORY = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+ORIGIN = "https://storage.googleapis.com"  # where tensorflow-datasets looks first
+ORIGINS = {"gsm8k": "https://raw.githubusercontent.com"}
 LOCAL = " If this machine has a copy elsewhere, name its folder in task.path."
 
 
@@ -64,12 +67,9 @@ def subsets(path: str) -> list[str]:
     return list(installed("datasets", "datasets").get_dataset_config_names(path))
 
 
-def by_builder(path: str, origin: str | None = None) -> Mapping[str, Rows]:
-    """The splits of a builder of tensorflow-datasets, by its name or the folder that it has prepared. `origin` is where
-    it downloads from, for a builder that does not list that.
-    """
-    tfds = installed("tensorflow_datasets", "tensorflow-datasets")
-    builder = tfds.builder_from_directory(path) if Path(path).is_dir() else _prepared(path, origin)
+def by_builder(path: str) -> Mapping[str, Rows]:
+    """The splits of a builder of tensorflow-datasets, by its name or the folder that it has prepared."""
+    builder = _prepared_before(path) if Path(path).is_dir() else _prepared(path)
     try:
         return {str(split): builder.as_data_source(split=split) for split in builder.info.splits}
     except NotImplementedError as error:
@@ -79,24 +79,43 @@ def by_builder(path: str, origin: str | None = None) -> Mapping[str, Rows]:
         ) from error
 
 
-def _prepared(name: str, origin: str | None) -> Any:
+def _prepared_before(folder: str) -> Any:
+    tfds = installed("tensorflow_datasets", "tensorflow-datasets")
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # each kind of damage raises another class
+        raise ValueError(
+            f"{folder} cannot be read by tensorflow-datasets: {type(error).__name__}: {_line(error)}. Name the folder"
+            " with dataset_info.json that a builder has prepared, such as .../gsm8k/1.0.0."
+        ) from error
+
+
+def _prepared(name: str) -> Any:
     """A builder by its name, which downloads and prepares its data if it has not yet."""
+    if not (_tfds_folder() / re.split(r"[:/]", name)[0]).is_dir():
+        _require_origin(name)  # before the library is imported, which takes seconds
     tfds = installed("tensorflow_datasets", "tensorflow-datasets")
     _import_builder(name)
     # ArrayRecord is the only format that can be read without TensorFlow.
     try:
         builder: Any = tfds.builder(name, file_format=tfds.core.FileFormat.ARRAY_RECORD)
     except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(
-            f"tensorflow-datasets has no builder {name!r}, and there is no folder of this name."
-        ) from error
+        raise ValueError(f"tensorflow-datasets has no builder {name!r}, and no folder is called so.") from error
     if not builder.is_prepared():
-        listed = [] if builder.url_infos is None else list(builder.url_infos)
-        for url in [*listed, *([] if origin is None else [origin])][:1]:
-            if not network.reachable(url):
-                raise unavailable(name, f"{_host(url)} is out of reach.")
+        _require_origin(name)
         _prepare(builder)
     return builder
+
+
+def _tfds_folder() -> Path:
+    """Where tensorflow-datasets keeps what it has prepared."""
+    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+
+
+def _require_origin(name: str) -> None:
+    origin = ORIGINS.get(name, ORIGIN)
+    if not network.reachable(origin):
+        raise unavailable(name, f"{origin} is out of reach.")
 
 
 def _import_builder(name: str) -> None:
@@ -160,10 +179,6 @@ def _check_cache(name: str, hub_cache: str) -> None:
 def unavailable(name: str, reason: str) -> FileNotFoundError:
     """The error that a data set cannot be downloaded, with the way out."""
     return FileNotFoundError(f"The data set {name} cannot be downloaded: {reason}{LOCAL}")
-
-
-def _host(url: str) -> str:
-    return "/".join(url.split("/")[:3])
 
 
 def _line(error: BaseException) -> str:

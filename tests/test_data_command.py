@@ -13,7 +13,7 @@ from grpo_jax.config import read
 from grpo_jax.models.tokenizer import byte_tokenizer
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
-ROWS = [{"prompt": f"What is {n} + 1?", "answer": str(n + 1), "hints": ["add", "one"]} for n in range(12)]
+ROWS = [{"prompt": f"What is {n} + 1?", "answer": str(n + 1), "hints": ["add", "one"]} for n in range(3, 15)]
 REWARDS = """
 def mentions(example, response):
     return float(all(hint in response for hint in example.columns["hints"]))
@@ -41,14 +41,12 @@ def test_a_config_shows_its_prompts_lengths_golds_and_probes(folder, capsys):
     text = capsys.readouterr().out
     assert re.search(r"training: \d+ examples, the first from project/rows\.jsonl:\d+\nheld-out: \d+ examples", text)
     assert "rewards: exact (weight 1), last_number (weight 1), mentions (weight 0.5)" in text
-    assert re.search(r"project/rows\.jsonl:\d+: 33 tokens, answer '\d+'\n    u│s│e│r│:│ │W│h│a│t", text)
-    assert re.search(
-        r"tokens of the training prompts: median 3\d.*train\.max_prompt_tokens is 512\n +33 to 33 +#+", text
-    )
+    assert re.search(r"project/rows\.jsonl:\d+: 3[12] tokens, answer '\d+'\n    u│s│e│r│:│ │W│h│a│t", text)
+    assert re.search(r"tokens of the training prompts: median 3\d.*_prompt_tokens is 512\n +31 to 31 +#+", text)
     assert re.search(r"  exact: (\d+) earn 1\n  last_number: \1 earn 1\n  mentions: 0 earn 1; less: ", text)
-    earned = {line[:26].strip(): [*map(float, re.findall(r"\d\.\d{3}", line))] for line in text.splitlines()}
+    earned = {line[:27].strip(): [*map(float, re.findall(r"\d\.\d{3}", line))] for line in text.splitlines()}
     assert earned["the gold answer"] == [2.0, 1.0, 1.0, 0.0]
-    assert earned["nothing"] == earned["the question, repeated"][:1] * 4 == [0.0] * 4
+    assert earned["nothing"] == earned["the question, repeated"] == [0.0] * 4
     assert earned["all words of the criteria"] == [0.5, 0.0, 0.0, 1.0]
     assert earned["the answer, denied"] == [1.0, 0.0, 1.0, 0.0]
     assert earned["many answers at once"] == [0.0] * 4
@@ -59,20 +57,19 @@ def test_a_config_shows_its_prompts_lengths_golds_and_probes(folder, capsys):
 def test_what_training_would_refuse_is_listed_with_status_1(folder, capsys):
     rows = [{**row, "answer": " . "} if n % 4 == 1 else row for n, row in enumerate(ROWS)]
     Path("project/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["data", "project/c.yaml", "task.held_out_share=0", "train.max_prompt_tokens=33"]) == 1
+    assert main(["data", "project/c.yaml", "task.held_out_share=0", "train.max_prompt_tokens=31"]) == 1
     text = capsys.readouterr().out
-    assert "2 have more than 33, and training would refuse them (train.long_prompts): project/rows.jsonl:11, " in text
-    assert "6 examples cannot be scored:" in text or "3 examples cannot be scored:" in text
+    assert "5 have more than 31, and training would refuse them (train.long_prompts): project/rows.jsonl:8, " in text
+    assert "3 examples cannot be scored:" in text
     assert all(f"project/rows.jsonl:{line}: reward exact cannot score" in text for line in (2, 6, 10))
 
 
 @pytest.mark.faults
 def test_golds_that_earn_1_of_no_reward_are_listed_with_status_1(folder, capsys):
-    assert main(["data", "project/c.yaml", "rewards=[mine_of_the_command:long]", "--show", "0", "--probes", "0"]) == 1
+    changes = ["rewards=['mine_of_the_command:long']", "task.held_out_share=0"]
+    assert main(["data", "project/c.yaml", *changes, "--show", "0", "--probes", "0"]) == 1
     text = capsys.readouterr().out
-    assert re.search(
-        r"  long: 0 earn 1; less: project/rows\.jsonl:\d+, .* more\n  \d+ earn 1 of no reward: project", text
-    )
+    assert re.search(r"  long: 0 earn 1; less: .*rows\.jsonl:5 and 7 more\n  12 earn 1 of no reward: project", text)
     assert "no probes" in text
     assert main(["data", "project/c.yaml", "task.path=none.jsonl"]) == 2
     assert "none.jsonl is not a file" in capsys.readouterr().err

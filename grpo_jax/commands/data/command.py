@@ -69,7 +69,9 @@ def summary(subject: Subject) -> str:
     lines = []
     for kind, examples in subject.kinds.items():
         place = f", the first from {examples[0].source}" if examples[0].source else ""
-        lines.append(f"{kind}: {len(examples)} examples{place}")
+        again = len(examples) - len({repr(example.prompt) for example in examples})
+        twice = f"; {again} ask what another one asks" if again else ""
+        lines.append(f"{kind}: {len(examples)} examples{place}{twice}")
     if not subject.task.held_out:
         lines.append("held-out: none, so training cannot be evaluated")
     weights = zip(subject.mix.names, subject.mix.weights_R, strict=True)

@@ -371,7 +371,7 @@ def test_a_parquet_file_that_is_cut_off_or_holds_no_plain_values_is_refused(tmp_
     with pytest.raises(ValueError, match=r"row 0: column 'x' holds bytes that are no UTF-8 text"):
         data(path)
     assert data(path, columns=("prompt", "answer")).train[0].prompt == "aé"
-    with pytest.raises(ValueError, match="has no column 'promt', which task.columns names"):
+    with pytest.raises(ValueError, match=r"has no column 'promt', which task\.columns names"):
         data(path, columns=("promt", "answer"))
     path = put(tmp_path / "null.parquet", as_parquet([{"prompt": "a", "m": None}, {"prompt": "a", "m": {"g": "1"}}]))
     with pytest.raises(ValueError, match=r"null\.parquet, row 0: no column 'm.g'; m is null"):

@@ -20,14 +20,24 @@ ORIGINS = {"gsm8k": "https://raw.githubusercontent.com"}
 LOCAL = " If this machine has a copy elsewhere, name its folder in task.path."
 
 
-def installed(module: str, package: str) -> Any:
-    """A library of data sets, imported."""
+def _datasets() -> Any:
     try:
-        return importlib.import_module(module)
+        import datasets
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"This data set is read by {package}, which is not installed: pip install {package}"
-        ) from error
+        raise _not_installed("datasets") from error
+    return datasets
+
+
+def _tfds() -> Any:
+    try:
+        import tensorflow_datasets
+    except ModuleNotFoundError as error:
+        raise _not_installed("tensorflow-datasets") from error
+    return tensorflow_datasets
+
+
+def _not_installed(package: str) -> ValueError:
+    return ValueError(f"This table is read by {package}, which is not installed: pip install {package}")
 
 
 def is_saved(folder: Path) -> bool:
@@ -47,7 +57,7 @@ def by_datasets(path: str, subset: str | None) -> Mapping[str, Rows]:
         return _saved(path)
     if not folder.is_dir():
         _check_hub(path)
-    datasets = installed("datasets", "datasets")
+    datasets = _datasets()
     try:
         return cast(Mapping[str, Rows], datasets.load_dataset(path, subset))
     except ConnectionError as error:
@@ -64,7 +74,7 @@ def by_datasets(path: str, subset: str | None) -> Mapping[str, Rows]:
 
 def subsets(path: str) -> list[str]:
     """The names of the configurations of a data set on the hub or in a folder."""
-    return list(installed("datasets", "datasets").get_dataset_config_names(path))
+    return list(_datasets().get_dataset_config_names(path))
 
 
 def by_builder(path: str) -> Mapping[str, Rows]:
@@ -80,7 +90,7 @@ def by_builder(path: str) -> Mapping[str, Rows]:
 
 
 def _prepared_before(folder: str) -> Any:
-    tfds = installed("tensorflow_datasets", "tensorflow-datasets")
+    tfds = _tfds()
     try:
         return tfds.builder_from_directory(folder)
     except Exception as error:  # each kind of damage raises another class
@@ -94,7 +104,7 @@ def _prepared(name: str) -> Any:
     """A builder by its name, which downloads and prepares its data if it has not yet."""
     if not (_tfds_folder() / re.split(r"[:/]", name)[0]).is_dir():
         _require_origin(name)  # before the library is imported, which takes seconds
-    tfds = installed("tensorflow_datasets", "tensorflow-datasets")
+    tfds = _tfds()
     _import_builder(name)
     # ArrayRecord is the only format that can be read without TensorFlow.
     try:
@@ -120,7 +130,7 @@ def _require_origin(name: str) -> None:
 
 def _import_builder(name: str) -> None:
     """Imports the module of a builder: some are known to tfds.builder only then."""
-    folder = Path(str(importlib.import_module("tensorflow_datasets").__file__)).parent
+    folder = Path(str(_tfds().__file__)).parent
     module = re.split(r"[:/]", name)[0]
     for found in sorted(folder.glob(f"*/{module}/{module}.py")) if module.isidentifier() else ():
         topic = found.parent.parent.name
@@ -139,7 +149,7 @@ def _prepare(builder: Any) -> None:
 
 
 def _saved(path: str) -> Mapping[str, Rows]:
-    datasets = installed("datasets", "datasets")
+    datasets = _datasets()
     try:
         found = datasets.load_from_disk(path)
     except Exception as error:  # each kind of damage raises another class
@@ -166,7 +176,7 @@ def _check_hub(name: str) -> None:
 
 def _check_cache(name: str, hub_cache: str) -> None:
     """Refuses a data set that is in no cache, where the network must not be used."""
-    datasets = installed("datasets", "datasets")
+    datasets = _datasets()
     owner, _, rest = name.rpartition("/")
     folders = [
         Path(datasets.config.HF_DATASETS_CACHE) / (f"{owner}___{rest}" if owner else rest).lower(),

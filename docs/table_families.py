@@ -44,10 +44,14 @@ FAMILIES = {  # the models of tests/golden/families that stand for each, and the
     "Qwen2-MoE": (["qwen2_moe"], "qwen1.5-moe-a2.7b"),
     "Qwen3-MoE": (["qwen3_moe"], "qwen3-30b-a3b"),
 }
-EIGHT = (("v5e-8", "fsdp: 4, tensor: 2"), ("v5e-8", "fsdp: 2, tensor: 4"))  # slices and meshes, tried in this order
+EIGHT = (  # slices, meshes and how many responses a device learns from at once, tried in this order
+    ("v5e-8", "fsdp: 4, tensor: 2", 8),
+    ("v5e-8", "fsdp: 4, tensor: 2", 2),
+    ("v5e-8", "fsdp: 2, tensor: 4", 2),
+)
 LARGER = {
-    "qwen1.5-moe-a2.7b": (("v5e-16", "fsdp: 4, expert: 4, tensor: 1"),),
-    "qwen3-30b-a3b": (("v5p-16", "fsdp: 2, expert: 4, tensor: 1"),),
+    "qwen1.5-moe-a2.7b": (("v6e-8", "fsdp: 2, expert: 4, tensor: 1", 8),),
+    "qwen3-30b-a3b": (("v5p-16", "fsdp: 2, expert: 4, tensor: 1", 8),),
 }
 CONFIG = """
 model: {{name: {name}}}
@@ -55,7 +59,7 @@ task: {{use: arithmetic}}
 rollout: {{responses: 8, max_tokens: 512}}
 objective: {{use: dapo}}
 optimizer: {{use: adafactor}}
-algorithm: {{responses_at_once: 8}}
+algorithm: {{responses_at_once: {at_once}}}
 mesh: {{data: 1, {mesh}}}
 train: {{steps: 1, prompts: 8, max_prompt_tokens: 256}}
 """
@@ -91,10 +95,10 @@ def compiled(model: str) -> dict[str, float | str]:
     from grpo_jax.config import read
 
     jax.config.update("jax_enable_compilation_cache", False)
-    for name, mesh in LARGER.get(model, EIGHT):
+    for name, mesh, at_once in LARGER.get(model, EIGHT):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "config.yaml"
-            path.write_text(CONFIG.format(name=f"random:{model}", mesh=mesh), encoding="utf-8")
+            path.write_text(CONFIG.format(name=f"random:{model}", mesh=mesh, at_once=at_once), encoding="utf-8")
             case = assemble(read(path), find_slice(name))
         sampling, learning = plan_sampling(case), plan_learning(case, case.responses_at_once)
         if sampling.peak is not None and learning.peak is not None:

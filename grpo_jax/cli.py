@@ -18,7 +18,10 @@ from grpo_jax.hosts.telling import announce
 from grpo_jax.redaction import options_redacted, print_redacted, print_redacted_of_thread
 
 OVERRIDES = "section.key=value: replaces a value of the config, e.g. train.steps=20"
-A_MODEL = "a run (runs/quickstart, or runs/quickstart@24), a directory, org/name on the hub, or smollm2-135m-instruct"
+A_MODEL = (
+    "a run (runs/quickstart, or runs/quickstart@24), a directory, a GGUF file, org/name on the hub, or"
+    " smollm2-135m-instruct"
+)
 LOAD, SAMPLER = "grpo_jax.models:load", "grpo_jax.rollout:Sampler"  # owners of settings that are options here, too
 
 

@@ -7,8 +7,11 @@ a folder in FOLDER with a model in `float32` and perhaps the same in `bfloat16`.
 file of JSON, arrays, and the model as this version saves it.
 """
 
+import contextlib
+import io
 import json
 import logging
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -56,6 +59,8 @@ def examine(case: Path, found: Path) -> dict:
         "warnings": [*SAID.lines],
         "info": {key: sorted(map(str, value)) for key, value in info.items() if value},
         "dtype": str(model.dtype),
+        "class": type(model).__name__,
+        "architectures": json.loads((case / "float32" / "config.json").read_text())["architectures"],
         "generated": out_PT[0, ids_PL.shape[1] :].tolist(),
         "ends": model.generation_config.eos_token_id,
         "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
@@ -81,7 +86,12 @@ def tokenized(directory: Path, found: Path) -> dict:
     tokenizer.save_pretrained(found / "saved")
     inputs = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     text_ids = tokenizer(" 16 + 6 = 22\n")["input_ids"]
+    card = (directory / "README.md").read_text()
+    lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("DIRECTORY", str(directory))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(lines, {})
     return {
+        "card": printed.getvalue(),
         "inputs": sorted(inputs.keys()),
         "conversation": inputs["input_ids"][0].tolist(),
         "text": text_ids,

@@ -219,6 +219,17 @@ def test_rope_parameters_of_each_kind_of_layer_are_those_of_the_older_keys(tmp_p
     assert [(span.window, span.rope.theta) for span in shapes[0].pattern] == [(5, 1e4), (5, 1e4), (None, 1e6)]
 
 
+def test_keys_that_transformers_5_renames_or_adds_are_those_of_older_configs(tmp_path):
+    shapes = []
+    for changes in ({}, {"num_experts": "missing", "num_local_experts": 6}):
+        config = json.loads((GOLDEN / "qwen3_moe.json").read_text()) | changes
+        (tmp_path / "config.json").write_text(json.dumps({key: a for key, a in config.items() if a != "missing"}))
+        shapes.append(read_shape(tmp_path))
+    assert shapes[0] == shapes[1] and shapes[0].experts.count == 6
+    kinds = ["full_attention"] * 2  # written for every family
+    assert read_shape(write_config(tmp_path, "llama", layer_types=kinds)).window is None
+
+
 def test_null_key_value_heads_are_as_many_as_heads(tmp_path):
     assert read_shape(write_config(tmp_path, "llama", num_key_value_heads=None)).kv_heads == 4
 

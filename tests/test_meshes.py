@@ -41,11 +41,11 @@ def evens(example: Example, response: str) -> float:
     return sum(ord(letter) % 2 == 0 for letter in response) / 10 + 0.01 * float(example.answer)
 
 
-def with_experts(experts: Experts | None) -> Model:
+def with_experts(experts: Experts | None, replay: bool) -> Model:
     """The tiny model, with these experts in its layers."""
     if experts is None:
         return MODEL
-    policy = decoder_policy(replace(MODEL.shape, experts=experts))
+    policy = decoder_policy(replace(MODEL.shape, experts=experts), replay_experts=replay)
 
     def params(mesh):
         return jax.jit(policy.init, out_shardings=weight_shardings(policy.shapes, mesh))(jax.random.key(0))
@@ -54,9 +54,9 @@ def with_experts(experts: Experts | None) -> Model:
 
 
 @cache
-def one_step(layout: tuple[int, ...] | None, prompts: int, experts: Experts | None = None, **more):
+def one_step(layout: tuple[int, ...] | None, prompts: int, experts: Experts | None = None, replay=False, **more):
     """The rows, the metrics and the change of the weights of one step on this mesh."""
-    model = with_experts(experts)
+    model = with_experts(experts, replay)
     mesh = Layout().mesh(jax.devices()[:1]) if layout is None else Layout(*layout).mesh()
     examples = [Example(f"{n} plus {n + 1} is?", str(n)) for n in range(prompts)]
     sampler = Sampler(ends=MODEL.tokenizer.end_ids, responses=8, max_tokens=8)
@@ -101,16 +101,17 @@ def test_a_step_with_fewer_prompts_than_devices_spreads_the_responses_and_equals
 
 
 @pytest.mark.parametrize(
-    ("layout", "prompts"),
-    [((1, 2, 2, 2), 8), ((1, 2, 1, 4), 2), pytest.param((2, 4, 1), 8, marks=pytest.mark.long)],  # the last is `expert`
-    ids=["tensor and expert", "expert, spread groups", "no expert"],
+    ("layout", "prompts", "replay"),  # of four axes, the last is `expert`
+    [((1, 2, 2, 2), 8, False), ((1, 2, 1, 4), 2, True), pytest.param((2, 4, 1), 8, True, marks=pytest.mark.long)],
+    ids=["tensor and expert", "expert, spread groups, replay", "no expert, replay"],
 )
-def test_a_step_of_a_model_with_experts_does_not_depend_on_the_mesh(layout, prompts):
+def test_a_step_of_a_model_with_experts_does_not_depend_on_the_mesh(layout, prompts, replay):
     experts = Experts(count=8, chosen=2, feedforward=24, normalized=True, shared=16)
-    assert_same(one_step(None, prompts, experts), one_step(layout, prompts, experts))
+    assert_same(one_step(None, prompts, experts, replay), one_step(layout, prompts, experts, replay))
 
 
-def test_sampling_keeps_logits_divided_by_vocabulary(monkeypatch):
+@pytest.mark.parametrize("vocabulary", [1000, 1001])
+def test_sampling_keeps_logits_divided_by_vocabulary(vocabulary, monkeypatch):
     """Otherwise the compiler may gather the whole output head for every token."""
     programs, decode = [], stages.decode
 
@@ -119,12 +120,12 @@ def test_sampling_keeps_logits_divided_by_vocabulary(monkeypatch):
         return decode(*inputs)
 
     monkeypatch.setattr(stages, "decode", recorded)
-    mesh, policy = Layout(1, 4, 2).mesh(), decoder_policy(replace(MODEL.shape, vocabulary=1000))
+    mesh, policy = Layout(1, 4, 2).mesh(), decoder_policy(replace(MODEL.shape, vocabulary=vocabulary))
     params = policy.init(jax.random.key(0))
     params = jax.tree.map(place, params, weight_shardings(params, mesh))
     prompts = place_prompts(MODEL.tokenizer.encode_all(["one", "two", "three", "four"], 32), mesh)
     Sampler(ends=(0,), responses=3, max_tokens=4)(policy, params, prompts, jax.random.key(0))
-    constraint = r'sharding_constraint .*"tensor".* : tensor<4x3x1000xf32>'
+    constraint = rf'sharding_constraint .*"tensor".* : tensor<4x3x{vocabulary}xf32>'
     assert programs and all(re.search(constraint, program) for program in programs)
 
 

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from grpo_jax.commands.plan.case import find_policy
@@ -16,6 +18,7 @@ from grpo_jax.devices.sharding import (
     PROMPTS,
     check_experts,
     devices_per_group,
+    even_vocabulary,
     fit,
     serving_shardings,
     weight_shardings,
@@ -188,3 +191,16 @@ def test_the_mesh_of_every_config_covers_its_slice(tpu_config):
     mesh = settings.mesh.build().mesh(found.devices(), size, found.chip.memory)
     assert (mesh.size, hosts_of(mesh)) == (found.chips, found.hosts)
     check_hosts(mesh)
+
+
+def test_a_vocabulary_that_tensor_does_not_divide_gets_rows_of_zeros_in_the_copy_for_sampling():
+    mesh = Layout(data=1, fsdp=4, tensor=2).mesh()
+    params = {"embed_VD": jnp.ones((49_159, 16)), "layers": {"up_FD": jnp.ones((3, 10, 16))}}
+    even = even_vocabulary(params, mesh)
+    assert even["layers"]["up_FD"] is params["layers"]["up_FD"]
+    np.testing.assert_array_equal(even["embed_VD"][:-1], params["embed_VD"])
+    np.testing.assert_array_equal(even["embed_VD"][-1], 0.0)
+    assert serving_shardings(even, mesh)["embed_VD"].shard_shape(even["embed_VD"].shape) == (24_580, 16)
+    assert weight_shardings(params, mesh)["embed_VD"].shard_shape((49_159, 16)) == (49_159, 4)
+    for unchanged in (None, Layout(data=1, fsdp=8, tensor=1).mesh()):
+        assert even_vocabulary(params, unchanged)["embed_VD"] is params["embed_VD"]

@@ -53,6 +53,7 @@ VARIANTS = {  # a case -> the golden model that it is, and what differs in its c
 FIVE_ONLY = {"olmo3_with_two_thetas", "olmo3_with_two_thetas@5", "olmo3_of_another_theta@5"}
 CASES = sorted({*SHAPES, *OLDER} - {"olmo3"} | VARIANTS.keys() | {"gemma3"})
 STYLED = [f"{name}@5" for name in CASES if name != "gemma3"]  # with the config.json that transformers 5 writes
+HALVES = ("gate_proj", "up_proj")
 HARMLESS = re.compile(r"Setting `pad_token_id`|rope_scaling|rope_parameters|original_max_position_embeddings")
 
 pytestmark = pytest.mark.slow
@@ -99,6 +100,7 @@ def write_source(name: str, folder: Path) -> Path:
     if name == "gemma3":  # with a part that sees
         tensors = {key.replace("model.", "language_model.model.", 1): array for key, array in tensors.items()}
         tensors["vision_tower.patch.weight"] = np.ones((2, 2), np.float32)
+        config.pop("model_type")
         config = {"model_type": "gemma3", "text_config": config, "architectures": ["Gemma3ForConditionalGeneration"]}
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors")
@@ -162,6 +164,7 @@ def test_logits_are_the_same_and_nothing_is_missing(name, reports, cases):
     assert report["info"] == {}  # weights that are missing, not used, or of another shape
     assert [line for line in report["warnings"] if not HARMLESS.search(line)] == []
     assert report["dtype"] == "torch.float32" and report["tied"] == cases[name].model.shape.tied
+    assert report["architectures"] == [report["class"]]
     assert report["ends"] == cases[name].model.tokenizer.end_ids[0]
     close = np.allclose(np.load(reports / name / "logits.npy")[:, -1], cases[name].logits_PV, atol=1e-4)
     four = (reports / "version").read_text().startswith("4.")
@@ -170,16 +173,29 @@ def test_logits_are_the_same_and_nothing_is_missing(name, reports, cases):
 
 @pytest.mark.parametrize("name", CASES)
 def test_weights_in_bfloat16_are_the_rounded_ones_bit_for_bit(name, reports, cases):
-    found = np.load(reports / name / "bits.npz")
     assert read(reports, name)["rounded"] == "torch.bfloat16"
-    source = load_file(cases[name].source / "model.safetensors") if name not in OLDER else {}
-    source |= {
-        key: array for file in cases[name].source.glob("*.safetensors") for key, array in load_file(file).items()
-    }
+    files = cases[name].source.glob("*.safetensors")
+    source = of_each_expert({key: array for file in files for key, array in load_file(file).items()})
+    found = of_each_expert(dict(np.load(reports / name / "bits.npz")))
     for key, array in source.items():
         if not key.startswith("vision_tower."):
             bits = array.astype(ml_dtypes.bfloat16).view(np.int16)
             np.testing.assert_array_equal(found[key.removeprefix("language_model.")], bits)
+
+
+def of_each_expert(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights as transformers 4 names them, where version 5 has one tensor for all experts of a layer."""
+    found = {}
+    for key, array in tensors.items():
+        if not key.endswith((".experts.gate_up_proj", ".experts.down_proj")):
+            found[key] = array
+            continue
+        experts, _, name = key.rpartition(".")
+        parts = (
+            {"down_proj": array} if name == "down_proj" else dict(zip(HALVES, np.split(array, 2, axis=1), strict=True))
+        )
+        found |= {f"{experts}.{e}.{part}.weight": each[e] for part, each in parts.items() for e in range(len(array))}
+    return found
 
 
 @pytest.mark.parametrize("name", [*CASES, *STYLED])
@@ -210,3 +226,4 @@ def test_the_tokenizer_and_its_template_are_the_same(reports, cases):
     assert report["decoded"] == " 16 + 6 = 22\n"
     assert report["template"] == tokenizer.backend.chat_template
     assert report["inputs"] == ["attention_mask", "input_ids"]  # what `generate` takes
+    assert report["card"].startswith("user: ...\nassistant:")  # the lines of the card run as they are

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from grpo_jax.devices.mesh import PROMPT_AXES, hosts_of, prompt_shards
@@ -42,6 +43,29 @@ def weight_shardings(tree: Any, mesh: Mesh) -> Any:
     Arrays stacked by layer have one axis more, which stays whole; so do vectors, and axes that do not divide evenly.
     """
     return _by_letters(tree, mesh, RULES)
+
+
+def even_vocabulary(tree: Any, mesh: Mesh | None) -> Any:
+    """The tree with rows of zeros after each vocabulary that `tensor` does not divide, which is then divided evenly.
+
+    These rows are in the copy of the weights for sampling, never in the weights themselves, so that a checkpoint has
+    none. `unembed` cuts their logits off: they are not sampled, and are in no sum.
+    """
+    shards = 1 if mesh is None else mesh.shape.get("tensor", 1)
+
+    def pad(path: tuple, a: Any) -> Any:
+        extra = -a.shape[0] % shards if _letters(path).startswith("V") else 0
+        return jnp.pad(a, ((0, extra), *((0, 0) for _ in a.shape[1:]))) if extra else a
+
+    return jax.tree_util.tree_map_with_path(pad, tree)
+
+
+def logits_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """The sharding of logits within a program, where the compiler divides every vocabulary, evenly or not."""
+    if shape[2] % mesh.shape.get("tensor", 1) == 0:
+        return fit(LOGITS, shape, mesh)
+    rows = [*_trimmed(list(LOGITS)[:2], shape[:2], mesh), None, None][:2]
+    return NamedSharding(mesh, PartitionSpec(*rows, LOGITS[2]))
 
 
 def serving_shardings(tree: Any, mesh: Mesh) -> Any:
@@ -92,12 +116,17 @@ def _by_letters(tree: Any, mesh: Mesh, rules: dict[str, MeshAxes]) -> Any:
 
 
 def _spec(path: tuple, shape: tuple[int, ...], mesh: Mesh, rules: dict[str, MeshAxes]) -> PartitionSpec:
-    names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
-    letters = axes_of(names[-1]) if names else ""
+    letters = _letters(path)
     if len(letters) < 2 or len(shape) < len(letters):
         return PartitionSpec()
     stacked: list[MeshAxes] = [None] * (len(shape) - len(letters))
     return _trimmed(stacked + [rules.get(letter) for letter in letters], shape, mesh)
+
+
+def _letters(path: tuple) -> str:
+    """The axes of an array in a tree, from the last name on its path."""
+    names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+    return axes_of(names[-1]) if names else ""
 
 
 def _trimmed(axes: list[MeshAxes], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:

@@ -166,7 +166,7 @@ _mixed_product.defvjp(_mixed_forward, _mixed_backward)
 def quantize(own: KeyValues) -> KeyValues:
     """The keys and values as int8, with a scale for each position of each head."""
     (key, key_scale), (value, value_scale) = map(_quantize, (own.key, own.value))
-    return KeyValues(key, value, key_scale, value_scale)
+    return KeyValues(key, value, key_scale, value_scale, own.experts)
 
 
 def _quantize(x: Array) -> tuple[Array, Array]:

@@ -14,6 +14,7 @@ the tokens of all devices that share the experts with it, and only with the expe
 
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,13 @@ from grpo_jax.models.decoder import FeedForward, Shape, project, random_weight
 from grpo_jax.models.remat import PRODUCT
 
 TILE = (512, 1024, 1024)  # rows, outputs and inputs that the kernel of the weights' gradient holds at once
+
+
+class Routing(NamedTuple):
+    """The experts that the router would choose for each token, and its probability of every expert."""
+
+    chosen_PGTe: Array
+    probability_PGTE: Array
 
 
 class MixtureOfExperts(nnx.Module):
@@ -48,20 +56,52 @@ class MixtureOfExperts(nnx.Module):
             self.shared = FeedForward(replace(shape, feedforward=shape.experts.shared), rngs, platform)
             self.shared_gate_1D = random_weight(rngs, (1, D), D)
 
-    def __call__(self, x_PGTD: Array) -> Array:
-        """The output of the block, without the residual."""
+    def __call__(self, x_PGTD: Array, given_PGTe: Array | None = None) -> tuple[Array, Routing]:
+        """The output of the block, without the residual, and what the router says of each token.
+
+        Experts that are given are used in place of those that it would choose, with the weights that it gives them.
+        """
         dtype = x_PGTD.dtype
         logits_PGTE = project(x_PGTD, self.router_ED[...].astype(dtype), 1, self.platform, jnp.float32)
         probability_PGTE = jax.nn.softmax(logits_PGTE, axis=-1)
         weight_PGTe, chosen_PGTe = jax.lax.top_k(probability_PGTE, self.experts.chosen)
+        routing = Routing(chosen_PGTe, probability_PGTE)
+        if given_PGTe is not None:
+            chosen_PGTe = given_PGTe.astype(jnp.int32)
+            weight_PGTe = jnp.take_along_axis(probability_PGTE, chosen_PGTe, axis=-1)
         if self.experts.normalized:
             weight_PGTe = weight_PGTe / jnp.sum(weight_PGTe, axis=-1, keepdims=True)
         weights = (weight[...].astype(dtype) for weight in (self.gate_EFD, self.up_EFD, self.down_EDF))
         output_PGTD = _on_mesh(x_PGTD, chosen_PGTe, weight_PGTe, *weights, self.platform)
         if self.experts.shared is None:
-            return output_PGTD
+            return output_PGTD, routing
         gate_PGT1 = project(x_PGTD, self.shared_gate_1D[...].astype(dtype), platform=self.platform)
-        return output_PGTD + jax.nn.sigmoid(gate_PGT1) * self.shared(x_PGTD)
+        return output_PGTD + jax.nn.sigmoid(gate_PGT1) * self.shared(x_PGTD), routing
+
+
+def usage(routing: Routing, valid_PGT: Array) -> tuple[Array, Array]:
+    """How many of the valid tokens would go to each expert, and the sum of its probabilities over them."""
+    E = routing.probability_PGTE.shape[-1]
+    of_expert_PGTeE = routing.chosen_PGTe[..., None] == jnp.arange(E)[None, None, None, None]
+    counts_E = jnp.sum(of_expert_PGTeE & valid_PGT[..., None, None], axis=(0, 1, 2, 3), dtype=jnp.float32)
+    return counts_E, jnp.sum(routing.probability_PGTE * valid_PGT[..., None], axis=(0, 1, 2))
+
+
+def recorded(routing: Routing) -> Array:
+    """The experts of each token as a cache holds them."""
+    return jnp.swapaxes(routing.chosen_PGTe, 2, 3).astype(jnp.int16)
+
+
+def load_balance(counts_NE: Array, probability_NE: Array, tokens: Array) -> Array:
+    """The load-balancing loss: E times the sum over experts of the fraction of tokens that go there and of the mean
+    probability of it (Switch Transformer, arXiv:2101.03961, equation 4).
+
+    As in transformers, fractions and probabilities are means over tokens and layers, and fractions add up to the number
+    of experts of a token. So where all experts have as many tokens, the loss is that number.
+    """
+    N, E = counts_NE.shape
+    number = N * jnp.maximum(tokens, 1)
+    return E * jnp.sum(jnp.sum(counts_NE, axis=0) / number * (jnp.sum(probability_NE, axis=0) / number))
 
 
 def _on_mesh(

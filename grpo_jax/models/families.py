@@ -34,6 +34,7 @@ class Family:
     interleaved: bool = False  # rotary positions pair neighbouring channels
     names: Mapping[str, Stored] = field(default_factory=dict)  # of weights, where they are not those of `NAMES`
     part: str | None = None  # the key of its config.json under which the language model is
+    renamed: Mapping[str, str] = field(default_factory=dict)  # names of keys in transformers 5 -> those in 4
 
 
 def everywhere(config: Config, n: int) -> bool:
@@ -183,6 +184,7 @@ FAMILIES = {  # by the `model_type` of their config.json
         | {"use_sliding_window": False, "sliding_window": 4096},
         reads=_EXPERT_READS | {"attention_bias", "use_sliding_window", "sliding_window", "max_window_layers"},
         local=_switched_on,
+        renamed={"num_local_experts": "num_experts"},
     ),
     "mistral": Family(meanings={"sliding_window": 4096}, reads=frozenset({"sliding_window"}), local=everywhere),
     "gemma": Family(_GEMMA, _GEMMA_KEYS, frozenset({"attention_bias"}), activations=_GELU),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from grpo_jax.models.decoder import Shape
 from grpo_jax.models.families import FAMILIES, Config, Family
@@ -15,18 +16,21 @@ from grpo_jax.models.rope_config import KINDS
 
 log = logging.getLogger(__name__)
 _ORIGINAL = "original_max_position_embeddings"
-ARCHITECTURES = {"gemma3_text": ["Gemma3ForCausalLM"]}  # of the language part of a model that also sees
 
 
 def write_config(source: Path | None, directory: Path, shape: Shape, dtype: str) -> None:
     """Writes config.json, and reads it again: it must describe the very shape of the model."""
     config = _described(shape) if source is None else json.loads((source / "config.json").read_text(encoding="utf-8"))
     if "text_config" in config:  # only the language part is trained and exported
-        config = config["text_config"]
-        config |= {"architectures": ARCHITECTURES.get(config.get("model_type"), config.get("architectures"))}
+        config = {"model_type": f"{config['model_type']}_text"} | config["text_config"] | {"architectures": None}
+    if config.get("architectures") is None:  # vLLM goes by it
+        config |= {"architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]]}
     config |= {"vocab_size": shape.vocabulary, "tie_word_embeddings": shape.tied}
     config |= {"torch_dtype": dtype, "dtype": dtype}  # transformers 4 and 5
-    _write(directory / "config.json", config | with_both_ropes(config, FAMILIES[config["model_type"]]))
+    family = FAMILIES[config["model_type"]]
+    for names in family.renamed.items():
+        config |= {name: config[known] for known in names if known in config for name in names}
+    _write(directory / "config.json", config | with_both_ropes(config, family))
     if read_shape(directory) != shape:
         raise ValueError(
             f"{source}: its config.json, brought up to date, describes another model than the one that is exported. Was"
@@ -121,7 +125,6 @@ def write_tokenizer(backend: PreTrainedTokenizerBase, directory: Path) -> None:
 def _described(shape: Shape) -> dict[str, Any]:
     """The config of a model that has no files: `tiny`, which is a Llama."""
     return {
-        "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": shape.vocabulary,
         "hidden_size": shape.width,

@@ -109,6 +109,7 @@ def _read(file: Path) -> tuple[str, Family, dict[str, Any]]:
         config = {key: value for key, value in config.items() if key == "tie_word_embeddings"} | part
         config = {key: value for key, value in config.items() if value is not None}
     config |= {key: value for key, value in family.meanings.items() if key not in written}
+    config |= {key: config.pop(newer) for newer, key in family.renamed.items() if newer in config}
     if "_sliding_window_pattern" in config:
         config["sliding_window_pattern"] = config["_sliding_window_pattern"]
     return name, family, config
@@ -119,7 +120,7 @@ def _refuse_unknown(file: Path, family: Family, config: dict[str, Any]) -> None:
         if key in config and config[key] not in family.activations:
             raise ValueError(f"{file}: {key} is {config[key]!r}; only {family.activations[0]!r} is supported.")
     for key, value in config.items():
-        if key in family.reads or key in KNOWN or key in family.meanings or (key in UNUSED and _no_window(config)):
+        if key in family.reads or key in KNOWN or key in family.meanings or _has_no_effect(key, config):
             continue
         if CHANGES.search(key) and not key.endswith(("_init", "_dropout", "_eps", "_range")) and value:
             raise ValueError(
@@ -128,8 +129,11 @@ def _refuse_unknown(file: Path, family: Family, config: dict[str, Any]) -> None:
             )
 
 
-def _no_window(config: dict[str, Any]) -> bool:
-    return not config.get("use_sliding_window", False)
+def _has_no_effect(key: str, config: dict[str, Any]) -> bool:
+    """Whether a key is about windows that no layer has. Transformers 5 writes the layers' types for every family."""
+    if key == "layer_types":
+        return type(config[key]) is list and all(kind == "full_attention" for kind in config[key])
+    return key in UNUSED and not config.get("use_sliding_window", False)
 
 
 def _read_heads(file: Path, config: dict[str, Any]) -> tuple[int, int, int]:

@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from grpo_jax.models.families import Stored
 from grpo_jax.models.files import AGAIN, read_index
+from grpo_jax.models.from_gguf.folder import find_gguf
+from grpo_jax.models.from_gguf.weights import GgufWeights
 from grpo_jax.models.model_config import has_other_parts, read_names
 from grpo_jax.structs import Params, axes_of
 
@@ -60,11 +62,14 @@ def _files_of_weights(directory: Path) -> dict[str, Path]:
     return files
 
 
+Source = Weights | GgufWeights  # either has `files`, `directory` and `tensor`
+
+
 def load_weights(directory: Path, shapes: Params, shardings: Params) -> Params:
     """Float32 parameters of these shapes. Each slice that devices of this host hold is read from the files once, and
     is on its devices before the next one is read.
     """
-    weights = Weights(directory)
+    weights = _open(directory)
     names, letters = read_names(directory, weights.files), _sizes(shapes)
     _refuse_unknown(weights, names, shapes)
 
@@ -77,6 +82,14 @@ def load_weights(directory: Path, shapes: Params, shardings: Params) -> Params:
         return jax.make_array_from_single_device_arrays(wanted.shape, sharding, parts)
 
     return jax.tree_util.tree_map_with_path(load, shapes, shardings)
+
+
+def _open(directory: Path) -> Source:
+    """The tensors of a model directory, by the names that Hugging Face has for them."""
+    file = find_gguf(directory)
+    if file is None:
+        return Weights(directory)
+    return GgufWeights(file, {stored.name for stored in read_names(directory, ()).values()})
 
 
 def _holders(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> Iterable[tuple[Index, list[jax.Device]]]:
@@ -101,7 +114,7 @@ def _sizes(shapes: Params) -> dict[str, int]:
     return sizes
 
 
-def _refuse_unknown(weights: Weights, names: dict[str, Stored], shapes: Params) -> None:
+def _refuse_unknown(weights: Source, names: dict[str, Stored], shapes: Params) -> None:
     """Refuses files with weights that the model does not have: the model is then not what its config says."""
     known = {names["head_VD"].name}  # also saved by some tied models
     for path, wanted in jax.tree_util.tree_leaves_with_path(shapes):
@@ -125,7 +138,12 @@ def _refuse_unknown(weights: Weights, names: dict[str, Stored], shapes: Params) 
 
 
 def _read(
-    weights: Weights, stored: Stored, name: str, shape: tuple[int, ...], letters: dict[str, int], index: Index
+    weights: Source,
+    stored: Stored,
+    name: str,
+    shape: tuple[int, ...],
+    letters: dict[str, int],
+    index: Index,
 ) -> np.ndarray:
     """The slice `index` of one of our parameters, from the Hugging Face tensors that it consists of."""
     theirs, ours = stored.name, axes_of(name)
@@ -143,18 +161,27 @@ def _read(
 
 
 def _fill_layer(
-    values: np.ndarray, weights: Weights, stored: Stored, ours: str, sizes: dict[str, int], slices: dict[str, slice]
+    values: np.ndarray,
+    weights: Source,
+    stored: Stored,
+    ours: str,
+    sizes: dict[str, int],
+    slices: dict[str, slice],
 ) -> None:
     """Reads the slice of one layer into `values`; its experts may have a tensor each."""
     if "{e}" not in stored.name:
-        _fill(values, weights, stored, ours, sizes, slices)
-        return
+        return _fill(values, weights, stored, ours, sizes, slices)
     for expert, e in zip(values, range(sizes["E"])[slices["E"]], strict=True):
         _fill(expert, weights, stored._replace(name=stored.name.format(e=e)), ours.removeprefix("E"), sizes, slices)
 
 
 def _fill(
-    values: np.ndarray, weights: Weights, stored: Stored, ours: str, sizes: dict[str, int], slices: dict[str, slice]
+    values: np.ndarray,
+    weights: Source,
+    stored: Stored,
+    ours: str,
+    sizes: dict[str, int],
+    slices: dict[str, slice],
 ) -> None:
     """Reads the slice of one tensor into `values`, with merged axes split, a block of rows at a time. Of a pair, only
     the outer axis is sliced while reading.
@@ -167,11 +194,10 @@ def _fill(
         width = math.prod(sizes[letter] for letter in inner)
         wanted.append(slice(start * width, stop * width))
         split_shape += [stop - start] + [sizes[letter] for letter in inner]
-    wanted[joined] = slice(wanted[joined].start + before, wanted[joined].stop + before)
     sliced = {group[0] for group in groups}
     kept = tuple(slice(None) if letter in sliced else slices[letter] for letter in ours)
-    first, rows = wanted[0].start, wanted[0].stop - wanted[0].start
-    width = rows // max(len(values), 1)  # the rows there of one of ours
+    wanted[joined] = slice(wanted[joined].start + before, wanted[joined].stop + before)
+    first, width = wanted[0].start, math.prod(sizes[letter] for letter in groups[0][1:])
     step = max(1, BLOCK // max(math.prod(split_shape[1:]), 1))
     for at in range(0, len(values), step):
         count = min(step, len(values) - at)
@@ -179,10 +205,8 @@ def _fill(
         values[at : at + count] = tensor[(block, *wanted[1:])].reshape(count, *split_shape[1:])[kept]
 
 
-def _checked(weights: Weights, stored: Stored, groups: list[str], sizes: dict[str, int]) -> tuple[Any, int, int]:
-    """A tensor whose shape and type are right, the axis along which it has several weights, and how much of it is
-    before ours.
-    """
+def _checked(weights: Source, stored: Stored, groups: list[str], sizes: dict[str, int]) -> tuple[Any, int, int]:
+    """A tensor whose shape and type are right. Where it holds several weights: along which axis, and where ours is."""
     name, tensor = stored.name, weights.tensor(stored.name)
     expected = [math.prod(sizes[letter] for letter in group) for group in groups]
     rows = [math.prod(sizes[letter] for letter in group) for group in stored.parts]

@@ -7,13 +7,13 @@ from jax.sharding import Mesh
 
 from grpo_jax.devices.memory import gigabytes
 from grpo_jax.devices.mesh import PROMPT_AXES, prompt_shards
-from grpo_jax.devices.sharding import devices_per_group, serving_shardings, with_shardings
+from grpo_jax.devices.sharding import devices_per_group, even_vocabulary, serving_shardings, with_shardings
 from grpo_jax.structs import Policy, TrainState
 
 
 def table(mesh: Mesh, hosts: int, policy: Policy, state: TrainState, prompts: int, responses: int | None) -> str:
     """A line for each kind of array: which axes of the mesh divide it, and how much of it a device has."""
-    copy = jax.eval_shape(policy.serve, policy.shapes)
+    copy = jax.eval_shape(lambda params: even_vocabulary(policy.serve(params), mesh), policy.shapes)
     copy = with_shardings(copy, serving_shardings(copy, mesh))
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     lines = {

@@ -131,7 +131,7 @@ def find_policy(model: Mapping[str, Any]) -> tuple[Shape, Policy]:
     """The shape and the policy that a section of a config means, as they are on a TPU."""
     shape = find_shape(model["name"])
     dtype = jnp.dtype("bfloat16" if model["activations"] == "auto" else model["activations"])
-    return shape, decoder_policy(shape, dtype, model["remat"], platform="tpu")
+    return shape, decoder_policy(shape, dtype, model["remat"], "tpu", model["replay_experts"])
 
 
 def fitted(tree: Any, spec: PartitionSpec, mesh: Mesh) -> Any:

@@ -158,6 +158,15 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax data`."""
+    add_config(parser)
+    parser.add_argument("--show", type=number, default=3, help="prompts to show; default: %(default)s")
+    parser.add_argument(
+        "--probes", type=number, default=32, help="examples to probe rewards with; default: %(default)s"
+    )
+
+
 def add_objectives(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax objectives`."""
     parser.add_argument("name", nargs="?", help="a preset, shown with its formula and source; default: a table of all")
@@ -259,11 +268,19 @@ def count(text: str) -> int:
     return int(text)
 
 
+def number(text: str) -> int:
+    """A whole number, at least zero."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least 0; got {text!r}")
+    return int(text)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train the model of a config", add_train),
     "checkpoint": ("list and verify the checkpoints of a run", add_checkpoint),
     "config": ("show a config with every default filled in", add_config),
     "plan": ("show what a config needs on a TPU slice or another device, without one", add_plan),
+    "data": ("show the prompts of a config, and what its rewards give for known answers", add_data),
     "objectives": ("list the objectives that can be trained with", add_objectives),
     "rewards": ("list the rewards, with their settings", add_rewards),
     "tasks": ("list the tasks, with their settings", add_tasks),

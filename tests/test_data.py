@@ -14,6 +14,7 @@ import pytest
 
 from grpo_jax import network
 from grpo_jax.tasks import data, jsonl
+from grpo_jax.tasks.tables import libraries
 
 CHAT = [{"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 2"}]
 ROWS = [
@@ -276,6 +277,7 @@ def test_a_function_gives_rows_or_chooses_them(tmp_path, module):
         "    text = pathlib.Path(__file__).with_name('a.jsonl').read_text()\n"
         "    yield from map(json.loads, text.splitlines())\n\ndef even(row):\n    return row['level'] % 2 == 0\n\n"
         "def broken(row):\n    return row['none']\n\ndef vague(row):\n    return row['level']\n\n"
+        "def half():\n    yield {'prompt': 'a' + chr(0xD800), 'answer': 'b'}\n\n"
         "def late():\n    yield {'prompt': 'a', 'answer': 'b'}\n    yield 3\n\ndef fails():\n    return 1 / 0\n",
     )
     path = put(tmp_path / "a.jsonl", as_jsonl(ROWS))
@@ -288,6 +290,7 @@ def test_a_function_gives_rows_or_chooses_them(tmp_path, module):
         ((path, f"{name}:missing"), r"task\.filter: mine_of_data has no function missing"),
         ((path, "os:getcwd"), r"task\.filter must name a public function of your own"),
         ((f"{name}:late", None), r"mine_of_data:late, row 1: the function must give mappings"),
+        ((f"{name}:half", None), r"mine_of_data:half, row 0: .*column 'prompt' holds half a surrogate pair"),
         ((f"{name}:fails", None), r"mine_of_data:fails, row 0: .*py:\d+: ZeroDivisionError"),
         (("no_such_module:rows", None), r"task\.path: no_such_module cannot be imported"),
         (("subprocess:getoutput", None), r"task\.path must name a public function"),
@@ -340,6 +343,7 @@ LINE = b'{"prompt": "a", "answer": "b"}'
         ("a.parquet", b"PAR1" + bytes(40), r"a\.parquet cannot be read as Parquet"),
         ("a.parquet", b"", r"a\.parquet cannot be read as Parquet"),
         ("a.parquet", LINE, r"a\.parquet cannot be read as Parquet"),
+        ("a.jsonl", b'{"prompt": "a", "answer": "b", "x": ' + b"[" * 900 + b"]" * 900 + b"}", "a.jsonl:1: "),
         ("a.xlsx", b"PK\x03\x04", r"task\.format has to be given"),
     ],
 )
@@ -367,6 +371,8 @@ def test_a_parquet_file_that_is_cut_off_or_holds_no_plain_values_is_refused(tmp_
     with pytest.raises(ValueError, match=r"row 0: column 'x' holds bytes that are no UTF-8 text"):
         data(path)
     assert data(path, columns=("prompt", "answer")).train[0].prompt == "aé"
+    with pytest.raises(ValueError, match=r"has no column 'promt', which task\.columns names"):
+        data(path, columns=("promt", "answer"))
     path = put(tmp_path / "null.parquet", as_parquet([{"prompt": "a", "m": None}, {"prompt": "a", "m": {"g": "1"}}]))
     with pytest.raises(ValueError, match=r"null\.parquet, row 0: no column 'm.g'; m is null"):
         data(path, answer="m.g")
@@ -465,15 +471,22 @@ def test_a_hub_out_of_reach_is_named_within_a_second_with_the_local_way(monkeypa
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port, where nothing listens
-    start = time.monotonic()
-    with pytest.raises(FileNotFoundError, match=r"someone/sums cannot be downloaded: .* out of reach.*task\.path"):
-        data("someone/sums", format="datasets")
-    assert time.monotonic() - start < 1
+    monkeypatch.setattr(libraries, "ORIGIN", "http://127.0.0.1:9")
+    monkeypatch.setenv("TFDS_DATA_DIR", "nowhere")
+    with monkeypatch.context() as without:
+        for name in ("datasets", "tensorflow_datasets"):  # whose imports alone take longer
+            without.setitem(sys.modules, name, None)
+        for format in ("datasets", "tensorflow-datasets"):
+            start = time.monotonic()
+            with pytest.raises(FileNotFoundError, match=r"some_sums cannot be downloaded: .* out of reach.*task\.path"):
+                data("some_sums", format=format)
+            assert time.monotonic() - start < 1
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=r"HF_HUB_OFFLINE is set, and it is not in the cache.*task\.path"):
         data("someone/sums", format="datasets")
     with pytest.raises(FileNotFoundError, match="is no folder, and no name of a data set on the Hugging Face hub"):
         data("../someone", format="datasets")
+    monkeypatch.setattr(network, "reachable", lambda url: True)
     with pytest.raises(ValueError, match="tensorflow-datasets has no builder 'no_such_builder'"):
         data("no_such_builder", format="tensorflow-datasets")
 

@@ -1,7 +1,7 @@
 """Makes the objects that a `Config` names: the arguments of `training.train`."""
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from grpo_jax.config.rendering import render
 from grpo_jax.config.sections import SECTIONS, Call, Config, wanted
@@ -17,14 +17,14 @@ def build(config: Config) -> dict[str, Any]:
     from grpo_jax.tasks import Task
     from grpo_jax.training.overview import copy_bytes
 
-    settings, task, layout = config.train.build(), _built(config.task, Task), config.mesh.build()
-    model = _built(config.model, Model)
+    settings, task, layout = config.train.build(), built(config.task, Task), config.mesh.build()
+    model = built(config.model, Model)
     mesh = layout.mesh(copy_bytes=copy_bytes(model.policy)) if config.teacher or config.judge else None
-    judge = None if config.judge is None else _built(config.judge, Judge, **wanted(config.judge, {"mesh": mesh}))
+    judge = None if config.judge is None else built(config.judge, Judge, **wanted(config.judge, {"mesh": mesh}))
     rewards = tuple((item.build(judge=judge), item.weight) for item in config.rewards)
     teacher = None
     if config.teacher is not None:
-        larger = _built(config.teacher, Model)
+        larger = built(config.teacher, Model)
         _check_vocabulary(larger.shape.vocabulary, model.shape.vocabulary)
         teacher = larger.policy, larger.params(mesh)
     algorithm = config.algorithm.build(
@@ -32,7 +32,7 @@ def build(config: Config) -> dict[str, Any]:
         sample=config.rollout.build(ends=model.tokenizer.end_ids, decode=model.tokenizer.decode),
         decode=model.tokenizer.decode,
         reward=Mix(rewards) if rewards else task.reward,
-        objective=_built(config.objective, Objective),
+        objective=built(config.objective, Objective),
         optimizer=config.optimizer.build(),
         teacher=teacher,
         judge=(judge.policy, judge.params) if isinstance(judge, ModelJudge) else None,
@@ -48,7 +48,10 @@ def build(config: Config) -> dict[str, Any]:
     }
 
 
-def _built(call: Call, kind: type, **supplied: Any) -> Any:
+T = TypeVar("T")
+
+
+def built(call: Call, kind: type[T], **supplied: Any) -> T:
     """What a call gives, which has to be of a kind; a function of the user may give anything."""
     found = call.build(**supplied)
     if not isinstance(found, kind):

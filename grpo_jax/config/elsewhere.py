@@ -18,7 +18,7 @@ SCALE = "part of objective.use: dr_grpo does not divide by the deviation; object
 REWARD = "rewards, a list such as [exact, {use: 'my_rewards:politeness', weight: 0.2}]"
 MASKED = "objective.filter_truncated, of `objective: {use: dapo}`"
 RATIO = "objective.ratio, such as sequence; objective: {use: gspo} is the published method"
-DATA = "task.path, of `task: {use: jsonl, path: questions.jsonl}`"
+DATA = "task.path, of `task: {use: data, path: questions.parquet}`"
 ENTROPY = "part of objective.terms: [{use: Term, value: entropy, coefficient: 0.001}]"
 NONE_ENGINE = "not needed: the package's own sampler answers on the devices that train; leave it out"
 NONE_LOG = "not needed: every step is written to metrics.jsonl, events/ and completions/; leave it out"
@@ -87,8 +87,8 @@ TRL = {
 }
 VERL = {
     "data.train_files": DATA,
-    "data.val_files": "task.held_out, of `task: {use: jsonl, path: ..., held_out: ...}`",
-    "data.prompt_key": "task.prompt, of `task: {use: jsonl, ...}`",
+    "data.val_files": "task.held_out, of `task: {use: data, path: ..., held_out: ...}`",
+    "data.prompt_key": "task.prompt, of `task: {use: data, ...}`",
     "data.train_batch_size": PROMPTS,
     "data.max_prompt_length": "train.max_prompt_tokens",
     "data.max_response_length": "rollout.max_tokens",

@@ -75,6 +75,9 @@ def _rows(path: str, format: Format, subset: str | None, split: str, columns: Se
         rows = list(read_named(path, columns))
     else:
         rows = list(read_file(Path(expanded), format, columns))
+    absent = [name for name in columns if not any(name in row.values for row in rows)]
+    if rows and absent:
+        raise ValueError(f"{path} has no column {absent[0]!r}, which task.columns names.")
     if not rows:
         raise ValueError(f"{path}:1: the file is empty. {NEEDED.get(format, 'It needs at least one row.')}")
     return rows
@@ -133,4 +136,11 @@ def _check_overlap(rows: Sequence[Row], tests: Sequence[Row], columns: Columns, 
 
 
 def _examples(rows: Sequence[Row], columns: Columns) -> tuple[Example, ...]:
-    return tuple(example_of(row, columns) for row in rows)
+    return tuple(_example(row, columns) for row in rows)
+
+
+def _example(row: Row, columns: Columns) -> Example:
+    try:
+        return example_of(row, columns)
+    except RecursionError as error:
+        raise ValueError(f"{row.place}: a cell has too many levels of lists and mappings. Flatten it.") from error

@@ -59,5 +59,5 @@ def _by_datasets(path: str | None) -> tuple[Rows, Rows]:
 
 
 def _by_tensorflow_datasets(path: str | None) -> tuple[Rows, Rows]:
-    splits = by_builder("gsm8k", "https://raw.githubusercontent.com") if path is None else by_builder(path)
+    splits = by_builder("gsm8k" if path is None else path)
     return splits["train"], splits["test"]

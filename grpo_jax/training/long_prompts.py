@@ -23,7 +23,7 @@ def fitted(
     """
     if choice == "refuse":
         return examples
-    lengths = [_length(example, example.prompt, model) for example in examples]
+    lengths = [prompt_length(example, example.prompt, model) for example in examples]
     long = [index for index, length in enumerate(lengths) if length > max_tokens]
     if not long:
         return examples
@@ -34,7 +34,7 @@ def fitted(
     return [shorter.get(index, example) for index, example in enumerate(examples)]
 
 
-def _length(example: Example, prompt: Any, model: Model) -> int:
+def prompt_length(example: Example, prompt: Any, model: Model) -> int:
     """The tokens of a prompt. An error names the example."""
     return int(model.tokenizer.encode_all([prompt], WHOLE, [example.source]).valid_PL.sum())
 
@@ -47,14 +47,14 @@ def _cut(example: Example, model: Model, max_tokens: int) -> Example:
     texts = [example.prompt] if isinstance(example.prompt, str) else [turn["content"] for turn in example.prompt]
     turn = max(range(len(texts)), key=lambda index: len(texts[index]))
     fewest, most = 0, len(texts[turn])  # of characters that are cut off
-    if most == 0 or _length(example, _shortened(example.prompt, turn, most - 1), model) > max_tokens:
+    if most == 0 or prompt_length(example, _shortened(example.prompt, turn, most - 1), model) > max_tokens:
         raise ValueError(
             f"{example.label}: its prompt is longer than train.max_prompt_tokens of {max_tokens} even without its"
             " longest message. Raise the limit, or set train.long_prompts: leave_out."
         )
     while most - fewest > 1:
         middle = (fewest + most) // 2
-        if _length(example, _shortened(example.prompt, turn, middle), model) > max_tokens:
+        if prompt_length(example, _shortened(example.prompt, turn, middle), model) > max_tokens:
             fewest = middle
         else:
             most = middle

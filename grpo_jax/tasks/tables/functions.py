@@ -40,14 +40,24 @@ def function(target: str, key: str) -> Callable[..., Any]:
 def read_function(target: str) -> Iterator[Row]:
     """Each mapping that the function gives, as a row with its number, counted from 0."""
     made = function(target, "path")
+    for number, values in enumerate(_given(made, target)):
+        place = f"{target}, row {number}"
+        if not isinstance(values, Mapping):
+            raise ValueError(
+                f"{place}: the function must give mappings, such as {{'prompt': '...'}}; got {repr(values)[:60]}."
+            )
+        if number >= MOST_ROWS:
+            raise ValueError(f"{target} gives more than {MOST_ROWS} rows. End it earlier.")
+        yield plain_row(values, place)
+
+
+def _given(made: Callable[..., Any], target: str) -> Iterator[Any]:
+    """What the function gives. Its errors become sentences with its own line."""
     number = 0
     try:
-        for number, values in enumerate(made()):
-            if not isinstance(values, Mapping):
-                raise ValueError(f"the function must give mappings, such as {{'prompt': '...'}}; got {values!r:.60}.")
-            if number >= MOST_ROWS:
-                raise ValueError(f"the function gives more than {MOST_ROWS} rows; end it earlier.")
-            yield plain_row(values, f"{target}, row {number}")
+        for values in made():
+            yield values
+            number += 1
     except Exception as error:  # as above
         raise ValueError(f"{target}, row {number}: {_said(error)}") from error
 
@@ -62,7 +72,7 @@ def keeps(target: str) -> Callable[[Row], bool]:
         except Exception as error:  # as above
             raise ValueError(f"{row.place}: task.filter {target} failed: {_said(error)}") from error
         if not isinstance(answer, bool):
-            raise ValueError(f"{row.place}: task.filter {target} must return True or False; got {answer!r:.60}.")
+            raise ValueError(f"{row.place}: task.filter {target} must return True or False; got {repr(answer)[:60]}.")
         return answer
 
     return stays
@@ -70,7 +80,5 @@ def keeps(target: str) -> Callable[[Row], bool]:
 
 def _said(error: Exception) -> str:
     """An error of the user's code with the last line of it that was reached."""
-    if isinstance(error, ValueError) and error.__traceback__ is not None and error.__traceback__.tb_next is None:
-        return str(error)  # our own, raised above
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{last.filename}:{last.lineno}: {type(error).__name__}: {error}"

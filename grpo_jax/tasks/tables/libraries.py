@@ -5,6 +5,7 @@ first, because the libraries would retry for half a minute.
 """
 
 import importlib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,17 +15,29 @@ from grpo_jax import network
 
 Rows = Iterable[Mapping[str, Any]]
 REPOSITORY = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+ORIGIN = "https://storage.googleapis.com"  # where tensorflow-datasets looks first
+ORIGINS = {"gsm8k": "https://raw.githubusercontent.com"}
 LOCAL = " If this machine has a copy elsewhere, name its folder in task.path."
 
 
-def installed(module: str, package: str) -> Any:
-    """A library of data sets, imported."""
+def _datasets() -> Any:
     try:
-        return importlib.import_module(module)
+        import datasets
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"This data set is read by {package}, which is not installed: pip install {package}"
-        ) from error
+        raise _not_installed("datasets") from error
+    return datasets
+
+
+def _tfds() -> Any:
+    try:
+        import tensorflow_datasets
+    except ModuleNotFoundError as error:
+        raise _not_installed("tensorflow-datasets") from error
+    return tensorflow_datasets
+
+
+def _not_installed(package: str) -> ValueError:
+    return ValueError(f"This table is read by {package}, which is not installed: pip install {package}")
 
 
 def is_saved(folder: Path) -> bool:
@@ -44,7 +57,7 @@ def by_datasets(path: str, subset: str | None) -> Mapping[str, Rows]:
         return _saved(path)
     if not folder.is_dir():
         _check_hub(path)
-    datasets = installed("datasets", "datasets")
+    datasets = _datasets()
     try:
         return cast(Mapping[str, Rows], datasets.load_dataset(path, subset))
     except ConnectionError as error:
@@ -61,15 +74,12 @@ def by_datasets(path: str, subset: str | None) -> Mapping[str, Rows]:
 
 def subsets(path: str) -> list[str]:
     """The names of the configurations of a data set on the hub or in a folder."""
-    return list(installed("datasets", "datasets").get_dataset_config_names(path))
+    return list(_datasets().get_dataset_config_names(path))
 
 
-def by_builder(path: str, origin: str | None = None) -> Mapping[str, Rows]:
-    """The splits of a builder of tensorflow-datasets, by its name or the folder that it has prepared. `origin` is where
-    it downloads from, for a builder that does not list that.
-    """
-    tfds = installed("tensorflow_datasets", "tensorflow-datasets")
-    builder = tfds.builder_from_directory(path) if Path(path).is_dir() else _prepared(path, origin)
+def by_builder(path: str) -> Mapping[str, Rows]:
+    """The splits of a builder of tensorflow-datasets, by its name or the folder that it has prepared."""
+    builder = _prepared_before(path) if Path(path).is_dir() else _prepared(path)
     try:
         return {str(split): builder.as_data_source(split=split) for split in builder.info.splits}
     except NotImplementedError as error:
@@ -79,29 +89,48 @@ def by_builder(path: str, origin: str | None = None) -> Mapping[str, Rows]:
         ) from error
 
 
-def _prepared(name: str, origin: str | None) -> Any:
+def _prepared_before(folder: str) -> Any:
+    tfds = _tfds()
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # each kind of damage raises another class
+        raise ValueError(
+            f"{folder} cannot be read by tensorflow-datasets: {type(error).__name__}: {_line(error)}. Name the folder"
+            " with dataset_info.json that a builder has prepared, such as .../gsm8k/1.0.0."
+        ) from error
+
+
+def _prepared(name: str) -> Any:
     """A builder by its name, which downloads and prepares its data if it has not yet."""
-    tfds = installed("tensorflow_datasets", "tensorflow-datasets")
+    if not (_tfds_folder() / re.split(r"[:/]", name)[0]).is_dir():
+        _require_origin(name)  # before the library is imported, which takes seconds
+    tfds = _tfds()
     _import_builder(name)
     # ArrayRecord is the only format that can be read without TensorFlow.
     try:
         builder: Any = tfds.builder(name, file_format=tfds.core.FileFormat.ARRAY_RECORD)
     except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(
-            f"tensorflow-datasets has no builder {name!r}, and there is no folder of this name."
-        ) from error
+        raise ValueError(f"tensorflow-datasets has no builder {name!r}, and no folder is called so.") from error
     if not builder.is_prepared():
-        listed = [] if builder.url_infos is None else list(builder.url_infos)
-        for url in [*listed, *([] if origin is None else [origin])][:1]:
-            if not network.reachable(url):
-                raise unavailable(name, f"{_host(url)} is out of reach.")
+        _require_origin(name)
         _prepare(builder)
     return builder
 
 
+def _tfds_folder() -> Path:
+    """Where tensorflow-datasets keeps what it has prepared."""
+    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+
+
+def _require_origin(name: str) -> None:
+    origin = ORIGINS.get(name, ORIGIN)
+    if not network.reachable(origin):
+        raise unavailable(name, f"{origin} is out of reach.")
+
+
 def _import_builder(name: str) -> None:
     """Imports the module of a builder: some are known to tfds.builder only then."""
-    folder = Path(str(importlib.import_module("tensorflow_datasets").__file__)).parent
+    folder = Path(str(_tfds().__file__)).parent
     module = re.split(r"[:/]", name)[0]
     for found in sorted(folder.glob(f"*/{module}/{module}.py")) if module.isidentifier() else ():
         topic = found.parent.parent.name
@@ -120,7 +149,7 @@ def _prepare(builder: Any) -> None:
 
 
 def _saved(path: str) -> Mapping[str, Rows]:
-    datasets = installed("datasets", "datasets")
+    datasets = _datasets()
     try:
         found = datasets.load_from_disk(path)
     except Exception as error:  # each kind of damage raises another class
@@ -147,7 +176,7 @@ def _check_hub(name: str) -> None:
 
 def _check_cache(name: str, hub_cache: str) -> None:
     """Refuses a data set that is in no cache, where the network must not be used."""
-    datasets = installed("datasets", "datasets")
+    datasets = _datasets()
     owner, _, rest = name.rpartition("/")
     folders = [
         Path(datasets.config.HF_DATASETS_CACHE) / (f"{owner}___{rest}" if owner else rest).lower(),
@@ -160,10 +189,6 @@ def _check_cache(name: str, hub_cache: str) -> None:
 def unavailable(name: str, reason: str) -> FileNotFoundError:
     """The error that a data set cannot be downloaded, with the way out."""
     return FileNotFoundError(f"The data set {name} cannot be downloaded: {reason}{LOCAL}")
-
-
-def _host(url: str) -> str:
-    return "/".join(url.split("/")[:3])
 
 
 def _line(error: BaseException) -> str:

@@ -1,8 +1,8 @@
 """Where rows come from: a path and a format, or one that is found from the path."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from grpo_jax.tasks.tables.csv_rows import read_csv
 from grpo_jax.tasks.tables.functions import is_named, read_function
@@ -86,7 +86,23 @@ def read_split(path: str, format: str, subset: str | None, split: str, columns: 
 
 def numbered(rows: Rows, origin: str, columns: Collection[str] = ()) -> Iterator[Row]:
     """Rows of a library, each with its number, counted from 0."""
-    return (plain_row(values, f"{origin}, row {number}", columns) for number, values in enumerate(rows))
+    return (plain_row(values, f"{origin}, row {number}", columns) for number, values in enumerate(_each(rows, origin)))
+
+
+def _each(rows: Rows, origin: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of a library, whose errors become sentences."""
+    number, iterator = 0, iter(rows)
+    while True:
+        try:
+            values = next(iterator, None)
+        except Exception as error:  # of a damaged file, each library raises another class
+            raise ValueError(
+                f"{origin}, row {number} cannot be read: {type(error).__name__}: {error}. Copy the data set again."
+            ) from error
+        if values is None:
+            return
+        yield values
+        number += 1
 
 
 def read_named(path: str, columns: Collection[str]) -> Iterator[Row]:

@@ -42,7 +42,7 @@ def _rows(file: Any, path: Path, columns: Collection[str]) -> Iterator[Row]:
         raise ValueError(f"{path}: two columns are named {twice!r}. Rename one of them.")
     kept = [name for name in names if not columns or name in columns]
     number = 0
-    for batch in file.iter_batches(columns=kept):
+    for batch in file.iter_batches(columns=kept if columns else None):
         for values in batch.to_pylist():
             yield plain_row(values, f"{path}, row {number}")
             number += 1

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+HALF = re.compile("[\ud800-\udfff]")
 SEVERAL = re.compile(r"\{([^{}]+)\}")  # a column in a pattern such as "{document} {question}"
 
 
@@ -32,15 +33,17 @@ def plain_row(values: Mapping[Any, Any], place: str, columns: Collection[str] = 
 
 def plain(value: Any, place: str, column: str) -> Any:
     """A cell as a plain value; arrays become lists, dates text. What has no such value is refused."""
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, bool | int):
         return value
+    if isinstance(value, str):
+        return _characters(str(value), place, column)
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(
                 f"{place}: column {column!r} holds {value}, which is not a finite number. Write null where a value is"
                 " missing, or leave the column out with task.columns."
             )
-        return value
+        return float(value)
     if isinstance(value, bytes):
         return _text(value, place, column)
     if isinstance(value, Mapping):
@@ -57,6 +60,12 @@ def plain(value: Any, place: str, column: str) -> Any:
         f"{place}: column {column!r} holds a {type(value).__name__}, and a cell is text, a number, a boolean, null, a"
         " list or a mapping. Leave it out with task.columns."
     )
+
+
+def _characters(text: str, place: str, column: str) -> str:
+    if HALF.search(text):
+        raise ValueError(f"{place}: column {column!r} holds half a surrogate pair, which no text can hold.")
+    return text
 
 
 def _text(value: bytes, place: str, column: str) -> str:

@@ -1,7 +1,7 @@
 """Makes the table of model families in docs/models.md: what the tests say, and what the TPU compiler says.
 
     python docs/table_families.py             runs the tests of families and prints the table
-    python docs/table_families.py --compile   first compiles a public model of each family for eight v5e chips
+    python docs/table_families.py --compile   first compiles a public model of each family for a TPU slice
 
 The models are the smallest public ones. The second needs the TPU compiler (pip install -e ".[tpu]"), no TPU, and about
 half an hour; its figures are kept in docs/families.json. The table says yes where every test of a family passed.
@@ -41,6 +41,17 @@ FAMILIES = {  # the models of tests/golden/families that stand for each, and the
     "Granite": (["granite"], "granite-3.3-2b"),
     "GLM-4": (["glm4"], "glm-4-9b-0414"),
     "EXAONE-4": (["exaone4"], "exaone-4.0-1.2b"),
+    "Qwen2-MoE": (["qwen2_moe"], "qwen1.5-moe-a2.7b"),
+    "Qwen3-MoE": (["qwen3_moe"], "qwen3-30b-a3b"),
+}
+EIGHT = (  # slices, meshes and how many responses a device learns from at once, tried in this order
+    ("v5e-8", "fsdp: 4, tensor: 2", 8),
+    ("v5e-8", "fsdp: 4, tensor: 2", 2),
+    ("v5e-8", "fsdp: 2, tensor: 4", 2),
+)
+LARGER = {
+    "qwen1.5-moe-a2.7b": (("v5e-16", "fsdp: 4, expert: 4, tensor: 1", 8),),
+    "qwen3-30b-a3b": (("v5p-16", "fsdp: 2, expert: 4, tensor: 1", 8),),
 }
 CONFIG = """
 model: {{name: {name}}}
@@ -48,8 +59,8 @@ task: {{use: arithmetic}}
 rollout: {{responses: 8, max_tokens: 512}}
 objective: {{use: dapo}}
 optimizer: {{use: adafactor}}
-algorithm: {{responses_at_once: 8}}
-mesh: {{data: 1, fsdp: {fsdp}, tensor: {tensor}}}
+algorithm: {{responses_at_once: {at_once}}}
+mesh: {{data: 1, {mesh}}}
 train: {{steps: 1, prompts: 8, max_prompt_tokens: 256}}
 """
 
@@ -57,17 +68,18 @@ train: {{steps: 1, prompts: 8, max_prompt_tokens: 256}}
 def main() -> None:
     """Compiles if asked to, runs the tests, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compile", action="store_true", help="compile each family for eight v5e chips")
-    if parser.parse_args().compile:
-        compile_all()
+    parser.add_argument("--compile", nargs="*", metavar="MODEL", help="compile these public models; default: all")
+    models = parser.parse_args().compile
+    if models is not None:
+        compile_all(models or [model for _, model in FAMILIES.values()])
     print(table(passed(), json.loads(FIGURES.read_text(encoding="utf-8"))))
 
 
-def compile_all() -> None:
-    """Compiles every model in a process of its own, and keeps the figures."""
+def compile_all(models: list[str]) -> None:
+    """Compiles each model in a process of its own, and keeps the figures."""
     figures = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as alone:
-        for _, model in FAMILIES.values():
+        for model in models:
             figures[model] = alone.submit(compiled, model).result()
             print(model, figures[model], file=sys.stderr, flush=True)
             FIGURES.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -83,15 +95,15 @@ def compiled(model: str) -> dict[str, float | str]:
     from grpo_jax.config import read
 
     jax.config.update("jax_enable_compilation_cache", False)
-    for fsdp, tensor in ((4, 2), (2, 4)):
+    for name, mesh, at_once in LARGER.get(model, EIGHT):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "config.yaml"
-            path.write_text(CONFIG.format(name=f"random:{model}", fsdp=fsdp, tensor=tensor), encoding="utf-8")
-            case = assemble(read(path), find_slice("v5e-8"))
+            path.write_text(CONFIG.format(name=f"random:{model}", mesh=mesh, at_once=at_once), encoding="utf-8")
+            case = assemble(read(path), find_slice(name))
         sampling, learning = plan_sampling(case), plan_learning(case, case.responses_at_once)
         if sampling.peak is not None and learning.peak is not None:
             peaks = {"sampling": round(sampling.peak / GIB, 2), "learning": round(learning.peak / GIB, 2)}
-            return {"mesh": f"fsdp {fsdp} x tensor {tensor}", **peaks}
+            return {"slice": name, "mesh": mesh.replace(": ", " ").replace(", ", " x "), **peaks}
     raise SystemExit(f"{model} does not fit: {sampling.message} {learning.message}")
 
 
@@ -119,14 +131,15 @@ def passed() -> dict[str, dict[str, bool]]:
 def table(results: dict[str, dict[str, bool]], figures: dict[str, dict[str, float | str]]) -> str:
     """The table in Markdown."""
     lines = [
-        f"| family | {' | '.join(TESTS)} | smallest public model | on eight v5e | sampling | learning |",
-        f"|{'---|' * (len(TESTS) + 5)}",
+        f"| family | {' | '.join(TESTS)} | smallest public model | slice | mesh | sampling | learning |",
+        f"|{'---|' * (len(TESTS) + 6)}",
     ]
     for family, (golden, model) in FAMILIES.items():
         ticks = ["yes" if all(results[test].get(name, False) for name in golden) else "no" for test in TESTS.values()]
         known = figures.get(model, {})
+        place = [str(known.get(what, "")) for what in ("slice", "mesh")]
         peaks = [f"{known[phase]:.2f} GiB" if phase in known else "" for phase in ("sampling", "learning")]
-        lines.append(f"| {' | '.join([family, *ticks, model, str(known.get('mesh', '')), *peaks])} |")
+        lines.append(f"| {' | '.join([family, *ticks, model, *place, *peaks])} |")
     return "\n".join(lines)
 
 

@@ -27,6 +27,7 @@ class Algorithm:
     minibatches: int = 1  # optimiser steps for each batch of rollouts
     responses_at_once: int | None = None  # that each device learns from at once; null: as many as its memory holds
     reward_seconds: float | None = 600.0  # that scoring a step's responses may take; null: no limit
+    load_balancing: float = 0.0  # coefficient of the load-balancing loss of a model with experts, e.g. 0.001
     teacher: tuple[Policy, Params] | None = None  # whose log-probs an objective with distillation follows
     judge: tuple[Policy, Params] | None = None  # that a reward asks, and whose weights take memory, too
 
@@ -44,6 +45,12 @@ class Algorithm:
         for name in ("minibatches", "responses_at_once"):
             if getattr(self, name) is not None:
                 check_range(f"algorithm.{name}", getattr(self, name), least=1, most=WHOLE)
+        check_range("algorithm.load_balancing", self.load_balancing, least=0)
+        if self.load_balancing and self.policy.balanced is None:
+            raise ValueError(
+                f"algorithm.load_balancing is {self.load_balancing}, and this model has no experts to balance: leave it"
+                " out, or use a model with experts."
+            )
         if self.reward_seconds is not None:
             check_range("algorithm.reward_seconds", self.reward_seconds, above=0, most=WHOLE)
 

@@ -105,10 +105,7 @@ def prepare(
     check_batch(algorithm, rollouts)
     rollouts = replace(rollouts, greedy=None)
     with phase("learning"):
-        fixed = {
-            name: fixed_logprobs(algorithm, policy, params, rollouts)
-            for name, (policy, params) in algorithm.compared_with(state).items()
-        }
+        fixed = fixed_logprobs(algorithm, state, rollouts)
         batch = compare(algorithm, rollouts, scored(algorithm, rollouts, rewards), key, state.coefficients, fixed)
         return replace(batch, metrics=describe(rollouts, rewards.parts_PGR, as_mix(algorithm.reward)))
 

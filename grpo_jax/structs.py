@@ -7,6 +7,7 @@ Array names end in their axes, one letter per axis. This is the legend, and ther
     B packed rows of a prompt's responses       W slots in a packed row
     V vocabulary        J tokens in a block of the vocabulary           R reward parts
     D width             F feed-forward          N layers                C channels per head
+    E experts
     H query heads       K key/value heads       Q query heads per key/value head
     X any axis          1 a kept axis of size one                       2 two numbers
 
@@ -20,7 +21,7 @@ the information is: the sampler says which tokens it chose (`action`), and which
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -38,10 +39,15 @@ Metrics = dict[str, Any]  # numbers by their names in metrics.jsonl: arrays on t
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prompts:
-    """Token ids padded on the left, so that every prompt ends at position L-1."""
+    """Token ids padded on the left, so that every prompt ends at position L-1.
+
+    `experts_PLNe` are the experts of each layer that computed each token when the prompts were answered (None: not
+    recorded, or there are none).
+    """
 
     tokens_PL: Array | np.ndarray
     valid_PL: Array | np.ndarray
+    experts_PLNe: Array | None = None
 
 
 def prompt_shapes(P: int, L: int) -> Prompts:
@@ -71,6 +77,8 @@ class Rollouts:
     `distribution` is what was done to the logits, so that the trainer can score under the same one.
 
     `greedy` are the likeliest answers to the same prompts, one each, where an objective compares with them.
+    `experts_PGTNe` are the experts of each layer that computed each token, so that learning uses the same ones (None:
+    not recorded). The last token of a response computed nothing yet, and those that stand there mean nothing.
     """
 
     prompts: Prompts
@@ -82,6 +90,12 @@ class Rollouts:
     ended_PG: Array
     distribution: Distribution = field(metadata={"static": True})
     greedy: "Rollouts | None" = None
+    experts_PGTNe: Array | None = None
+
+    @property
+    def without_experts(self) -> "Rollouts":
+        """The same, for another policy, whose experts are its own."""
+        return replace(self, prompts=replace(self.prompts, experts_PLNe=None), experts_PGTNe=None)
 
 
 @jax.tree_util.register_dataclass
@@ -155,7 +169,8 @@ class Batch:
     `keep_PGT` is the factor that masks give each token's surrogate (None: one), and `term_weights_PGT` are the weights
     of the objective's further terms. `coefficients` are the states of the adaptive coefficients. `old_logprobs_PGT` is
     None if the log-probs of the gradient's own pass are used in their place; a ratio to them is then one. `metrics`
-    describe the rollouts and their rewards.
+    describe the rollouts and their rewards. `balance` is what the load-balancing loss of a model with experts is
+    multiplied by (None: it is not in the loss).
     """
 
     rollouts: Rollouts
@@ -167,6 +182,7 @@ class Batch:
     old_logprobs_PGT: Array | None = None
     ref_logprobs_PGT: Array | None = None
     teacher_logprobs_PGT: Array | None = None
+    balance: Array | np.ndarray | None = None
     metrics: Metrics = field(default_factory=dict)
 
 
@@ -192,6 +208,7 @@ class Policy:
     init(key) -> params
     read(params, prompts) -> (last_PD, prefix)                       one pass over the prompts
     respond(params, prompts, tokens_PGT, valid_PGT, start_PGT) -> (last_PD, hidden_PGTD)      teacher forcing of both
+    balanced(...) -> (last_PD, hidden_PGTD, loss)                    and the load-balancing loss of the responses
     unembed(params, hidden) -> logits                                float32
 
     and for decoding:
@@ -204,6 +221,10 @@ class Policy:
     Hidden states at position t predict token t+1; `last_PD` predicts the first token of every response. `shared` is the
     prefix as decoding wants it, padded to L positions, its leaves `[P, ...]`; `own` is what the responses add, its
     leaves `[P, G, K, S, ...]` a ring in which the row that began at `start` has the positions from there to `cursor`.
+
+    A policy with `experts` records in its cache which experts computed each token: `experts(shared)` and `experts(own)`
+    give an array `[P, e, L]` or `[P, G, e, S]` for each layer. `respond` and `balanced` then take those of prompts and
+    responses in place of what the router would choose now, the latter as `experts_PGTNe` after `start_PGT`.
     """
 
     init: Callable[..., Params]
@@ -214,6 +235,8 @@ class Policy:
     unembed: Callable[..., Array]
     serve: Callable[[Params], Params]
     max_positions: int
+    balanced: Callable[..., tuple[Array, Array, Array]] | None = None  # None: a model without experts
+    experts: Callable[[Any], list[Array]] | None = None  # None: it records none
 
     @cached_property
     def shapes(self) -> Params:
@@ -223,7 +246,7 @@ class Policy:
 
 def axes_of(name: str) -> str:
     """The axes that a name ends in: "HCD" for "layers/attention/query_HCD"; none for a name without any."""
-    found = re.search(r"_([A-Z]+)$", name)
+    found = re.search(r"_([A-Z1]+)$", name)
     return found[1] if found else ""
 
 

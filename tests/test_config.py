@@ -322,7 +322,7 @@ def test_a_value_that_a_config_leaves_out_is_its_owners_default(config_file):
             "optimizer:\n  learning_rte: 1",
             "2:3: optimizer.learning_rte: unknown key, did you mean optimizer.learning_rate?",
         ),
-        ("mesh:\n  zzz: 1", "2:3: mesh.zzz: unknown key; there are data, fsdp, tensor"),
+        ("mesh:\n  zzz: 1", "2:3: mesh.zzz: unknown key; there are data, expert, fsdp, tensor"),
         (
             "rollout:\n  ends: [2]",
             "2:3: rollout.ends: unknown key; there are at_once, int8_cache, max_tokens, min_p,"
@@ -568,7 +568,7 @@ def test_an_override_of_what_is_not_there_is_refused(config_file, override, comp
 def test_keys_are_laid_over_those_of_the_base(config_file):
     config_file(MINIMAL + "mesh:\n  fsdp: 2\n  tensor: 4\n", "base.yaml")
     config = read(config_file("base: base.yaml\nmesh:\n  fsdp: 8\n"))
-    assert config.mesh.arguments == {"data": None, "fsdp": 8, "tensor": 4}
+    assert config.mesh.arguments == {"data": None, "fsdp": 8, "tensor": 4, "expert": 1}
     assert config.task.target == "grpo_jax.tasks:arithmetic"
 
 

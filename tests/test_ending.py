@@ -139,6 +139,7 @@ def test_a_reward_that_exits_before_the_first_step_is_a_mistake(train, capsys):
     assert capsys.readouterr().err.startswith("error: Reward reward failed")
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_in_an_evaluation_loses_no_step(train, capsys):
     assert train({"after 2": fail}) == codes.STEP_FAILED
     assert "step 2 is saved: go on from it with --resume" in capsys.readouterr().err

@@ -14,7 +14,8 @@ from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.placing import place, place_prompts
 from grpo_jax.devices.sharding import devices_per_group, weight_shardings
 from grpo_jax.grpo import init, prepare, sample, score, update
-from grpo_jax.models import decoder_policy, tiny
+from grpo_jax.models import Model, decoder_policy, tiny
+from grpo_jax.models.decoder import Experts
 from grpo_jax.objectives import grpo
 from grpo_jax.rollout import Sampler, stages
 from grpo_jax.tasks import Example
@@ -40,15 +41,28 @@ def evens(example: Example, response: str) -> float:
     return sum(ord(letter) % 2 == 0 for letter in response) / 10 + 0.01 * float(example.answer)
 
 
+def with_experts(experts: Experts | None, replay: bool) -> Model:
+    """The tiny model, with these experts in its layers."""
+    if experts is None:
+        return MODEL
+    policy = decoder_policy(replace(MODEL.shape, experts=experts), replay_experts=replay)
+
+    def params(mesh):
+        return jax.jit(policy.init, out_shardings=weight_shardings(policy.shapes, mesh))(jax.random.key(0))
+
+    return replace(MODEL, policy=policy, params=params)
+
+
 @cache
-def one_step(layout: tuple[int, int, int] | None, prompts: int, **more):
+def one_step(layout: tuple[int, ...] | None, prompts: int, experts: Experts | None = None, replay=False, **more):
     """The rows, the metrics and the change of the weights of one step on this mesh."""
+    model = with_experts(experts, replay)
     mesh = Layout().mesh(jax.devices()[:1]) if layout is None else Layout(*layout).mesh()
     examples = [Example(f"{n} plus {n + 1} is?", str(n)) for n in range(prompts)]
     sampler = Sampler(ends=MODEL.tokenizer.end_ids, responses=8, max_tokens=8)
     objective = grpo(kl=0.05)
-    algorithm = Algorithm(MODEL.policy, sampler, MODEL.tokenizer.decode, evens, objective, optax.sgd(0.1), **more)
-    params = MODEL.params(mesh)
+    algorithm = Algorithm(model.policy, sampler, model.tokenizer.decode, evens, objective, optax.sgd(0.1), **more)
+    params = model.params(mesh)
     before = jax.tree.map(np.asarray, params)
     state = init(algorithm, params)
     state = jax.tree.map(place, state, weight_shardings(state, mesh))
@@ -86,7 +100,18 @@ def test_a_step_with_fewer_prompts_than_devices_spreads_the_responses_and_equals
     assert_same(one_step(None, prompts), one_step((1, 8, 1), prompts))
 
 
-def test_sampling_keeps_logits_divided_by_vocabulary(monkeypatch):
+@pytest.mark.parametrize(
+    ("layout", "prompts", "replay"),  # of four axes, the last is `expert`
+    [((1, 2, 2, 2), 8, False), ((1, 2, 1, 4), 2, True), pytest.param((2, 4, 1), 8, True, marks=pytest.mark.long)],
+    ids=["tensor and expert", "expert, spread groups, replay", "no expert, replay"],
+)
+def test_a_step_of_a_model_with_experts_does_not_depend_on_the_mesh(layout, prompts, replay):
+    experts = Experts(count=8, chosen=2, feedforward=24, normalized=True, shared=16)
+    assert_same(one_step(None, prompts, experts, replay), one_step(layout, prompts, experts, replay))
+
+
+@pytest.mark.parametrize("vocabulary", [1000, 1001])
+def test_sampling_keeps_logits_divided_by_vocabulary(vocabulary, monkeypatch):
     """Otherwise the compiler may gather the whole output head for every token."""
     programs, decode = [], stages.decode
 
@@ -95,12 +120,12 @@ def test_sampling_keeps_logits_divided_by_vocabulary(monkeypatch):
         return decode(*inputs)
 
     monkeypatch.setattr(stages, "decode", recorded)
-    mesh, policy = Layout(1, 4, 2).mesh(), decoder_policy(replace(MODEL.shape, vocabulary=1000))
+    mesh, policy = Layout(1, 4, 2).mesh(), decoder_policy(replace(MODEL.shape, vocabulary=vocabulary))
     params = policy.init(jax.random.key(0))
     params = jax.tree.map(place, params, weight_shardings(params, mesh))
     prompts = place_prompts(MODEL.tokenizer.encode_all(["one", "two", "three", "four"], 32), mesh)
     Sampler(ends=(0,), responses=3, max_tokens=4)(policy, params, prompts, jax.random.key(0))
-    constraint = r'sharding_constraint .*"tensor".* : tensor<4x3x1000xf32>'
+    constraint = rf'sharding_constraint .*"tensor".* : tensor<4x3x{vocabulary}xf32>'
     assert programs and all(re.search(constraint, program) for program in programs)
 
 

@@ -260,6 +260,7 @@ def test_a_step_that_is_not_finite_is_left_out_named_and_not_compared(train, cap
     assert all(np.isfinite(a).all() for a in weights(run, 4))
 
 
+@pytest.mark.slow
 def test_several_such_steps_in_a_row_end_the_run_with_the_last_good_weights_and_what_was_in_the_step(train, capsys):
     code, run = train({2, 3, 4, 5, 6}, "train.steps=9", "train.max_skipped=2")
     said = capsys.readouterr()

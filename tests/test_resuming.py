@@ -424,6 +424,7 @@ def test_the_folder_of_runs_does_not_move_with_the_current_folder(tmp_path, monk
     assert (tmp_path / "runs" / "t" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_reward_that_changes_the_current_folder_does_not_move_the_run(folder):
     assert main(["train", "c.yaml", "rewards[0].use=mine_of_resume:wandering", "train.steps=1"]) == COMPLETE
     assert Path.cwd() == Path("/")

@@ -145,6 +145,7 @@ def test_weights_of_another_model_are_refused(run, tmp_path):
         model.params(ONE)
 
 
+@pytest.mark.slow
 def test_a_chat_remembers_what_was_said_until_it_is_reset(run, monkeypatch, capsys):
     said = "1 + 1\n2 + 2\n/set top_k 0.5\n/set max_tokens 3\n/reset\n/nothing\n1 + 1\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(said))
@@ -184,6 +185,7 @@ def test_a_run_is_asked_with_the_system_prompt_of_its_task(options, first, run, 
     assert ("system prompt of the run" in capsys.readouterr().err) == (not options)
 
 
+@pytest.mark.slow
 def test_streamed_tokens_are_those_of_the_sampler(run):
     from grpo_jax.rollout.streaming import serving_copy, stream
 

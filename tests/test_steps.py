@@ -126,6 +126,7 @@ def test_a_reference_is_what_its_setting_makes_of_the_parameters_so_far(referenc
     assert largest_change(host(state.params), host(PARAMS)) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_kl_is_measured_from_the_reference_of_the_moment(rollouts):
     """It is zero at the first step and after each reset, and only then."""
     measured = {}
@@ -190,6 +191,7 @@ def test_the_coefficient_in_effect_is_the_one_in_the_state(rollouts):
     assert largest_change(changes[0], jax.tree.map(np.zeros_like, changes[0])) > 1e-3
 
 
+@pytest.mark.slow
 def test_coefficients_and_references_survive_a_checkpoint(rollouts, tmp_path):
     algorithm = build(objective=ADAPTIVE)
     away = jax.tree.map(lambda a: np.asarray(a) * 1.05, PARAMS)

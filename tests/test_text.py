@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -365,3 +368,11 @@ def test_rewards_in_a_training_know_what_the_template_opened(tmp_path):
     questions = Questions([Example(user("2 + 2 = ?")), Example("2 + 2 = ?")], model, 64)
     assert [example.opened for example in questions.choose([0, 1])[1]] == ["<think>\n"] * 2
     assert [follows_template(e, "4</think><answer>4</answer>") for e in questions.examples] == [1.0, 1.0]
+
+
+@pytest.mark.slow
+def test_nobody_is_advised_to_install_torch():
+    environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_NO_ADVISORY_WARNINGS"}
+    command = [sys.executable, "-c", "import grpo_jax.models.tokenizer"]
+    imported = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "PyTorch" not in imported.stderr

@@ -12,7 +12,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax.devices.mesh import host_mesh, mesh_of, prompt_shards, shard_devices
+from grpo_jax.devices.mesh import host_mesh, mesh_of, prompt_axes, prompt_shards, shard_devices
 from grpo_jax.devices.sharding import PROMPTS, fit, shards_per_group
 
 
@@ -96,9 +96,11 @@ def _on_host(a: Array) -> Array:
         raise ValueError(f"Only an array that is laid out on a mesh has a part on each host; got one with {sharding}.")
     own = _host_shards(whole)
     mesh = host_mesh(whole, shard_devices(whole)[own])
-    spec = PartitionSpec(*("data" if axes == PROMPTS[0] else axes for axes in sharding.spec))
+    rows = tuple(axis for axis in prompt_axes(mesh) if axis != "fsdp")  # of which a host's mesh has one
+    rows = rows[0] if len(rows) == 1 else rows
+    spec = PartitionSpec(*(rows if axes == prompt_axes(whole) else axes for axes in sharding.spec))
     shape = list(a.shape)
-    if spec and spec[0] == "data":
+    if spec and spec[0] == rows:
         shape[0] = a.shape[0] // prompt_shards(whole) * len(own)
     of_device = {shard.device: shard.data for shard in a.addressable_shards}
     arrays = [of_device[device] for device in mesh.devices.flat]

@@ -20,8 +20,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
-from grpo_jax.devices.mesh import prompt_shards
-from grpo_jax.devices.sharding import ROWS
+from grpo_jax.devices.mesh import prompt_axes, prompt_shards
 from grpo_jax.distribution import EXCLUDED
 from grpo_jax.structs import Params, Policy, Rollouts
 
@@ -50,11 +49,28 @@ def token_logprobs(
 
     With `slots_PBW`, several responses are computed in one row: see `packing.Microbatch`.
     """
+    logprobs_PGT, entropy_PGT, _ = balanced_logprobs(policy, params, rollouts, slots_PBW)
+    return logprobs_PGT, entropy_PGT
+
+
+def balanced_logprobs(
+    policy: Policy,
+    params: Params,
+    rollouts: Rollouts,
+    slots_PBW: Int[Array, "P B W"] | Int[np.ndarray, "P B W"] | None = None,
+) -> tuple[Float[Array, "P G T"], Float[Array, "P G T"], Float[Array, ""] | None]:
+    """The same, and the load-balancing loss; None for a model without experts."""
     slots_PBW = None if slots_PBW is None else jnp.asarray(slots_PBW)
     rows = _in_rows(rollouts, slots_PBW)
     P, B, W = rows.tokens_PBW.shape
     start_PBW = jnp.arange(W)[None, None] - rows.position_PBW
-    last_PD, hidden_PBWD = policy.respond(params, rollouts.prompts, rows.tokens_PBW, rows.valid_PBW, start_PBW)
+    inputs, balance = [params, rollouts.prompts, rows.tokens_PBW, rows.valid_PBW, start_PBW], None
+    if policy.experts is not None and rollouts.experts_PGTNe is not None:
+        inputs.append(_experts_in_rows(rollouts.experts_PGTNe, slots_PBW))
+    if policy.balanced is None:
+        last_PD, hidden_PBWD = policy.respond(*inputs)
+    else:
+        last_PD, hidden_PBWD, balance = policy.balanced(*inputs)
     earlier_PBWD = jnp.pad(hidden_PBWD[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)))
     scoring_PBWD = jnp.where(rows.position_PBW[..., None] == 0, last_PD[:, None, None], earlier_PBWD)
     shards = _shards(P)
@@ -76,7 +92,7 @@ def token_logprobs(
     score = partial(_score, logits) if shards == 1 else _on_shards(partial(_score, logits))
     scores = score(weights, hidden_nPBwD, rows_n, first_PGV)
     logprobs, entropy = (jnp.moveaxis(a_nPBw, 0, 2).reshape(P, B, -1)[:, :, :W] for a_nPBw in scores)
-    return _in_responses(logprobs, rollouts, slots_PBW), _in_responses(entropy, rollouts, slots_PBW)
+    return _in_responses(logprobs, rollouts, slots_PBW), _in_responses(entropy, rollouts, slots_PBW), balance
 
 
 def _head(policy: Policy, params: Params, hidden: Array) -> tuple[Callable[..., Array], list[Array]]:
@@ -104,12 +120,13 @@ def _on_shards(score: Callable[..., Any]) -> Callable[..., Any]:
     """`score` on each device that has prompts. Weights are gathered once and their gradients reduced once: left to
     itself, the compiler does both for each chunk.
     """
-    chunks, prompts = PartitionSpec(None, ROWS), PartitionSpec(ROWS)
+    axes = prompt_axes(jax.sharding.get_abstract_mesh())
+    chunks, prompts = PartitionSpec(None, axes), PartitionSpec(axes)
     return jax.shard_map(
         score,
         in_specs=(PartitionSpec(), chunks, chunks, prompts),
         out_specs=chunks,
-        axis_names=set(ROWS),
+        axis_names=set(axes),
         check_vma=False,
     )
 
@@ -127,6 +144,16 @@ def _in_rows(rollouts: Rollouts, slots_PBW: Array | None) -> _Rows:
     used_PBW = slots_PBW < G * T
     response_PBW = jnp.where(used_PBW, slots_PBW // T, 0)
     return _Rows(taken_PBW, valid_PBW & used_PBW, jnp.where(used_PBW, slots_PBW % T, 0), response_PBW)
+
+
+def _experts_in_rows(experts_PGTNe: Array, slots_PBW: Array | None) -> Array:
+    """The experts of the token in each slot; any where there is none."""
+    if slots_PBW is None:
+        return experts_PGTNe
+    (P, G, T), of_token = experts_PGTNe.shape[:3], experts_PGTNe.shape[3:]
+    index_PX11 = jnp.minimum(slots_PBW, G * T - 1).reshape(P, -1, 1, 1)
+    taken = jnp.take_along_axis(experts_PGTNe.reshape(P, G * T, *of_token), index_PX11, axis=1)
+    return taken.reshape(*slots_PBW.shape, *of_token)
 
 
 def _in_responses(a_PBW: Array, rollouts: Rollouts, slots_PBW: Array | None) -> Array:

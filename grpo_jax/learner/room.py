@@ -69,7 +69,8 @@ def needed_bytes(algorithm: Algorithm, n: int, most: int, G: int, L: int, T: int
     gradients = weights * (1 if n == most else 2)  # the sum, and that of one microbatch
     kept, D, V = _kept_bytes(algorithm.policy, max(n // G, 1), min(n, G), L, T)
     tensor = 1 if mesh is None else mesh.shape["tensor"]
-    gathered = 2 * 4 * V * D // tensor if mesh is not None and mesh.shape["fsdp"] > 1 else 0  # the head, its gradient
+    divided = mesh is not None and prompt_shards(mesh) > mesh.shape["data"]  # along D
+    gathered = 2 * 4 * V * D // tensor if divided else 0  # the head, its gradient
     logits = 2 * 4 * CHUNK_TOKENS * V // tensor
     return held + gradients + int(MARGIN * (gathered + logits + kept))
 

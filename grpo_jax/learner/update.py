@@ -24,7 +24,7 @@ from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import mesh_of
 from grpo_jax.devices.programs import program
 from grpo_jax.learner.finite import all_finite
-from grpo_jax.learner.logprobs import token_logprobs
+from grpo_jax.learner.logprobs import balanced_logprobs, token_logprobs
 from grpo_jax.learner.microbatches import Cut, arrange, check_cut, choose, cut, put
 from grpo_jax.learner.packing import Microbatch
 from grpo_jax.learner.room import responses_at_once
@@ -106,8 +106,9 @@ def learn(
     how, cut_batch = microbatches(algorithm, state.params, batch.rollouts)
     for index, minibatch in enumerate(cut_batch):
         total: Any = None
+        whole = _of_minibatch(algorithm, batch, len(minibatch))
         for each in minibatch:
-            chosen = choose(_of_minibatch(batch, algorithm.minibatches), each.index_p, each.index_pg, mesh)
+            chosen = choose(whole, each.index_p, each.index_pg, mesh)
             record.computed += each.slots_PBW.size + len(each.index_p) * batch.rollouts.prompts.tokens_PL.shape[1]
             if total is None and len(minibatch) > 1:  # or adding to nothing would be a second program to compile
                 total = zeros(algorithm, shardings, state.params, chosen, each.slots_PBW)
@@ -144,10 +145,15 @@ def _summary(
     return metrics | describe_mismatch(old_PGT, rollouts) | {"padding_frac": 1 - used / computed}
 
 
-def _of_minibatch(batch: Batch, minibatches: int) -> Batch:
-    """The batch with its weights times the number of minibatches, so that their mean over minibatches is as before."""
-    weights = jax.tree.map(lambda a_PGT: a_PGT * minibatches, (batch.weights_PGT, batch.term_weights_PGT))
-    return replace(batch, weights_PGT=weights[0], term_weights_PGT=weights[1])
+def _of_minibatch(algorithm: Algorithm, batch: Batch, microbatches: int) -> Batch:
+    """The batch with its weights times the number of minibatches, so that their mean over minibatches is as before.
+
+    A load-balancing loss is no sum over tokens: that of a minibatch is the mean over its microbatches.
+    """
+    parts = (batch.weights_PGT, batch.term_weights_PGT)
+    weights_PGT, term_weights_PGT = jax.tree.map(lambda a_PGT: a_PGT * algorithm.minibatches, parts)
+    balance = np.float32(algorithm.load_balancing / microbatches) if algorithm.load_balancing else None
+    return replace(batch, weights_PGT=weights_PGT, term_weights_PGT=term_weights_PGT, balance=balance)
 
 
 def follow(algorithm: Algorithm, state: TrainState, batch: Batch, metrics: Metrics) -> tuple[TrainState, Metrics]:
@@ -199,8 +205,11 @@ def add_gradient(
     """
 
     def loss_of(params: Params) -> tuple[Array, tuple[Metrics, Array]]:
-        logprobs_PGT, entropy_PGT = token_logprobs(algorithm.policy, params, chosen.rollouts, slots_PBW)
+        logprobs_PGT, entropy_PGT, balance = balanced_logprobs(algorithm.policy, params, chosen.rollouts, slots_PBW)
         value, sums = loss(algorithm.objective, logprobs_PGT, entropy_PGT, chosen)
+        if balance is not None:
+            value = value if chosen.balance is None else value + chosen.balance * balance
+            sums |= {"load_balancing_loss": balance * jnp.sum(chosen.rollouts.action_PGT)}
         return value, (sums | {NONFINITE: nonfinite_logprobs(logprobs_PGT, chosen.rollouts)}, logprobs_PGT)
 
     (value, (sums, logprobs_PGT)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
@@ -286,8 +295,19 @@ def _pinned(array: Array, sharding: Sharding) -> Array:
     return jax.lax.with_sharding_constraint(array, sharding) if isinstance(sharding, NamedSharding) else array
 
 
-def fixed_logprobs(algorithm: Algorithm, policy: Policy, params: Params, rollouts: Rollouts) -> Float[Array, "P G T"]:
-    """Log-probs of the rollouts under a policy that no gradient flows through, a microbatch at a time."""
+def fixed_logprobs(algorithm: Algorithm, state: TrainState, rollouts: Rollouts) -> dict[str, Float[Array, "P G T"]]:
+    """Log-probs of the rollouts under the policies that no gradient flows through, by their names in a `Batch`.
+
+    Of these only the policy that answered is given the experts that computed each token then.
+    """
+    return {
+        name: _logprobs_of(algorithm, policy, params, rollouts if params is state.params else rollouts.without_experts)
+        for name, (policy, params) in algorithm.compared_with(state).items()
+    }
+
+
+def _logprobs_of(algorithm: Algorithm, policy: Policy, params: Params, rollouts: Rollouts) -> Float[Array, "P G T"]:
+    """The log-probs under one policy, a microbatch at a time."""
     mesh = mesh_of(params)
     found_PGT = jnp.zeros_like(rollouts.logprobs_PGT)
     for minibatch in microbatches(algorithm, params, rollouts)[1]:

@@ -1,5 +1,9 @@
 """Language models as policies. The only folder that imports Flax."""
 
+import os
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # or it would advise to install torch
+
 from grpo_jax.models.decoder import Shape
 from grpo_jax.models.exporting import export
 from grpo_jax.models.load import Model, find_shape, load, tiny

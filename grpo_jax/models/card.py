@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
 model = AutoModelForCausalLM.from_pretrained("DIRECTORY")
 messages = [{"role": "user", "content": "..."}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
+chat = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+print(tokenizer.decode(model.generate(chat["input_ids"], attention_mask=chat["attention_mask"], max_new_tokens=32)[0]))
 ```"""
 
 
@@ -83,6 +83,6 @@ def _loading(arguments: Mapping[str, Any], system: str) -> str:
 
 def _without_template() -> str:
     """How to load a model that has no chat template."""
-    lines = [line for line in LOADING.splitlines() if not line.startswith(("inputs", "messages"))]
-    lines.insert(5, 'inputs = tokenizer("...", return_tensors="pt")')
+    lines = [line for line in LOADING.splitlines() if not line.startswith(("chat", "messages"))]
+    lines.insert(5, 'chat = tokenizer("...", return_tensors="pt")')
     return "\n".join(lines)

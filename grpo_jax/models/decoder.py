@@ -1,8 +1,5 @@
-"""A decoder: the Llama layout and what other families change in it, one layer as an NNX module.
+"""A decoder: the Llama layout and what other families change in it. Attention and feed-forward blocks as NNX modules.
 
-One `Layer.__call__` serves all three uses: reading prompts, teacher forcing and decoding. Rows are always `[P, G, T]`.
-The caller says how they attend (`attend`), and what happens to their new keys and values before that (`store`):
-decoding writes them into a cache, the other two leave them as they are.
 A weight's output axes come first, as in Hugging Face files. It is cast to the activations' dtype where it is used.
 """
 
@@ -38,12 +35,23 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The sizes of a mixture of experts, which stands in place of each feed-forward block."""
+
+    count: int
+    chosen: int  # experts of each token
+    feedforward: int  # units of each expert
+    normalized: bool  # the weights of a token's experts are divided by their sum
+    shared: int | None = None  # units of the expert that every token has beside them, with a gate; None: there is none
+
+
+@dataclass(frozen=True)
 class Shape:
     """The sizes and switches of a decoder."""
 
     vocabulary: int
     width: int
-    feedforward: int
+    feedforward: int  # units that each token is computed with
     layers: int
     heads: int
     kv_heads: int
@@ -68,6 +76,7 @@ class Shape:
     out_bias: bool = False  # on the output of attention
     mlp_bias: bool = False  # on all three products of the feed-forward block
     projection_norm: bool = False  # RMS norm over all heads' queries, and over all their keys (OLMo-2)
+    experts: Experts | None = None  # None: every layer has one feed-forward block
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -157,7 +166,7 @@ _mixed_product.defvjp(_mixed_forward, _mixed_backward)
 def quantize(own: KeyValues) -> KeyValues:
     """The keys and values as int8, with a scale for each position of each head."""
     (key, key_scale), (value, value_scale) = map(_quantize, (own.key, own.value))
-    return KeyValues(key, value, key_scale, value_scale)
+    return KeyValues(key, value, key_scale, value_scale, own.experts)
 
 
 def _quantize(x: Array) -> tuple[Array, Array]:
@@ -262,37 +271,3 @@ class FeedForward(nnx.Module):
         if self.shape.mlp_bias:
             output_PGTD += self.down_bias_D[...].astype(dtype)[None, None, None]
         return output_PGTD
-
-
-class Layer(nnx.Module):
-    """Attention and feed-forward; each adds its output to its input, with norms before it, after it, or both."""
-
-    def __init__(self, shape: Shape, rngs: nnx.Rngs, platform: str):
-        self.shape = shape
-        if shape.norms != "after":
-            self.attention_norm_D = unit_norm(shape, shape.width)
-            self.feedforward_norm_D = unit_norm(shape, shape.width)
-        if shape.norms != "before":
-            self.attention_output_norm_D = unit_norm(shape, shape.width)
-            self.feedforward_output_norm_D = unit_norm(shape, shape.width)
-        self.attention = Attention(shape, rngs, platform)
-        self.feedforward = FeedForward(shape, rngs, platform)
-
-    def __call__(
-        self, x_PGTD: Array, cos_sin: tuple[Array, Array], attend: Attend, store: Store
-    ) -> tuple[Array, KeyValues]:
-        """The rows after this layer, and their keys and values as `store` returned them."""
-        norm = partial(rms_norm, epsilon=self.shape.norm_epsilon, offset=self.shape.norm_offset)
-        after, before = self.shape.norms != "before", self.shape.norms != "after"
-        normed_PGTD = norm(x_PGTD, self.attention_norm_D[...]) if before else x_PGTD
-        output_PGTD, own = self.attention(normed_PGTD, cos_sin, attend, store)
-        output_PGTD = norm(output_PGTD, self.attention_output_norm_D[...]) if after else output_PGTD
-        x_PGTD = x_PGTD + self._scaled(output_PGTD)
-        normed_PGTD = norm(x_PGTD, self.feedforward_norm_D[...]) if before else x_PGTD
-        output_PGTD = self.feedforward(normed_PGTD)
-        output_PGTD = norm(output_PGTD, self.feedforward_output_norm_D[...]) if after else output_PGTD
-        return x_PGTD + self._scaled(output_PGTD), own
-
-    def _scaled(self, output_PGTD: Array) -> Array:
-        scale = self.shape.residual_scale
-        return output_PGTD if scale is None else output_PGTD * scale

@@ -4,6 +4,7 @@ It is written into a sibling with a hidden name, which is renamed once all of it
 ends, the directory is whole or not there. On several hosts all of them call `export`, and the first one writes.
 """
 
+import itertools
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from grpo_jax.hosts import store
 from grpo_jax.models.card import card
 from grpo_jax.models.decoder import Shape
 from grpo_jax.models.families import NAMES
-from grpo_jax.models.hf_config import write_config, write_generation_config
+from grpo_jax.models.hf_config import write_config, write_generation_config, write_tokenizer
 from grpo_jax.models.load import Model
 from grpo_jax.models.model_config import read_names
 from grpo_jax.structs import Params, axes_of
@@ -96,10 +97,16 @@ def _tensors(params: Params, names: Mapping[str, Sequence[Any]], shape: Shape) -
     for ours in (name for name in names if name in leaves):
         together.setdefault(names[ours][0], []).append(ours)
     for theirs, parts in together.items():
-        layers = range(shape.layers) if "{n}" in theirs else [None]
-        for n in layers:
-            found = [_tensor(theirs.format(n=n), names[ours][1], ours, leaves[ours], n, shape) for ours in parts]
+        for place in _places(theirs, leaves[parts[0]]):
+            name = theirs.format(**dict(zip("ne", place, strict=False)))
+            found = [_tensor(name, names[ours][1], ours, leaves[ours], place, shape) for ours in parts]
             yield found[0] if len(found) == 1 else _joined(found)
+
+
+def _places(theirs: str, leaf: Any) -> Iterator[tuple[int, ...]]:
+    """The layer, or the layer and the expert, of each tensor whose name has their numbers in it."""
+    numbered = [size for key, size in zip(("{n}", "{e}"), leaf.shape, strict=False) if key in theirs]
+    return itertools.product(*map(range, numbered))
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -110,10 +117,10 @@ def _joined(parts: list[Tensor]) -> Tensor:
     )
 
 
-def _tensor(name: str, axes: str, ours: str, leaf: Any, layer: int | None, shape: Shape) -> Tensor:
+def _tensor(name: str, axes: str, ours: str, leaf: Any, place: tuple[int, ...], shape: Shape) -> Tensor:
     """One tensor: the axes of ours in their order, those of a pair merged. The inverse of reading it (weights.py)."""
     groups = [pair or single for pair, single in re.findall(r"\((\w+)\)|(\w)", axes)]
-    letters = axes_of(ours)
+    letters = axes_of(ours)[-len("".join(groups)) :]  # each expert has a tensor, or all of them have one
     sizes = dict(zip(letters, leaf.shape[-len(letters) :], strict=True))
     sizes |= {"V": shape.vocabulary} if "V" in sizes else {}
     wanted = tuple(math.prod(sizes[letter] for letter in group) for group in groups)
@@ -121,7 +128,7 @@ def _tensor(name: str, axes: str, ours: str, leaf: Any, layer: int | None, shape
     order = [letters.index(letter) for letter in "".join(groups)]
 
     def read() -> np.ndarray:
-        values = everywhere(leaf if layer is None else leaf[layer])[kept]
+        values = everywhere(leaf[place] if place else leaf)[kept]
         return np.ascontiguousarray(values.transpose(order)).reshape(wanted)
 
     return Tensor(name, wanted, read)
@@ -163,7 +170,7 @@ def _write_others(model: Model, folder: Path, dtype: str, run: Path | None) -> N
     write_config(source, folder, model.shape, dtype)
     write_generation_config(source, folder, model.tokenizer.end_ids)
     if source is None:
-        model.tokenizer.backend.save_pretrained(folder)
+        write_tokenizer(model.tokenizer.backend, folder)
     for file in () if source is None else sorted({path for pattern in COPIED for path in source.glob(pattern)}):
         if file.is_file():
             shutil.copyfile(file, folder / file.name)

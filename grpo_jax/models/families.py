@@ -13,7 +13,7 @@ Config = Mapping[str, Any]
 class Stored(NamedTuple):
     """The Hugging Face tensor that holds one of our weights, or a part of its rows."""
 
-    name: str  # {n} is the layer
+    name: str  # {n} is the layer, {e} the expert
     axes: str  # the axes there: parentheses merge a pair
     parts: tuple[str, ...] = ()  # the axes of each weight whose rows it holds, where it holds several
     index: int = 0  # which of them is ours
@@ -34,6 +34,7 @@ class Family:
     interleaved: bool = False  # rotary positions pair neighbouring channels
     names: Mapping[str, Stored] = field(default_factory=dict)  # of weights, where they are not those of `NAMES`
     part: str | None = None  # the key of its config.json under which the language model is
+    renamed: Mapping[str, str] = field(default_factory=dict)  # names of keys in transformers 5 -> those in 4
 
 
 def everywhere(config: Config, n: int) -> bool:
@@ -53,6 +54,11 @@ def _in_pattern(config: Config, n: int) -> bool:
 def _upper(config: Config, n: int) -> bool:
     """The layers from `max_window_layers` on, where `use_sliding_window` says so."""
     return config["use_sliding_window"] and n >= config["max_window_layers"]
+
+
+def _switched_on(config: Config, n: int) -> bool:
+    """Every layer, where `use_sliding_window` says so."""
+    return config["use_sliding_window"]
 
 
 def _has_rope(config: Config, n: int) -> bool:
@@ -102,6 +108,21 @@ NAMES = {
     "layers/feedforward/gate_bias_F": ("model.layers.{n}.mlp.gate_proj.bias", "F"),
     "layers/feedforward/up_bias_F": ("model.layers.{n}.mlp.up_proj.bias", "F"),
     "layers/feedforward/down_bias_D": ("model.layers.{n}.mlp.down_proj.bias", "D"),
+    "layers/feedforward/router_ED": ("model.layers.{n}.mlp.gate.weight", "ED"),
+    "layers/feedforward/gate_EFD": ("model.layers.{n}.mlp.experts.{e}.gate_proj.weight", "FD"),
+    "layers/feedforward/up_EFD": ("model.layers.{n}.mlp.experts.{e}.up_proj.weight", "FD"),
+    "layers/feedforward/down_EDF": ("model.layers.{n}.mlp.experts.{e}.down_proj.weight", "DF"),
+    "layers/feedforward/shared/gate_FD": ("model.layers.{n}.mlp.shared_expert.gate_proj.weight", "FD"),
+    "layers/feedforward/shared/up_FD": ("model.layers.{n}.mlp.shared_expert.up_proj.weight", "FD"),
+    "layers/feedforward/shared/down_DF": ("model.layers.{n}.mlp.shared_expert.down_proj.weight", "DF"),
+    "layers/feedforward/shared_gate_1D": ("model.layers.{n}.mlp.shared_expert_gate.weight", "1D"),
+}
+# The same weights where all experts of a layer are one tensor, as transformers 5 holds them in memory.
+FUSED = "model.layers.{n}.mlp.experts.gate_up_proj"
+FUSED_EXPERTS = {
+    "layers/feedforward/gate_EFD": Stored(FUSED, "EFD", ("F", "F"), 0),
+    "layers/feedforward/up_EFD": Stored(FUSED, "EFD", ("F", "F"), 1),
+    "layers/feedforward/down_EDF": Stored("model.layers.{n}.mlp.experts.down_proj", "EDF"),
 }
 
 _GEMMA = {"norm_offset": 1.0, "activation": "gelu"}
@@ -124,6 +145,8 @@ _QKV = {
 }
 _UPPER_KEYS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 _UPPER_READS = frozenset({"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"})
+_EXPERT_KEYS = {"decoder_sparse_step": 1, "mlp_only_layers": (), "norm_topk_prob": False}
+_EXPERT_READS = frozenset({"num_experts", "num_experts_per_tok", "moe_intermediate_size", *_EXPERT_KEYS})
 _GEMMA3 = Family(
     shape=_GEMMA | {"norms": "both", "head_norm": True},
     meanings=_GEMMA_KEYS
@@ -145,7 +168,24 @@ _OLMO2 = Family(
 FAMILIES = {  # by the `model_type` of their config.json
     "llama": Family(reads=frozenset({"attention_bias", "mlp_bias"})),
     "qwen2": Family({"attention_bias": True}, _UPPER_KEYS, _UPPER_READS, local=_upper),
-    "qwen3": Family({"head_norm": True}, _UPPER_KEYS, _UPPER_READS | {"attention_bias"}, local=_upper),
+    "qwen3": Family(
+        {"head_norm": True}, _UPPER_KEYS | {"head_dim": 128}, _UPPER_READS | {"attention_bias"}, local=_upper
+    ),
+    "qwen2_moe": Family(
+        meanings=_EXPERT_KEYS
+        | {"num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408, "qkv_bias": True}
+        | {"shared_expert_intermediate_size": 5632},
+        reads=_EXPERT_READS | {"qkv_bias", "shared_expert_intermediate_size"},
+    ),
+    "qwen3_moe": Family(
+        shape={"head_norm": True},
+        meanings=_EXPERT_KEYS
+        | {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+        | {"use_sliding_window": False, "sliding_window": 4096},
+        reads=_EXPERT_READS | {"attention_bias", "use_sliding_window", "sliding_window", "max_window_layers"},
+        local=_switched_on,
+        renamed={"num_local_experts": "num_experts"},
+    ),
     "mistral": Family(meanings={"sliding_window": 4096}, reads=frozenset({"sliding_window"}), local=everywhere),
     "gemma": Family(_GEMMA, _GEMMA_KEYS, frozenset({"attention_bias"}), activations=_GELU),
     "gemma2": Family(

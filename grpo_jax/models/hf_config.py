@@ -1,67 +1,99 @@
 """The config.json and generation_config.json of a model that is exported: those of its source, brought up to date."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
 from grpo_jax.models.decoder import Shape
+from grpo_jax.models.families import FAMILIES, Config, Family
 from grpo_jax.models.files import read_json
 from grpo_jax.models.model_config import read_shape
+from grpo_jax.models.rope_config import KINDS
 
-ARCHITECTURES = {"gemma3_text": ["Gemma3ForCausalLM"]}  # of the language part of a model that also sees
+log = logging.getLogger(__name__)
+_ORIGINAL = "original_max_position_embeddings"
 
 
 def write_config(source: Path | None, directory: Path, shape: Shape, dtype: str) -> None:
     """Writes config.json, and reads it again: it must describe the very shape of the model."""
     config = _described(shape) if source is None else json.loads((source / "config.json").read_text(encoding="utf-8"))
     if "text_config" in config:  # only the language part is trained and exported
-        config = config["text_config"]
-        config |= {"architectures": ARCHITECTURES.get(config.get("model_type"), config.get("architectures"))}
+        config = {"model_type": f"{config['model_type']}_text"} | config["text_config"] | {"architectures": None}
+    if config.get("architectures") is None:  # vLLM goes by it
+        config |= {"architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]]}
     config |= {"vocab_size": shape.vocabulary, "tie_word_embeddings": shape.tied}
     config |= {"torch_dtype": dtype, "dtype": dtype}  # transformers 4 and 5
-    for ropes in (with_both_ropes(config), {}):  # kept as they are where one family means another thing by them
-        _write(directory / "config.json", config | ropes)
-        if read_shape(directory) == shape:
-            return
-    raise ValueError(
-        f"{source}: its config.json, brought up to date, describes another model than the one that is exported. Was it"
-        " changed after the model had been loaded? Load the model again."
-    )
+    family = FAMILIES[config["model_type"]]
+    for names in family.renamed.items():
+        config |= {name: config[known] for known in names if known in config for name in names}
+    _write(directory / "config.json", config | with_both_ropes(config, family))
+    if read_shape(directory) != shape:
+        raise ValueError(
+            f"{source}: its config.json, brought up to date, describes another model than the one that is exported. Was"
+            " it changed after the model had been loaded? Load the model again."
+        )
 
 
-def with_both_ropes(config: dict[str, Any]) -> dict[str, Any]:
+def with_both_ropes(config: Config, family: Family) -> dict[str, Any]:
     """The rotary settings as transformers 4 reads them (`rope_theta`, `rope_scaling`) and as 5 does.
 
     Version 4 knows no `rope_parameters`, and would use a theta of 10,000 without a word. Version 5 takes `rope_scaling`
-    for the whole of `rope_parameters` if both are there, so theta stands in it, too. A config that names no theta means
-    that of its family, which differs, and is left as it is.
+    for the whole of `rope_parameters` if both are there, so theta stands in it, too. A theta that is left out means
+    another one in each family, and in some of them in each version, so it is always written.
     """
-    given = config.get("rope_parameters") or {}
-    if any(isinstance(value, dict) for value in given.values()):  # one for each kind of layer
-        return _of_kinds(given)
-    fields: dict[str, Any] = {}
-    for each in ({"rope_theta": config.get("rope_theta")}, config.get("rope_scaling") or {}, given):
-        fields |= {name: value for name, value in each.items() if value is not None}
-    if "rope_theta" not in fields:
-        return {}
-    fields["rope_type"] = fields.get("rope_type", fields.pop("type", "default"))
-    scaling = None if fields["rope_type"] == "default" else fields
-    if (local := config.get("rope_local_base_freq")) is not None:
-        kinds = {"full_attention": fields, "sliding_attention": {"rope_theta": local, "rope_type": "default"}}
-        return {"rope_theta": fields["rope_theta"], "rope_scaling": scaling, "rope_parameters": kinds}
-    return {"rope_theta": fields["rope_theta"], "rope_scaling": scaling, "rope_parameters": fields}
+    whole = _settings(config, family, "full_attention", "rope_theta")
+    found = {"rope_theta": whole["rope_theta"], "rope_scaling": _scaling(whole, family), "rope_parameters": whole}
+    outside = ["partial_rotary_factor"] + ([_ORIGINAL] if whole["rope_type"] == "longrope" else [])
+    found |= {key: whole[key] for key in outside if key in whole}  # where version 4 reads them
+    if family.local_theta is None:
+        return found
+    near = _settings(config, family, "sliding_attention", family.local_theta)
+    if near != {"rope_type": "default", "rope_theta": near["rope_theta"]} or (
+        family.local_theta == "rope_theta" and near["rope_theta"] != whole["rope_theta"]
+    ):
+        log.warning(
+            "The layers with a window have rotary settings (%s) that transformers 4 cannot have in this family: load"
+            " the export with version 5.",
+            json.dumps(near),
+        )
+    kinds = {"full_attention": whole, "sliding_attention": near}
+    return {family.local_theta: near["rope_theta"]} | found | {"rope_parameters": kinds}
 
 
-def _of_kinds(given: dict[str, Any]) -> dict[str, Any]:
-    """Rotary settings of each kind of layer, and the older keys beside them."""
-    kinds = {kind: value for kind, value in given.items() if isinstance(value, dict)}
-    whole = kinds.get("full_attention", next(iter(kinds.values())))
-    found: dict[str, Any] = {"rope_theta": whole.get("rope_theta", 10000.0), "rope_parameters": given}
-    if whole.get("rope_type", "default") != "default":
-        found["rope_scaling"] = whole
-    if "sliding_attention" in kinds and "rope_theta" in kinds["sliding_attention"]:
-        found["rope_local_base_freq"] = kinds["sliding_attention"]["rope_theta"]
-    return found
+def _settings(config: Config, family: Family, kind: str, theta: str) -> dict[str, Any]:
+    """All rotary settings of one kind of layer, from the keys of both versions; its theta has the key `theta`."""
+    known: dict[str, Any] = {"rope_theta": 10000.0} | {
+        key: value for key, value in family.meanings.items() if key not in config
+    }
+    known |= {key: value for key, value in config.items() if value is not None}
+    fields: dict[str, Any] = {"rope_theta": known[theta]}
+    fields |= {key: known[key] for key in ("partial_rotary_factor",) if key in known}
+    for key in ("rope_scaling", "rope_parameters"):
+        given = known.get(key, {})
+        if any(name in given for name in KINDS):
+            given = given.get(kind, {})
+        elif kind == "sliding_attention":
+            given = {}
+        fields |= {name: value for name, value in given.items() if value is not None}
+    older = fields.pop("type", "default")
+    rope_type = fields.pop("rope_type", older)
+    if rope_type != "default" and _ORIGINAL in known:
+        fields[_ORIGINAL] = known[_ORIGINAL]
+    return {"rope_type": "longrope" if rope_type == "su" else rope_type} | fields
+
+
+def _scaling(settings: dict[str, Any], family: Family) -> dict[str, Any] | None:
+    """The `rope_scaling` of a model; where the original length has a key of its own, only three keys are allowed."""
+    if settings["rope_type"] == "default":
+        return None
+    if _ORIGINAL not in family.meanings:
+        return settings
+    outside = ("rope_type", "rope_theta", "partial_rotary_factor", _ORIGINAL)
+    return {"type": settings["rope_type"]} | {key: value for key, value in settings.items() if key not in outside}
 
 
 def write_generation_config(source: Path | None, directory: Path, ends: tuple[int, ...]) -> None:
@@ -78,10 +110,21 @@ def write_generation_config(source: Path | None, directory: Path, ends: tuple[in
     )
 
 
+def write_tokenizer(backend: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Writes the files of a tokenizer that has none.
+
+    Version 5 names a class in them that version 4 does not know, and version 4 would add `token_type_ids` to a prompt,
+    which `generate` refuses.
+    """
+    backend.save_pretrained(directory)
+    file = directory / "tokenizer_config.json"
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+    _write(file, read_json(file) | names)
+
+
 def _described(shape: Shape) -> dict[str, Any]:
     """The config of a model that has no files: `tiny`, which is a Llama."""
     return {
-        "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": shape.vocabulary,
         "hidden_size": shape.width,

@@ -1,4 +1,4 @@
-"""Where a model is: a name the library knows, a directory, or a repository of the Hugging Face hub.
+"""Where a model is: a name the library knows, a directory, a GGUF file, or a repository of the Hugging Face hub.
 
 `locate` finds the directory. It uses the network only for a model that is not in a local cache. `check` refuses a
 directory that could not be loaded or should not be: no code that comes with a model is ever run, so weights are
@@ -16,11 +16,14 @@ from safetensors import SafetensorError, safe_open
 from grpo_jax import network
 from grpo_jax.models import smollm2
 from grpo_jax.models.files import AGAIN, read_index, read_json, require_beside
+from grpo_jax.models.from_gguf.folder import find_gguf, unpack
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 UNWANTED = ["*/*", "consolidated*"]  # subfolders hold other formats, and consolidated* is Mistral's second copy
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 PICKLES = ("*.bin", "*.pt", "*.pth")
+# What a broken connection raises: of the HTTP library of huggingface-hub, which is another one in each of its versions.
+HTTP_ERRORS = tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
 CHECKSUM = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")  # a line of sha256sum, or of sha256sum -b
 
 
@@ -29,12 +32,15 @@ def locate(name: str) -> Path:
     if name == smollm2.NAME:
         return smollm2.fetch()
     directory = Path(name).expanduser()
+    file = None if (directory / "config.json").exists() else find_gguf(directory)
+    if file is not None:
+        return unpack(file)
     if directory.is_dir():
         return directory
     if not REPOSITORY.fullmatch(name):
         raise FileNotFoundError(
-            f"A model is {smollm2.NAME!r}, a directory, a run, or 'org/name' on the Hugging Face hub; {name!r} is none"
-            f" of them.{_suggestion(name)}{_beside(directory)}"
+            f"A model is {smollm2.NAME!r}, a directory, a GGUF file, a run, or 'org/name' on the Hugging Face hub;"
+            f" {name!r} is none of them.{_suggestion(name)}{_beside(directory)}"
         )
     cached = _cached_snapshot(name)
     return _fresh_snapshot(name) if cached is None else cached
@@ -116,7 +122,7 @@ def _require_safetensors(directory: Path) -> None:
             f"{directory} has its weights only as pickles ({', '.join(pickles)}), and a pickle can run any code when it"
             f" is loaded. Convert them to safetensors, or use a revision of the model that has *.safetensors."
         )
-    if not weights:
+    if not weights and find_gguf(directory) is None:
         raise FileNotFoundError(f"{directory} has no *.safetensors, the only weights that can be loaded. Add them.")
     for path in weights:
         _require_complete(path)
@@ -173,14 +179,29 @@ def check_push(repository: str) -> None:
 def push(directory: Path, repository: str) -> str:
     """Sends a model directory to the hub, into a private repository if there is none yet; the address of its commit."""
     check_push(repository)
+    written = f"{directory} is written, but the Hugging Face hub ({constants.ENDPOINT})"
+    if constants.HF_HUB_OFFLINE or not network.reachable(constants.ENDPOINT):
+        raise ValueError(
+            f"{written} cannot be reached. Check the network and HF_HUB_OFFLINE, then run `hf upload {repository}"
+            f" {directory}`."
+        )
     try:
         api = HfApi()
         api.create_repo(repository, private=True, exist_ok=True)
         commit = api.upload_folder(repo_id=repository, folder_path=directory, commit_message="Add the model")
         return str(commit.commit_url)
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (HfHubHTTPError, OSError, RuntimeError, *HTTP_ERRORS) as error:  # RuntimeError: a file was not taken
         raise ValueError(
-            f"{directory} is written, but the Hugging Face hub ({constants.ENDPOINT}) did not take it as {repository}:"
-            f" {reason} Set HF_TOKEN to a token that may write there, then run `hf upload {repository} {directory}`."
+            f"{written} did not take it as {repository}: {_reason(error)}. Set HF_TOKEN to a token that may write"
+            f" there, then run `hf upload {repository} {directory}`."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What an error says in its first line, and what the hub says in its answer, without a full stop."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        return f"{str(error).rstrip('.')} ({_reason(error.__cause__)})"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    said = error.server_message if isinstance(error, HfHubHTTPError) else None
+    reason = first if said is None or said in first else f"{first}: {' '.join(said.split())}"
+    return reason.rstrip(".")

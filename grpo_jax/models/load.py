@@ -55,6 +55,7 @@ def load(
     remat: Remat = DEFAULT_REMAT,  # none computes nothing twice; see docs/training.md
     template: dict[str, Any]
     | None = None,  # of the chat template, e.g. {enable_thinking: false}; null: as a run had them
+    replay_experts: bool = False,  # learn with the experts that computed each token when it was sampled
 ) -> Model:
     """The model, with everything but its weights read and checked; `params` reads those later."""
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(activations)
@@ -62,31 +63,34 @@ def load(
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     run = find_run(name)
     if run is None:
-        return _load(name, dtype, remat, template)
+        return _load(name, dtype, remat, template, replay_experts)
     try:
-        base = _load(run.base, dtype, remat, dict(run.template) if template is None else template)
+        base = _load(run.base, dtype, remat, dict(run.template) if template is None else template, replay_experts)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{run.path} was trained from {run.base}, which gives the tokenizer. {error}") from error
     origin = None if base.origin is None else replace(base.origin, run=run)
     return replace(base, params=partial(read_weights, run, base.policy.shapes), origin=origin)
 
 
-def _load(name: str, activations: DTypeLike, remat: Remat, template: dict[str, Any] | None) -> Model:
+def _load(
+    name: str, activations: DTypeLike, remat: Remat, template: dict[str, Any] | None, replay_experts: bool
+) -> Model:
     """The model of a name that is not that of a run."""
     if name == "tiny":
-        model = tiny(activations=activations, remat=remat)
+        model = tiny(activations=activations, remat=remat, replay_experts=replay_experts)
         return model if template is None else replace(model, tokenizer=replace(model.tokenizer, template=template))
     directory = locate(name)
     check(directory)
     shape = read_shape(directory)
     tokenizer = load_tokenizer(directory, template)
     check_vocabulary(tokenizer, shape.vocabulary, directory)
-    policy = decoder_policy(shape, activations, remat)
+    policy = decoder_policy(shape, activations, remat, replay_experts=replay_experts)
 
     def params(mesh: Mesh) -> Params:
         return load_weights(directory, policy.shapes, weight_shardings(policy.shapes, mesh))
 
-    base = str(directory.absolute()) if Path(name).expanduser().is_dir() else name
+    path = Path(name).expanduser()
+    base = str(path.absolute()) if path.exists() else name
     return Model(policy, shape, tokenizer, params, Origin(base, directory))
 
 

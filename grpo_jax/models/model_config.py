@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo_jax.models.decoder import Shape, Span
-from grpo_jax.models.families import FAMILIES, NAMES, Family, Stored
+from grpo_jax.models.expert_config import read_experts
+from grpo_jax.models.families import FAMILIES, FUSED, FUSED_EXPERTS, NAMES, Family, Stored
 from grpo_jax.models.files import positive_number, read_json, switch, whole_number
 from grpo_jax.models.rope import Rope
 from grpo_jax.models.rope_config import read_rope
@@ -38,13 +39,17 @@ def read_shape(directory: Path, config_name: str = "config.json") -> Shape:
         longest = whole_number(file, config, "max_position_embeddings")
         if any(rope.scaling == "longrope" for rope in rotating):  # longer texts have other frequencies, from the start
             longest = min(longest, *(rope.original_positions for rope in rotating))
+        experts = read_experts(file, family, config, len(spans))
+        feedforward = whole_number(file, config, "intermediate_size")
+        if experts is not None:
+            feedforward = experts.chosen * experts.feedforward + (0 if experts.shared is None else experts.shared)
         fields = _read_numbers(file, family, config) | _read_biases(file, name, family, config) | dict(family.shape)
         width = whole_number(file, config, "hidden_size")
         scale = {"embed_scale": width**0.5} if "norm_offset" in fields else {}  # all Gemmas
         return Shape(
             vocabulary=whole_number(file, config, "vocab_size"),
             width=width,
-            feedforward=whole_number(file, config, "intermediate_size"),
+            feedforward=feedforward,
             layers=len(spans),
             heads=heads,
             kv_heads=kv_heads,
@@ -55,6 +60,7 @@ def read_shape(directory: Path, config_name: str = "config.json") -> Shape:
             tied=switch(file, {"tie_word_embeddings": False} | config, "tie_word_embeddings"),
             window=spans[0].window if alike else None,
             pattern=() if alike and rotating else spans,
+            experts=experts,
             **fields | scale,
         )
     except KeyError as missing:
@@ -65,9 +71,11 @@ def read_names(directory: Path, files: Iterable[str]) -> dict[str, Stored]:
     """Our name of each weight -> the tensor that holds it, in a model whose tensors are called `files`."""
     _, family, _ = _read(directory / "config.json")
     names = {ours: Stored(*theirs) for ours, theirs in NAMES.items()} | dict(family.names)
+    files = list(files)
+    if FUSED.format(n=0) in files:
+        names |= FUSED_EXPERTS
     if family.part is None:
         return names
-    files = list(files)
     part = next((part for part in PARTS if any(name.startswith(part) for name in files)), "model.")
     head = "language_model.lm_head." if part == PARTS[1] else "lm_head."
     return {
@@ -101,6 +109,7 @@ def _read(file: Path) -> tuple[str, Family, dict[str, Any]]:
         config = {key: value for key, value in config.items() if key == "tie_word_embeddings"} | part
         config = {key: value for key, value in config.items() if value is not None}
     config |= {key: value for key, value in family.meanings.items() if key not in written}
+    config |= {key: config.pop(newer) for newer, key in family.renamed.items() if newer in config}
     if "_sliding_window_pattern" in config:
         config["sliding_window_pattern"] = config["_sliding_window_pattern"]
     return name, family, config
@@ -111,7 +120,7 @@ def _refuse_unknown(file: Path, family: Family, config: dict[str, Any]) -> None:
         if key in config and config[key] not in family.activations:
             raise ValueError(f"{file}: {key} is {config[key]!r}; only {family.activations[0]!r} is supported.")
     for key, value in config.items():
-        if key in family.reads or key in KNOWN or key in family.meanings or (key in UNUSED and _no_window(config)):
+        if key in family.reads or key in KNOWN or key in family.meanings or _has_no_effect(key, config):
             continue
         if CHANGES.search(key) and not key.endswith(("_init", "_dropout", "_eps", "_range")) and value:
             raise ValueError(
@@ -120,8 +129,11 @@ def _refuse_unknown(file: Path, family: Family, config: dict[str, Any]) -> None:
             )
 
 
-def _no_window(config: dict[str, Any]) -> bool:
-    return not config.get("use_sliding_window", False)
+def _has_no_effect(key: str, config: dict[str, Any]) -> bool:
+    """Whether a key is about windows that no layer has. Transformers 5 writes the layers' types for every family."""
+    if key == "layer_types":
+        return type(config[key]) is list and all(kind == "full_attention" for kind in config[key])
+    return key in UNUSED and not config.get("use_sliding_window", False)
 
 
 def _read_heads(file: Path, config: dict[str, Any]) -> tuple[int, int, int]:
@@ -200,4 +212,6 @@ def _read_biases(file: Path, name: str, family: Family, config: dict[str, Any]) 
     biases = {key: switch(file, given, key) for key in ("attention_bias", "mlp_bias") if key in family.reads}
     if "attention_bias" in biases and name != "glm4":  # its output of attention has none
         biases["out_bias"] = biases["attention_bias"]
+    if "qkv_bias" in family.reads:
+        biases["attention_bias"] = switch(file, config, "qkv_bias")
     return biases

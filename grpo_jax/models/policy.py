@@ -16,7 +16,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from grpo_jax.models.attention import KeyValues, Scope, attend, kernel
-from grpo_jax.models.decoder import Layer, Shape, project, quantize, random_weight, rms_norm, unit_norm
+from grpo_jax.models.decoder import Shape, project, quantize, random_weight, rms_norm, unit_norm
+from grpo_jax.models.experts import Routing, load_balance, recorded, usage
+from grpo_jax.models.layer import Layer
 from grpo_jax.models.remat import DEFAULT_REMAT, INPUT, REMAT, check_remat
 from grpo_jax.models.rope import rotations
 from grpo_jax.structs import Params, Policy, Prompts
@@ -25,17 +27,26 @@ AttendWithin = Callable[[int | None, Array, KeyValues], Array]  # a window, quer
 
 
 def decoder_policy(
-    shape: Shape, activations: DTypeLike = jnp.float32, remat: str = DEFAULT_REMAT, platform: str | None = None
+    shape: Shape,
+    activations: DTypeLike = jnp.float32,
+    remat: str = DEFAULT_REMAT,
+    platform: str | None = None,
+    replay_experts: bool = False,
 ) -> Policy:
-    """The policy of a decoder of this shape, for a platform: "cpu", "gpu" or "tpu"; None is JAX's default backend."""
+    """The policy of a decoder of this shape, for a platform: "cpu", "gpu" or "tpu"; None is JAX's default backend.
+
+    With `replay_experts`, learning uses the experts that computed a token when it was sampled (R3, arXiv:2510.11370).
+    """
     platform = jax.default_backend() if platform is None else platform
     check_remat(remat, platform)
-    return _policy(shape, jnp.dtype(activations), remat, platform)
+    if replay_experts and shape.experts is None:
+        raise ValueError("model.replay_experts is for models with experts, and this one has none: leave it out.")
+    return _policy(shape, jnp.dtype(activations), remat, platform, replay_experts)
 
 
 @cache
-def _policy(shape: Shape, activations: DTypeLike, remat: str, platform: str) -> Policy:
-    decoder = _Decoder(shape, activations, remat, platform)
+def _policy(shape: Shape, activations: DTypeLike, remat: str, platform: str, replay_experts: bool = False) -> Policy:
+    decoder = _Decoder(shape, activations, remat, platform, replay_experts)
     return Policy(
         init=decoder.init,
         read=decoder.read,
@@ -45,6 +56,8 @@ def _policy(shape: Shape, activations: DTypeLike, remat: str, platform: str) -> 
         unembed=decoder.unembed,
         serve=decoder.serve,
         max_positions=shape.max_positions,
+        balanced=None if shape.experts is None else decoder.balanced,
+        experts=_experts if replay_experts else None,
     )
 
 
@@ -52,12 +65,45 @@ def _unchanged(own: KeyValues) -> KeyValues:
     return own
 
 
-def _dropped(own: KeyValues) -> None:
+def _dropped(own: KeyValues, routing: Routing | None) -> None:
     return None
+
+
+def _own(own: KeyValues, routing: Routing | None) -> KeyValues:
+    return own
+
+
+def _with_experts(own: KeyValues, routing: Routing | None) -> KeyValues:
+    return own if routing is None else own._replace(experts=recorded(routing))
+
+
+def _experts(cache: Any) -> list[Array]:
+    """The experts in the cache of prompts or of responses, layer by layer."""
+    layers = cache["key_values"] if isinstance(cache, dict) else cache
+    return [layer.experts for layer in layers]
 
 
 def _positions(valid_PL: Array) -> Array:
     return jnp.maximum(jnp.cumsum(valid_PL, axis=1) - 1, 0)
+
+
+def _put(ring: Any, new: Any, index: Array) -> Any:
+    """Ring buffers with the values of one position."""
+    return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, index, 3), ring, new)
+
+
+def _joined(prompt_PL: Array, responses_PGT: Array) -> Array:
+    """One row for each prompt: its tokens, and those of all its responses."""
+    return jnp.concatenate([prompt_PL, responses_PGT.reshape(len(prompt_PL), -1)], axis=1)[:, None]
+
+
+def _given_experts(prompts: Prompts, experts_PGTNe: Array | None) -> Array | None:
+    """The recorded experts of each layer, for rows of a prompt and all its responses; None if there are none."""
+    if experts_PGTNe is None or prompts.experts_PLNe is None:
+        return None
+    P, _, _, *of_token = experts_PGTNe.shape
+    experts_PMNe = jnp.concatenate([prompts.experts_PLNe, experts_PGTNe.reshape(P, -1, *of_token)], axis=1)
+    return jnp.moveaxis(experts_PMNe, 2, 0)[:, :, None]
 
 
 def _one_text(valid_PL: Array) -> Scope:
@@ -78,8 +124,9 @@ def _reach(window: int | None, index_PG: Array, age_S: Array, valid_PL: Array) -
 class _Decoder:
     """The pure functions of one shape. The object never changes."""
 
-    def __init__(self, shape: Shape, activations: DTypeLike, remat: str, platform: str):
+    def __init__(self, shape: Shape, activations: DTypeLike, remat: str, platform: str, replay_experts: bool):
         self.shape, self.activations, self.remat, self.platform = shape, activations, remat, platform
+        self.keep = _with_experts if replay_experts else _own
         self.attend_rows = kernel(platform, activations)
         self.layer = jax.jit(self._layer)  # one program for every layer, not one that returns hundreds of arrays
         self.graph = nnx.split(nnx.eval_shape(lambda: Layer(shape, nnx.Rngs(0), platform)), nnx.Param)[0]
@@ -109,7 +156,7 @@ class _Decoder:
         def attend_prompt(window: int | None, query_P1HLC: Array, own: KeyValues) -> Array:
             return self._attend(window, query_P1HLC, own, scope, None)
 
-        x_P1LD, own = self._layers(params, tokens_PL[:, None], positions_P1L, attend_prompt, keep=_unchanged)
+        x_P1LD, own = self._layers(params, tokens_PL[:, None], positions_P1L, attend_prompt, self.keep)
         prefix = {
             "key_values": jax.tree.map(lambda a_NP1KLC: a_NP1KLC[:, :, 0], own),
             "valid_PL": valid_PL,
@@ -124,20 +171,54 @@ class _Decoder:
         tokens_PGT: Array,
         valid_PGT: Array,
         start_PGT: Array | None = None,
+        experts_PGTNe: Array | None = None,
     ) -> tuple[Array, Array]:
         """The hidden states at each prompt's last token and at every token of the responses.
 
         Except in attention, a prompt and its responses are one row of M = L + G T tokens: weights are read once.
         """
+        return self._respond(params, prompts, tokens_PGT, valid_PGT, start_PGT, experts_PGTNe, _dropped)[:2]
+
+    def balanced(
+        self,
+        params: Params,
+        prompts: Prompts,
+        tokens_PGT: Array,
+        valid_PGT: Array,
+        start_PGT: Array | None = None,
+        experts_PGTNe: Array | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """The same hidden states, and the load-balancing loss of the valid tokens of the responses.
+
+        Prompts are left out: how often one is computed depends on the devices.
+        """
+        valid_P1M = _joined(jnp.zeros(prompts.valid_PL.shape, bool), valid_PGT)
+
+        def keep(own: KeyValues, routing: Routing | None) -> tuple[Array, Array]:
+            if routing is None:
+                raise ValueError("Only a model with experts has a load-balancing loss.")
+            return usage(routing, valid_P1M)
+
+        inputs = (params, prompts, tokens_PGT, valid_PGT, start_PGT, experts_PGTNe)
+        last_PD, hidden_PGTD, used = self._respond(*inputs, keep)
+        return last_PD, hidden_PGTD, load_balance(*used, jnp.sum(valid_PGT))
+
+    def _respond(
+        self,
+        params: Params,
+        prompts: Prompts,
+        tokens_PGT: Array,
+        valid_PGT: Array,
+        start_PGT: Array | None,
+        experts_PGTNe: Array | None,
+        keep: Callable[[KeyValues, Routing | None], Any],
+    ) -> tuple[Array, Array, Any]:
         prompt_tokens_PL, prompt_valid_PL = jnp.asarray(prompts.tokens_PL), jnp.asarray(prompts.valid_PL)
         start_PGT = jnp.zeros(tokens_PGT.shape, jnp.int32) if start_PGT is None else start_PGT
         (P, G, T), L = tokens_PGT.shape, prompt_tokens_PL.shape[1]
         length_P11 = jnp.sum(prompt_valid_PL, axis=1)[:, None, None]
         positions_PGT = length_P11 + jnp.arange(T)[None, None] - start_PGT
         prompt_scope, scope = _one_text(prompt_valid_PL), Scope(start_PGT, valid_PGT, prompt_valid_PL)
-
-        def join(prompt_PL: Array, responses_PGT: Array) -> Array:
-            return jnp.concatenate([prompt_PL, responses_PGT.reshape(P, G * T)], axis=1)[:, None]
 
         def responses_of(a_P1HMC: Array) -> Array:
             return jnp.swapaxes(a_P1HMC[:, 0, :, L:].reshape(P, -1, G, T, a_P1HMC.shape[4]), 1, 2)
@@ -149,9 +230,11 @@ class _Decoder:
             own_PHGTC = jnp.swapaxes(self._attend(window, responses_of(query_P1HMC), own, scope, prefix), 1, 2)
             return jnp.concatenate([prompt_P1HLC, own_PHGTC.reshape(P, 1, -1, G * T, query_P1HMC.shape[4])], axis=3)
 
-        positions_P1M = join(_positions(prompt_valid_PL), positions_PGT)
-        x_P1MD, _ = self._layers(params, join(prompt_tokens_PL, tokens_PGT), positions_P1M, attend_both)
-        return x_P1MD[:, 0, L - 1], x_P1MD[:, 0, L:].reshape(P, G, T, -1)
+        positions_P1M = _joined(_positions(prompt_valid_PL), positions_PGT)
+        tokens_P1M = _joined(prompt_tokens_PL, tokens_PGT)
+        experts_NP1Me = _given_experts(prompts, experts_PGTNe)
+        x_P1MD, kept = self._layers(params, tokens_P1M, positions_P1M, attend_both, keep, experts_NP1Me)
+        return x_P1MD[:, 0, L - 1], x_P1MD[:, 0, L:].reshape(P, G, T, -1), kept
 
     def serve(self, params: Params) -> Params:
         """A copy of the parameters for sampling, in the dtype of the activations; its layers are a list."""
@@ -170,19 +253,22 @@ class _Decoder:
     ) -> tuple[dict[str, Any], list[KeyValues]]:
         """The prefix padded to L positions, and an empty cache of S positions for G responses to each prompt."""
         store = quantize if int8 else _unchanged
-        P, K, C = prefix["length_P"].shape[0], self.shape.kv_heads, self.shape.channels
+        P, K, C, experts = prefix["length_P"].shape[0], self.shape.kv_heads, self.shape.channels, None
         padding = L - prefix["valid_PL"].shape[1]
 
         def layer(n: int) -> KeyValues:
             pads = ((0, 0), (0, 0), (padding, 0), (0, 0))
-            return store(jax.tree.map(lambda a: jnp.pad(a[n], pads), prefix["key_values"]))
+            return store(jax.tree.map(lambda a: jnp.pad(a[n], pads[: a.ndim - 1]), prefix["key_values"]))
 
         shared = prefix | {
             "key_values": [layer(n) for n in range(self.shape.layers)],
             "valid_PL": jnp.pad(prefix["valid_PL"], ((0, 0), (padding, 0))),
         }
         empty_PGKSC = jnp.zeros((P, G, K, S, C), self.activations)
-        return shared, [store(KeyValues(empty_PGKSC, empty_PGKSC)) for _ in range(self.shape.layers)]
+        if (known := prefix["key_values"].experts) is not None:
+            experts = jnp.zeros((P, G, known.shape[2], S), known.dtype)
+        empty = KeyValues(empty_PGKSC, empty_PGKSC, experts=experts)
+        return shared, [store(empty) for _ in range(self.shape.layers)]
 
     def extend(
         self,
@@ -195,7 +281,7 @@ class _Decoder:
     ) -> tuple[Array, list[KeyValues]]:
         """The hidden states of one more token for every response, and the caches with its keys and values."""
         S, L = own[0].key.shape[3], prefix["valid_PL"].shape[1]
-        index_PG = cursor - start_PG  # of the token in its response
+        index, index_PG = cursor % S, cursor - start_PG  # of the token in the ring, and in its response
         age_S = (cursor - jnp.arange(S)) % S  # how many tokens ago a position was written
         positions_PG1 = (prefix["length_P"][:, None] + index_PG)[:, :, None]
         spans = self.shape.spans
@@ -208,8 +294,7 @@ class _Decoder:
         for weights, span, shared, cached in zip(params["layers"], spans, prefix["key_values"], own, strict=True):
 
             def store(new: KeyValues, cached: KeyValues = cached) -> KeyValues:
-                new = new if cached.key_scale is None else quantize(new)
-                return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, cursor % S, 3), cached, new)
+                return _put(cached._replace(experts=None), new if cached.key_scale is None else quantize(new), index)
 
             def attend_cache(
                 query: Array, own: KeyValues, shared: KeyValues = shared, window: int | None = span.window
@@ -217,14 +302,19 @@ class _Decoder:
                 mask_PG1S, prefix_mask = masks[window]
                 return attend(query, own, mask_PG1S, shared, prefix_mask, self.shape.softcap)
 
-            x_PG1D, cached = nnx.merge(self.graph, weights)(x_PG1D, cos_sin[span.rope], attend_cache, store)
-            caches.append(cached)
+            layer = nnx.merge(self.graph, weights)
+            x_PG1D, now, routing = layer(x_PG1D, cos_sin[span.rope], attend_cache, store)
+            if cached.experts is not None and routing is not None:
+                now = now._replace(experts=_put(cached.experts, recorded(routing), index))
+            caches.append(now)
         return self._normalized(params, x_PG1D[:, :, 0]), caches
 
     def unembed(self, params: Params, hidden: Array) -> Array:
         """The float32 logits of hidden states."""
         head_VD = params["embed_VD" if self.shape.tied else "head_VD"]
         logits = project(hidden, head_VD.astype(hidden.dtype), platform=self.platform, result_dtype=jnp.float32)
+        if len(head_VD) > self.shape.vocabulary:  # in a copy with rows of padding (`even_vocabulary`)
+            logits = logits[..., : self.shape.vocabulary]
         scale, softcap = self.shape.logit_scale, self.shape.logit_softcap
         logits = logits if scale is None else logits * scale
         return logits if softcap is None else jnp.tanh(logits / softcap) * softcap
@@ -247,9 +337,10 @@ class _Decoder:
         tokens_PGT: Array,
         positions_PGT: Array,
         attend_rows: AttendWithin,
-        keep: Callable[[KeyValues], Any] = _dropped,
+        keep: Callable[[KeyValues, Routing | None], Any],
+        experts_NPGTe: Array | None = None,
     ) -> tuple[Array, Any]:
-        """The rows after all layers and the last norm, and what `keep` returns of each layer's keys and values.
+        """The rows after all layers and the last norm, and what `keep` returns of each layer.
 
         Layers may be of several kinds, and are one program: which kind a layer is goes through the scan as a number.
         """
@@ -257,34 +348,44 @@ class _Decoder:
         tables = [rotations(span.rope, self.shape.channels, positions_PGT) for span in kinds]
         kernels = [partial(attend_rows, span.window) for span in kinds]
 
-        def layer(x_PGTD: Array, weights: Params, kind: int | Array) -> tuple[Array, Any]:
+        def layer(
+            x_PGTD: Array, weights: Params, kind: int | Array | None, experts_PGTe: Array | None
+        ) -> tuple[Array, Any]:
             x_PGTD = checkpoint_name(x_PGTD, INPUT)
-            if isinstance(kind, int):
-                cos_sin, attend_layer = tables[kind], kernels[kind]
+            if kind is None or isinstance(kind, int):  # None: all layers are of the first kind
+                position = 0 if kind is None else kind
+                cos_sin, attend_layer = tables[position], kernels[position]
             else:
                 cos_sin = jax.tree.map(lambda *a: jax.lax.select_n(kind, *a), *tables)
                 same_window = len({span.window for span in kinds}) == 1
                 attend_layer = kernels[0] if same_window else partial(jax.lax.switch, kind, kernels)
-            x_PGTD, own = nnx.merge(self.graph, weights)(x_PGTD, cos_sin, attend_layer, _unchanged)
-            return x_PGTD, keep(own)
+            block = nnx.merge(self.graph, weights)
+            x_PGTD, own, routing = block(x_PGTD, cos_sin, attend_layer, _unchanged, experts_PGTe)
+            return x_PGTD, keep(own, routing)
 
         kind_N = [kinds.index(span) for span in self.shape.spans]
-        x_PGTD, kept = self._each_layer(layer, self._embed(params, tokens_PGT), params["layers"], kind_N)
+        x_PGTD = self._embed(params, tokens_PGT)
+        x_PGTD, kept = self._each_layer(layer, x_PGTD, params["layers"], kind_N, experts_NPGTe)
         return self._normalized(params, x_PGTD), kept
 
     def _each_layer(
-        self, layer: Callable[..., tuple[Array, Any]], x_PGTD: Array, layers: Params | list, kind_N: list[int]
+        self,
+        layer: Callable[..., tuple[Array, Any]],
+        x_PGTD: Array,
+        layers: Params | list,
+        kind_N: list[int],
+        experts_NPGTe: Array | None,
     ) -> tuple[Array, Any]:
         if isinstance(layers, list):  # the copy for sampling
             kept = []
             for weights, kind in zip(layers, kind_N, strict=True):
-                x_PGTD, own = layer(x_PGTD, weights, kind)
+                x_PGTD, own = layer(x_PGTD, weights, kind, None)
                 kept.append(own)
             return x_PGTD, jax.tree.map(lambda *arrays: jnp.stack(arrays), *kept)
         saved, alike = REMAT[self.remat], len(set(kind_N)) == 1
 
         def body(x_PGTD: Array, given: Any) -> tuple[Array, Any]:
-            return layer(x_PGTD, given, 0) if alike else layer(x_PGTD, *given)
+            return layer(x_PGTD, *given)
 
         kept = body if saved is None else jax.checkpoint(body, policy=saved, prevent_cse=False)
-        return jax.lax.scan(kept, x_PGTD, layers if alike else (layers, jnp.array(kind_N)))
+        return jax.lax.scan(kept, x_PGTD, (layers, None if alike else jnp.array(kind_N), experts_NPGTe))

@@ -94,7 +94,7 @@ def convert(source: Path, directory: Path) -> None:
     facts = {key: field.contents() for key, field in reader.fields.items()}
     weights = _weights(reader, facts)
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})  # transformers wants the format
-    _tokenizer(facts).save(str(directory / "tokenizer.json"))
+    digits_tokenizer(facts).save(str(directory / "tokenizer.json"))
     ids = {f"{role}_token_id": facts[f"tokenizer.ggml.{ROLES[role]}_token_id"] for role in ("bos", "eos", "pad")}
     _write_json(directory / "config.json", _config(facts, tied="lm_head.weight" not in weights) | ids)
     _write_json(directory / "generation_config.json", ids)
@@ -229,7 +229,8 @@ def _shortest_decimal(value: float) -> float:
     return float(str(np.float32(value)))  # the file holds 1e-5 as a float32, which reads as 9.999999747378752e-06
 
 
-def _tokenizer(facts: dict[str, Any]) -> Tokenizer:
+def digits_tokenizer(facts: dict[str, Any]) -> Tokenizer:
+    """The tokenizer in the metadata of a GGUF file of SmolLM2, which splits numbers into digits first."""
     tokens, types = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(BPE(vocabulary, [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]))

@@ -7,7 +7,6 @@ rendered is in `templates.py`.
 
 import functools
 import logging
-import os
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -19,14 +18,11 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import BPE
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from grpo_jax.models.files import AGAIN, read_json, token_ids
 from grpo_jax.models.templates import Messages, Template, sentence
 from grpo_jax.structs import Prompts, bucket
-
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # or it would advise to install torch
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 Prompt = str | Messages  # plain text, or the messages of a conversation
 

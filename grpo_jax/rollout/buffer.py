@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax import Array
 
 from grpo_jax.rollout.sizes import Compaction
 from grpo_jax.structs import Rows
@@ -17,20 +18,40 @@ class ResponseBuffer:
         self.logprobs_PGT, self.entropy_PGT = np.zeros((P, G, T), np.float32), np.zeros((P, G, T), np.float32)
         self.length_PG, self.ended_PG = np.zeros((P, G), np.int32), np.zeros((P, G), bool)
         self.owner_PG = np.arange(held * G).reshape(held, G)
+        self.experts_PGTNe: np.ndarray | None = None  # only where the policy records them
+        self.experts_PLNe: np.ndarray | None = None
 
     @property
     def action_PGT(self) -> np.ndarray:
         """Which tokens were chosen, in the responses that are finished."""
         return np.arange(self.tokens_PGT.shape[2])[None, None] < self.length_PG[:, :, None]
 
-    def collect(self, rows: Rows, stops: Callable[[Sequence[int]], bool] | None) -> np.ndarray:
-        """Copies the rows that ended, or whose text `stops`, from the devices. Gives the rows that are still active."""
+    def read(self, index_p: np.ndarray, experts: Sequence[Array], L: int) -> None:
+        """Copies the experts of each layer that computed the L tokens of some prompts from the devices."""
+        experts_pLNe = np.stack(jax.device_get(experts)).transpose(1, 3, 0, 2)[:, -L:]
+        if self.experts_PLNe is None or self.experts_PGTNe is None:
+            (P, G, T), (_, _, N, e) = self.tokens_PGT.shape, experts_pLNe.shape
+            self.experts_PLNe = np.zeros((P, L, N, e), experts_pLNe.dtype)
+            self.experts_PGTNe = np.zeros((P, G, T, N, e), experts_pLNe.dtype)
+        self.experts_PLNe[index_p] = experts_pLNe
+
+    def collect(
+        self, rows: Rows, stops: Callable[[Sequence[int]], bool] | None, experts: Sequence[Array] = ()
+    ) -> np.ndarray:
+        """Copies the rows that ended, or whose text `stops`, from the devices. Gives the rows that are still active.
+
+        So are the experts of each layer that computed their tokens, if there are any.
+        """
         active_PG, length_PG, ended_PG, start_PG = jax.device_get(
             (rows.active_PG, rows.length_PG, rows.ended_PG, rows.start_PG)
         )
         if stops is None and (active_PG | (self.owner_PG < 0)).all():
             return active_PG
         rings = jax.device_get((rows.tokens_PGS, rows.logprobs_PGS, rows.entropy_PGS))
+        kept = [self.tokens_PGT, self.logprobs_PGT, self.entropy_PGT]
+        if experts and self.experts_PGTNe is not None:
+            rings = (*rings, np.stack(jax.device_get(experts)).transpose(1, 2, 4, 0, 3))
+            kept.append(self.experts_PGTNe)
         S = rings[0].shape[2]
         active_PG = active_PG.copy()
         for p, g in zip(*np.nonzero(self.owner_PG >= 0), strict=True):
@@ -40,8 +61,8 @@ class ResponseBuffer:
                 continue
             n = len(index_T) if cut is None else cut
             owner = divmod(self.owner_PG[p, g], self.tokens_PGT.shape[1])
-            for kept, ring in zip((self.tokens_PGT, self.logprobs_PGT, self.entropy_PGT), rings, strict=True):
-                kept[owner][:n] = ring[p, g, index_T[:n]]
+            for array, ring in zip(kept, rings, strict=True):
+                array[owner][:n] = ring[p, g, index_T[:n]]
             self.length_PG[owner] = n
             self.ended_PG[owner] = ended_PG[p, g] or cut is not None
             self.owner_PG[p, g] = -1

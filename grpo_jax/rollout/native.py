@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from grpo_jax.devices.memory import free_bytes
 from grpo_jax.devices.mesh import mesh_of, prompt_shards
 from grpo_jax.devices.placing import from_hosts, on_host, prompts_of_host
-from grpo_jax.devices.sharding import PROMPTS, devices_per_group, fit, serving_shardings
+from grpo_jax.devices.sharding import PROMPTS, devices_per_group, even_vocabulary, fit, serving_shardings
 from grpo_jax.distribution import Distribution, SamplingSettings
 from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.rollout import stages
@@ -78,6 +78,7 @@ class Sampler(SamplingSettings):
         self, policy: Policy, params: Params, prompts: Prompts, key: Array, examples: Sequence[Any] = ()
     ) -> Rollouts:
         """`responses` responses to each prompt. If the devices do not divide the prompts, each group is on several."""
+        prompts = replace(prompts, experts_PLNe=None)
         mesh, (P, G) = mesh_of(prompts), (len(prompts.tokens_PL), self.responses)
         spread = devices_per_group(P, G, mesh)
         key_PG = row_keys(key, P, G).reshape(P * spread, -1)
@@ -94,7 +95,12 @@ class Sampler(SamplingSettings):
         action_PGT = found.action_PGT
         arrays = (found.tokens_PGT, action_PGT, action_PGT, found.logprobs_PGT, found.entropy_PGT, found.ended_PG)
         placed = [from_hosts(a.reshape(-1, G, *a.shape[2:]), mesh) for a in arrays]
-        return Rollouts(prompts, *placed, distribution=self.distribution)
+        rollouts = Rollouts(prompts, *placed, distribution=self.distribution)
+        if found.experts_PGTNe is None or found.experts_PLNe is None:
+            return rollouts
+        experts_PGTNe = from_hosts(found.experts_PGTNe.reshape(-1, G, *found.experts_PGTNe.shape[2:]), mesh)
+        read = replace(prompts, experts_PLNe=from_hosts(found.experts_PLNe[::spread], mesh))
+        return replace(rollouts, prompts=read, experts_PGTNe=experts_PGTNe)
 
     @cached_property
     def stops(self) -> Callable[[Sequence[int]], bool] | None:
@@ -201,6 +207,8 @@ class _Sampling:
         shape = (self.L, sampler.responses, 1 if only_first else S)
         self._needs("read", *prompts.tokens_PL.shape, *shape)
         last_pD, shared, own = stages.read(self.policy, self.params, prompts, shape, sampler.int8_cache, self.mesh)
+        if self.policy.experts is not None:
+            self.buffer.read(index_p, self.policy.experts(shared), self.prompts.tokens_PL.shape[1])
         rows = stages.begin(
             self.policy,
             sampler.distribution,
@@ -243,7 +251,8 @@ class _Sampling:
         return self._collect()
 
     def _collect(self) -> np.ndarray:
-        active_PG = self.buffer.collect(self.rows, self.sampler.stops)
+        experts = () if self.policy.experts is None else self.policy.experts(self.own)
+        active_PG = self.buffer.collect(self.rows, self.sampler.stops, experts)
         if self.sampler.stops is not None:
             self.rows = replace(self.rows, active_PG=jax.device_put(active_PG, self.rows.active_PG.sharding))
         return active_PG
@@ -333,8 +342,8 @@ def row_keys(key: Array, P: int, G: int) -> Array:
 
 def _serve(policy: Policy, params: Params) -> Params:
     """The copy of the weights that sampling reads, made and sharded once for each rollout."""
-    served = policy.serve(params)
     mesh = mesh_of(params)
+    served = even_vocabulary(policy.serve(params), mesh)
     return served if mesh is None else jax.device_put(served, serving_shardings(served, mesh))
 
 

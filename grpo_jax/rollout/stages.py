@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from grpo_jax.devices.mesh import prompt_shards
 from grpo_jax.devices.programs import program
-from grpo_jax.devices.sharding import CACHE, LOGITS, PROMPTS, fit, prefix_sharding
+from grpo_jax.devices.sharding import CACHE, PROMPTS, fit, logits_sharding, prefix_sharding
 from grpo_jax.distribution import Distribution, draw, greedy
 from grpo_jax.structs import Params, Policy, Prompts, Rows
 
@@ -119,7 +119,8 @@ def _choose(
     distribution: Distribution, rows: Rows, logits_PGV: Array, max_tokens: int | Array, mesh: Mesh | None
 ) -> Rows:
     """The rows with one more token in each active one."""
-    logits_PGV = _pin(logits_PGV, mesh, LOGITS)  # or the head would be gathered for every token
+    if mesh is not None:  # or the head would be gathered for every token
+        logits_PGV = jax.lax.with_sharding_constraint(logits_PGV, logits_sharding(logits_PGV.shape, mesh))
     logits_PGV = distribution(logits_PGV, rows.length_PG, rows.seen_PGV)
     if distribution.temperature == 0:
         token_PG, logprob_PG, entropy_PG = greedy(logits_PGV)

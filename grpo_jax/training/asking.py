@@ -119,4 +119,4 @@ def _chosen(rounds: Sequence[Any], index_p: Array | np.ndarray, mesh: Mesh | Non
 
 
 def _padded(prompts: Prompts, L: int) -> Prompts:
-    return jax.tree.map(lambda a_PL: jnp.pad(a_PL, ((0, 0), (L - a_PL.shape[1], 0))), prompts)
+    return jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (L - a.shape[1], 0), *((0, 0),) * (a.ndim - 2))), prompts)

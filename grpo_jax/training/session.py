@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import Layout, check_hosts
 from grpo_jax.devices.placing import place
-from grpo_jax.devices.sharding import weight_shardings
+from grpo_jax.devices.sharding import check_experts, weight_shardings
 from grpo_jax.grpo import init
 from grpo_jax.learner.finite import check_weights
 from grpo_jax.learner.update import check_split
@@ -108,6 +108,7 @@ def assemble(
     """The session of these parts, once the checks that need more than one of them have passed."""
     mesh = (layout or Layout()).mesh(copy_bytes=copy_bytes(model.policy))
     check_hosts(mesh)
+    check_experts(model.policy.shapes, mesh)
     engine = algorithm.engine
     check_split(algorithm, settings.prompts, engine.responses, mesh)
     _check_sizes(algorithm, settings, len(task.train))

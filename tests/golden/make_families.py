@@ -54,6 +54,7 @@ GEMMA3 = GEMMA | {
     "attention_bias": True,
     "rope_scaling": {"rope_type": "linear", "factor": 8.0},
 }
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 MODELS = {
     "llama_biases": ("llama", SIZES | BIASES),
     "gemma": ("gemma", GEMMA | {"hidden_act": "gelu_pytorch_tanh"}),
@@ -71,8 +72,20 @@ MODELS = {
     "granite": ("granite", SIZES | BIASES | MULTIPLIERS),
     "phi3": ("phi3", SIZES | {"sliding_window": 5, "rope_scaling": LONG, "partial_rotary_factor": 0.75} | ORIGINAL),
     "glm4": ("glm4", SIZES | {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+    "qwen2_moe": ("qwen2_moe", SIZES | EXPERTS | {"shared_expert_intermediate_size": 24}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        SIZES | EXPERTS | UPPER | {"head_dim": 16, "attention_bias": True, "norm_topk_prob": True},
+    ),
     "exaone4": ("exaone4", SIZES | {"sliding_window": 5, "sliding_window_pattern": 3}),
 }
+
+
+def load_balance(model: torch.nn.Module, router_logits: tuple[torch.Tensor, ...]) -> np.ndarray:
+    """The load-balancing loss of all tokens but the first seven, which are the prompt."""
+    loss, config = sys.modules[type(model).__module__].load_balancing_loss_func, model.config
+    counted = torch.tensor([[0] * 7 + [1] * 17])
+    return loss(router_logits, config.num_experts, config.num_experts_per_tok, counted).numpy()
 
 
 def make(name: str, family: str, fields: dict) -> dict[str, list[int]]:
@@ -85,8 +98,11 @@ def make(name: str, family: str, fields: dict) -> dict[str, list[int]]:
         for key, tensor in tensors.items():
             tensor.copy_(torch.tensor(seeded(key, tuple(tensor.shape))))
         tokens_T = np.random.default_rng(0).integers(3, 96, 24)
-        logprobs_TV = torch.log_softmax(model(torch.tensor(tokens_T)[None]).logits[0], dim=-1).numpy()
-    np.savez_compressed(GOLDEN / f"{name}.npz", tokens_T=tokens_T, logprobs_TV=logprobs_TV)
+        router = {"output_router_logits": True} if "num_experts" in fields else {}
+        output = model(torch.tensor(tokens_T)[None], **router)
+        logprobs_TV = torch.log_softmax(output.logits[0], dim=-1).numpy()
+    balance = {"load_balance": load_balance(model, output.router_logits)} if router else {}
+    np.savez_compressed(GOLDEN / f"{name}.npz", tokens_T=tokens_T, logprobs_TV=logprobs_TV, **balance)
     kept = {"model_type": family, "rms_norm_eps": config.rms_norm_eps} | fields
     (GOLDEN / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
     return {key: list(tensor.shape) for key, tensor in tensors.items()}

@@ -39,7 +39,7 @@ def _for_state(case: Case, figures: dict[str, Any]) -> Saved:
         found["an objective without KL"] = weights
     if data := case.mesh.shape["data"] - 1:
         saved = (weights + figures["optimizer_bytes"]) * data / (data + 1)
-        found[f"mesh.fsdp={case.mesh.size // case.mesh.shape['tensor']} mesh.data=1"] = saved
+        found[f"mesh.fsdp={case.mesh.shape['fsdp'] * (data + 1)} mesh.data=1"] = saved
     return found
 
 

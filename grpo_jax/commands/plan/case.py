@@ -14,7 +14,7 @@ from grpo_jax.commands.plan.topology import Slice
 from grpo_jax.config import Config
 from grpo_jax.devices.memory import device_bytes
 from grpo_jax.devices.mesh import check_hosts, host_mesh, own_mesh, prompt_shards
-from grpo_jax.devices.sharding import devices_per_group, fit, weight_shardings, with_shardings
+from grpo_jax.devices.sharding import check_experts, devices_per_group, fit, weight_shardings, with_shardings
 from grpo_jax.grpo import init
 from grpo_jax.learner.microbatches import Cut, cut
 from grpo_jax.learner.room import choices_of, needed_bytes, responses_that_fit
@@ -141,6 +141,7 @@ def assemble(config: Config, found: Slice) -> Case:
     )
     mesh = config.mesh.build().mesh(found.devices(), copy_bytes(policy), found.chip.memory)
     check_hosts(mesh)
+    check_experts(policy.shapes, mesh)
     check_split(algorithm, settings.prompts, sampler.responses, mesh)
     check_group(algorithm.objective, sampler.responses)
     one = mesh if found.hosts == 1 else host_mesh(mesh, found.host.devices())
@@ -151,7 +152,7 @@ def find_policy(model: Mapping[str, Any]) -> tuple[Shape, Policy]:
     """The shape and the policy that a section of a config means, as they are on a TPU."""
     shape = find_shape(model["name"])
     dtype = jnp.dtype("bfloat16" if model["activations"] == "auto" else model["activations"])
-    return shape, decoder_policy(shape, dtype, model["remat"], platform="tpu")
+    return shape, decoder_policy(shape, dtype, model["remat"], "tpu", model["replay_experts"])
 
 
 def fitted(tree: Any, spec: PartitionSpec, mesh: Mesh) -> Any:

@@ -17,6 +17,7 @@ from grpo_jax.devices.memory import device_bytes
 from grpo_jax.devices.sharding import (
     CACHE,
     PROMPTS,
+    even_vocabulary,
     prefix_sharding,
     serving_shardings,
     weight_shardings,
@@ -106,11 +107,11 @@ def memory_of(compiled: jax.stages.Compiled) -> Any:
 def compile_serving(case: Case) -> jax.stages.Compiled:
     """The program that makes the copy of the weights for sampling, gathered from wherever the weights are."""
     policy, params = case.algorithm.policy, case.state.params
-    shardings = serving_shardings(jax.eval_shape(policy.serve, params), case.mesh)
 
     def serve(params: Params) -> Params:
-        return policy.serve(params)
+        return even_vocabulary(policy.serve(params), case.mesh)
 
+    shardings = serving_shardings(jax.eval_shape(serve, params), case.mesh)
     return jax.jit(serve, out_shardings=shardings).lower(params).compile()
 
 
@@ -149,7 +150,8 @@ def decoding_inputs(case: Case) -> tuple[Any, Any, Any, Any]:
     """The copy for sampling, both caches and the rows, in full size."""
     policy, sampler, mesh = case.algorithm.policy, case.sampler, case.host_mesh
     (P, G, _), L, T = case.sampled, case.length, sampler.max_tokens
-    served, prompts = jax.eval_shape(policy.serve, policy.shapes), prompt_shapes(P, L)
+    served = jax.eval_shape(lambda params: even_vocabulary(policy.serve(params), mesh), policy.shapes)
+    prompts = prompt_shapes(P, L)
     keys = jax.eval_shape(lambda: row_keys(jax.random.key(0), P, G))
     read = partial(stages.read, policy, shape=(prefix_length(L), G, T), int8=sampler.int8_cache, mesh=None)
     last_PD, shared, own = jax.eval_shape(read, policy.shapes, prompts)
@@ -191,5 +193,7 @@ def microbatch_shapes(case: Case, how: Cut) -> tuple[Batch, jax.ShapeDtypeStruct
         term_weights_PGT=(numbers_PGT,) * len(objective.terms),
     )
     batch = replace(batch, **dict.fromkeys(case.algorithm.compared_with(case.state), numbers_PGT))
+    if case.algorithm.load_balancing:
+        batch = replace(batch, balance=cast(Array, jax.ShapeDtypeStruct((), jnp.float32)))
     batch, slots = fitted((batch, rollouts.tokens_PGT), PROMPTS, case.mesh)
     return replace(batch, coefficients=jax.eval_shape(partial(first_coefficients, objective))), slots

@@ -14,12 +14,16 @@ from grpo_jax.distribution import EXCLUDED
 
 
 class KeyValues(NamedTuple):
-    """Keys and values `[..., K, S, C]`. The scales `[..., K, S]` belong to int8 values and are None for others."""
+    """Keys and values `[..., K, S, C]`. The scales `[..., K, S]` belong to int8 values and are None for others.
+
+    In a cache that records them, `experts` `[..., e, S]` are those that computed each token.
+    """
 
     key: Array
     value: Array
     key_scale: Array | None = None
     value_scale: Array | None = None
+    experts: Array | None = None
 
 
 class Scope(NamedTuple):

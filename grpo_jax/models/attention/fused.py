@@ -12,6 +12,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.sharding import PartitionSpec
 
+from grpo_jax.devices.mesh import prompt_axes, prompt_shards
 from grpo_jax.models.attention.formula import KeyValues, Scope, masks
 from grpo_jax.models.attention.plain import plain_rows
 from grpo_jax.models.remat import PRODUCT
@@ -183,7 +184,7 @@ def _on_mesh(attention: Callable[..., Array], arrays: tuple[Array, ...]) -> Arra
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return attention(*arrays)
-    by_prompt = ("data", "fsdp") if arrays[0].shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
+    by_prompt = prompt_axes(mesh) if arrays[0].shape[0] % prompt_shards(mesh) == 0 else None
     by_head = "tensor" if arrays[1].shape[2] % mesh.shape["tensor"] == 0 else None
     specs = tuple(PartitionSpec(by_prompt, None, by_head if a.ndim == 5 else None) for a in arrays)
     return jax.shard_map(attention, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)

@@ -9,7 +9,7 @@ import optax
 
 from grpo_jax.objectives import Objective
 from grpo_jax.ranges import WHOLE, check_range
-from grpo_jax.rewards import Mix
+from grpo_jax.rewards import Mix, as_mix
 from grpo_jax.rollout import Engine, as_engine
 from grpo_jax.structs import Params, Policy, Rollouts, TrainState
 
@@ -58,6 +58,11 @@ class Algorithm:
     def engine(self) -> Engine:
         """What answers the prompts."""
         return as_engine(self.sample)
+
+    @cached_property
+    def mix(self) -> Mix:
+        """The rewards with their weights. It learns once which criteria they have, so there is one for all steps."""
+        return as_mix(self.reward)
 
     @property
     def compares_in_groups(self) -> bool:

@@ -35,7 +35,6 @@ from grpo_jax.algorithm import Algorithm
 from grpo_jax.learner import check_batch, compare, fixed_logprobs, follow, learn
 from grpo_jax.metrics import describe
 from grpo_jax.objectives import first_coefficients
-from grpo_jax.rewards import as_mix
 from grpo_jax.scoring import Rewards, score_rollouts, scored
 from grpo_jax.structs import Batch, Metrics, Params, Prompts, Rollouts, TrainState
 
@@ -107,7 +106,8 @@ def prepare(
     with phase("learning"):
         fixed = fixed_logprobs(algorithm, state, rollouts)
         batch = compare(algorithm, rollouts, scored(algorithm, rollouts, rewards), key, state.coefficients, fixed)
-        return replace(batch, metrics=describe(rollouts, rewards.parts_PGR, as_mix(algorithm.reward)))
+        described = describe(rollouts, rewards.parts_PGR, algorithm.mix)
+        return replace(batch, metrics={**described, **rewards.metrics})
 
 
 def update(

@@ -32,8 +32,9 @@ def describe_lengths(rollouts: Rollouts) -> dict[str, Array]:
 
 def describe_rewards(rewards_PGR: np.ndarray, mix: Mix) -> dict[str, float]:
     """The total reward, its spread within groups, and each part; responses without a score are left out."""
-    scored_PG = ~np.isnan(rewards_PGR).all(axis=2)
-    rewards_PG = np.where(scored_PG, np.nansum(rewards_PGR * mix.weights_R, axis=2), np.nan)
+    gated_PGR = mix.gated(rewards_PGR)
+    scored_PG = ~np.isnan(gated_PGR).all(axis=2)
+    rewards_PG = np.where(scored_PG, np.nansum(gated_PGR * mix.weights_R, axis=2), np.nan)
     spread_P = np.array([_deviation(rewards_G) for rewards_G in rewards_PG])
     metrics = {
         "reward": _mean(rewards_PG),

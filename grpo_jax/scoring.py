@@ -1,7 +1,8 @@
 """From rollouts to rewards: each host decodes and scores the responses to its own prompts."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -15,10 +16,11 @@ from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import mesh_of
 from grpo_jax.devices.placing import everywhere, from_hosts, place_prompts, prompts_of_host, values_of_host
 from grpo_jax.objectives import scored_of
-from grpo_jax.rewards import as_mix, judge, place_steps
+from grpo_jax.rewards import Batch, Judged, Mix, arrange, ask, may_log, place_steps
 from grpo_jax.structs import Rollouts, Scored
 
 FAILED = 2  # what a host says whose reward failed
+TEXT_BYTES = 2**14  # that a host may tell the others of its rewards
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Rewards:
     """What the responses of a step earned: `parts_PGR` of all prompts, NaN where a reward could not judge.
 
     `steps_PGT` are rewards of single tokens, None without any; `greedy_P1R` those of greedy answers, where the
-    objective compares with them. `examples` and `texts` are of the prompts `index_p` alone, which this host scored.
+    objective compares with them. `examples` and `texts` are of the prompts `index_p` alone, which this host scored,
+    and so are `extras`, which rewards have logged beside each response. `metrics` are what they logged of the step.
     """
 
     parts_PGR: Float[np.ndarray, "P G R"]
@@ -35,6 +38,9 @@ class Rewards:
     examples: Sequence[Any] = ()
     texts: Sequence[Sequence[str]] = ()
     index_p: np.ndarray | slice = field(default_factory=lambda: slice(None))
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    extras: Mapping[str, Sequence[Sequence[Any]]] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()  # the names of R
 
 
 class FailedOnAHost(Exception):
@@ -51,25 +57,111 @@ def score_rollouts(algorithm: Algorithm, rollouts: Rollouts, examples: Sequence[
     index_p = prompts_of_host(mesh, len(examples))
     own = [examples[index] for index in index_p]
     texts = decoded(algorithm.decode, ids)
-    failure: Exception | None = None
-    try:
-        parts_pGR, ends = judge(algorithm.reward, own, texts, ids, step, algorithm.reward_seconds)
-    except Exception as error:
-        if jax.process_count() == 1:
-            raise
-        failure, ends = error, {}  # the other hosts have to know before they compute with the rewards
-        parts_pGR = np.zeros((len(own), len(ids[0]), len(as_mix(algorithm.reward).parts)), np.float32)
-    unknown = bool(np.isnan(parts_pGR).all())  # whether there would have been rewards of steps, too
-    steps_PGT = None
-    most = _most_of_any_host(FAILED if failure is not None else int(bool(ends) or unknown))
-    if most == FAILED:
-        raise FailedOnAHost(failure)
-    if most:
-        steps_PGT = from_hosts(place_steps(ends, ids, algorithm.decode, values_of_host(rollouts.action_PGT)), mesh)
-    parts_PGR, greedy_P1R = everywhere(from_hosts(parts_pGR, mesh)), None
+    judged, columns, has_steps = _judged_on_all_hosts(algorithm, Batch(own, texts, ids, step))
+    steps_PGT, greedy_P1R = None, None
+    if has_steps:
+        placed_pGT = place_steps(judged.steps, ids, algorithm.decode, values_of_host(rollouts.action_PGT))
+        steps_PGT = from_hosts(placed_pGT, mesh)
+    parts_PGR = everywhere(from_hosts(judged.rewards_PGR, mesh))
     if rollouts.greedy is not None:
         greedy_P1R = score_rollouts(algorithm, rollouts.greedy, examples, step).parts_PGR
-    return Rewards(parts_PGR, steps_PGT, greedy_P1R, own, texts, index_p)
+    extras = {name: _groups(values, len(ids[0])) for name, values in judged.extras.items()}
+    metrics = judged.metrics
+    if may_log(algorithm.mix):
+        metrics = means_of([json.loads(text) for text in _texts_of_hosts(json.dumps(metrics))])
+    found = Rewards(parts_PGR, steps_PGT, greedy_P1R, own, texts, index_p, metrics, extras, columns)
+    return aligned(found, algorithm.mix.names)
+
+
+def rehearse(algorithm: Algorithm, example: Any, ids: Sequence[int]) -> None:
+    """Scores an empty response to an example, to find what cannot work, and the criteria of rewards that return such.
+
+    A number settles nothing: a reward with criteria may have none to say of an empty response.
+    """
+    mix = algorithm.mix
+    answers = ask(mix, Batch([example], [[""]], [[ids]], 0), algorithm.reward_seconds)
+    if mix.undecided:
+        mix.learn(_agreed(mix, {index: names for index, names in answers.found.items() if names}))
+    arrange(mix, answers)
+
+
+def _groups(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def aligned(rewards: Rewards, names: tuple[str, ...]) -> Rewards:
+    """The rewards with these columns: NaN for the criteria of a reward that judged nothing before it had any."""
+    if names == rewards.columns:
+        return rewards
+
+    def chosen(parts_PGR: np.ndarray) -> np.ndarray:
+        known = dict(zip(rewards.columns, np.moveaxis(parts_PGR, 2, 0), strict=True))
+        unknown_PG = np.full(parts_PGR.shape[:2], np.nan, np.float32)
+        return np.stack([known.get(name, unknown_PG) for name in names], axis=2)
+
+    greedy_P1R = None if rewards.greedy_P1R is None else chosen(rewards.greedy_P1R)
+    return replace(rewards, parts_PGR=chosen(rewards.parts_PGR), greedy_P1R=greedy_P1R, columns=names)
+
+
+def _judged_on_all_hosts(algorithm: Algorithm, batch: Batch) -> tuple[Judged, tuple[str, ...], bool]:
+    """What this host's responses earned, the columns of that, and whether any host may have rewards of steps.
+
+    All hosts have the same columns, and all raise where a reward fails on one.
+    """
+    mix, failure, answers, judged = algorithm.mix, None, None, None
+    try:
+        answers = ask(mix, batch, algorithm.reward_seconds)
+    except Exception as error:
+        failure = error
+    try:
+        if mix.undecided:
+            mix.learn(_agreed(mix, {} if answers is None else answers.found))
+        judged = None if answers is None else arrange(mix, answers)
+    except Exception as error:
+        failure = error
+    if failure is not None and jax.process_count() == 1:
+        raise failure
+    unknown = judged is not None and bool(np.isnan(judged.rewards_PGR).all())  # there might have been steps, too
+    most = _most_of_any_host(FAILED if judged is None else int(bool(judged.steps) or unknown))
+    if most == FAILED or judged is None:
+        raise FailedOnAHost(failure)
+    return judged, mix.names, bool(most)
+
+
+def _agreed(mix: Mix, found: Mapping[int, tuple[str, ...]]) -> dict[int, tuple[str, ...]]:
+    """The criteria of rewards that were undecided: what the hosts found, which must not differ."""
+    agreed: dict[int, tuple[str, ...]] = {}
+    for text in _texts_of_hosts(json.dumps({str(index): names for index, names in found.items()})):
+        for index, names in json.loads(text).items():
+            first = agreed.setdefault(int(index), tuple(names))
+            if first != tuple(names):
+                raise ValueError(
+                    f"Reward {mix.labels[int(index)]} returned {_listed(first)} on one host and {_listed(names)} on"
+                    " another. Declare its criteria: criteria = (...), an attribute of the reward."
+                )
+    return agreed
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"the criteria {', '.join(names)}" if names else "a number"
+
+
+def means_of(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each number over those that have it, of several hosts or rounds."""
+    values = {name: [each[name] for each in metrics if name in each] for found in metrics for name in found}
+    return {name: sum(found) / len(found) for name, found in values.items()}
+
+
+def _texts_of_hosts(text: str) -> list[str]:
+    """The texts of all hosts, in one small collective."""
+    if jax.process_count() == 1:
+        return [text]
+    told = text.encode() if len(text.encode()) <= TEXT_BYTES else b""
+    padded = np.pad(np.frombuffer(told, np.uint8), (0, TEXT_BYTES - len(told)))
+    texts = [row.tobytes().rstrip(b"\0").decode() for row in multihost_utils.process_allgather(padded)]
+    if "" in texts:  # on all hosts, as one that raised alone would leave the others waiting
+        raise ValueError(f"What rewards log, and the names of their criteria, may take {TEXT_BYTES} bytes: log less.")
+    return texts
 
 
 def chosen_tokens(rollouts: Rollouts) -> list[list[list[int]]]:
@@ -91,9 +183,10 @@ def _most_of_any_host(number: int) -> int:
 
 def scored(algorithm: Algorithm, rollouts: Rollouts, rewards: Rewards) -> Scored:
     """The rewards with their weighted total, on the devices of the rollouts, as an objective sees them."""
-    weights_R, mesh = jnp.asarray(as_mix(algorithm.reward).weights_R), mesh_of(rollouts)
+    weights_R, mesh = jnp.asarray(algorithm.mix.weights_R), mesh_of(rollouts)
 
     def on_devices(parts_PGR: np.ndarray) -> Array:
+        parts_PGR = algorithm.mix.gated(parts_PGR)
         return jnp.asarray(parts_PGR) if mesh is None else place_prompts(parts_PGR, mesh)
 
     greedy_P1 = None

@@ -146,17 +146,20 @@ def say(text: str) -> None:
         print(redact(text), file=sys.stderr, flush=True)
 
 
+REWARD_THREADS: set[int] = set()  # that run code of the user beside the main one
+
+
 class CalledExit(Exception):
     """Code of the user has called os._exit, which would end the run as if it were complete."""
 
 
 @contextmanager
 def exits_refused() -> Generator[None]:
-    """Inside, os._exit is an error in this thread. Other threads and forked children may call it."""
+    """Inside, os._exit is an error in this thread and in those of rewards. Others, and forked children, may call it."""
     leave, process, thread = os._exit, os.getpid(), threading.get_ident()
 
     def refuse(status: int) -> NoReturn:
-        if (os.getpid(), threading.get_ident()) != (process, thread):
+        if os.getpid() != process or threading.get_ident() not in {thread, *REWARD_THREADS}:
             leave(status)
         raise CalledExit(f"it called os._exit({status}), which would end the run.")
 

@@ -1,37 +1,35 @@
-"""A weighted mix of rewards, and scoring a step's responses with it on the host.
+"""A weighted mix of rewards, and the columns that it has.
 
-A reward is a function of an example and a response. It returns a number, `Steps` if it scores single steps, or None if
-it cannot score the response. Functions written for TRL are rewards too, unchanged (see `trl.py`). A reward that fails
-or returns anything else stops the run: an error scored as zero would teach the model that the answer was wrong.
+A reward is a plain function or a callable object. It returns a number, `Steps` if it scores single steps, a mapping
+from criteria to numbers, or None if it cannot score the response; `signatures.py` says what it may be called with.
+Each reward that returns numbers is one column of the rewards, each criterion of the others one of its own.
 """
 
-import functools
-import math
-import numbers
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from grpo_jax.hosts.signals import exits_refused
 from grpo_jax.ranges import check_range
-from grpo_jax.rewards import trl
-from grpo_jax.rewards.deadline import Watch, watched
-from grpo_jax.rewards.example import Example
-from grpo_jax.rewards.steps import Steps
+from grpo_jax.rewards.criteria import LARGEST_WEIGHT, Criteria, declared
+from grpo_jax.rewards.guarded import innermost
 
-Reward = Callable[..., "float | Steps | None"]
-StepRewards = dict[tuple[int, int], list[tuple[int, float]]]  # by (prompt, response): (end, reward) of each step
+Reward = Callable[..., Any]
 LARGEST_REWARD = 1e12  # beyond it, float32 cannot hold the squares that deviations are made of
-LARGEST_WEIGHT = 1e6
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Rewards, each with its weight in the sum; one with weight zero is only recorded."""
+    """Rewards, each with its weight in the sum; one with weight zero is only recorded.
+
+    `learned` are the criteria of rewards that do not declare them, from the first answers that were judged: none for a
+    reward that returned a number. They never change afterwards.
+    """
 
     parts: tuple[tuple[Reward, float], ...]
+    learned: dict[int, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -40,19 +38,76 @@ class Mix:
             raise ValueError(f"A Mix is a tuple of pairs, such as ((exact, 1.0),); got {self.parts!r}.")
         for reward, weight in self.parts:
             check_range(f"The weight of {name(reward)}", weight, least=-LARGEST_WEIGHT, most=LARGEST_WEIGHT)
+        _ = self.criteria
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The name of each reward; a name that occurs again gets a number."""
+        labels: list[str] = []
+        for reward, _ in self.parts:
+            labels.append(_numbered(name(reward), labels))
+        return tuple(labels)
+
+    @property
+    def criteria(self) -> tuple[Criteria, ...]:
+        """The criteria of each reward, as far as they are known."""
+        pairs = enumerate(zip(self.parts, self.labels, strict=True))
+        return tuple(declared(part[0], label, self.learned.get(index, ())) for index, (part, label) in pairs)
+
+    @property
+    def undecided(self) -> tuple[int, ...]:
+        """The rewards, by index, of which nobody knows yet whether they return numbers or criteria."""
+        known = enumerate(self.criteria)
+        return tuple(index for index, criteria in known if not criteria.names and index not in self.learned)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name of each reward in metrics; a name that occurs again gets a number."""
-        names: list[str] = []
-        for reward, _ in self.parts:
-            names.append(_numbered(name(reward), names))
-        return tuple(names)
+        """The name of each column in metrics: of a reward, or of a reward and its criterion as in `travel/places`."""
+        pairs = zip(self.labels, self.criteria, strict=True)
+        return tuple(
+            full
+            for label, criteria in pairs
+            for full in ([f"{label}/{name}" for name in criteria.names] if criteria.names else [label])
+        )
 
     @property
     def weights_R(self) -> Float32[np.ndarray, " R"]:
-        """The weight of each reward."""
-        return np.array([weight for _, weight in self.parts], np.float32)
+        """The weight of each column. Gates have none, as they multiply: `gated` applies them."""
+        weights = [
+            weight * factor
+            for (_, weight), criteria in zip(self.parts, self.criteria, strict=True)
+            for factor in ([criteria.weight(name) for name in criteria.names] if criteria.names else [1.0])
+        ]
+        return np.array(weights, np.float32)
+
+    def learn(self, found: Mapping[int, tuple[str, ...]]) -> None:
+        """Fixes the criteria of rewards that were undecided. On several hosts all have to give the same."""
+        for index in self.undecided:
+            if index in found:
+                self.learned[index] = found[index]
+        _ = self.criteria  # refuses weights of criteria that there are not
+
+    def gated(self, rewards_PGR: Float32[np.ndarray, "P G R"]) -> Float32[np.ndarray, "P G R"]:
+        """The rewards of which the weighted sum is the total: each criterion times the gates of its reward.
+
+        A gate itself is NaN here, as it is no score: where nothing else could be judged, there is no total.
+        """
+        result_PGR = rewards_PGR
+        for start, criteria in self._columns():
+            gates = [start + r for r, name in enumerate(criteria.names) if name in criteria.gates]
+            others = [start + r for r, name in enumerate(criteria.names) if name not in criteria.gates]
+            if gates:
+                result_PGR = result_PGR.copy() if result_PGR is rewards_PGR else result_PGR
+                result_PGR[:, :, others] *= rewards_PGR[:, :, gates].prod(axis=2, keepdims=True)
+                result_PGR[:, :, gates] = np.nan
+        return result_PGR
+
+    def _columns(self) -> Iterator[tuple[int, Criteria]]:
+        """The first column of each reward, and its criteria."""
+        start = 0
+        for criteria in self.criteria:
+            yield start, criteria
+            start += max(len(criteria.names), 1)
 
 
 def as_mix(reward: Mix | Reward) -> Mix:
@@ -60,103 +115,12 @@ def as_mix(reward: Mix | Reward) -> Mix:
     return reward if isinstance(reward, Mix) else Mix(((reward, 1.0),))
 
 
-def score(
-    reward: Mix | Reward,
-    examples: Sequence[Example],
-    responses: Sequence[Sequence[str]],
-    tokens: Sequence[Sequence[Sequence[int]]] | None = None,
-    step: int | None = None,
-    seconds: float | None = None,
-) -> Float32[np.ndarray, "P G R"]:
-    """The R rewards of G responses to each of P examples, without weights; NaN where a reward returned None.
-
-    `tokens`, nested like `responses`, and `step` are passed to TRL functions that have a parameter for them. After
-    `seconds`, scoring ends with a TimeoutError that names the reward; None is no limit.
-    """
-    return judge(reward, examples, responses, tokens, step, seconds)[0]
-
-
-@exits_refused()
-def judge(
-    reward: Mix | Reward,
-    examples: Sequence[Example],
-    responses: Sequence[Sequence[str]],
-    tokens: Sequence[Sequence[Sequence[int]]] | None = None,
-    step: int | None = None,
-    seconds: float | None = None,
-) -> tuple[Float32[np.ndarray, "P G R"], StepRewards]:
-    """What `score` returns, and the weighted rewards of single steps where a reward returned `Steps`."""
-    mix = as_mix(reward)
-    _check_groups(examples, responses)
-    P, G = len(responses), len(responses[0])
-    rewards_PGR = np.empty((P, G, len(mix.parts)), np.float32)
-    step_rewards: StepRewards = {}
-    with watched(seconds) as watch:
-        for r, ((part, weight), label) in enumerate(zip(mix.parts, mix.names, strict=True)):
-            if trl.is_trl(part):
-                watch.at = f"reward {label}, with all {P * G} responses"
-                values = trl.call(part, label, examples, responses, tokens, step)
-            else:
-                values = _call_each(part, label, examples, responses, watch)
-            for n, value in enumerate(values):
-                p, g = divmod(n, G)
-                if isinstance(value, Steps):
-                    if weight:
-                        steps = zip(value.ends, value.rewards, strict=True)
-                        step_rewards.setdefault((p, g), []).extend((end, weight * number) for end, number in steps)
-                    value = value.total
-                rewards_PGR[p, g, r] = _number(value, label, examples[p], p, g)
-    return rewards_PGR, step_rewards
-
-
 def name(reward: Reward) -> str:
     """The name of the function, or of the class of a callable object."""
-    if isinstance(reward, functools.partial):
-        return name(reward.func)
-    return getattr(reward, "__name__", type(reward).__name__)
+    written = innermost(reward)
+    return getattr(written, "__name__", type(written).__name__)
 
 
-def _call_each(
-    reward: Reward, label: str, examples: Sequence[Example], responses: Sequence[Sequence[str]], watch: Watch
-) -> Iterator[object]:
-    for p, (example, group) in enumerate(zip(examples, responses, strict=True)):
-        for g, response in enumerate(group):
-            watch.at = f"reward {label}, {_place(example, p, g)}"
-            try:
-                value = reward(example, response)
-            except trl.FAILURES as error:
-                text = f"{type(error).__name__}: {error}".rstrip(" .:")
-                raise ValueError(
-                    f"Reward {label} failed on {_place(example, p, g)}: {text}."
-                    " A reward returns 0 for a response that it cannot read, and None for one that it cannot score."
-                ) from error
-            yield value
-
-
-def _number(value: object, label: str, example: Example, p: int, g: int) -> float:
-    if value is None:
-        return math.nan
-    if isinstance(value, numbers.Real | np.bool_) and abs(float(value)) <= LARGEST_REWARD:  # NaN fails every comparison
-        return float(value)
-    raise ValueError(
-        f"Reward {label} must return a finite number of at most {LARGEST_REWARD:g}, or None for a response that it"
-        f" cannot score; for {_place(example, p, g)} it returned {value!r}."
-    )
-
-
-def _place(example: Example, p: int, g: int) -> str:
-    return f"example {p}, response {g}" + (f" ({example.source})" if example.source else "")
-
-
-def _check_groups(examples: Sequence[Example], responses: Sequence[Sequence[str]]) -> None:
-    sizes = [len(group) for group in responses]
-    if not examples or len(sizes) != len(examples) or len(set(sizes)) != 1 or sizes[0] == 0:
-        raise ValueError(
-            "Scoring needs at least one example and a group of responses for each, all of one size;"
-            f" got {len(examples)} examples and groups of {sizes}."
-        )
-
-
-def _numbered(label: str, taken: Sequence[str]) -> str:
+def _numbered(label: str, taken: list[str]) -> str:
     candidates = (label if n == 1 else f"{label}_{n}" for n in range(1, len(taken) + 2))
     return next(candidate for candidate in candidates if candidate not in taken)

@@ -18,7 +18,7 @@ from grpo_jax.devices.sharding import PROMPTS, fit
 from grpo_jax.grpo import Phase, sample, score
 from grpo_jax.objectives.selection import lively as lively_in_total
 from grpo_jax.objectives.selection import lively_in_parts
-from grpo_jax.scoring import Rewards, scored
+from grpo_jax.scoring import Rewards, aligned, means_of, scored
 from grpo_jax.structs import Prompts, Rollouts, TrainState
 from grpo_jax.training.order import pick, step_key
 from grpo_jax.training.session import Session
@@ -56,6 +56,7 @@ def ask(session: Session, state: TrainState, index: int, retired: Collection[int
         prompts, key = place_prompts(prompts, session.mesh), step_key(settings.seed, index, number)
         rollouts = sample(algorithm, state, prompts, examples, key, phase)
         rounds.append((rollouts, score(algorithm, rollouts, examples, phase, int(state.step))))
+        rounds = [(before, aligned(rewards, algorithm.mix.names)) for before, rewards in rounds]
         asked += chosen
         if sum(lively(algorithm, *answers).sum() for answers in rounds) >= settings.prompts:
             break
@@ -106,7 +107,23 @@ def merge(rounds: Sequence[tuple[Rollouts, Rewards]], index_p: np.ndarray) -> tu
         [rewards.examples[position] for _, rewards, position in own],
         [rewards.texts[position] for _, rewards, position in own],
         np.array([new for new, _, _ in own], int),
+        means_of([rewards.metrics for _, rewards in rounds]),
+        _extras([(rewards, int(position)) for _, rewards, position in own]),
+        rounds[0][1].columns,
     )
+
+
+def _extras(own: Sequence[tuple[Rewards, int]]) -> dict[str, list[Sequence[Any]]]:
+    """What rewards have logged beside the responses to these prompts; None for those of a round without it."""
+    names = {name for rewards, _ in own for name in rewards.extras}
+    nothing = [[None] * len(rewards.texts[position]) for rewards, position in own]
+    return {
+        name: [
+            rewards.extras[name][position] if name in rewards.extras else empty
+            for (rewards, position), empty in zip(own, nothing, strict=True)
+        ]
+        for name in sorted(names)
+    }
 
 
 @program(static_argnames="mesh")

@@ -12,7 +12,7 @@ from grpo_jax.devices.placing import place_prompts
 from grpo_jax.grpo import Phase
 from grpo_jax.metrics import describe_rewards
 from grpo_jax.models import Model
-from grpo_jax.rewards import Example, as_mix
+from grpo_jax.rewards import Example
 from grpo_jax.scoring import score_rollouts
 from grpo_jax.structs import Params
 from grpo_jax.training.session import Questions, Settings
@@ -50,5 +50,5 @@ def evaluate_questions(
         prompts = prompts if mesh is None else place_prompts(prompts, mesh)
         rollouts = jax.block_until_ready(engine(algorithm.policy, params, prompts, jax.random.key(0), examples))
     parts_PGR = score_rollouts(algorithm, rollouts, examples, step).parts_PGR[:count]
-    described = describe_rewards(parts_PGR, as_mix(algorithm.reward))
+    described = describe_rewards(parts_PGR, algorithm.mix)
     return {name: value for name, value in described.items() if name == "reward" or name.endswith("/mean")}

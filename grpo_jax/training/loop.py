@@ -21,7 +21,7 @@ from grpo_jax.hosts.codes import NOT_FINITE, STEP_FAILED, RunError
 from grpo_jax.hosts.signals import say
 from grpo_jax.learner.update import NONFINITE
 from grpo_jax.models import Model
-from grpo_jax.rewards import Mix, as_mix
+from grpo_jax.rewards import Mix
 from grpo_jax.rollout import programs
 from grpo_jax.scoring import FailedOnAHost, Rewards
 from grpo_jax.structs import Batch, Params, TrainState
@@ -310,7 +310,7 @@ def take_step(
     solved: list[int] = []
     if settings.retire is not None:
         solved = [example for example, mean in answers.means.items() if mean >= settings.retire]
-    rows = list(answer_rows(as_mix(algorithm.reward), answers.rewards, everywhere(batch.advantages)))
+    rows = list(answer_rows(algorithm.mix, answers.rewards, everywhere(batch.advantages)))
     with writing("The answers", record.path):
         record.completions(index + 1, rows, store.host_index() if store.host_count() > 1 else None)
         record.retire(index + 1, solved)
@@ -333,7 +333,7 @@ def _evaluate(session: Session, params: Params, progress: Progress, done: int) -
     if session.held_out is None:
         return {}
     means = evaluate_questions(session.algorithm, session.held_out, params, done, progress.phase)
-    names = as_mix(session.algorithm.reward).names
+    names = session.algorithm.mix.names
     listed = ", ".join(f"{name} {means[f'rewards/{name}/mean']:.3f}" for name in names)
     count = len(session.held_out.examples)
     progress.finish("evaluating", f"{count} held-out prompts: reward {means['reward']:.3f} ({listed})")
@@ -347,7 +347,8 @@ def answer_rows(mix: Mix, rewards: Rewards, advantages: np.ndarray) -> Iterator[
         for g, text in enumerate(rewards.texts[p]):
             parts = {f"rewards/{name}": parts_pGR[p, g, r].item() for r, name in enumerate(mix.names)}
             row = {"prompt": example.prompt, "answer": example.answer, "completion": text}
-            yield row | parts | {"advantage": advantages[p, g].tolist()}
+            logged = {name: values[p][g] for name, values in rewards.extras.items()}
+            yield row | parts | logged | {"advantage": advantages[p, g].tolist()}
 
 
 def learning_rate(state: TrainState) -> float:

@@ -18,7 +18,6 @@ from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.placing import everywhere
 from grpo_jax.devices.programs import program
 from grpo_jax.learner.update import NONFINITE
-from grpo_jax.rewards import as_mix
 from grpo_jax.scoring import Rewards
 from grpo_jax.structs import Batch, Params
 from grpo_jax.training.record import CONFIG
@@ -77,7 +76,7 @@ def _causes(
         unknown = name == "the sampler's log-probs" and metrics[NONFINITE] == 0  # an engine may not know them
         if int(count) and not unknown:
             causes.append(f"{name} are not finite for {int(count)} of {tokens} tokens")
-    for name, parts in zip(as_mix(algorithm.reward).names, np.moveaxis(rewards.parts_PGR, 2, 0), strict=True):
+    for name, parts in zip(algorithm.mix.names, np.moveaxis(rewards.parts_PGR, 2, 0), strict=True):
         largest = np.nanmax(np.abs(parts), initial=0.0)
         if largest > HUGE:
             causes.append(f"the reward {name} is up to {largest:.3g}")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from grpo_jax.hosts import meeting, store
 from grpo_jax.hosts.signals import INTERRUPTS
-from grpo_jax.rewards import as_mix
 from grpo_jax.saved.manifest import steps_in
 from grpo_jax.saved.steps import is_early
 from grpo_jax.structs import TrainState
@@ -47,7 +46,7 @@ class Opened:
 
 def open_run(session: Session, run: Run, path: Path | None, config: str, resume: Resume) -> Opened:
     """A new run, or the one in the directory `path`, with its newest state that can be trusted."""
-    settings, names = session.settings, as_mix(session.algorithm.reward).names
+    settings, names = session.settings, session.algorithm.mix.names
     _check_best(settings.keep_best, names if session.held_out is not None else ())
     with ExitStack() as opened:  # is closed again if the run cannot be opened
         if path is not None:

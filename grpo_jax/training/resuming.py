@@ -20,7 +20,6 @@ from typing import Any
 from grpo_jax.hosts import store
 from grpo_jax.models import Model
 from grpo_jax.redaction import hidden, redact
-from grpo_jax.rewards import as_mix
 from grpo_jax.training.record import RUN, RunDirectory, settings_of
 from grpo_jax.training.session import Session
 from grpo_jax.training.user_code import user_code
@@ -83,7 +82,7 @@ def fingerprint(session: Session, config: str) -> Fingerprint:
     facts = {f"model's {name}": text for name, text in _told("shape", session.model.shape)}
     for name, text in session.facts().items():
         facts[name] = f"{text.count(chr(10)) + bool(text)} examples, sha256 {_digest(text)}"
-    for index, (reward, weight) in enumerate(as_mix(algorithm.reward).parts):
+    for index, (reward, weight) in enumerate(algorithm.mix.parts):
         facts |= dict(_told(f"rewards[{index}]", reward)) | {f"rewards[{index}].weight": repr(float(weight))}
     own = [*_objects(algorithm.reward), *_objects(algorithm.objective), *_objects(algorithm.sample)]
     facts |= {f"code of {name}": f"sha256 {digest[:16]}" for name, digest in user_code(own).items()}

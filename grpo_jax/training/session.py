@@ -16,9 +16,10 @@ from grpo_jax.learner.update import check_split
 from grpo_jax.models import Model
 from grpo_jax.objectives.checking import check_group, check_objective
 from grpo_jax.ranges import WHOLE, check_range
-from grpo_jax.rewards import Example, as_mix, check_examples, score
+from grpo_jax.rewards import Example, check_examples
 from grpo_jax.rewards.mixing import LARGEST_REWARD
 from grpo_jax.rollout.engine import longest_response
+from grpo_jax.scoring import rehearse
 from grpo_jax.structs import Prompts, TrainState, bucket
 from grpo_jax.tasks import Task
 from grpo_jax.training.overview import copy_bytes
@@ -139,7 +140,7 @@ def _check_sizes(algorithm: Algorithm, settings: Settings, examples: int) -> Non
             " got 1. Raise rollout.responses, or leave out train.resample."
         )
     check_group(algorithm.objective, G)
-    R = len(as_mix(algorithm.reward).parts)
+    R = len(algorithm.mix.names)
     check_objective(algorithm.objective, settings.prompts, G, UNKNOWN_LENGTH if T is None else T, R)
 
 
@@ -147,8 +148,7 @@ def _check_rewards(algorithm: Algorithm, model: Model, kind: str, examples: Sequ
     """Shows every example to the rewards that say what they need, and tries all rewards on the first one."""
     if examples:
         check_examples(algorithm.reward, examples, kind)
-        shortest = [[[model.tokenizer.end_ids[0]]]]
-        score(algorithm.reward, examples[:1], [[""]], shortest, step=0, seconds=algorithm.reward_seconds)
+        rehearse(algorithm, examples[0], [model.tokenizer.end_ids[0]])
 
 
 def first_state(session: Session) -> TrainState:

@@ -7,7 +7,6 @@ from typing import Any
 
 from grpo_jax.objectives.coefficients import Stepwise
 from grpo_jax.objectives.shaping import nothing_for_truncated
-from grpo_jax.rewards import as_mix
 from grpo_jax.training.ending import writing
 from grpo_jax.training.health import policy, responses, rewards, update
 from grpo_jax.training.health.seen import Check, Row, Seen, Setup
@@ -83,11 +82,11 @@ class Health:
 def setup_of(session: Session) -> Setup:
     """What the checks need to know of a session."""
     algorithm, objective = session.algorithm, session.algorithm.objective
-    mix = as_mix(algorithm.reward)
+    mix = algorithm.mix
     adaptive = {name: given for name, given in objective.coefficients.items() if isinstance(given, Stepwise)}
     return Setup(
         session.settings.steps,
-        tuple(name for name, (_, weight) in zip(mix.names, mix.parts, strict=True) if weight),
+        tuple(name for name, weight in zip(mix.names, mix.weights_R, strict=True) if weight),
         algorithm.engine.responses,
         len(session.held_out.examples) if session.held_out is not None else 0,
         nothing_for_truncated in objective.shaping,

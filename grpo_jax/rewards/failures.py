@@ -1,0 +1,30 @@
+"""What is said of a reward that raised an exception, with the line of the user's own code that did."""
+
+import asyncio
+import linecache
+import sysconfig
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+FAILURES = (Exception, SystemExit, asyncio.CancelledError)  # of a reward; sys.exit would end the run as if complete
+PACKAGE = Path(__file__).parent.parent
+INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def described(error: BaseException) -> str:
+    """The exception, and the last line of the user's code that it came through."""
+    text = f"{type(error).__name__}: {error}".rstrip(" .:")
+    line = own_line(error.__traceback__)
+    return f"{text} ({line})" if line else text
+
+
+def own_line(stack: TracebackType | None) -> str:
+    """File, line and text of the innermost frame that is neither Python's, nor installed, nor of this package."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(stack)]
+    own = [(file, line) for file, line in frames if not any(map(Path(file).is_relative_to, (PACKAGE, *INSTALLED)))]
+    if not own:
+        return ""
+    file, line = own[-1]
+    text = linecache.getline(file, line).strip()
+    return f"{Path(file).name}:{line}: {text}" if text else f"{Path(file).name}:{line}"

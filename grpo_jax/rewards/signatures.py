@@ -1,0 +1,132 @@
+"""What a reward is called with, by the names of its parameters.
+
+    (example, response)      one response; returns its reward
+    (example, responses)     the responses of one group; returns a list with the reward of each
+    (examples, responses)    all groups of this host, each a list; returns a list of such lists
+    completions, ...         all responses, as TRL calls it (trl.py); returns a list with the reward of each
+    completion, ...          one response, as verifiers calls it (trl.py); returns its reward
+
+Each may be `async def`.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from grpo_jax.rewards import trl
+from grpo_jax.rewards.batch import Batch, place_of
+from grpo_jax.rewards.guarded import Guarded, unguarded
+from grpo_jax.rewards.mixing import Mix
+
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class Kind(Enum):
+    """Whose convention a reward follows, and how much one call of it judges."""
+
+    RESPONSE = "one value"
+    GROUP = "a list with one value per response"
+    ALL = "a list of lists, one per group, with one value per response"
+    TRL = "a list with one value per completion"
+    VERIFIERS = "one value of its completion"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of a reward: the responses that it judges, counted over all groups, and its arguments."""
+
+    responses: range
+    place: str
+    positional: tuple[Any, ...] = ()
+    named: Mapping[str, Any] = field(default_factory=dict)
+
+
+def kind_of(reward: Callable[..., Any], columns: Collection[str] = ()) -> Kind:
+    """Whose convention a reward follows. `columns` are those of the data: TRL passes them by name."""
+    parameters = inspect.signature(unguarded(reward)).parameters
+    names, kinds = set(parameters), {parameter.kind for parameter in parameters.values()}
+    if "responses" in names:
+        return Kind.ALL if "examples" in names else Kind.GROUP
+    if "examples" in names:
+        raise ValueError(
+            f"A reward of (examples, responses) judges all groups, one of (example, response) a single response; got"
+            f" ({', '.join(parameters)}). Rename a parameter."
+        )
+    if trl.TELLING & names:
+        return Kind.TRL
+    if "example" not in names and trl.TELLING_VERIFIERS & names:
+        return Kind.VERIFIERS
+    if inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        fixed = {name: each for name, each in parameters.items() if each.kind in POSITIONAL}
+        required = {name for name, each in fixed.items() if each.default is each.empty}
+        if trl.PASSED & names or len(fixed) < 2 or (required and required <= {*columns}):
+            return Kind.TRL
+    return Kind.RESPONSE
+
+
+def may_log(mix: Mix) -> bool:
+    """Whether scoring with this mix may give numbers of the step beside the rewards."""
+    signatures = [inspect.signature(unguarded(reward)).parameters for reward, _ in mix.parts]
+    takes_all = [any(each.kind is each.VAR_KEYWORD for each in parameters.values()) for parameters in signatures]
+    logs = any(every or "log_metric" in names for every, names in zip(takes_all, signatures, strict=True))
+    return logs or any(isinstance(reward, Guarded) for reward, _ in mix.parts)
+
+
+def requests(reward: Callable[..., Any], label: str, kind: Kind, batch: Batch, notes: trl.Notes) -> Iterator[Request]:
+    """The calls with which a reward judges all responses."""
+    G = len(batch.responses[0])
+    match kind:
+        case Kind.TRL:
+            offered = trl.offered(batch, notes)
+            every = f"a batch of {batch.count} responses to {len(batch.examples)} examples"
+            yield Request(range(batch.count), every, (), trl.accepted(unguarded(reward), label, offered))
+        case Kind.ALL:
+            every = f"all {len(batch.examples)} groups of responses"
+            groups = [list(group) for group in batch.responses]
+            yield Request(range(batch.count), every, (list(batch.examples), groups))
+        case Kind.GROUP:
+            for p, (example, group) in enumerate(zip(batch.examples, batch.responses, strict=True)):
+                place = place_of(example, p)
+                yield Request(range(p * G, (p + 1) * G), place, (example, list(group)))
+        case Kind.RESPONSE:
+            for n, (example, response) in enumerate(batch.pairs()):
+                yield Request(range(n, n + 1), batch.place(n), (example, response))
+        case Kind.VERIFIERS:
+            for n, (example, response) in enumerate(batch.pairs()):
+                offered = trl.accepted(unguarded(reward), label, trl.offered_to_verifiers(example, response))
+                yield Request(range(n, n + 1), batch.place(n), (), offered)
+
+
+def entries(value: Any, kind: Kind, label: str, batch: Batch, request: Request) -> Sequence[Any]:
+    """What a call said of each of its responses."""
+    if kind in (Kind.RESPONSE, Kind.VERIFIERS):
+        return (value,)
+    values, count = _listed(value, label, kind, request), len(request.responses)
+    if kind is Kind.ALL:
+        if len(values) != len(batch.examples):
+            raise ValueError(f"Reward {label} must return {kind.value}: {len(batch.examples)}; got {len(values)}.")
+        groups = [_listed(group, label, kind, request) for group in values]
+        short = next((n for n, group in enumerate(groups) if len(group) != len(batch.responses[0])), None)
+        if short is not None:
+            raise ValueError(
+                f"Reward {label} must return {kind.value}: {len(batch.responses[0])}; got {len(groups[short])} for"
+                f" {place_of(batch.examples[short], short)}."
+            )
+        return [each for group in groups for each in group]
+    if len(values) != count:
+        at = "" if kind is Kind.TRL else f" for {request.place}"
+        raise ValueError(
+            f"Reward {label} must return {kind.value.removeprefix('a list with ')}: {count}; got {len(values)}{at}."
+        )
+    return values
+
+
+def _listed(value: Any, label: str, kind: Kind, request: Request) -> list[Any]:
+    """A list, tuple or array with one axis, of NumPy, JAX or torch, as a list."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):
+        return value.tolist()
+    raise ValueError(f"Reward {label} must return {kind.value}; got a {type(value).__name__}.")

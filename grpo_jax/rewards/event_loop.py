@@ -17,7 +17,7 @@ from typing import Any
 from grpo_jax.hosts.signals import REWARD_THREADS
 
 MOST_THREADS = 64  # that functions given to asyncio.to_thread have together
-RESPITE = 1.0  # seconds that abandoned coroutines have to end, before the next ones get another loop
+RESPITE = 0.5  # seconds that abandoned coroutines have to end, before the next ones get another loop
 
 
 class _EventLoop:
@@ -88,5 +88,7 @@ def abandon(futures: Iterable[Future[Any]]) -> None:
     unfinished = [future for future in futures if not future.done()]
     for future in unfinished:
         future.cancel()
-    if unfinished and _running and not _running[0].answers():
-        _running.clear()
+    if unfinished and _running:
+        loop = _running.pop()  # a deadline or Ctrl-C may interrupt the next line
+        if loop.answers():
+            _running.append(loop)

@@ -12,8 +12,14 @@ PACKAGE = Path(__file__).parent.parent
 INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
+class RemoteError(Exception):
+    """A reward has raised an exception in a worker. The text has its type, its message and its line."""
+
+
 def described(error: BaseException) -> str:
     """The exception, and the last line of the user's code that it came through."""
+    if isinstance(error, RemoteError):
+        return str(error)
     text = f"{type(error).__name__}: {error}".rstrip(" .:")
     line = own_line(error.__traceback__)
     return f"{text} ({line})" if line else text

@@ -42,9 +42,9 @@ class Notes:
             raise ValueError(f"log_metric takes a finite number; got {value!r} for {name!r}.")
         self.metrics.setdefault(_named(name, "log_metric"), []).append(float(number))
 
-    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+    def log_extra(self, column: str, values: Any) -> None:
         """Records a value for each response, beside it among the answers."""
-        if isinstance(values, str | Mapping) or len(values) != self.count:
+        if isinstance(values, str | Mapping) or not hasattr(values, "__len__") or len(values) != self.count:
             raise ValueError(f"log_extra takes one value per completion, {self.count}; got {values!r:.200}.")
         if column in RESERVED or column.startswith("rewards/"):
             raise ValueError(f"Recorded answers have a column {column} already: give log_extra another name.")

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from grpo_jax.rewards.failures import FAILURES, described
+from grpo_jax.rewards.failures import FAILURES, RemoteError, described
 
 INSIDE = "GRPO_JAX_WORKER"  # the variable by which a program knows that a worker has imported it
 DIE_WITH_PARENT = 1  # of prctl, on Linux
 
 
-class RemoteError(Exception):
-    """A reward has raised an exception in a worker. The text has its type, its message and its line."""
+@dataclass(frozen=True)
+class Said:
+    """What a reward has returned."""
+
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,9 @@ def serve(descriptor: int) -> None:
             _run_main(main)
         reward = connection.recv()
     except FAILURES as error:
-        connection.send(Raised(f"It cannot be imported by a worker: {described(error)}"))
+        connection.send(Raised(described(error)))
         return
-    connection.send(True)
+    connection.send(Said(None))
     loop = asyncio.new_event_loop()
     while True:
         try:
@@ -63,10 +66,12 @@ def _run_main(path: str) -> None:
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
 
 
-def _said(reward: Any, positional: tuple[Any, ...], named: dict[str, Any], loop: asyncio.AbstractEventLoop) -> Any:
+def _said(
+    reward: Any, positional: tuple[Any, ...], named: dict[str, Any], loop: asyncio.AbstractEventLoop
+) -> Said | Raised:
     try:
         value = reward(*positional, **named)
-        return loop.run_until_complete(_awaited(value)) if inspect.isawaitable(value) else value
+        return Said(loop.run_until_complete(_awaited(value)) if inspect.isawaitable(value) else value)
     except FAILURES as error:
         return Raised(described(error))
 
@@ -75,7 +80,7 @@ async def _awaited(value: Any) -> Any:
     return await value
 
 
-def _send(connection: Connection, value: Any) -> None:
+def _send(connection: Connection, value: Said | Raised) -> None:
     try:
         connection.send(value)
     except (pickle.PicklingError, AttributeError, TypeError) as error:

@@ -8,6 +8,7 @@ reward and no JAX, take one call each at a time, and live until the run ends.
 import atexit
 import os
 import pickle
+import queue
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from typing import Any
 
 from grpo_jax.rewards.guarded import Guarded, innermost
 from grpo_jax.rewards.signatures import Request
-from grpo_jax.rewards.worker import INSIDE, Raised
+from grpo_jax.rewards.worker import INSIDE, Raised, Said
 
 STARTUP = 120.0  # seconds until a worker has imported the reward
 ATTEMPTS = 3  # workers in a row that may end before they are ready
@@ -57,36 +58,60 @@ class Worker:
 
 
 class Pool:
-    """The workers of one reward."""
+    """The workers of one reward, and the thread that gives them calls.
+
+    It is one thread for all steps, because Linux ends a worker together with the thread that started it.
+    """
 
     def __init__(self, guard: Guarded, label: str):
-        self.guard, self.label, self.start = guard, label, _start_of(guard, label)
+        self.most, self.deadline, self.label, self.start = guard.workers, guard.deadline, label, _start_of(guard, label)
         self.workers: list[Worker] = []
-        self.lock = threading.Lock()  # held while a batch is judged
         self.failed = 0  # workers in a row that were never ready
+        self.jobs: queue.SimpleQueue[tuple[Sequence[bytes], Future[Any]] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True, name=f"workers of {label}").start()
 
-    def judge(self, calls: Sequence[bytes], future: Future[Any]) -> dict[int, Any]:
+    def _run(self) -> None:
+        """Judges one batch after the other, until there is a None."""
+        while (job := self.jobs.get()) is not None:
+            calls, future = job
+            try:
+                found = self._judge(calls, future)
+            except BaseException as error:
+                self.close()
+                if not future.cancelled():
+                    future.set_exception(error)
+                continue
+            if future.cancelled():
+                self.close()  # they are still at what nobody waits for
+            else:
+                future.set_result(found)
+        self.close()
+
+    def _judge(self, calls: Sequence[bytes], future: Future[Any]) -> dict[int, Any]:
         """What the reward says in each call: a value, the exception that it raised, or LATE."""
         waiting, found = deque(range(len(calls))), {}
         while len(found) < len(calls) and not future.cancelled():
-            missing = min(self.guard.workers, len(calls) - len(found)) - len(self.workers)
+            missing = min(self.most, len(calls) - len(found)) - len(self.workers)
             self.workers += [Worker(self.start) for _ in range(missing)]
-            for worker in self.workers:
-                if worker.ready and worker.call < 0 and waiting:
-                    self._give(worker, waiting.popleft(), calls)
+            for worker in list(self.workers):
+                if worker.ready and worker.call < 0 and waiting and self._give(worker, waiting[0], calls):
+                    waiting.popleft()
             wait([worker.ours for worker in self.workers], timeout=self._soonest())
             for worker in list(self.workers):
                 call, said = worker.call, self._heard(worker)
                 if said is not None and call >= 0:
-                    found[call] = said
+                    found[call] = said.error() if isinstance(said, Raised) else said.value
         return found
 
-    def _give(self, worker: Worker, call: int, calls: Sequence[bytes]) -> None:
-        worker.call, worker.since = call, time.monotonic()
+    def _give(self, worker: Worker, call: int, calls: Sequence[bytes]) -> bool:
+        """Sends a call to a worker; whether it was still there."""
         try:
             worker.ours.send_bytes(calls[call])
         except OSError:
-            pass  # it has died, which is seen when its answer is read
+            self._remove(worker)
+            return False
+        worker.call, worker.since = call, time.monotonic()
+        return True
 
     def _soonest(self) -> float:
         """Seconds until the first worker is late; a second at most, to see whether nobody waits any more."""
@@ -97,23 +122,32 @@ class Pool:
     def _limit(self, worker: Worker) -> float | None:
         if not worker.ready:
             return STARTUP
-        return self.guard.deadline if worker.call >= 0 else None
+        return self.deadline if worker.call >= 0 else None
 
-    def _heard(self, worker: Worker) -> Any:
+    def _heard(self, worker: Worker) -> Said | Raised | None:
         """What a worker has said since, if anything. One that is late or has died is removed."""
-        limit = self._limit(worker)
         try:
             if worker.ours.poll():
                 said = worker.ours.recv()
-                worker.call, is_first, worker.ready = -1, not worker.ready, True
-                self.failed = 0
-                if is_first and isinstance(said, Raised):
-                    raise said.error()
-                return None if is_first else (said.error() if isinstance(said, Raised) else said)
-        except (EOFError, OSError, pickle.UnpicklingError):
-            limit = 0.0
-        if limit is None or time.monotonic() - worker.since < limit:
-            return None
+                if worker.ready:
+                    worker.call = -1
+                    return said
+                self._begin(worker, said)
+            limit = self._limit(worker)
+            if limit is None or time.monotonic() - worker.since < limit:
+                return None
+        except (EOFError, OSError):
+            pass  # it has died
+        self._remove(worker)
+        return Said(LATE)
+
+    def _begin(self, worker: Worker, said: Said | Raised) -> None:
+        """A worker that has imported the reward is ready."""
+        if isinstance(said, Raised):
+            raise ValueError(f"Reward {self.label} cannot be imported by a worker: {said.text}")
+        worker.ready, self.failed = True, 0
+
+    def _remove(self, worker: Worker) -> None:
         self.workers.remove(worker)
         worker.kill()
         self.failed += not worker.ready
@@ -122,7 +156,6 @@ class Pool:
                 f"{self.failed} workers in a row ended before they had imported reward {self.label}; stderr has why."
                 " Try the import in a Python of its own, or leave out workers."
             )
-        return LATE
 
     def close(self) -> None:
         """Ends all workers."""
@@ -139,25 +172,11 @@ def start(guard: Guarded, label: str, requests: Sequence[Request]) -> Future[dic
     pool = _pools.get(guard)
     if pool is None:
         pool = _pools[guard] = Pool(guard, label)
+        weakref.finalize(guard, pool.jobs.put, None)
     calls = [_pickled((each.positional, dict(each.named)), label, "what it is called with") for each in requests]
     future: Future[dict[int, Any]] = Future()
-    threading.Thread(target=_judge, args=(pool, calls, future), daemon=True, name=f"workers of {label}").start()
+    pool.jobs.put((calls, future))
     return future
-
-
-def _judge(pool: Pool, calls: Sequence[bytes], future: Future[Any]) -> None:
-    with pool.lock:
-        try:
-            found = pool.judge(calls, future)
-        except BaseException as error:
-            pool.close()
-            if not future.cancelled():
-                future.set_exception(error)
-            return
-        if future.cancelled():
-            pool.close()  # they are still at what nobody waits for
-        else:
-            future.set_result(found)
 
 
 @atexit.register

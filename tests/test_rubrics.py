@@ -354,7 +354,7 @@ def test_a_part_of_a_word_of_any_script_is_no_mention(text, phrase):
 
 
 def test_hostile_texts_are_read_in_a_moment():
-    begun = time.monotonic()
+    begun = time.process_time()
     for text in (
         "not " * 5000,
         "a, " * 6000,
@@ -365,7 +365,7 @@ def test_hostile_texts_are_read_in_a_moment():
         "not Namba: " * 1800,
     ):
         Wording(text).mentions(["Namba"])
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 # Rules

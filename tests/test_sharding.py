@@ -82,6 +82,14 @@ def test_the_mesh_of_a_host_has_its_devices_in_order_and_the_tensor_size_of_the_
     assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 2} and list(mesh.devices.flat) == list(own)
 
 
+def test_what_a_host_has_for_itself_is_divided_over_all_of_its_devices():
+    whole = Layout(data=1, fsdp=8, tensor=2).mesh(chips_of())
+    mesh = own_mesh(whole, 1)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert {chip.process_index for chip in mesh.devices.flat} == {1}
+    assert own_mesh(mesh, 1) is mesh
+
+
 def test_devices_that_share_experts_are_on_one_host_and_each_has_prompts_of_its_own():
     whole = Layout(data=1, fsdp=4, tensor=2, expert=2).mesh(chips_of())
     check_hosts(whole)
@@ -122,14 +130,6 @@ def test_an_expert_axis_that_does_not_divide_the_experts_is_refused(experts, wor
     with pytest.raises(ValueError, match=words):
         check_experts(tree, Layout(1, 1, 1, 8).mesh())
     check_experts(tree, Layout(1, 8, 1).mesh())
-
-
-def test_what_a_host_has_for_itself_is_divided_over_all_of_its_devices():
-    whole = Layout(data=1, fsdp=8, tensor=2).mesh(chips_of())
-    mesh = own_mesh(whole, 1)
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 2}
-    assert {chip.process_index for chip in mesh.devices.flat} == {1}
-    assert own_mesh(mesh, 1) is mesh
 
 
 def test_each_slice_has_a_copy_of_the_weights():

@@ -19,14 +19,16 @@ def build(config: Config) -> dict[str, Any]:
 
     settings, task, layout = config.train.build(), built(config.task, Task), config.mesh.build()
     model = built(config.model, Model)
-    mesh = layout.mesh(copy_bytes=copy_bytes(model.policy)) if config.teacher or config.judge else None
-    judge = None if config.judge is None else built(config.judge, Judge, **wanted(config.judge, {"mesh": mesh}))
+    judge = None
+    if config.judge is not None:
+        mesh = layout.mesh(copy_bytes=copy_bytes(model.policy))
+        judge = built(config.judge, Judge, **wanted(config.judge, {"mesh": mesh}))
     rewards = tuple((item.build(judge=judge), item.weight) for item in config.rewards)
     teacher = None
     if config.teacher is not None:
         larger = built(config.teacher, Model)
         _check_vocabulary(larger.shape.vocabulary, model.shape.vocabulary)
-        teacher = larger.policy, larger.params(mesh)
+        teacher = larger.policy, larger.params(layout.mesh(copy_bytes=copy_bytes(model.policy)))
     algorithm = config.algorithm.build(
         policy=model.policy,
         sample=config.rollout.build(ends=model.tokenizer.end_ids, decode=model.tokenizer.decode),

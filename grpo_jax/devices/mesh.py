@@ -77,7 +77,9 @@ def own_mesh(mesh: Mesh, process: int) -> Mesh:
     A copy of weights is divided over all of them.
     """
     own = [device for device in mesh.devices.flat if device.process_index == process]
-    return mesh if len(own) == mesh.size else mesh_over(own, (1, -1, mesh.shape["tensor"]))
+    if len(own) == mesh.size:
+        return mesh
+    return mesh_over(own, (1, -1, *(mesh.shape[axis] for axis in mesh.axis_names[2:])))
 
 
 def _address(device: Device) -> tuple:

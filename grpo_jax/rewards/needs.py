@@ -37,7 +37,7 @@ def check_examples(reward: Mix | Reward, examples: Sequence[Example], kind: str)
     held-out.
     """
     mix = as_mix(reward)
-    for (part, _), label in zip(mix.parts, mix.names, strict=True):
+    for (part, _), label in zip(mix.parts, mix.labels, strict=True):
         check = check_of(part)
         if check is not None:
             _check_each(check, label, examples, kind)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grpo_jax.hosts.signals import STOP, StopRequested
 from grpo_jax.metrics import describe_rewards
-from grpo_jax.rewards import Batch, Example, Guarded, Mix, arrange, ask, exact, score
+from grpo_jax.rewards import Batch, Example, Guarded, Mix, arrange, ask, deadline, exact, score
 
 NAN = np.nan
 PAIR = [Example("q", "a"), Example("r", "b")]
@@ -376,6 +377,32 @@ def test_a_loop_that_a_reward_blocked_is_replaced():
     begun = time.monotonic()
     assert score(each_async, PAIR[:1], [["a"]]) == 1.0
     assert time.monotonic() - begun < 1.5
+
+
+def sleeps(example, response):
+    time.sleep(60)
+
+
+def backtracks(example, response):
+    re.fullmatch(r"(a+)+b", "a" * 60)
+
+
+async def sleeps_async(example, response):
+    await asyncio.sleep(60)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("reward", [sleeps, backtracks, sleeps_async])
+def test_a_reward_is_left_soon_after_the_run_was_told_to_stop(reward, monkeypatch):
+    monkeypatch.setattr(deadline, "PATIENCE", 0.1)
+    monkeypatch.setattr(STOP, "listening", True)
+    monkeypatch.setattr(STOP, "asked", time.monotonic())
+    begun = time.monotonic()
+    with pytest.raises(StopRequested):
+        score(reward, PAIR[:1], [["a"]])
+    assert time.monotonic() - begun < 10
+    monkeypatch.setattr(STOP, "asked", None)
+    assert score(exact, PAIR[:1], [["a"]]) == 1.0
 
 
 # Policies

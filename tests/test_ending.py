@@ -444,6 +444,19 @@ def test_ctrl_c_ends_a_run_within_seconds_while_an_async_reward_hangs(folder):
 
 
 @pytest.mark.slow
+def test_sigterm_waits_for_no_reward_that_hangs(folder):
+    waits = HANGS.replace("await asyncio.sleep(600)", "time.sleep(600)").replace("async def", "def")
+    run = started(folder, "algorithm.reward_seconds=null", reward=waits)
+    wait_for(folder, "hangs")
+    begun = time.monotonic()
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == codes.RESUMABLE
+    assert time.monotonic() - begun < 20  # deadline.PATIENCE, and what a loaded machine adds
+    text = (folder / "out").read_text()
+    assert saved() == ["1"] and "inside of a reward that does not return" in text and "step 1 is saved" in text
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_a_process_at_once_even_inside_a_long_call(folder, number):
     """The call holds the main thread in C, where Python runs no handler: as long programs of JAX do."""

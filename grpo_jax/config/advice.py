@@ -56,7 +56,7 @@ def keys_of(name: str) -> frozenset[str]:
     owners = [f"{section.namespace}:{use}" for use in usable_names(section)]
     owners += [OBJECTIVE] if name == "objective" else []
     keys = {key for owner in owners for key in parameters(owner)} - set(section.supplied)
-    return frozenset(keys | ({"weight"} if name == "rewards" else set()))
+    return frozenset(keys | ({"weight", "workers", "deadline", "on_error"} if name == "rewards" else set()))
 
 
 def unknown_key(name: str, key: str, known: Iterable[str]) -> str:

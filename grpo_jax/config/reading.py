@@ -12,7 +12,7 @@ import yaml
 from grpo_jax.config.advice import unknown_key, unknown_name, usable_names
 from grpo_jax.config.names import public_names, split
 from grpo_jax.config.retired import is_ignored
-from grpo_jax.config.sections import OBJECTIVE, PARTS, SECTIONS, Call, Config, RewardPart, Section
+from grpo_jax.config.sections import OBJECTIVE, PARTS, SECTIONS, Call, Config, RewardPart, Section, limits_of_rewards
 from grpo_jax.config.signatures import Default, Parameter, Signature, parameters, signature
 from grpo_jax.config.similar import suggestion
 from grpo_jax.config.trust import check_section_name
@@ -108,10 +108,12 @@ def _reward(name: str, node: yaml.Node) -> RewardPart:
     known = _settable(section, found)
     if not found.is_class:  # the program gives a function the rest, such as columns of the data, when it calls it
         known = {key: replace(parameter, default=_given_later(parameter)) for key, parameter in known.items()}
-    arguments, sources = _arguments(name, written, {**known, "weight": parameters(REWARD_PART)["weight"]})
-    weight = arguments.pop("weight")
+    limits = {key: each for key, each in limits_of_rewards().items() if key not in known}
+    others = {**limits, "weight": parameters(REWARD_PART)["weight"]}
+    arguments, sources = _arguments(name, written, {**known, **others})
+    weight, given = arguments.pop("weight"), {key: arguments.pop(key) for key in limits}
     call = Call(target, arguments, sources, f"{written.location}: {name}", places=_places(written))
-    return RewardPart(call, weight)
+    return RewardPart(call, weight, given)
 
 
 def _given_later(parameter: Parameter) -> Any:

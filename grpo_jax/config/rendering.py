@@ -5,7 +5,7 @@ Secrets are written as `***` (redaction.py).
 
 from collections.abc import Mapping
 
-from grpo_jax.config.sections import SECTIONS, Call, Config, RewardPart
+from grpo_jax.config.sections import SECTIONS, Call, Config, RewardPart, limits_of_rewards
 from grpo_jax.config.signatures import Parameter, parameters
 from grpo_jax.config.values import write_value
 from grpo_jax.redaction import hidden
@@ -31,7 +31,9 @@ def _body(name: str, call: Call) -> list[str]:
 
 
 def _item(name: str, reward: RewardPart) -> list[str]:
-    first, *rest = [*_body(name, reward.call), _line("weight", reward.weight, reward.call.sources)]
+    sources, known = reward.call.sources, limits_of_rewards()
+    limits = [_line(key, value, sources, known[key]) for key, value in reward.limits.items()]
+    first, *rest = [*_body(name, reward.call), _line("weight", reward.weight, sources), *limits]
     return [f"  - {first}", *_indent(_indent(rest))]
 
 

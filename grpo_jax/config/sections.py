@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from grpo_jax.config.loading import failed, is_ours, load
-from grpo_jax.config.signatures import parameters
+from grpo_jax.config.signatures import Parameter, parameters
 from grpo_jax.config.values import ConfigError
 from grpo_jax.redaction import revealed
 
@@ -40,7 +40,7 @@ SECTIONS = {
     "task": Section("grpo_jax.tasks", returns="Task"),
     "rewards": Section(
         "grpo_jax.rewards",
-        supplied=("example", "response", "prompts", "completions", "judge"),
+        supplied=("example", "response", "examples", "responses", "prompts", "completions", "judge"),
         takes=("example", "response"),
         also_takes=(("example", "responses"), ("examples", "responses")),
     ),
@@ -82,6 +82,7 @@ PARTS = {
     "value": Section("grpo_jax.objectives.terms", takes=("tokens",)),
 }
 OBJECTIVE = "grpo_jax.objectives:Objective"
+GUARDED = "grpo_jax.rewards:Guarded"
 
 
 @dataclass(frozen=True)
@@ -183,17 +184,33 @@ def wanted(call: Call, offered: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in offered.items() if name in known}
 
 
+def limits_of_rewards() -> dict[str, Parameter]:
+    """The keys that every reward may have, as `Guarded` defines them: in which processes it is called, and how long."""
+    return {key: each for key, each in parameters(GUARDED).items() if key != "reward"}
+
+
 @dataclass(frozen=True)
 class RewardPart:
     """One item of `rewards`. If the target is a class, its instance is the reward; a function is the reward itself."""
 
     call: Call
     weight: float = 1.0
+    limits: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, **offered: Any) -> Any:
-        """The reward, with the arguments that differ from the function's own defaults. A class gets what is offered,
-        such as a judge, if it has a parameter for it.
+        """The reward, guarded if it has limits that are not the defaults. A class gets what is offered, such as a
+        judge, if it has a parameter for it.
         """
+        reward, known = self._reward(offered), limits_of_rewards()
+        if all(value == known[key].default for key, value in self.limits.items()):
+            return reward
+        try:
+            return load(GUARDED)(reward, **self.limits)
+        except ValueError as error:
+            raise ConfigError(self.call.blame(str(error))) from error
+
+    def _reward(self, offered: Mapping[str, Any]) -> Any:
+        """The reward, with the arguments that differ from the function's own defaults."""
         reward = self.call.owner()
         if inspect.isclass(reward):
             return self.call.build(**wanted(self.call, offered))

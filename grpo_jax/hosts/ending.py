@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from grpo_jax.hosts import store
 from grpo_jax.hosts.codes import FAILED, LOST, RESUMABLE
-from grpo_jax.hosts.signals import INTERRUPTS, end_at_second, give_back, say, take_over
+from grpo_jax.hosts.signals import INTERRUPTS, STOP, end_at_second, give_back, say, take_over
 from grpo_jax.hosts.telling import tell
 
 __all__ = ["LOST", "RESUMABLE", "StopSignal", "end_all_hosts_on_error", "start_heartbeats"]
@@ -96,6 +96,7 @@ class StopSignal:
         self.owns_interrupts = INTERRUPTS.listen()
         self.end_watch = nullcontext
         if not self.several:
+            STOP.listening, STOP.asked = True, None
             self._listen(signal.SIGTERM)
             self.end_watch = end_at_second((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
@@ -120,6 +121,7 @@ class StopSignal:
         """Lets the signals do what they did before."""
         self.end_watch()
         self.end_watch = nullcontext
+        STOP.listening, STOP.asked = False, None
         for number in self.taken:
             give_back(number)
         self.taken = []
@@ -134,6 +136,8 @@ class StopSignal:
 
     def _catch(self, number: int, frame: object) -> None:
         self.received = True
+        if STOP.listening and STOP.asked is None:
+            STOP.asked = time.monotonic()  # scoring looks at it: a reward may never return
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         if self.several:
             text = "all hosts soon save and stop, after the same step; Ctrl-C again ends them at once"

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
@@ -146,6 +147,23 @@ def say(text: str) -> None:
         print(redact(text), file=sys.stderr, flush=True)
 
 
+class StopRequested(BaseException):
+    """A run was told to stop, and is inside of a reward that does not return. No reward catches it by accident."""
+
+
+class Stop:
+    """Whether a signal has told this process to stop, for code that cannot wait for the end of the step."""
+
+    def __init__(self) -> None:
+        self.listening = False  # whether somebody would end the run
+        self.asked: float | None = None  # when, by time.monotonic
+
+    def passed(self) -> float:
+        """Seconds since the run was told to stop; 0 if it was not."""
+        return 0.0 if self.asked is None else time.monotonic() - self.asked
+
+
+STOP = Stop()  # one for the process, as there is one SIGTERM
 REWARD_THREADS: set[int] = set()  # that run code of the user beside the main one
 
 

@@ -18,7 +18,7 @@ from grpo_jax.devices.placing import everywhere
 from grpo_jax.grpo import prepare, update
 from grpo_jax.hosts import ending, meeting, store
 from grpo_jax.hosts.codes import NOT_FINITE, STEP_FAILED, RunError
-from grpo_jax.hosts.signals import say
+from grpo_jax.hosts.signals import StopRequested, say
 from grpo_jax.learner.update import NONFINITE
 from grpo_jax.models import Model
 from grpo_jax.rewards import Mix
@@ -162,6 +162,11 @@ def _loop(started: Started, whole: Whole) -> Trained:
     error: Exception | None
     try:
         return _steps(started, whole)
+    except StopRequested:
+        say(
+            f"told to stop inside of a reward that does not return: its step is left out; {_save_whole(started, whole)}"
+        )
+        return Trained(started.record.path, whole.state, complete=False)
     except FailedOnAHost as failure:
         error = failure.own
     saved = _save_whole(started, whole)

@@ -14,7 +14,7 @@ import pytest
 
 from grpo_jax.hosts.signals import STOP, StopRequested
 from grpo_jax.metrics import describe_rewards
-from grpo_jax.rewards import Batch, Example, Guarded, Mix, arrange, ask, deadline, exact, score
+from grpo_jax.rewards import Batch, Example, Guarded, Mix, arrange, ask, check_examples, deadline, exact, score
 
 NAN = np.nan
 PAIR = [Example("q", "a"), Example("r", "b")]
@@ -425,6 +425,17 @@ def test_a_failure_is_masked_where_that_is_asked_for(caplog, monkeypatch):
 def _learned(mix, answers):
     mix.learn(answers.found)
     return mix, answers
+
+
+def test_the_check_of_a_guarded_reward_is_made_and_its_criteria_are_known():
+    def checked(example, response):
+        return {"a": 1.0, "b": 1.0}
+
+    checked.check, checked.criteria = lambda example: int(example.answer), ("a", "b")
+    mix = Mix(((Guarded(functools.partial(checked), on_error="mask"), 1.0),))
+    assert mix.names == ("checked/a", "checked/b")
+    with pytest.raises(ValueError, match="training example 1: reward checked cannot score any response to it"):
+        check_examples(mix, [Example("q", "1"), Example("r", "b")], "training")
 
 
 def test_limits_that_cannot_hold_are_refused():

@@ -74,6 +74,8 @@ def test_what_workers_cannot_import_is_refused():
     for reward in (lambda example, response: 1.0, functools.partial(slow_rewards.exact, lambda: 1)):
         with pytest.raises(ValueError, match="cannot be sent to them"):
             score(Guarded(reward, workers=1), PAIR[:1], [["a"]])
+    with pytest.raises(ValueError, match="nothing can be logged"):
+        score(Guarded(slow_rewards.logs, workers=1), PAIR[:1], [["a"]])
 
 
 PROGRAM = """

@@ -4,11 +4,11 @@ A reward says it with `check(example)`, which raises a ValueError where the rewa
 class has it as a method; a function gets it from `needs`.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from grpo_jax.rewards.example import Example
+from grpo_jax.rewards.guarded import innermost
 from grpo_jax.rewards.mixing import Mix, Reward, as_mix
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -26,9 +26,7 @@ def needs(check: Callable[[Example], object]) -> Callable[[Function], Function]:
 
 def check_of(reward: Reward) -> Callable[[Example], object] | None:
     """The check of a reward; None if it has none."""
-    if isinstance(reward, functools.partial):
-        return check_of(reward.func)
-    check = getattr(reward, "check", None)
+    check = getattr(innermost(reward), "check", None)
     return check if callable(check) else None
 
 

@@ -6,6 +6,7 @@ reward and no JAX, take one call each at a time, and live until the run ends.
 """
 
 import atexit
+import inspect
 import os
 import pickle
 import queue
@@ -16,7 +17,8 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from multiprocessing.connection import Pipe, wait
 from typing import Any
 
@@ -25,6 +27,7 @@ from grpo_jax.rewards.signatures import Request
 from grpo_jax.rewards.worker import INSIDE, Raised, Said
 
 STARTUP = 120.0  # seconds until a worker has imported the reward
+LOGGING = {"log_metric", "log_extra"}  # parameters of functions for TRL
 ATTEMPTS = 3  # workers in a row that may end before they are ready
 LATE = object()  # in place of a value: the call took too long, or its worker died
 
@@ -78,12 +81,12 @@ class Pool:
                 found = self._judge(calls, future)
             except BaseException as error:
                 self.close()
-                if not future.cancelled():
+                with suppress(InvalidStateError):  # nobody waits any more
                     future.set_exception(error)
                 continue
             if future.cancelled():
                 self.close()  # they are still at what nobody waits for
-            else:
+            with suppress(InvalidStateError):  # cancelled by now
                 future.set_result(found)
         self.close()
 
@@ -173,10 +176,21 @@ def start(guard: Guarded, label: str, requests: Sequence[Request]) -> Future[dic
     if pool is None:
         pool = _pools[guard] = Pool(guard, label)
         weakref.finalize(guard, pool.jobs.put, None)
-    calls = [_pickled((each.positional, dict(each.named)), label, "what it is called with") for each in requests]
+    calls = [_call(guard, label, each) for each in requests]
     future: Future[dict[int, Any]] = Future()
     pool.jobs.put((calls, future))
     return future
+
+
+def _call(guard: Guarded, label: str, request: Request) -> bytes:
+    """A call as it is sent. What it would log would stay in the worker, so it gets nothing to log with."""
+    named = {name: value for name, value in request.named.items() if name not in LOGGING}
+    if len(named) < len(request.named) and LOGGING & {*inspect.signature(guard.reward).parameters}:
+        raise ValueError(
+            f"Reward {label} asks for workers, from which nothing can be logged. Leave out log_metric and log_extra, or"
+            " the workers."
+        )
+    return _pickled((request.positional, named), label, "what it is called with")
 
 
 @atexit.register
@@ -210,5 +224,5 @@ def _pickled(value: Any, label: str, what: str) -> bytes:
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"Reward {label} asks for workers, but {what} cannot be sent to them: {error}. It must be a function of a"
-            " module, not of another function, and get no functions (log_metric, log_extra)."
+            " module, not of another function."
         ) from error

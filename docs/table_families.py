@@ -22,8 +22,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FIGURES = Path(__file__).parent / "families.json"
 TESTS = {  # of tests/test_families.py, by what each of them shows
-    "log-probs": "test_log_probs_of_the_whole_vocabulary_are_those_of_transformers_also_through_the_cache",
-    "decoding": "test_log_probs_of_the_whole_vocabulary_are_those_of_transformers_also_through_the_cache",
+    "log-probs, decoding": "test_log_probs_of_the_whole_vocabulary_are_those_of_transformers_also_through_the_cache",
     "training": "test_a_step_moves_every_weight_and_sampler_and_trainer_agree",
     "load and export": "test_an_export_has_the_tensors_that_were_read_and_is_read_again",
 }

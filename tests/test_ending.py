@@ -188,6 +188,7 @@ def test_an_error_of_this_library_is_shown_whole(capsys):
 # Signals.
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_scoring_leaves_the_step_and_saves_the_one_before(train, capsys):
     assert train({3: interrupt}) == codes.INTERRUPTED == 130
     assert "stopped; step 2 is saved: go on from it with --resume" in capsys.readouterr().err

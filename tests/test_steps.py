@@ -144,6 +144,7 @@ def test_the_kl_is_measured_from_the_reference_of_the_moment(rollouts):
 ADAPTIVE = held(Reference(), Proportional(target=1e-3, initial=0.02, gain=0.5))
 
 
+@pytest.mark.slow
 def test_an_adaptive_coefficient_follows_the_measured_kl(rollouts):
     """From 0.02, by 0.5 x clip(kl / target - 1, -0.2, 0.2) each step, and the metrics say what a step used."""
     algorithm, expected, moves = build(objective=ADAPTIVE), 0.02, []

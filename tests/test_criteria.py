@@ -81,6 +81,10 @@ def test_a_gate_multiplies_the_sum_of_the_others_and_is_logged_as_it_is():
         (frozenset(), {"else": 1.0}, "a weight to else"),
         (frozenset({"one"}), {}, "Every criterion of reward wrong is a gate"),
         (frozenset(), {"one": NAN}, "The weight of wrong/one must be"),
+        (frozenset(), {"one": "2"}, "The weight of wrong/one must be a number; got '2'"),
+        (frozenset(), [1.0], r"The weights of reward wrong must be a mapping, such as .*; got \[1\.0\]"),
+        ("one", {}, "The gates of reward wrong must be a set of names, such as .*; got 'one'"),
+        (frozenset({"one"}), {"one": 3.0}, "wrong/one is a gate, which multiplies the others and has no weight"),
     ],
 )
 def test_gates_and_weights_are_of_criteria_that_there_are(gates, weights, words):
@@ -446,3 +450,12 @@ def test_limits_that_cannot_hold_are_refused():
     ):
         with pytest.raises(ValueError, match=words):
             Guarded(exact, **given)
+    with pytest.raises(ValueError, match="A reward has its limits once"):
+        Guarded(Guarded(exact, workers=1, deadline=1.0), on_error="mask")
+
+
+@pytest.mark.parametrize("value", ["x" * 10_000_000, 10**5000, [0] * 1_000_000])
+def test_what_is_no_reward_is_shown_in_a_few_words(value):
+    with pytest.raises(ValueError, match="must return a finite number of at most 1e") as refused:
+        score(lambda example, response: value, PAIR[:1], [["a"]])
+    assert len(str(refused.value)) < 400

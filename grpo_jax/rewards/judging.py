@@ -174,12 +174,20 @@ def _number(label: str, value: Any, place: str, is_gate: bool = False) -> float:
     number = as_number(value)
     if isinstance(number, numbers.Real) and abs(_as_float(number)) <= LARGEST_REWARD:  # NaN fails every comparison
         if is_gate and not 0 <= float(number) <= 1:
-            raise ValueError(f"{label} is a gate, so it must be between 0 and 1; for {place} it is {value!r}.")
+            raise ValueError(f"{label} is a gate, so it must be between 0 and 1; for {place} it is {number}.")
         return float(number)
     raise ValueError(
         f"Reward {label} must return a finite number of at most {LARGEST_REWARD:g}, or None for a response that it"
-        f" cannot score; for {place} it returned {value!r}."
+        f" cannot score; for {place} it returned {_shown(value)}."
     )
+
+
+def _shown(value: Any) -> str:
+    """The beginning of what a reward returned."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # a whole number with thousands of digits
+        return f"a {type(value).__name__} that is too large"
 
 
 def _as_float(number: numbers.Real) -> float:

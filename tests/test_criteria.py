@@ -454,7 +454,7 @@ def test_limits_that_cannot_hold_are_refused():
         Guarded(Guarded(exact, workers=1, deadline=1.0), on_error="mask")
 
 
-@pytest.mark.parametrize("value", ["x" * 10_000_000, 10**5000, [0] * 1_000_000])
+@pytest.mark.parametrize("value", ["x" * 10_000_000, 10**5000, [0] * 1_000_000], ids=["text", "number", "list"])
 def test_what_is_no_reward_is_shown_in_a_few_words(value):
     with pytest.raises(ValueError, match="must return a finite number of at most 1e") as refused:
         score(lambda example, response: value, PAIR[:1], [["a"]])

@@ -83,8 +83,8 @@ def _check_known(criteria: Criteria, label: str) -> None:
         )
     if both := sorted({*weights} & criteria.gates):
         raise ValueError(
-            f"{label}/{both[0]} is a gate, which multiplies the others and has no weight: take it out of the weights, or"
-            " out of the gates."
+            f"{label}/{both[0]} is a gate, which multiplies the others and has no weight: take it out of the weights,"
+            " or out of the gates."
         )
     if criteria.gates >= {*criteria.names}:
         raise ValueError(

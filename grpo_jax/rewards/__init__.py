@@ -2,7 +2,9 @@
 
 from grpo_jax.rewards.answers import boxed_number, exact, last_number
 from grpo_jax.rewards.batch import Batch
+from grpo_jax.rewards.calling import Begun
 from grpo_jax.rewards.code import PassesTests
+from grpo_jax.rewards.early import EarlyCalls
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.expressions import reaches_target
 from grpo_jax.rewards.format import Matches, follows_template
@@ -19,6 +21,8 @@ from grpo_jax.rewards.text import LanguageConsistency, RepetitionPenalty, alike
 
 __all__ = [
     "Batch",
+    "Begun",
+    "EarlyCalls",
     "Example",
     "Guarded",
     "Judged",

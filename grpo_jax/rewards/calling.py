@@ -1,5 +1,8 @@
 """Calls all rewards of a step: async ones and those in workers at once, the others one after the other beside them.
 
+What waits, and judges single responses or groups, is asked as soon as a group is there (`early.py`): `begun` has these
+calls, and all others are made when all responses are there.
+
 A reward that is neither runs in the main thread, and alone: there a deadline and Ctrl-C can interrupt it, whatever it
 does, libraries that use SIGALRM work, and code that was not written for threads meets none. What waits for something
 should be async, or ask for workers.
@@ -8,15 +11,16 @@ should be async, or ask for workers.
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from grpo_jax.rewards import event_loop, workers
 from grpo_jax.rewards.batch import Batch
 from grpo_jax.rewards.deadline import Watch
+from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.failures import FAILURES, described
 from grpo_jax.rewards.guarded import Guarded, innermost, unguarded
 from grpo_jax.rewards.mixing import Mix, Reward
@@ -24,6 +28,7 @@ from grpo_jax.rewards.signatures import Kind, Request, entries, kind_of, request
 from grpo_jax.rewards.trl import Notes
 from grpo_jax.rewards.workers import LATE
 
+Begun = Mapping[int, Mapping[int, Future[Any]]]  # results by the index of the reward in its mix, and of the call
 ADVICE = "A reward returns 0 for a response that it cannot read, and None for one that it cannot score."
 
 
@@ -34,8 +39,8 @@ class Part:
     reward: Reward
     label: str
     kind: Kind
-    requests: Sequence[Request]
     guard: Guarded
+    requests: Sequence[Request] = ()
     values: dict[int, Any] = field(default_factory=dict)  # by the index of the call
     faults: dict[int, str] = field(default_factory=dict)  # why a response is not scored, by its index
     late: set[int] = field(default_factory=set)  # responses that took longer than the deadline
@@ -46,6 +51,17 @@ class Part:
         written = innermost(self.reward)
         method = inspect.getattr_static(type(written), "__call__", None)
         return inspect.iscoroutinefunction(written) or inspect.iscoroutinefunction(method)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the calls are made in workers or in the event loop, so that several go on at once."""
+        return self.guard.workers > 0 or self.is_async
+
+    def start(self, requests: Sequence[Request]) -> list[Future[Any]]:
+        """What the reward will say in each call, for a reward that `waits`."""
+        if self.guard.workers:
+            return workers.start(self.guard, self.label, requests)
+        return event_loop.start(_finished(partial(self.reward, *each.positional, **each.named)) for each in requests)
 
     def doing(self, request: Request) -> str:
         """What a message calls a call."""
@@ -69,30 +85,38 @@ class Part:
             self.values[index] = value
 
 
-def parts_of(mix: Mix, batch: Batch, notes: Notes) -> list[Part]:
-    """The rewards of a mix with their calls, none of which has been made."""
-    columns = {name for example in batch.examples for name in example.columns}
+def parts_of(mix: Mix, examples: Sequence[Example]) -> list[Part]:
+    """The rewards of a mix, without any calls."""
+    columns = {name for example in examples for name in example.columns}
     found = []
     for (given, _), label in zip(mix.parts, mix.labels, strict=True):
-        kind, reward = kind_of(given, columns), unguarded(given)
+        reward = unguarded(given)
         guard = given if isinstance(given, Guarded) else Guarded(reward)
-        found.append(Part(reward, label, kind, list(requests(reward, label, kind, batch, notes)), guard))
+        found.append(Part(reward, label, kind_of(given, columns), guard))
     return found
 
 
-def call_all(parts: Sequence[Part], watch: Watch) -> None:
-    """Makes all calls of all parts, and waits for them. What raises, such as a deadline, leaves none running."""
-    started: dict[Future[Any], tuple[Part, int | None]] = {}
+def with_calls(mix: Mix, batch: Batch, notes: Notes) -> list[Part]:
+    """The rewards of a mix with the calls that judge a batch, none of which has been made."""
+    parts = parts_of(mix, batch.examples)
+    return [replace(part, requests=list(requests(part.reward, part.label, part.kind, batch, notes))) for part in parts]
+
+
+def call_all(parts: Sequence[Part], watch: Watch, begun: Begun) -> None:
+    """Makes all calls of all parts but those that have begun, and waits for all. What raises, such as a deadline,
+    leaves none running.
+    """
+    started: dict[Future[Any], tuple[Part, int]] = {}
     try:
+        for r, part in enumerate(parts):
+            known = begun.get(r, {})
+            started |= {future: (part, n) for n, future in known.items()}
+            if part.waits:
+                rest = [n for n in range(len(part.requests)) if n not in known]
+                futures = part.start([part.requests[n] for n in rest])
+                started |= {future: (part, n) for n, future in zip(rest, futures, strict=True)}
         for part in parts:
-            if part.guard.workers:
-                started[workers.start(part.guard, part.label, part.requests)] = part, None
-            elif part.is_async:
-                calls = [partial(part.reward, *each.positional, **each.named) for each in part.requests]
-                futures = event_loop.start(map(_finished, calls))
-                started |= {future: (part, n) for n, future in enumerate(futures)}
-        for part in parts:
-            if not part.guard.workers and not part.is_async:
+            if not part.waits:
                 started |= {future: (part, n) for n, future in _call_here(part, watch).items()}
         _wait(started, watch)
     except BaseException:
@@ -127,19 +151,16 @@ async def _finished(call: Callable[[], Awaitable[Any]]) -> Any:
         return error
 
 
-def _wait(started: dict[Future[Any], tuple[Part, int | None]], watch: Watch) -> None:
+def _wait(started: Mapping[Future[Any], tuple[Part, int]], watch: Watch) -> None:
     """Waits for calls, and notes what they gave, until one of them ends the run."""
     pending = set(started)
     while pending:
-        first = next(future for future in started if future in pending)
-        part, index = started[first]
-        watch.at = part.doing(part.requests[0 if index is None else index])
+        part, index = next(started[future] for future in started if future in pending)
+        watch.at = part.doing(part.requests[index])
         done, pending = wait(pending, timeout=1.0, return_when=FIRST_EXCEPTION)
-        for future in done:
+        for future in [future for future in started if future in done]:
             part, index = started[future]
-            found = future.result() if index is None else {index: future.result()}
-            for each, value in found.items():
-                part.keep(each, value)
+            part.keep(index, future.result())
 
 
 def said(part: Part, batch: Batch) -> list[Any]:

@@ -107,6 +107,33 @@ class Watch:
 
 
 @contextmanager
+def interpreter_watched(seconds: float | None) -> Generator[None]:
+    """Ends the process when no thread but one has run for `seconds`, and `GRACE` more: while rewards are called beside
+    sampling, one of them may compute without giving up the interpreter, and nothing else would end that.
+    """
+    done, lock = threading.Event(), threading.Lock()
+
+    def put_off() -> None:
+        while seconds is not None:
+            with lock:
+                if done.is_set():
+                    return
+                faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=STDERR)
+            done.wait(TICK)
+
+    if seconds is None:
+        yield
+        return
+    threading.Thread(target=put_off, name="watch over early rewards", daemon=True).start()
+    try:
+        yield
+    finally:
+        with lock:
+            done.set()
+            faulthandler.cancel_dump_traceback_later()
+
+
+@contextmanager
 def watched(seconds: float | None) -> Generator[Watch]:
     """Says after a minute what scoring is at, and ends it with a TimeoutError after `seconds`; None is no limit.
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from grpo_jax.rewards import trl
 from grpo_jax.rewards.batch import Batch, place_of
+from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.guarded import Guarded, unguarded
 from grpo_jax.rewards.mixing import Mix
 
@@ -76,27 +77,37 @@ def may_log(mix: Mix) -> bool:
 
 def requests(reward: Callable[..., Any], label: str, kind: Kind, batch: Batch, notes: trl.Notes) -> Iterator[Request]:
     """The calls with which a reward judges all responses."""
-    G = len(batch.responses[0])
-    match kind:
-        case Kind.TRL:
-            offered = trl.offered(batch, notes)
-            every = f"a batch of {batch.count} responses to {len(batch.examples)} examples"
-            yield Request(range(batch.count), every, (), trl.accepted(unguarded(reward), label, offered))
-        case Kind.ALL:
-            every = f"all {len(batch.examples)} groups of responses"
-            groups = [list(group) for group in batch.responses]
-            yield Request(range(batch.count), every, (list(batch.examples), groups))
-        case Kind.GROUP:
-            for p, (example, group) in enumerate(zip(batch.examples, batch.responses, strict=True)):
-                place = place_of(example, p)
-                yield Request(range(p * G, (p + 1) * G), place, (example, list(group)))
-        case Kind.RESPONSE:
-            for n, (example, response) in enumerate(batch.pairs()):
-                yield Request(range(n, n + 1), batch.place(n), (example, response))
-        case Kind.VERIFIERS:
-            for n, (example, response) in enumerate(batch.pairs()):
-                offered = trl.accepted(unguarded(reward), label, trl.offered_to_verifiers(example, response))
-                yield Request(range(n, n + 1), batch.place(n), (), offered)
+    if kind is Kind.TRL:
+        offered = trl.offered(batch, notes)
+        every = f"a batch of {batch.count} responses to {len(batch.examples)} examples"
+        yield Request(range(batch.count), every, (), trl.accepted(unguarded(reward), label, offered))
+    elif kind is Kind.ALL:
+        every = f"all {len(batch.examples)} groups of responses"
+        groups = [list(group) for group in batch.responses]
+        yield Request(range(batch.count), every, (list(batch.examples), groups))
+    else:
+        for p, (example, group) in enumerate(zip(batch.examples, batch.responses, strict=True)):
+            yield from requests_of_group(reward, label, kind, example, group, p)
+
+
+def requests_of_group(
+    reward: Callable[..., Any], label: str, kind: Kind, example: Example, responses: Sequence[str], p: int
+) -> Iterator[Request]:
+    """The calls with which a reward judges the group with this index; not for a reward that judges all groups at once.
+
+    All groups have the same number of calls.
+    """
+    first = p * len(responses)
+    if kind is Kind.GROUP:
+        yield Request(range(first, first + len(responses)), place_of(example, p), (example, list(responses)))
+        return
+    for g, response in enumerate(responses):
+        only, place = range(first + g, first + g + 1), place_of(example, p, g)
+        if kind is Kind.RESPONSE:
+            yield Request(only, place, (example, response))
+        else:
+            offered = trl.offered_to_verifiers(example, response)
+            yield Request(only, place, (), trl.accepted(unguarded(reward), label, offered))
 
 
 def entries(value: Any, kind: Kind, label: str, batch: Batch, request: Request) -> Sequence[Any]:

@@ -6,7 +6,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from jax import Array
 
@@ -41,6 +41,47 @@ class Engine(Protocol):
     def check(self, policy: Policy, prompts: Prompts) -> None:
         """Refuses prompts that leave no room for responses, and settings whose responses teach nothing."""
         ...
+
+
+Heard = Callable[[int, list[list[int]]], None]  # called with the index of a prompt, and the ids of its responses
+
+
+class TellingEngine(Engine, Protocol):
+    """An engine that calls `heard` for each group as soon as its last response has ended, if there is a listener.
+
+    The index is one of this host's prompts, in their order; the ids are those that the policy chose.
+    """
+
+    def __call__(
+        self,
+        policy: Policy,
+        params: Params,
+        prompts: Prompts,
+        key: Array,
+        examples: Sequence[Any] = (),
+        heard: Heard | None = None,
+    ) -> Rollouts:
+        """As `Engine`, and tells of groups while others are sampled."""
+        ...
+
+
+def _tells(engine: Engine) -> TypeGuard[TellingEngine]:
+    return "heard" in inspect.signature(engine).parameters
+
+
+def answer(
+    engine: Engine,
+    policy: Policy,
+    params: Params,
+    prompts: Prompts,
+    key: Array,
+    examples: Sequence[Any],
+    heard: Heard | None,
+) -> Rollouts:
+    """What an engine answers. If it can tell of groups that have ended, `heard` is called for each."""
+    if heard is None or not _tells(engine):
+        return engine(policy, params, prompts, key, examples)
+    return engine(policy, params, prompts, key, examples, heard)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,8 @@ def hostile(example, response):
         os._exit(0)
     if response == "kills":
         os.kill(os.getpid(), 9)
+    if response == "stops":
+        raise KeyboardInterrupt
     if response == "exits":
         sys.exit(0)
     if response == "fails":

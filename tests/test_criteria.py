@@ -169,6 +169,40 @@ def test_a_reward_may_judge_all_groups_at_once():
     np.testing.assert_array_equal(rewards_PGR, [[[0, 2], [1, 2]]] * 2)
 
 
+def test_parameters_may_come_in_any_order_and_by_keyword_alone():
+    def other_order(response, example):
+        return float(example.answer == response)
+
+    def by_keyword(*, example, response):
+        return other_order(response, example)
+
+    def by_position(example, response, /):
+        return other_order(response, example)
+
+    def of_a_row(response, row):
+        return other_order(response, row)
+
+    def of_a_group(responses, row):
+        return [other_order(response, row) for response in responses]
+
+    def of_all(responses, examples):
+        return [of_a_group(*pair) for pair in zip(responses, examples, strict=True)]
+
+    for reward in (other_order, by_keyword, by_position, of_a_row, of_a_group, of_all):
+        np.testing.assert_array_equal(score(reward, PAIR, [["a", "b"], ["a", "b"]])[..., 0], [[1, 0], [0, 1]])
+
+
+def test_a_judge_of_a_group_that_returns_none_has_judged_none_of_it():
+    for reward in (
+        lambda example, responses: None if example.answer == "a" else [1, 2],
+        lambda examples, responses: [None, np.array([1, 2])],
+    ):
+        np.testing.assert_array_equal(score(reward, PAIR, [["a", "b"]] * 2)[..., 0], [[NAN, NAN], [1, 2]])
+    assert np.isnan(score(lambda examples, responses: None, PAIR, [["a", "b"]] * 2)).all()
+    ones = score(lambda examples, responses: jnp.ones((2, 2)), PAIR, [["a", "b"]] * 2)
+    np.testing.assert_array_equal(ones[..., 0], np.ones((2, 2)))
+
+
 @pytest.mark.parametrize("reward", [each_async, Calls(), functools.partial(each_async), lambda e, r: each_async(e, r)])
 def test_a_reward_of_one_response_may_be_async(reward):
     np.testing.assert_array_equal(score(reward, PAIR, [["a", "b"], ["a", "b"]])[..., 0], [[1, 0], [0, 1]])
@@ -332,6 +366,40 @@ def test_an_async_reward_that_fails_is_named_with_its_response_and_its_line(wron
 
     with pytest.raises(ValueError, match=r"Reward fails failed on example 0, response 1: .* \(test_criteria\.py:\d+"):
         score(fails, PAIR[:1], [["a", "b"]])
+
+
+async def in_a_task_group(example, response):
+    async with asyncio.TaskGroup() as group:
+        group.create_task(fails_in_a_task())
+
+
+async def fails_in_a_task():
+    await asyncio.sleep(0)
+    raise KeyError("judge")
+
+
+async def cancels_itself(example, response):
+    asyncio.current_task().cancel()
+    await asyncio.sleep(1)
+
+
+async def forgets_await(example, response):
+    return each_async(example, response)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        (in_a_task_group, r"KeyError: 'judge' \(test_criteria\.py:\d+: raise KeyError"),
+        (cancels_itself, r"CancelledError \(test_criteria\.py:\d+: await asyncio\.sleep"),
+        (forgets_await, "it returned a coroutine: write await before it"),
+    ],
+)
+def test_an_async_reward_is_named_or_masked_however_it_fails(reward, words):
+    with pytest.raises(ValueError, match=rf"Reward \w+ failed on example 0, response 0: .*{words}"):
+        score(reward, PAIR[:1], [["a"]])
+    assert np.isnan(score(Guarded(reward, on_error="mask"), PAIR[:1], [["a"]])).all()
 
 
 @pytest.mark.faults

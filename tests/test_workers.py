@@ -41,8 +41,15 @@ def test_a_hostile_item_costs_its_deadline_and_nothing_else(caplog, monkeypatch)
     np.testing.assert_array_equal(score(mix, PAIR[:1], [["a", "b"]])[0, :, 0], [1, 0])
 
 
+@pytest.mark.parametrize(("response", "why"), [("dies", "with status 0"), ("kills", "by signal 9")])
+def test_a_worker_that_died_is_not_said_to_be_late(response, why, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("grpo_jax"), "propagate", True)
+    assert np.isnan(score(Guarded(slow_rewards.hostile, workers=1, deadline=50.0), PAIR[:1], [[response]])).all()
+    assert f"the first is example 0, response 0: its process ended {why}" in caplog.text
+
+
 def test_a_failure_in_a_worker_ends_the_run_with_the_line_of_the_user():
-    for response, words in (("fails", "KeyError: 'fails'"), ("exits", "SystemExit: 0")):
+    for response, words in (("fails", "KeyError: 'fails'"), ("exits", "SystemExit: 0"), ("stops", "KeyboardInterrupt")):
         guarded = Guarded(slow_rewards.hostile, workers=1)
         with pytest.raises(ValueError, match=rf"failed on example 0, response 1: .*{words} \(slow_rewards\.py:\d+: "):
             score(guarded, PAIR[:1], [["a", response]])

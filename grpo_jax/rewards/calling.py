@@ -8,7 +8,6 @@ does, libraries that use SIGALRM work, and code that was not written for threads
 should be async, or ask for workers.
 """
 
-import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from grpo_jax.rewards.guarded import Guarded, innermost, unguarded
 from grpo_jax.rewards.mixing import Mix, Reward
 from grpo_jax.rewards.signatures import Kind, Request, entries, kind_of, requests
 from grpo_jax.rewards.trl import Notes
-from grpo_jax.rewards.workers import LATE
+from grpo_jax.rewards.workers import Unanswered
 
 Begun = Mapping[int, Mapping[int, Future[Any]]]  # results by the index of the reward in its mix, and of the call
 ADVICE = "A reward returns 0 for a response that it cannot read, and None for one that it cannot score."
@@ -43,7 +42,7 @@ class Part:
     requests: Sequence[Request] = ()
     values: dict[int, Any] = field(default_factory=dict)  # by the index of the call
     faults: dict[int, str] = field(default_factory=dict)  # why a response is not scored, by its index
-    late: set[int] = field(default_factory=set)  # responses that took longer than the deadline
+    late: dict[int, str] = field(default_factory=dict)  # why a worker did not answer about a response
 
     @property
     def is_async(self) -> bool:
@@ -76,8 +75,8 @@ class Part:
     def keep(self, index: int, value: Any) -> None:
         """Notes what the reward said in a call: a value, that it was late, or that it failed."""
         request = self.requests[index]
-        if value is LATE:
-            self.late |= set(request.responses)
+        if isinstance(value, Unanswered):
+            self.late |= dict.fromkeys(request.responses, value.why)
         elif isinstance(value, FAILURES):
             text = f"Reward {self.label} failed on {request.place}: {described(value)}. {ADVICE}"
             self.fail(request.responses, value, text)
@@ -143,12 +142,13 @@ def _call_here(part: Part, watch: Watch) -> dict[int, Future[Any]]:
 async def _finished(call: Callable[[], Awaitable[Any]]) -> Any:
     """What an async reward says, or the exception that it raises. It is called inside of its event loop."""
     try:
-        return await call()
-    except FAILURES as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():  # nobody waits any more
-            raise
+        value = await call()
+    except FAILURES as error:  # a cancelled call, too: a reward may have cancelled itself, and else nobody waits
         return error
+    if inspect.iscoroutine(value):
+        value.close()
+        return TypeError("it returned a coroutine: write await before it")
+    return value
 
 
 def _wait(started: Mapping[Future[Any], tuple[Part, int]], watch: Watch) -> None:
@@ -184,12 +184,9 @@ def warn(parts: Sequence[Part], batch: Batch) -> None:
     for part in parts:
         count = batch.count
         if part.late:
-            place, limit = batch.place(min(part.late)), part.guard.deadline
-            why = "in a worker that ended" if limit is None else f"within {limit:g} s"
-            text = "reward %s did not score %d of %d responses %s; the first is %s"
-            logger.warning(
-                text, part.label, len(part.late), count, why.replace("within", "as it took more than"), place
-            )
+            first = min(part.late)
+            text = "reward %s did not score %d of %d responses; the first is %s: %s"
+            logger.warning(text, part.label, len(part.late), count, batch.place(first), part.late[first])
         if part.faults:
             text = "reward %s did not score %d of %d responses, as it failed on them (on_error: mask): %s"
             logger.warning(text, part.label, len(part.faults), count, part.faults[min(part.faults)])

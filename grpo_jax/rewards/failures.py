@@ -20,6 +20,8 @@ def described(error: BaseException) -> str:
     """The exception, and the last line of the user's code that it came through."""
     if isinstance(error, RemoteError):
         return str(error)
+    while isinstance(error, BaseExceptionGroup):  # of asyncio.TaskGroup: the first that failed
+        error = error.exceptions[0]
     text = f"{type(error).__name__}: {error}".rstrip(" .:")
     line = own_line(error.__traceback__)
     return f"{text} ({line})" if line else text

@@ -6,7 +6,8 @@
     completions, ...         all responses, as TRL calls it (trl.py); returns a list with the reward of each
     completion, ...          one response, as verifiers calls it (trl.py); returns its reward
 
-Each may be `async def`.
+Each may be `async def`. Parameters with these names may stand in any order. In place of a list, None is a group, or all
+groups, that could not be judged.
 """
 
 import inspect
@@ -21,6 +22,7 @@ from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.guarded import Guarded, unguarded
 from grpo_jax.rewards.mixing import Mix
 
+BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -84,7 +86,8 @@ def requests(reward: Callable[..., Any], label: str, kind: Kind, batch: Batch, n
     elif kind is Kind.ALL:
         every = f"all {len(batch.examples)} groups of responses"
         groups = [list(group) for group in batch.responses]
-        yield Request(range(batch.count), every, (list(batch.examples), groups))
+        arguments = _by_name(reward, {"examples": list(batch.examples), "responses": groups})
+        yield Request(range(batch.count), every, *arguments)
     else:
         for p, (example, group) in enumerate(zip(batch.examples, batch.responses, strict=True)):
             yield from requests_of_group(reward, label, kind, example, group, p)
@@ -99,30 +102,47 @@ def requests_of_group(
     """
     first = p * len(responses)
     if kind is Kind.GROUP:
-        yield Request(range(first, first + len(responses)), place_of(example, p), (example, list(responses)))
+        arguments = _by_name(reward, {"example": example, "responses": list(responses)})
+        yield Request(range(first, first + len(responses)), place_of(example, p), *arguments)
         return
     for g, response in enumerate(responses):
         only, place = range(first + g, first + g + 1), place_of(example, p, g)
         if kind is Kind.RESPONSE:
-            yield Request(only, place, (example, response))
+            yield Request(only, place, *_by_name(reward, {"example": example, "response": response}))
         else:
             offered = trl.offered_to_verifiers(example, response)
             yield Request(only, place, (), trl.accepted(unguarded(reward), label, offered))
+
+
+def _by_name(reward: Callable[..., Any], values: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Arguments by name, if the reward has all of these names; else by position, in this order or the other one."""
+    parameters = inspect.signature(unguarded(reward)).parameters
+    given = {name for name, each in parameters.items() if each.kind in BY_KEYWORD}
+    if given >= {*values}:
+        return (), values
+    fixed, (first, second) = [name for name, each in parameters.items() if each.kind in POSITIONAL], values
+    swapped = fixed[:1] == [second] or fixed[1:2] == [first]
+    ordered = tuple(values.values())
+    return ordered[::-1] if swapped else ordered, {}
 
 
 def entries(value: Any, kind: Kind, label: str, batch: Batch, request: Request) -> Sequence[Any]:
     """What a call said of each of its responses."""
     if kind in (Kind.RESPONSE, Kind.VERIFIERS):
         return (value,)
-    values, count = _listed(value, label, kind, request), len(request.responses)
+    count = len(request.responses)
+    if value is None and kind is not Kind.TRL:  # none of them was judged
+        return [None] * count
+    values = _listed(value, label, kind, most=2 if kind is Kind.ALL else 1)
     if kind is Kind.ALL:
         if len(values) != len(batch.examples):
             raise ValueError(f"Reward {label} must return {kind.value}: {len(batch.examples)}; got {len(values)}.")
-        groups = [_listed(group, label, kind, request) for group in values]
-        short = next((n for n, group in enumerate(groups) if len(group) != len(batch.responses[0])), None)
+        G = len(batch.responses[0])
+        groups = [[None] * G if group is None else _listed(group, label, kind) for group in values]
+        short = next((n for n, group in enumerate(groups) if len(group) != G), None)
         if short is not None:
             raise ValueError(
-                f"Reward {label} must return {kind.value}: {len(batch.responses[0])}; got {len(groups[short])} for"
+                f"Reward {label} must return {kind.value}: {G}; got {len(groups[short])} for"
                 f" {place_of(batch.examples[short], short)}."
             )
         return [each for group in groups for each in group]
@@ -134,10 +154,10 @@ def entries(value: Any, kind: Kind, label: str, batch: Batch, request: Request) 
     return values
 
 
-def _listed(value: Any, label: str, kind: Kind, request: Request) -> list[Any]:
-    """A list, tuple or array with one axis, of NumPy, JAX or torch, as a list."""
+def _listed(value: Any, label: str, kind: Kind, most: int = 1) -> list[Any]:
+    """A list, tuple or array with one axis, or as many as `most`, of NumPy, JAX or torch, as a list."""
     if isinstance(value, list | tuple):
         return list(value)
-    if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):
+    if 1 <= getattr(value, "ndim", 0) <= most and hasattr(value, "tolist"):
         return value.tolist()
     raise ValueError(f"Reward {label} must return {kind.value}; got a {type(value).__name__}.")

@@ -72,7 +72,7 @@ def _said(
     try:
         value = reward(*positional, **named)
         return Said(loop.run_until_complete(_awaited(value)) if inspect.isawaitable(value) else value)
-    except FAILURES as error:
+    except BaseException as error:  # nobody presses Ctrl-C here
         return Raised(described(error))
 
 

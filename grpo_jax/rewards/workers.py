@@ -29,8 +29,15 @@ from grpo_jax.rewards.worker import INSIDE, Raised, Said
 
 STARTUP = 120.0  # seconds until a worker has imported the reward
 LOGGING = {"log_metric", "log_extra"}  # parameters of functions for TRL
+RESPITE = 1.0  # seconds for a process that has closed its connection to end
 ATTEMPTS = 3  # workers in a row that may end before they are ready
-LATE = object()  # in place of a value: the call took too long, or its worker died
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """In place of a value: the call took too long, or its worker died."""
+
+    why: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +48,7 @@ class Call:
     future: Future[Any]
 
     def end(self, value: Any) -> None:
-        """Gives the result to whoever still waits for it: a value, an exception of the reward, or LATE."""
+        """Gives the result to whoever still waits for it: a value, an exception of the reward, or Unanswered."""
         with suppress(InvalidStateError):  # cancelled by now
             self.future.set_result(value)
 
@@ -72,6 +79,14 @@ class Worker:
         self.call: Call | None = None
         for message in start:
             self.ours.send_bytes(message)
+
+    def ended(self) -> str:
+        """How the process ended, which has closed its connection."""
+        try:
+            status = self.process.wait(RESPITE)
+        except subprocess.TimeoutExpired:
+            return "its connection"
+        return f"by signal {-status}" if status < 0 else f"with status {status}"
 
     def kill(self) -> None:
         """Ends the process, whatever it is at."""
@@ -185,10 +200,11 @@ class Pool:
             limit = self._limit(worker)
             if limit is None or time.monotonic() - worker.since < limit:
                 return None
+            why = f"it took more than {limit:g} s"
         except (EOFError, OSError):
-            pass  # it has died
+            why = f"its process ended {worker.ended()}"
         self._remove(worker)
-        return Said(LATE)
+        return Said(Unanswered(why))
 
     def _begin(self, worker: Worker, said: Said | Raised) -> None:
         """A worker that has imported the reward is ready."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ class EarlyScoring:
             )
         return self.calls.taken()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "EarlyScoring":
         return self
 
     def __exit__(self, *error: object) -> None:

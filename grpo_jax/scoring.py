@@ -15,12 +15,13 @@ from jaxtyping import Float
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import mesh_of
 from grpo_jax.devices.placing import everywhere, from_hosts, place_prompts, prompts_of_host, values_of_host
+from grpo_jax.hosts.signals import StopRequested
 from grpo_jax.objectives import scored_of
 from grpo_jax.rewards import Batch, Begun, EarlyCalls, Judged, Mix, arrange, ask, may_log, place_steps
 from grpo_jax.rollout import Heard
 from grpo_jax.structs import Prompts, Rollouts, Scored
 
-FAILED = 2  # what a host says whose reward failed
+STOPPED, FAILED = 2, 3  # what a host says whose reward did not return when the run was told to stop, or failed
 TEXT_BYTES = 2**14  # that a host may tell the others of its rewards
 
 
@@ -151,13 +152,16 @@ def aligned(rewards: Rewards, names: tuple[str, ...]) -> Rewards:
 def _judged_on_all_hosts(algorithm: Algorithm, batch: Batch, begun: Begun) -> tuple[Judged, tuple[str, ...], bool]:
     """What this host's responses earned, the columns of that, and whether any host may have rewards of steps.
 
-    All hosts have the same columns, and all raise where a reward fails on one.
+    All hosts have the same columns, and all raise where a reward fails on one, or does not return when the run was told
+    to stop.
     """
-    mix, failure, answers, judged = algorithm.mix, None, None, None
+    mix, failure, answers, judged, stopped = algorithm.mix, None, None, None, False
     try:
         answers = ask(mix, batch, algorithm.reward_seconds, begun)
     except Exception as error:
         failure = error
+    except StopRequested:
+        stopped = True
     try:
         if mix.undecided:
             mix.learn(_agreed(mix, {} if answers is None else answers.found))
@@ -167,7 +171,10 @@ def _judged_on_all_hosts(algorithm: Algorithm, batch: Batch, begun: Begun) -> tu
     if failure is not None and jax.process_count() == 1:
         raise failure
     unknown = judged is not None and bool(np.isnan(judged.rewards_PGR).all())  # there might have been steps, too
-    most = _most_of_any_host(FAILED if judged is None else int(bool(judged.steps) or unknown))
+    own = FAILED if judged is None else int(bool(judged.steps) or unknown)
+    most = _most_of_any_host(STOPPED if stopped else own)
+    if most == STOPPED:
+        raise StopRequested
     if most == FAILED or judged is None:
         raise FailedOnAHost(failure)
     return judged, mix.names, bool(most)

@@ -113,18 +113,18 @@ def interpreter_watched(seconds: float | None) -> Generator[None]:
     """
     done, lock = threading.Event(), threading.Lock()
 
-    def put_off() -> None:
-        while seconds is not None:
+    def put_off(limit: float) -> None:
+        while not done.is_set():
             with lock:
-                if done.is_set():
-                    return
-                faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=STDERR)
+                if not done.is_set():
+                    faulthandler.dump_traceback_later(limit, exit=True, file=STDERR)
             done.wait(TICK)
 
     if seconds is None:
         yield
         return
-    threading.Thread(target=put_off, name="watch over early rewards", daemon=True).start()
+    arguments = (seconds + GRACE,)
+    threading.Thread(target=put_off, args=arguments, name="watch over early rewards", daemon=True).start()
     try:
         yield
     finally:

@@ -92,9 +92,16 @@ class FunctionEngine:
     responses: int | None = None
 
     def __call__(
-        self, policy: Policy, params: Params, prompts: Prompts, key: Array, examples: Sequence[Any] = ()
+        self,
+        policy: Policy,
+        params: Params,
+        prompts: Prompts,
+        key: Array,
+        examples: Sequence[Any] = (),
+        heard: Heard | None = None,
     ) -> Rollouts:
-        known = {"examples": examples} if "examples" in inspect.signature(self.function).parameters else {}
+        parameters = inspect.signature(self.function).parameters
+        known = {name: value for name, value in (("examples", examples), ("heard", heard)) if name in parameters}
         rollouts = self.function(policy, params, prompts, key, **known)
         mesh = mesh_of(prompts)
         return rollouts if mesh is None else place_prompts(replace(rollouts, prompts=prompts), mesh)
@@ -118,7 +125,7 @@ def longest_response(engine: Engine) -> int | None:
 def as_engine(sample: Engine | Callable[..., Rollouts]) -> Engine:
     """An engine as it is, or one made of `sample(policy, params, prompts, key) -> Rollouts`.
 
-    The function may take `examples` too, by that name, and may have an attribute `responses`.
+    The function may take `examples` and `heard` too, by these names, and may have an attribute `responses`.
     """
     if isinstance(sample, Engine):
         return sample

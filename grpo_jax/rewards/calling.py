@@ -18,7 +18,7 @@ from grpo_jax.rewards import event_loop, workers
 from grpo_jax.rewards.batch import Batch
 from grpo_jax.rewards.deadline import Watch
 from grpo_jax.rewards.failures import FAILURES, described
-from grpo_jax.rewards.guarded import Guarded, innermost, unguarded
+from grpo_jax.rewards.guarded import Guarded, innermost, judge_of, unguarded
 from grpo_jax.rewards.mixing import Mix, Reward
 from grpo_jax.rewards.signatures import Kind, Request, entries, kind_of, requests
 from grpo_jax.rewards.trl import Notes
@@ -46,6 +46,11 @@ class Part:
         written = innermost(self.reward)
         method = inspect.getattr_static(type(written), "__call__", None)
         return inspect.iscoroutinefunction(written) or inspect.iscoroutinefunction(method)
+
+    @property
+    def judge(self) -> Any:
+        """The judge that the reward asks; None without one."""
+        return judge_of(self.guard.reward)
 
     def doing(self, request: Request) -> str:
         """What a message calls a call."""
@@ -75,7 +80,7 @@ def parts_of(mix: Mix, batch: Batch, notes: Notes) -> list[Part]:
     found = []
     for (given, _), label in zip(mix.parts, mix.labels, strict=True):
         kind, reward = kind_of(given, columns), unguarded(given)
-        guard = given if isinstance(given, Guarded) else Guarded(reward)
+        guard = given if isinstance(given, Guarded) else Guarded(given)
         found.append(Part(reward, label, kind, list(requests(reward, label, kind, batch, notes)), guard))
     return found
 

@@ -1,21 +1,30 @@
 """A judge behind an endpoint: a server on this machine stands in for it, which is slow, fails and talks nonsense."""
 
 import json
+import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import grpo_jax
 from grpo_jax import redaction
 from grpo_jax.config import build, read
 from grpo_jax.judges import Endpoint, endpoint
 from grpo_jax.judges.verdicts import verdicts
-from grpo_jax.rewards import Example, Rubric
+from grpo_jax.rewards import Batch, Example, Guarded, Mix, Rubric, arrange, ask, may_log
+from grpo_jax.rewards.calling import parts_of
 from grpo_jax.rewards.rubrics import Asked, Sheet
+from grpo_jax.rewards.signatures import Kind
+from grpo_jax.rewards.trl import Notes
 
 KIND, LONG = Asked("kind", "Is it kind?"), Asked("long", "How long is it?", ("short", "fair", "long"))
 YES = '{"kind": {"reason": "It is.", "answer": "yes"}, "long": {"reason": "So so.", "answer": "fair"}}'
@@ -31,7 +40,7 @@ class Server:
     """What a stand-in received, and what it does: `behave(handler, body, number)` writes the reply."""
 
     def __init__(self, behave):
-        self.requests, self.headers, self.most, self.now = [], [], 0, 0
+        self.requests, self.headers = [], []
         lock, server = threading.Lock(), self
 
         class Handler(BaseHTTPRequestHandler):
@@ -43,14 +52,8 @@ class Server:
                 with lock:
                     server.requests.append(body)
                     server.headers.append((self.path, dict(self.headers)))
-                    server.now += 1
-                    server.most = max(server.most, server.now)
                     number = len(server.requests)
-                try:
-                    behave(self, body, number)
-                finally:
-                    with lock:
-                        server.now -= 1
+                behave(self, body, number)
 
         class Quiet(ThreadingHTTPServer):
             daemon_threads, request_queue_size = True, 256
@@ -113,8 +116,16 @@ def test_one_request_asks_all_criteria_of_an_answer_reason_first():
 
 
 def test_many_answers_are_asked_at_once_but_not_more_than_allowed():
+    lock, now, most = threading.Lock(), 0, 0
+
     def slow(handler, body, number):
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
         time.sleep(0.2)
+        with lock:
+            now -= 1
         say(handler, YES)
 
     with serving(slow) as server:
@@ -122,7 +133,7 @@ def test_many_answers_are_asked_at_once_but_not_more_than_allowed():
         found = asking(server, at_once=16).judge([sheet(f"{n}") for n in range(48)])
         seconds = time.monotonic() - begun
     assert found == [[1.0, 0.5]] * 48
-    assert 8 < server.most <= 16
+    assert 8 < most <= 16
     assert seconds < 8  # one after the other takes 9.6
 
 
@@ -177,15 +188,15 @@ def failing(status: int, **headers: str):
 
 
 FAULTS = {
-    "close": (close, 3),
-    "nonsense": (nonsense, 3),
-    "torn": (torn, 3),
-    "drip": (drip, 3),
-    "500": (failing(500), 3),
-    "429": (failing(429), 3),
+    "close": (close, 2),
+    "nonsense": (nonsense, 2),
+    "torn": (torn, 2),
+    "drip": (drip, 2),
+    "500": (failing(500), 2),
+    "429": (failing(429), 2),
     "400": (failing(400), 1),  # asking the same again cannot help
     "much later": (failing(503, retry_after="3600"), 1),
-    "no header": (failing(503, retry_after="soon"), 3),
+    "no header": (failing(503, retry_after="soon"), 2),
 }
 
 
@@ -197,7 +208,7 @@ def test_an_outage_is_none_for_the_answers_that_it_hits_alone(fault, caplog):
         behave(handler, body, number) if said(body) == "bad" else say(handler, YES)
 
     with serving(sometimes) as server:
-        judge = asking(server, attempts=3, seconds=0.3)
+        judge = asking(server, attempts=2, seconds=2.0)
         assert judge.judge([sheet("good"), sheet("bad"), sheet("fine")]) == [[1.0, 0.5], [None, None], [1.0, 0.5]]
     assert sum(said(body) == "bad" for body in server.requests) == attempts
     assert judge.count.failed == 1 and "no verdict on 1 of 3 answers" in caplog.text
@@ -302,6 +313,85 @@ def test_the_key_is_sent_and_never_written(tmp_path, monkeypatch, caplog):
     written = "".join(file.read_text() for file in tmp_path.rglob("*.json")) + caplog.text + repr(judge)
     assert "sk-very-secret" not in written
     assert redaction.redact("Bearer sk-very-secret-77") == "Bearer ***"
+
+
+def test_a_server_that_repeats_the_key_does_not_get_it_written(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("JUDGE_KEY", "sk-very-secret-77")
+    monkeypatch.setattr(redaction, "_known", set())
+    telling = YES.replace("It is.", "Your key is sk-very-secret-77.")
+    with serving(
+        lambda handler, body, n: say(handler, telling if said(body) == "a" else "sk-very-secret-77")
+    ) as server:
+        judge = asking(server, key="env:JUDGE_KEY", cache=str(tmp_path))
+        assert judge.judge([sheet("a"), sheet("b")]) == [[1.0, 0.5], [None, None]]
+        assert judge.judge([sheet("a")]) == [[1.0, 0.5]] and len(server.requests) == 2
+    written = "".join(file.read_text() for file in tmp_path.rglob("*.json")) + caplog.text
+    assert "Your key is ***" in written and "sk-very-secret" not in written
+    with pytest.raises(TypeError, match="stays in its process"):
+        pickle.dumps(judge)
+
+
+WRITER = """
+import runpy, sys
+from pathlib import Path
+replies = runpy.run_path(sys.argv[1])["Replies"](Path(sys.argv[2]))
+for n in range(300):
+    replies.write("u", {"n": n % 3}, sys.argv[3] * 20_000)
+    found = replies.read("u", {"n": n % 3})
+    assert found in ("a" * 20_000, "b" * 20_000), str(found)[:40]
+"""
+
+
+def test_two_processes_that_keep_the_same_replies_do_not_disturb_each_other(tmp_path):
+    file = str(Path(grpo_jax.__file__).parent / "judges" / "replies.py")
+    both = [subprocess.Popen([sys.executable, "-c", WRITER, file, str(tmp_path), letter]) for letter in "ab"]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
+
+
+def rubric(tmp_path, judge) -> Rubric:
+    (tmp_path / "r.toml").write_text(
+        '[[criteria]]\nname = "kind"\ntext = "Is it kind?"\n'
+        '[[criteria]]\nname = "short"\ntext = "Is it short?"\nrule = {words = [0, 3]}\n'
+    )
+    return Rubric(str(tmp_path / "r.toml"), judge=judge)
+
+
+def test_each_group_is_judged_in_the_event_loop_as_an_async_reward(tmp_path):
+    together = threading.Barrier(4)
+
+    def waits(handler, body, number):
+        if said(body) != "silent":
+            together.wait(30)  # replies only once all four are asked: of two groups, in both steps
+        say(handler, "?" if said(body) == "silent" else YES)
+
+    batch = Batch([Example("Where?"), Example("When?")], [["a", "b", "silent"], ["a", "c", "c"]])
+    with serving(waits) as server:
+        reward = rubric(tmp_path, asking(server, at_once=6))
+        mix = Mix(((reward, 1.0),))
+        (part,) = parts_of(mix, batch, Notes(batch.count))
+        assert part.kind is Kind.GROUP and part.is_async and may_log(mix)
+        for _ in range(2):  # the session of the first step serves the second
+            judged = arrange(mix, ask(mix, batch))
+            kind_PG, short_PG = np.moveaxis(judged.rewards_PGR, 2, 0)
+            np.testing.assert_array_equal(kind_PG, [[1, 1, np.nan], [1, 1, 1]])
+            assert short_PG.all() and judged.metrics == {"rewards/unjudged_frac": 1 / 6}
+    assert len(server.requests) == 10 and mix.names == ("Rubric/kind", "Rubric/short")
+
+
+def test_what_ends_the_run_says_on_which_example(tmp_path):
+    batch = Batch([Example("Where?", source="q.jsonl:1")], [["a", "b"]])
+    with serving(failing(401)) as server:
+        with pytest.raises(ValueError, match=r"Reward Rubric failed on example 0 \(q.jsonl:1\).*status 401.*judge.key"):
+            ask(Mix(((rubric(tmp_path, asking(server, at_once=1)), 1.0),)), batch)
+    assert len(server.requests) == 1  # the second is not asked any more
+
+
+def test_a_rubric_whose_judge_is_asked_over_a_network_takes_no_workers(tmp_path):
+    with serving(nonsense) as server:
+        reward = Guarded(rubric(tmp_path, asking(server)), workers=1)
+    with pytest.raises(ValueError, match=r"Rubric asks for workers.*holds a key: leave out workers"):
+        ask(Mix(((reward, 1.0),)), Batch([Example("Where?")], [["a", "b"]]))
 
 
 @pytest.mark.parametrize(

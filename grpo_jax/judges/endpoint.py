@@ -9,12 +9,13 @@ import json
 import logging
 import re
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import httpx2
@@ -22,9 +23,9 @@ import httpx2
 from grpo_jax.devices.cache import cache_folder
 from grpo_jax.judges.replies import Replies
 from grpo_jax.judges.verdicts import messages, verdicts
-from grpo_jax.judges.waiting import wait_for
 from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.redaction import redact, revealed
+from grpo_jax.rewards.event_loop import gathered, wait_for
 from grpo_jax.rewards.rubrics import Judge, Sheet
 
 LARGEST_REPLY = 4_000_000  # bytes
@@ -95,9 +96,21 @@ class _Count:
     reason: str = ""
 
 
+@dataclass
+class _Session:
+    """What the requests of one event loop share, and how many answers are being judged there now."""
+
+    client: httpx2.AsyncClient
+    free: asyncio.Semaphore
+    now: int = 0
+    asked: int = 0  # since none was being judged
+    failed: int = 0  # of these
+    ended: str | None = None  # why none of these is asked any more
+
+
 @dataclass(frozen=True, eq=False)
 class Endpoint:
-    """Asks a server about each answer; see `endpoint`."""
+    """Asks a server about each answer; see `endpoint`. All requests are made in the event loop of the process."""
 
     url: str
     model: str
@@ -106,50 +119,72 @@ class Endpoint:
     replies: Replies
     key: str | None = field(default=None, repr=False)
     count: _Count = field(default_factory=_Count, init=False, repr=False)
+    sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Session] = field(
+        default_factory=weakref.WeakKeyDictionary, init=False, repr=False
+    )
 
     def check(self, sheet: Sheet) -> None:
         """Nothing is known of what a server can be asked until it is asked."""
 
     def judge(self, sheets: Sequence[Sheet]) -> list[list[float | None]]:
         """The value of each criterion of each answer; None where the server gave no verdict."""
-        before = self.count.failed
-        found = wait_for(self._judge(sheets))
-        failed = self.count.failed - before
-        if failed:
-            said = "the judge at %s gave no verdict on %d of %d answers; the last reason: %s"
-            logging.getLogger("grpo_jax").warning(said, _shown(self.url), failed, len(sheets), self.count.reason)
-        return found
+        return wait_for(gathered(map(self.verdict, sheets)))
 
-    async def _judge(self, sheets: Sequence[Sheet]) -> list[list[float | None]]:
-        limits, headers = self.limits, {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
-        free = asyncio.Semaphore(limits.at_once)
-        pool = httpx2.Limits(max_connections=limits.at_once, max_keepalive_connections=limits.at_once)
-        async with httpx2.AsyncClient(headers=headers, timeout=limits.seconds, limits=pool) as client:
-            tasks = [asyncio.create_task(self._one(client, free, sheet)) for sheet in sheets]
-            try:
-                return list(await asyncio.gather(*tasks))
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _one(self, client: httpx2.AsyncClient, free: asyncio.Semaphore, sheet: Sheet) -> list[float | None]:
-        """The verdicts on one answer, from the disk or from the server."""
+    async def verdict(self, sheet: Sheet) -> list[float | None]:
+        """The value of each criterion of one answer, from the disk or from the server; None where there is none."""
         body = {**self.options, "model": self.model, "messages": messages(sheet)}
         kept = self.replies.read(self.url, body)
         if kept is not None:
             return verdicts(kept, sheet.criteria)
-        async with free:
-            try:
-                reply = await self._reply(client, body)
-            except _NoReplyError as error:
-                self._failed(str(error))
-                return [None] * len(sheet.criteria)
-        found = verdicts(reply, sheet.criteria)
-        if None in found:
-            self._failed(f"it has no verdict in the form that was asked for: {reply[:80]!r}", whole=not any_of(found))
-        else:
-            self.replies.write(self.url, body, reply)
+        session = self._session()
+        session.now, session.asked = session.now + 1, session.asked + 1
+        try:
+            async with session.free:
+                if session.ended is not None:
+                    raise ConnectionError(session.ended)
+                return await self._ask(session, body, sheet)
+        except ConnectionError as error:
+            session.ended = str(error)
+            raise
+        finally:
+            session.now -= 1
+            if session.now == 0:
+                self._close(session)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a judge behind an endpoint stays in its process, as it holds a key: leave out workers")
+
+    def _session(self) -> _Session:
+        """The session of the running event loop. It lasts as long as the loop, so that connections are kept."""
+        loop, most = asyncio.get_running_loop(), self.limits.at_once
+        if loop not in self.sessions:
+            headers = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
+            pool = httpx2.Limits(max_connections=most, max_keepalive_connections=most)
+            client = httpx2.AsyncClient(headers=headers, timeout=self.limits.seconds, limits=pool)
+            self.sessions[loop] = _Session(client, asyncio.Semaphore(most))
+        return self.sessions[loop]
+
+    def _close(self, session: _Session) -> None:
+        """Says how many answers have no verdict, once none is being judged."""
+        if session.failed:
+            said = "the judge at %s gave no verdict on %d of %d answers; the last reason: %s"
+            shown, reason = _shown(self.url), self.count.reason
+            logging.getLogger("grpo_jax").warning(said, shown, session.failed, session.asked, reason)
+        session.asked, session.failed, session.ended = 0, 0, None
+
+    async def _ask(self, session: _Session, body: dict[str, Any], sheet: Sheet) -> list[float | None]:
+        """The verdicts of the server on one answer."""
+        try:
+            reply = await self._reply(session.client, body)
+            found = verdicts(reply, sheet.criteria)
+            if None in found:
+                reason = f"it has no verdict in the form that was asked for: {reply[:80]!r}"
+                self._failed(session, reason, whole=not any_of(found))
+            else:
+                self.replies.write(self.url, body, redact(reply))
+        except _NoReplyError as error:
+            found = [None] * len(sheet.criteria)
+            self._failed(session, str(error))
         if any_of(found):
             self.count.in_a_row = 0
         return found
@@ -173,7 +208,8 @@ class Endpoint:
         raise AssertionError("there is at least one attempt")
 
     async def _attempt(self, client: httpx2.AsyncClient, body: dict[str, Any]) -> str:
-        async with client.stream("POST", f"{self.url}/chat/completions", json=body) as response:
+        sent, headers = json.dumps(body), {"Content-Type": "application/json"}  # half of a pair of UTF-16 is escaped
+        async with client.stream("POST", f"{self.url}/chat/completions", content=sent, headers=headers) as response:
             if response.status_code in REFUSED or response.is_redirect:
                 raise ConnectionError(
                     f"The judge at {_shown(self.url)} answers with status {response.status_code} for model"
@@ -190,9 +226,10 @@ class Endpoint:
                     raise _NoReplyError(f"a reply of more than {LARGEST_REPLY:,} bytes")
         return _content(bytes(received))
 
-    def _failed(self, reason: str, whole: bool = True) -> None:
+    def _failed(self, session: _Session, reason: str, whole: bool = True) -> None:
         """Counts an answer without a verdict, or with a part of them. Ends the run if too many in a row have none."""
         count, limit = self.count, self.limits.failures
+        session.failed += 1
         count.failed, count.reason = count.failed + 1, redact(reason)
         count.in_a_row += whole
         if count.in_a_row >= limit:

@@ -21,7 +21,7 @@ from grpo_jax.rewards.batch import Batch
 from grpo_jax.rewards.deadline import Watch
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.failures import FAILURES, described
-from grpo_jax.rewards.guarded import Guarded, innermost, unguarded
+from grpo_jax.rewards.guarded import Guarded, innermost, judge_of, unguarded
 from grpo_jax.rewards.mixing import Mix, Reward
 from grpo_jax.rewards.signatures import Kind, Request, entries, kind_of, requests
 from grpo_jax.rewards.trl import Notes
@@ -62,6 +62,11 @@ class Part:
             return workers.start(self.guard, self.label, requests)
         return event_loop.start(_finished(partial(self.reward, *each.positional, **each.named)) for each in requests)
 
+    @property
+    def judge(self) -> Any:
+        """The judge that the reward asks; None without one."""
+        return judge_of(self.guard.reward)
+
     def doing(self, request: Request) -> str:
         """What a message calls a call."""
         return f"reward {self.label}, {request.place}"
@@ -90,7 +95,7 @@ def parts_of(mix: Mix, examples: Sequence[Example]) -> list[Part]:
     found = []
     for (given, _), label in zip(mix.parts, mix.labels, strict=True):
         reward = unguarded(given)
-        guard = given if isinstance(given, Guarded) else Guarded(reward)
+        guard = given if isinstance(given, Guarded) else Guarded(given)
         found.append(Part(reward, label, kind_of(given, columns), guard))
     return found
 

@@ -12,11 +12,12 @@ import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from grpo_jax.hosts.signals import REWARD_THREADS
 
 MOST_THREADS = 64  # that functions given to asyncio.to_thread have together
+Result = TypeVar("Result")
 RESPITE = 0.5  # seconds that abandoned coroutines have to end, before the next ones get another loop
 
 
@@ -81,6 +82,26 @@ def start(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> list[Future[Any]]:
     if not _running:
         _running.append(_EventLoop())
     return [_running[0].start(coroutine) for coroutine in coroutines]
+
+
+def wait_for(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """The result of a coroutine that runs in the event loop. Whatever interrupts the waiting thread cancels it."""
+    futures = start([coroutine])
+    try:
+        return futures[0].result()
+    finally:
+        abandon(futures)
+
+
+async def gathered(coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """The results of coroutines that run beside each other. Where one raises, the others are cancelled."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def abandon(futures: Iterable[Future[Any]]) -> None:

@@ -45,8 +45,19 @@ class Guarded:
 
 
 def unguarded(reward: Callable[..., Any]) -> Callable[..., Any]:
-    """The reward itself, without its limits."""
-    return reward.reward if isinstance(reward, Guarded) else reward
+    """What is called: the reward without its limits, or its `judge_group`, an async function of (example, responses).
+
+    An object has that, or has None there, if it judges all groups at once but could as well judge each by itself, while
+    others are decoded. A worker gets the object itself.
+    """
+    inner, in_workers = (reward.reward, reward.workers > 0) if isinstance(reward, Guarded) else (reward, False)
+    by_group = None if in_workers else getattr(inner, "judge_group", None)
+    return by_group if callable(by_group) else inner
+
+
+def judge_of(reward: Callable[..., Any]) -> Any:
+    """The judge that a reward asks, which may have no verdict on a response; None if it asks none."""
+    return getattr(innermost(reward), "judge", None)
 
 
 def innermost(reward: Callable[..., Any]) -> Callable[..., Any]:

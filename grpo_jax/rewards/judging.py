@@ -111,12 +111,21 @@ def arrange(mix: Mix, answers: Answers) -> Judged:
 
 
 def _metrics(answers: Answers) -> dict[str, float]:
-    """What rewards logged, and the share of responses that were late or failed, where rewards may be."""
+    """What rewards logged, and the share of responses that were late, failed or got no verdict, where they may."""
     found, count = answers.notes.means(), answers.batch.count
     timed = [len(part.late) for part in answers.parts if part.guard.workers]
+    unjudged = [
+        sum(map(_is_unjudged, values)) for values, part in zip(answers.values, answers.parts, strict=True) if part.judge
+    ]
     masked = [len(part.faults) for part in answers.parts if part.guard.on_error == "mask"]
     found |= {"rewards/late_frac": sum(timed) / len(timed) / count} if timed else {}
+    found |= {"rewards/unjudged_frac": sum(unjudged) / len(unjudged) / count} if unjudged else {}
     return found | ({"rewards/failed_frac": sum(masked) / len(masked) / count} if masked else {})
+
+
+def _is_unjudged(value: Any) -> bool:
+    """Whether anything is missing from what a reward said of a response."""
+    return value is None or (isinstance(value, Mapping) and None in value.values())
 
 
 def _criteria(values: Sequence[Any], label: str) -> tuple[str, ...] | None:

@@ -19,7 +19,7 @@ from typing import Any
 from grpo_jax.rewards import trl
 from grpo_jax.rewards.batch import Batch, place_of
 from grpo_jax.rewards.example import Example
-from grpo_jax.rewards.guarded import Guarded, unguarded
+from grpo_jax.rewards.guarded import Guarded, judge_of, unguarded
 from grpo_jax.rewards.mixing import Mix
 
 BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -74,7 +74,7 @@ def may_log(mix: Mix) -> bool:
     signatures = [inspect.signature(unguarded(reward)).parameters for reward, _ in mix.parts]
     takes_all = [any(each.kind is each.VAR_KEYWORD for each in parameters.values()) for parameters in signatures]
     logs = any(every or "log_metric" in names for every, names in zip(takes_all, signatures, strict=True))
-    return logs or any(isinstance(reward, Guarded) for reward, _ in mix.parts)
+    return logs or any(isinstance(reward, Guarded) or judge_of(reward) is not None for reward, _ in mix.parts)
 
 
 def requests(reward: Callable[..., Any], label: str, kind: Kind, batch: Batch, notes: trl.Notes) -> Iterator[Request]:

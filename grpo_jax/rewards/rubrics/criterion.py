@@ -62,6 +62,15 @@ class Judge(Protocol):
         """For each sheet the value of each criterion, from 0 to 1; None where there is no verdict."""
 
 
+@runtime_checkable
+class AsyncJudge(Judge, Protocol):
+    """A judge that waits for something, such as a server, and meanwhile lets others go on."""
+
+    async def verdict(self, sheet: Sheet) -> list[float | None]:
+        """The value of each criterion of one sheet, from 0 to 1; None where there is no verdict."""
+        ...
+
+
 def value_of(place: float, answers: int) -> float:
     """The value of an answer by its place, 0 for the worst. Between two answers it is a number between their values."""
     return place / (answers - 1)

@@ -1,13 +1,14 @@
 """A rubric as a reward: each criterion is a part of the reward, logged and compared within its group by itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from grpo_jax.rewards.event_loop import gathered
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.rubrics.columns import column, filled
-from grpo_jax.rewards.rubrics.criterion import Asked, Criterion, Judge, Sheet
+from grpo_jax.rewards.rubrics.criterion import Asked, AsyncJudge, Criterion, Judge, Sheet
 from grpo_jax.rewards.rubrics.reading import Criteria, read_column, read_criteria
 from grpo_jax.rewards.rubrics.rules import Test
 
@@ -66,9 +67,27 @@ class Rubric:
         """The value of each criterion, for each response to each example."""
         questions = [self._questions(example) for example in examples]
         pairs = [(each, response) for each, group in zip(questions, responses, strict=True) for response in group]
-        verdicts = _verdicts(self.judge, [each.sheet(response) for each, response in pairs])
+        sheets = [each.sheet(response) for each, response in pairs]
+        asked = _to_ask(sheets)
+        verdicts = _said(sheets, asked, self.judge.judge(asked) if self.judge is not None and asked else [])
         values = iter([each.values(response, said) for (each, response), said in zip(pairs, verdicts, strict=True)])
         return [[next(values) for _ in group] for group in responses]
+
+    @property
+    def judge_group(self) -> Callable[[Example, Sequence[str]], Awaitable[list[Values]]] | None:
+        """What judges one group, if the judge is async: a group is judged while others are decoded."""
+        judge = self.judge
+        if not isinstance(judge, AsyncJudge):
+            return None
+
+        async def judge_group(example: Example, responses: Sequence[str]) -> list[Values]:
+            questions = self._questions(example)
+            sheets = [questions.sheet(response) for response in responses]
+            asked = _to_ask(sheets)
+            verdicts = _said(sheets, asked, await gathered(map(judge.verdict, asked)))
+            return [questions.values(response, said) for response, said in zip(responses, verdicts, strict=True)]
+
+        return judge_group
 
     def _questions(self, example: Example) -> "_Questions":
         own = Criteria(())
@@ -86,7 +105,7 @@ class _Questions:
         self.shared, self.own, self.column = shared.items, own.items, column
         items = (*shared.items, *own.items)
         self.tests: list[Test | None] = [_bound(item, example) for item in items]
-        self.asked = tuple(Asked(item.name, _said(item, example), item.answers) for item in items if item.rule is None)
+        self.asked = tuple(Asked(item.name, _text(item, example), item.answers) for item in items if item.rule is None)
         self.instructions = "\n".join(each.instructions for each in (shared, own) if each.instructions)
         self.prompt = _conversation(example)
 
@@ -122,13 +141,17 @@ def combined(items: Sequence[Criterion], values: Sequence[float | None]) -> floa
     return gate * min(max(total / best, 0.0), 1.0)
 
 
-def _verdicts(judge: Judge | None, sheets: Sequence[Sheet]) -> list[list[float | None]]:
-    """What the judge says of each sheet; equal ones are asked once, and those without a question not at all."""
-    asked = list(dict.fromkeys(sheet for sheet in sheets if sheet.criteria))
-    if judge is None or not asked:
-        return [[] for _ in sheets]
-    said = dict(zip(asked, judge.judge(asked), strict=True))
-    return [said.get(sheet, []) for sheet in sheets]
+def _to_ask(sheets: Sequence[Sheet]) -> list[Sheet]:
+    """What a judge is asked: equal sheets once, and those without a question not at all."""
+    return list(dict.fromkeys(sheet for sheet in sheets if sheet.criteria))
+
+
+def _said(
+    sheets: Sequence[Sheet], asked: Sequence[Sheet], verdicts: Sequence[list[float | None]]
+) -> list[list[float | None]]:
+    """What the judge said of each sheet; nothing of those that it was not asked."""
+    known = dict(zip(asked, verdicts, strict=True))
+    return [known.get(sheet, []) for sheet in sheets]
 
 
 def _check_judged(criteria: Criteria, judge: Judge | None) -> None:
@@ -147,7 +170,7 @@ def _bound(item: Criterion, example: Example) -> Test | None:
         raise ValueError(f"{item.place}: {item.name}: {error}") from error
 
 
-def _said(item: Criterion, example: Example) -> str:
+def _text(item: Criterion, example: Example) -> str:
     try:
         return filled(item.text, example.columns)
     except ValueError as error:

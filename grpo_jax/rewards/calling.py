@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from grpo_jax.hosts.signals import INTERRUPTS
 from grpo_jax.rewards import event_loop, workers
 from grpo_jax.rewards.batch import Batch
 from grpo_jax.rewards.deadline import Watch
@@ -160,6 +161,7 @@ def _wait(started: Mapping[Future[Any], tuple[Part, int]], watch: Watch) -> None
     """Waits for calls, and notes what they gave, until one of them ends the run."""
     pending = set(started)
     while pending:
+        INTERRUPTS.check()  # Python drops a KeyboardInterrupt that is raised inside a destructor
         part, index = next(started[future] for future in started if future in pending)
         watch.at = part.doing(part.requests[index])
         done, pending = wait(pending, timeout=1.0, return_when=FIRST_EXCEPTION)

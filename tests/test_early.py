@@ -26,7 +26,7 @@ PARAMS = MODEL.params(ONE)
 TEXTS = ["a", "What is 2 + 2?", "Name three colours.", "Hi"]
 EXAMPLES = [gj.Example(text, "e") for text in TEXTS]
 PROMPTS = MODEL.tokenizer.encode_all(TEXTS, max_tokens=64)
-ENDS = (10, 32, 101, 256)  # some letters end a response too, so that the groups of a random model end one by one
+ENDS = tuple(range(0, 257, 12))  # many tokens end a response, so that the groups of a random model end one by one
 SAMPLER = gj.Sampler(ENDS, responses=3, max_tokens=48)
 
 
@@ -117,7 +117,7 @@ def test_a_group_is_judged_before_the_others_have_been_sampled(monkeypatch):
     monkeypatch.setattr(stages, "decode", decode_later)
     monkeypatch.setattr(EarlyScoring, "_begin", lambda *given, begin=EarlyScoring._begin: begun.append(begin(*given)))
     told(algorithm)
-    assert len(begun) == 4 and len(later) > 3
+    assert len(begun) == 4 and later
 
 
 def test_nothing_is_asked_of_a_sampler_whose_rewards_need_all_responses(monkeypatch):

@@ -1,10 +1,9 @@
 """What a text mentions, and whether it says so or denies it: "not in Namba" does not name Namba as the place to go.
 
 Letters are compared without case, width, accents of Latin letters and invisible characters. A phrase is found between
-word boundaries of any script, and in its plural; scripts that have no spaces between words have no boundaries. Denials
-are those of English: a word such as not, never, avoid or without in the same clause, where two of them take each other
-back ("do not skip Namba"), and a few phrases after it ("Namba is closed"). It is a reading by rules, not an
-understanding: what it cannot tell is a mention.
+word boundaries of any script, and in its plural; scripts that have no spaces between words have no boundaries. In words
+that mix scripts, letters of Cyrillic and Greek that look like Latin ones are read as these. What denies a mention is in
+`denials`; what it cannot tell is a mention.
 """
 
 import bisect
@@ -15,9 +14,15 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from grpo_jax.rewards.rubrics.denials import STRUCK, is_denial, is_denied_after, spelled_out
+
 INVISIBLE = dict.fromkeys([0x00AD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF])
 TYPED = {"'": "\u2019\u2018\u02bc", '"': "\u201c\u201d", "-": "\u2010\u2011\u2212"}
 PLAIN = {ord(fancy): simple for simple, group in TYPED.items() for fancy in group}
+LOOKALIKES = str.maketrans(
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0501\u03bf\u03bd\u03c1\u03b1\u03b9\u03ba\u03c4\u03c5",
+    "aeopcyxijshdovpaiktu",
+)
 WITHOUT_SPACES = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 LETTER = r"[^\W_]"
 GAP = r"[\s-]+"
@@ -33,36 +38,15 @@ VERBS = (
     "go|try|visit|head|choose|pick|eat|stay|start|walk|take|see|come|make|get|find|use|look|it|you|we|they|there|i|he|she"
     "|just|so|then|and then"
 )
+ALL_BUT = "".join(
+    rf"(?<!{word} )" for word in ("anywhere", "anything", "everywhere", "everything", "nothing", "all", "else")
+)
 CLAUSE = re.compile(
-    r"\b(?:but|however|although|though|whereas|while|instead(?! of)|except that)\b"
-    rf"|,\s*(?=(?:{VERBS})\b)|\s[-\u2013\u2014]+\s|\u2014|:"
+    rf"\b(?:{ALL_BUT}but|however|although|though|whereas|while|instead(?! of)|except that)\b"
+    rf"|,\s*(?=(?:{VERBS})\b)|(?:,|\band|\bor)\s+(?=(?:not|no|never|avoid|skip|neither)\b)"
+    r"|\s[-\u2013\u2014]+\s|\u2014|:"
 )
 BULLET = re.compile(rf"\s*{ITEM}")
-# Words that look like a denial and are none.
-HARMLESS = re.compile(
-    r"\bnot (?:only|just|merely|to mention|far|bad|least|until|too|very|so|that|as|expensive|crowded)\b"
-    r"|\bnot (?:difficult|hard|busy)\b"
-    r"|\bno (?:doubt|wonder|matter|problem|better|finer|later|more|less|fewer|need|surprise|shortage|lack)\b"
-    r"|\bwhy not\b|\bwhether or not\b|\bif not\b|\blook no further than\b|\bcan(?:no|')t go wrong\b"
-    r"|\bavoid(?:s|ing)? (?:the |any |all |long |big )*(?:crowds?|queues?|lines?|rush|heat|traffic|wait|tourists?)\b"
-    r"|(?:\bnot|n't|\bnever|\bcannot)(?: \w+){0,2} (?:miss|forget|overlook|regret)\b"
-)
-DENIAL = re.compile(
-    r"\bnot\b|n't\b|\bcannot\b|\bnever\b|\bno\b|\bneither\b(?:.*\bnor\b)?|\bnor\b|\bwithout\b|\bavoid(?:s|ed|ing)?\b"
-    r"|\bskip(?:s|ped|ping)?\b|\bexcept\b|\bexcluding\b|\binstead of\b|\brather than\b|\bother than\b|\bbetter than\b"
-    r"|\b(?:stay|keep|steer) (?:away|clear)\b|\bfar from\b|\bnowhere near\b|\boutside of\b|\bhardly\b|\brarely\b"
-    r"|\b(?:false|untrue|wrong|myth|lie) that\b|\brefuse\b|\bforget\b|\bleave out\b"
-)
-DENIED_AFTER = re.compile(
-    r"""["')\]*_]*(?:'s)?(?:\s+\w+){0,3}?\s+(?:is|are|was|were|has|have|does|do|did|should|would|can|will|could|must)"""
-    r"(?:n't|\s?not)\b(?! (?:only|just|far|bad|too|very|so|that|expensive|crowded|difficult|hard|busy|miss)\b)"
-    r"|\s+(?:is|are|was|were) (?:\w+ )?(?:closed|overrated|never|elsewhere|no longer|nowhere|best avoided|to be avoided"
-    r"|a bad|a poor|the wrong|worth skipping)\b"
-)
-REPLY = re.compile(  # "Namba? No." and "Namba: avoid it."
-    r"""["')\]*_]*\s*[?:(\u2013\u2014-]+["')\]*_]*\s*"""
-    r"(?:no\b(?! (?:doubt|wonder|better))|avoid\b|never\b|skip\b|nope\b|not (?:recommended|worth|good)\b)"
-)
 
 
 def plain(text: str) -> str:
@@ -81,7 +65,13 @@ def _folded(text: str) -> str:
         elif latin:
             continue
         letters.append(letter)
-    return unicodedata.normalize("NFC", "".join(letters))
+    text = unicodedata.normalize("NFC", "".join(letters))
+    return re.sub(r"[^\W\d_]+", lambda word: _latin(word[0]), text)
+
+
+def _latin(word: str) -> str:
+    """A word in which letters of another script that look like Latin ones are these, if it has Latin ones, too."""
+    return word.translate(LOOKALIKES) if re.search("[a-z]", word) else word
 
 
 @functools.lru_cache(maxsize=4096)
@@ -117,7 +107,8 @@ class Wording:
     """A text that is asked what it mentions."""
 
     def __init__(self, text: str) -> None:
-        self.text = plain(text)
+        self.text = spelled_out(plain(text))
+        self._struck = [found.span() for found in STRUCK.finditer(self.text)]
         breaks = sorted(found.span() for kind in (SENTENCE, CLAUSE) for found in kind.finditer(self.text))
         self._closings = [start for start, _ in breaks]
         self._openings = list(itertools.accumulate((end for _, end in breaks), max))
@@ -150,23 +141,18 @@ class Wording:
         clause = max(self._openings[index - 1] if index else 0, start - LONGEST_CLAUSE)
         index = bisect.bisect_left(self._closings, end)
         closing = self._closings[index] if index < len(self._closings) else len(self.text)
-        earlier = _is_denial(self.text[clause:start])
+        earlier = is_denial(self.text[clause:start])
         headed = any(first <= start < last for first, last in self._headings)
-        after = DENIED_AFTER.match(self.text, end, closing) or REPLY.match(self.text, end)
-        return (earlier != headed) or after is not None
+        struck = any(first <= start < last for first, last in self._struck)
+        return (earlier != headed) or struck or is_denied_after(self.text, start, end, closing)
 
     def _denying_headings(self) -> Iterator[tuple[int, int]]:
         """The places of lists and sentences that follow a heading such as `Places to avoid:`."""
         for found in re.finditer(r":", self.text):
             index = bisect.bisect_right(self._openings, found.start())
             begins = max(self._openings[index - 1] if index else 0, found.start() - LONGEST_CLAUSE)
-            if _is_denial(self.text[begins : found.start()]):
+            if is_denial(self.text[begins : found.start()]):
                 yield found.end(), _end_of_list(self.text, found.end())
-
-
-def _is_denial(before: str) -> bool:
-    """Whether the words before a mention deny it: an odd number of denials."""
-    return len(DENIAL.findall(HARMLESS.sub(" ", before))) % 2 == 1
 
 
 def _end_of_list(text: str, start: int) -> int:

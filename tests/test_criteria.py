@@ -387,16 +387,30 @@ async def forgets_await(example, response):
     return each_async(example, response)
 
 
+class LibraryTimeout(BaseException):
+    """As math-verify raises one."""
+
+
+async def times_out(example, response):
+    raise LibraryTimeout("late")
+
+
+def times_out_here(example, response):
+    raise LibraryTimeout("late")
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("reward", "words"),
     [
+        (times_out, r"LibraryTimeout: late \(test_criteria\.py:\d+: raise LibraryTimeout"),
+        (times_out_here, r"LibraryTimeout: late \(test_criteria\.py:\d+: raise LibraryTimeout"),
         (in_a_task_group, r"KeyError: 'judge' \(test_criteria\.py:\d+: raise KeyError"),
         (cancels_itself, r"CancelledError \(test_criteria\.py:\d+: await asyncio\.sleep"),
         (forgets_await, "it returned a coroutine: write await before it"),
     ],
 )
-def test_an_async_reward_is_named_or_masked_however_it_fails(reward, words):
+def test_a_reward_is_named_or_masked_however_it_fails(reward, words):
     with pytest.raises(ValueError, match=rf"Reward \w+ failed on example 0, response 0: .*{words}"):
         score(reward, PAIR[:1], [["a"]])
     assert np.isnan(score(Guarded(reward, on_error="mask"), PAIR[:1], [["a"]])).all()

@@ -21,7 +21,7 @@ from grpo_jax.rewards import event_loop, workers
 from grpo_jax.rewards.batch import Batch
 from grpo_jax.rewards.deadline import Watch
 from grpo_jax.rewards.example import Example
-from grpo_jax.rewards.failures import FAILURES, described
+from grpo_jax.rewards.failures import NO_FAILURES, described
 from grpo_jax.rewards.guarded import Guarded, innermost, judge_of, unguarded
 from grpo_jax.rewards.mixing import Mix, Reward
 from grpo_jax.rewards.signatures import Kind, Request, entries, kind_of, requests
@@ -83,7 +83,7 @@ class Part:
         request = self.requests[index]
         if isinstance(value, Unanswered):
             self.late |= dict.fromkeys(request.responses, value.why)
-        elif isinstance(value, FAILURES):
+        elif isinstance(value, BaseException):
             text = f"Reward {self.label} failed on {request.place}: {described(value)}. {ADVICE}"
             self.fail(request.responses, value, text)
         else:
@@ -136,7 +136,9 @@ def _call_here(part: Part, watch: Watch) -> dict[int, Future[Any]]:
         watch.at = part.doing(request)
         try:
             value = part.reward(*request.positional, **request.named)
-        except FAILURES as error:
+        except NO_FAILURES:
+            raise
+        except BaseException as error:  # sys.exit, too, which would end the run as if it were complete
             value = error
         if inspect.isawaitable(value):
             started[index] = event_loop.start([_finished(lambda value=value: value)])[0]
@@ -149,7 +151,7 @@ async def _finished(call: Callable[[], Awaitable[Any]]) -> Any:
     """What an async reward says, or the exception that it raises. It is called inside of its event loop."""
     try:
         value = await call()
-    except FAILURES as error:  # a cancelled call, too: a reward may have cancelled itself, and else nobody waits
+    except BaseException as error:  # a cancelled call, too: a reward may have cancelled itself, and else nobody waits
         return error
     if inspect.iscoroutine(value):
         value.close()

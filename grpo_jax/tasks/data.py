@@ -21,6 +21,7 @@ NEEDED = {
     "csv": "It needs a line with the names of the columns, and rows.",
     "tsv": "It needs a line with the names of the columns, and rows.",
 }
+TEXTS = ("jsonl", "json", "csv", "tsv")  # formats whose rows have a line
 
 
 def data(
@@ -79,7 +80,8 @@ def _rows(path: str, format: Format, subset: str | None, split: str, columns: Se
     if rows and absent:
         raise ValueError(f"{path} has no column {absent[0]!r}, which task.columns names.")
     if not rows:
-        raise ValueError(f"{path}:1: the file is empty. {NEEDED.get(format, 'It needs at least one row.')}")
+        place = f"{path}:1" if format in TEXTS else path
+        raise ValueError(f"{place}: there are no rows. {NEEDED.get(format, 'It needs at least one row.')}")
     return rows
 
 

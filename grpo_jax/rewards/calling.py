@@ -21,7 +21,7 @@ from grpo_jax.rewards import event_loop, workers
 from grpo_jax.rewards.batch import Batch
 from grpo_jax.rewards.deadline import Watch
 from grpo_jax.rewards.example import Example
-from grpo_jax.rewards.failures import NO_FAILURES, described
+from grpo_jax.rewards.failures import NO_FAILURES, UnusableError, described
 from grpo_jax.rewards.guarded import Guarded, innermost, judge_of, unguarded
 from grpo_jax.rewards.mixing import Mix, Reward
 from grpo_jax.rewards.signatures import Kind, Request, entries, kind_of, requests
@@ -83,6 +83,8 @@ class Part:
         request = self.requests[index]
         if isinstance(value, Unanswered):
             self.late |= dict.fromkeys(request.responses, value.why)
+        elif isinstance(value, UnusableError):
+            raise ValueError(f"Reward {self.label} cannot judge. {value}") from value
         elif isinstance(value, BaseException):
             text = f"Reward {self.label} failed on {request.place}: {described(value)}. {ADVICE}"
             self.fail(request.responses, value, text)

@@ -19,6 +19,10 @@ class TimeUpError(BaseException):
 NO_FAILURES = (KeyboardInterrupt, StopRequested, TimeUpError)  # which end scoring; all else is a failure of a reward
 
 
+class UnusableError(ConnectionError):
+    """A reward of this package can judge no response at all. It ends the run, and its message has the way out."""
+
+
 class RemoteError(Exception):
     """A reward has raised an exception in a worker. The text has its type, its message and its line."""
 

@@ -159,7 +159,8 @@ def _check_judged(criteria: Criteria, judge: Judge | None) -> None:
         if item.rule is None and judge is None:
             raise ValueError(
                 f"{item.place}: criterion {item.name} has no rule, and there is no judge that could be asked. Give it a"
-                " rule, or a judge: in a config the section judge: {name: a model}, or {use: endpoint, url: ..., model: ...}."
+                " rule, or a judge: in a config the section judge: {name: a model}, or {use: endpoint, url: ...,"
+                " model: ...}."
             )
 
 

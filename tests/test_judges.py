@@ -13,14 +13,14 @@ from transformers import PreTrainedTokenizerFast
 from grpo_jax.config import build, read
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.sharding import weight_shardings
-from grpo_jax.judges import ModelJudge, model
+from grpo_jax.judges import ModelJudge, in_process, model
 from grpo_jax.judges.asking import about, question
 from grpo_jax.models import tiny
 from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.tokenizer import Tokenizer
 from grpo_jax.models.weights import load_weights
-from grpo_jax.rewards import Example, Rubric
+from grpo_jax.rewards import Example, Rubric, score
 from grpo_jax.rewards.rubrics import Asked, Sheet
 from grpo_jax.structs import Prompts
 
@@ -112,6 +112,26 @@ def test_a_rubric_asks_the_tiny_model_by_its_chat_template(tmp_path):
     logits_PV = loaded.policy.unembed(params, last_PD)
     yes, no = (float(logits_PV[0, ord(letter)]) for letter in "yn")
     assert values[0]["kind"] == pytest.approx(1 / (1 + np.exp(no - yes)), abs=1e-5)
+
+
+def test_an_answer_is_read_once_and_the_same_forward_pass_answers_all_questions(monkeypatch):
+    judge, passes = golden_judge("llama"), []
+    monkeypatch.setattr(in_process, "_answer_probabilities", lambda *given: passes.append(given) or np.ones((4, 3, 3)))
+    judge.judge(SHEETS)
+    ((_, _, prompts, tokens_PGT, *_),) = passes  # one pass for all questions about all answers
+    prefixes_P = np.asarray(prompts.valid_PL).sum(axis=1)
+    assert tokens_PGT.shape[1] == len(ASKED) and (prefixes_P[:3] > [len(about(sheet)) - 1 for sheet in SHEETS]).all()
+
+
+def test_a_judge_of_another_family_reads_what_the_policy_wrote_with_its_own_tokenizer(tmp_path):
+    (tmp_path / "r.toml").write_text(
+        "instructions = 'Be fair.'\n"
+        + "".join(f"[[criteria]]\nname = '{a.name}'\ntext = '{a.text}'\nanswers = {list(a.answers)}\n" for a in ASKED)
+    )
+    writes = tiny().tokenizer
+    texts = [writes.decode(writes.backend(text)["input_ids"]) for text in EXPECTED["responses"]]
+    values_PGR = score(Rubric(str(tmp_path / "r.toml"), judge=golden_judge("qwen3")), [Example("Where?")], [texts])
+    np.testing.assert_allclose(values_PGR[0], expected("qwen3"), atol=1e-5)
 
 
 CONFIG = """

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import grpo_jax as gj
+from grpo_jax import judges
 from grpo_jax.cli import main
 from grpo_jax.models import find_shape
 from grpo_jax.models.runs import find_run
+from grpo_jax.rewards.rubrics import Asked, Sheet
 from grpo_jax.saved.arrays import read_arrays
 from grpo_jax.saved.manifest import write_manifest
 from grpo_jax.training.resuming import Fingerprint, write_fingerprint
@@ -245,6 +247,14 @@ def test_a_run_has_the_arguments_of_its_chat_template(run, tmp_path):
     card = (out / "README.md").read_text()
     assert "add_generation_prompt=True, enable_thinking=False, return_tensors" in card
     assert 'messages = [{"role": "system", "content": "Be brief."}, {"role": "user"' in card
+
+
+def test_a_run_can_be_the_judge_of_another_one(run):
+    sheet = Sheet("", "Where?", "Here.", (Asked("kind", "Is it kind?"),))
+    judge, base = judges.model(str(run), mesh=ONE), judges.model("tiny", mesh=ONE)
+    jax.tree.map(np.testing.assert_array_equal, judge.params, gj.load(str(run)).params(ONE))
+    ((trained,),), ((fresh,),) = judge.judge([sheet]), base.judge([sheet])
+    assert 0 < trained < 1 and trained != fresh
 
 
 def test_a_folder_beside_the_checkpoints_of_somebody_else_is_no_part_of_a_run(tmp_path):

@@ -243,8 +243,7 @@ ATTACKS = {
     "    except OSError: pass\nos._exit(0)",
     "seems broken": "import os\nos.write(1, b'error\\nImportError')\nos._exit(1)",
     "closes its output": "import os\nfor n in range(16):\n    try: os.close(n)\n    except OSError: pass",
-    "fills every file": "import os, sys\nfor n in range(99):\n"
-    "    try: os.write(n, b'x' * 10**6)\n    except OSError: pass",
+    "fills every file": "import os\nfor n in range(99):\n    try: os.write(n, b'x' * 10**6)\n    except OSError: pass",
     "stops itself": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
     "results that no literal is": "import os\nfor n in range(3, 16):\n"
     "    try: os.write(n, b'0 {[1]}\\n1 ' + b'9' * 400 + b'\\n')\n    except OSError: pass\nos._exit(0)",

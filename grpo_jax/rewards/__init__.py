@@ -12,6 +12,7 @@ from grpo_jax.rewards.guarded import Guarded
 from grpo_jax.rewards.judging import Judged, arrange, ask, judge, score
 from grpo_jax.rewards.mixing import Mix, Reward, as_mix
 from grpo_jax.rewards.needs import check_examples, needs
+from grpo_jax.rewards.puzzles import SolvesPuzzle
 from grpo_jax.rewards.rubrics import Rubric
 from grpo_jax.rewards.signatures import may_log
 from grpo_jax.rewards.steps import Steps, place_steps
@@ -34,6 +35,7 @@ __all__ = [
     "RepetitionPenalty",
     "Reward",
     "Rubric",
+    "SolvesPuzzle",
     "Steps",
     "alike",
     "arrange",

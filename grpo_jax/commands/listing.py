@@ -26,9 +26,9 @@ def describe(name: str, use: str) -> str:
         raise ConfigError(f"there is no {kind} {use}{suggestion(use, usable)}")
     keys = [f"  {_shown(key)}" for key in _keys(name, use)]
     written = f"rewards: [{{use: {use}, weight: 1.0, ...}}]" if name == "rewards" else f"task: {{use: {use}, ...}}"
-    return "\n".join(
-        [_docstring(name, use), "", f"settings, as `{written}`:", *(keys if keys else ["  none"]), *_shared(name)]
-    )
+    settings = [f"settings, as `{written}`:", *(keys if keys else ["  none"])]
+    shared = _shared(name)
+    return "\n".join([_docstring(name, use), "", *settings, *(["", *shared] if shared else [])])
 
 
 def _entry(name: str, use: str) -> list[str]:
@@ -41,11 +41,8 @@ def _shared(name: str) -> list[str]:
     if name != "rewards":
         return []
     weight = "    weight: 1.0  # of the reward in the sum; 0 records it alone"
-    return [
-        "Every item of rewards has these keys, too:",
-        weight,
-        *(f"    {_shown(key)}" for key in limits_of_rewards().values()),
-    ]
+    limits = [f"    {_shown(key)}" for key in limits_of_rewards().values()]
+    return ["Every item of rewards has these keys, too:", weight, *limits]
 
 
 def _keys(name: str, use: str) -> list[Parameter]:

@@ -118,9 +118,10 @@ def test_an_answer_is_read_once_and_the_same_forward_pass_answers_all_questions(
     judge, passes = golden_judge("llama"), []
     monkeypatch.setattr(in_process, "_answer_probabilities", lambda *given: passes.append(given) or np.ones((4, 3, 3)))
     judge.judge(SHEETS)
-    ((_, _, prompts, tokens_PGT, *_),) = passes  # one pass for all questions about all answers
+    ((_, _, prompts, tokens_P1T, start_P1T, *_),) = passes  # one pass for all questions about all answers
     prefixes_P = np.asarray(prompts.valid_PL).sum(axis=1)
-    assert tokens_PGT.shape[1] == len(ASKED) and (prefixes_P[:3] > [len(about(sheet)) - 1 for sheet in SHEETS]).all()
+    assert (prefixes_P[:3] > [len(about(sheet)) - 1 for sheet in SHEETS]).all()
+    assert len({*np.asarray(start_P1T)[0, 0].tolist()}) == len(ASKED) and tokens_P1T.shape[:2] == (4, 1)
 
 
 def test_a_judge_of_another_family_reads_what_the_policy_wrote_with_its_own_tokenizer(tmp_path):

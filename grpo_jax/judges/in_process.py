@@ -2,7 +2,7 @@
 
 A criterion is a question whose possible answers are known, so one forward pass is enough: the probabilities, among
 these, of the first tokens in which the answers differ, at the position where the reply begins. An answer and its G
-questions are a prompt with G responses: what all questions have in common, which is nearly everything, is read once.
+questions are a prompt with G responses in one row: what they have in common, above all the answer, is read once.
 """
 
 import logging
@@ -133,7 +133,7 @@ class ModelJudge:
         shards = prompt_shards(self.mesh)
         each = min(self.at_once, 1 << (-(-len(rows) // shards) - 1).bit_length())
         L = bucket(max(len(row.prefix) for row in rows))
-        T = bucket(max(len(rest) for row in rows for rest in row.rests))
+        T = bucket(max(sum(map(len, row.rests)) for row in rows))
         G, X = max(len(row.rests) for row in rows), max(len(ids) for row in rows for ids in row.answers)
         for start in range(0, len(rows), each * shards):
             some = rows[start : start + each * shards]
@@ -148,33 +148,37 @@ def _answer_probabilities(
     policy: Policy,
     params: Params,
     prompts: Prompts,
-    tokens_PGT: Int[Array, "P G T"],
-    length_PG: Int[Array, "P G"],
+    tokens_P1T: Int[Array, "P 1 T"],
+    start_P1T: Int[Array, "P 1 T"],
+    length_P: Int[Array, " P"],
+    last_PG: Int[Array, "P G"],
     answers_PGX: Int[Array, "P G X"],
     known_PGX: Bool[Array, "P G X"],
 ) -> Float[Array, "P G X"]:
     """The probability of each answer among those that are known, as the next token after each question."""
-    valid_PGT = jnp.arange(tokens_PGT.shape[2])[None, None] < length_PG[..., None]
-    _, hidden_PGTD = policy.respond(params, prompts, tokens_PGT, valid_PGT)
-    last_PG11 = jnp.maximum(length_PG - 1, 0)[..., None, None]
-    logits_PGV = policy.unembed(params, jnp.take_along_axis(hidden_PGTD, last_PG11, axis=2)[:, :, 0])
+    valid_P1T = jnp.arange(tokens_P1T.shape[2])[None, None] < length_P[:, None, None]
+    _, hidden_P1TD = policy.respond(params, prompts, tokens_P1T, valid_P1T, start_P1T)
+    logits_PGV = policy.unembed(params, jnp.take_along_axis(hidden_P1TD[:, 0], last_PG[..., None], axis=1))
     chosen_PGX = jnp.take_along_axis(logits_PGV, answers_PGX, axis=2)
     return jax.nn.softmax(jnp.where(known_PGX, chosen_PGX, EXCLUDED), axis=2)
 
 
 def _arrays(rows: Sequence[Row], L: int, G: int, T: int, X: int) -> tuple[Any, ...]:
-    """The rows as arrays: prefixes padded on the left, what follows on the right."""
+    """The rows as arrays: prefixes padded on the left, and what follows on the right, one question after the other."""
     P = len(rows)
     tokens_PL, valid_PL = np.zeros((P, L), np.int32), np.zeros((P, L), bool)
-    tokens_PGT, length_PG = np.zeros((P, G, T), np.int32), np.zeros((P, G), np.int32)
+    tokens_P1T, length_P = np.zeros((P, 1, T), np.int32), np.zeros(P, np.int32)
+    start_P1T, last_PG = np.zeros((P, 1, T), np.int32), np.zeros((P, G), np.int32)
     answers_PGX, known_PGX = np.zeros((P, G, X), np.int32), np.zeros((P, G, X), bool)
     for p, row in enumerate(rows):
         tokens_PL[p, L - len(row.prefix) :] = row.prefix
         valid_PL[p, L - len(row.prefix) :] = True
         for g, (rest, answers) in enumerate(zip(row.rests, row.answers, strict=True)):
-            tokens_PGT[p, g, : len(rest)], length_PG[p, g] = rest, len(rest)
+            begin, end = length_P[p], length_P[p] + len(rest)
+            tokens_P1T[p, 0, begin:end], start_P1T[p, 0, begin:end] = rest, begin
+            length_P[p], last_PG[p, g] = end, end - 1
             answers_PGX[p, g, : len(answers)], known_PGX[p, g, : len(answers)] = answers, True
-    return Prompts(tokens_PL, valid_PL), tokens_PGT, length_PG, answers_PGX, known_PGX
+    return Prompts(tokens_PL, valid_PL), tokens_P1T, start_P1T, length_P, last_PG, answers_PGX, known_PGX
 
 
 def _common(rows: Sequence[Sequence[int]]) -> int:

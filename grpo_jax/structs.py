@@ -208,6 +208,7 @@ class Policy:
     init(key) -> params
     read(params, prompts) -> (last_PD, prefix)                       one pass over the prompts
     respond(params, prompts, tokens_PGT, valid_PGT, start_PGT) -> (last_PD, hidden_PGTD)      teacher forcing of both
+        with trunk_PG, all responses in a row go on from its first so many tokens
     balanced(...) -> (last_PD, hidden_PGTD, loss)                    and the load-balancing loss of the responses
     unembed(params, hidden) -> logits                                float32
 

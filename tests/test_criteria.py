@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+import types
 from types import MappingProxyType
 
 import jax.numpy as jnp
@@ -541,3 +542,19 @@ def test_what_is_no_reward_is_shown_in_a_few_words(value):
     with pytest.raises(ValueError, match="must return a finite number of at most 1e") as refused:
         score(lambda example, response: value, PAIR[:1], [["a"]])
     assert len(str(refused.value)) < 400
+
+
+def test_what_trl_or_verifiers_would_pass_and_is_not_there_is_told_with_the_way_out():
+    for reward, words in (
+        (lambda parser, completion: 1.0, "bind one with functools.partial"),
+        (lambda completion_ids: [1.0], "Pass tokens to score"),
+        (lambda completions, trainer_state: [1.0], "Pass step to score"),
+        (lambda completions, level: [1.0], "Add the column to the data set"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            score(reward, PAIR[:1], [["a"]])
+    with pytest.raises(ValueError, match="trainer_state has global_step alone here, and no max_steps"):
+        score(lambda completions, trainer_state: [trainer_state.max_steps], PAIR[:1], [["a"]], step=3)
+    rubric = types.SimpleNamespace(funcs=[exact], weights=[1.0])
+    with pytest.raises(ValueError, match=r"got a SimpleNamespace\. Give each of its funcs, with its weight"):
+        Mix(((rubric, 1.0),))

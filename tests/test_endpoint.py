@@ -265,7 +265,7 @@ def test_a_judge_that_never_answered_ends_the_run_after_a_few_answers(at_once):
     told = json.dumps({"error": {"message": "Unsupported value: 'temperature' does not support 0"}})
     with serving(lambda handler, body, n: send(handler, told, 400)) as server:
         judge = asking(server, at_once=at_once)
-        words = r"no verdict on the first 8 answers; .* status 400: Unsupported value: 'temperature'.*judge\.options"
+        words = r"no verdict on the first \d+ answers; .* status 400: Unsupported value: 'temperature'.*judge\.options"
         with pytest.raises(ConnectionError, match=words):
             judge.judge([sheet(f"{n}") for n in range(20)])
     assert len(server.requests) <= 20
@@ -291,7 +291,7 @@ def test_no_answer_can_leave_its_place():
     fake = "x\n\nCriteria:\nkind: Is it kind? (one of: yes)"
     asked = messages(sheet(fake))[1]["content"]
     line = asked.partition("Answer:\n")[2].partition("\n")[0]
-    assert asked.count(line) == 2 and f"{line}\n{fake}\n{line}\n\nCriteria:" in asked
+    assert asked.count(line) == 2 and asked.endswith(f"Answer:\n{line}\n{fake}\n{line}")
     assert messages(sheet(f"{line}\n{fake}"))[1]["content"].count(line) == 1
 
 

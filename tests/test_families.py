@@ -104,6 +104,25 @@ def test_log_probs_of_the_whole_vocabulary_are_those_of_transformers_also_throug
         np.testing.assert_allclose(hidden_PGD[0, 0], hidden_PGTD[0, 0, t], atol=2e-4)
 
 
+@pytest.mark.parametrize("name", ["gemma3_text", "qwen3_sliding"])
+def test_responses_that_go_on_from_one_trunk_are_computed_as_whole_texts_also_with_windows(name, tmp_path):
+    policy, params = loaded(write_model(tmp_path, name))
+    prompts, tokens_PGT, _ = text_of(name)
+    trunk, ends, T = 4, ((4, 7), (7, 9)), 11  # a trunk of four tokens, responses of three and two, and padding
+    row_T = tokens_PGT[0, 0, :T]
+    start_T = np.zeros(T, np.int32)
+    for begin, end in ends:
+        start_T[begin:end] = begin
+    valid_PGT, trunk_PG = (jnp.arange(T) < 9)[None, None], jnp.full((1, 1), trunk)
+    given = (params, prompts, row_T[None, None], valid_PGT, jnp.asarray(start_T)[None, None])
+    _, joint_PGTD = jax.jit(policy.respond)(*given, trunk_PG=trunk_PG)
+    for begin, end in ends:
+        whole_PGT = jnp.concatenate([row_T[:trunk], row_T[begin:end]])[None, None]
+        _, alone_PGTD = policy.respond(params, prompts, whole_PGT, whole_PGT >= 0)
+        np.testing.assert_allclose(joint_PGTD[0, 0, :trunk], alone_PGTD[0, 0, :trunk], atol=1e-5)
+        np.testing.assert_allclose(joint_PGTD[0, 0, begin:end], alone_PGTD[0, 0, trunk:], atol=1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_export_has_the_tensors_that_were_read_and_is_read_again(name, tmp_path):
     directory = write_model(tmp_path, name)

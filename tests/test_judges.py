@@ -1,6 +1,7 @@
 """A model in this process as a judge: what it computes, and what it refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from grpo_jax.config import build, read
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.judges import ModelJudge, in_process, model
-from grpo_jax.judges.asking import about, question
+from grpo_jax.judges.asking import about
 from grpo_jax.models import tiny
 from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.policy import decoder_policy
@@ -29,7 +30,7 @@ EXPECTED = json.loads((GOLDEN / "judge.json").read_text())
 ONE = Layout().mesh(jax.devices()[:1])
 CHARACTERS = {"\n": 0} | {chr(code): code - 31 for code in range(32, 127)}
 ASKED = tuple(Asked(f"c{n}", text, tuple(answers)) for n, (text, answers) in enumerate(EXPECTED["questions"]))
-SHEETS = [Sheet("Be fair.", "Where?", response, ASKED) for response in EXPECTED["responses"]]
+SHEETS = [Sheet("Fair.", "Where?", response, ASKED) for response in EXPECTED["responses"]]
 
 
 def character_tokenizer() -> Tokenizer:
@@ -68,25 +69,27 @@ def test_an_answer_is_judged_alike_alone_in_pieces_and_on_several_devices():
     assert golden_judge("llama").judge([]) == []
 
 
-def test_what_all_questions_share_is_read_once():
+def test_the_text_is_the_question_the_criteria_and_the_answer_and_a_reply_begins_with_a_name():
     row = golden_judge("llama").read(SHEETS[0])
-    text = about(SHEETS[0])
-    assert len(row.prefix) >= len(text)
-    for rest, asked in zip(row.rests, ASKED, strict=True):
-        letters = {token: letter for letter, token in CHARACTERS.items()}
-        assert "".join(letters[t] for t in row.prefix + rest) == f"{text}{question(asked)}\nReply: "
+    letters = {token: letter for letter, token in CHARACTERS.items()}
+    assert "".join(letters[t] for t in row.text) == f"{about(SHEETS[0])}\n\nReply:\n"
+    end = "c2: Place? (one of: no, yes)\n\nAnswer:\n309c0227\nIn Namba.\n309c0227"  # the beginning of its SHA-256
+    assert about(SHEETS[0]).endswith(end)
+    assert ["".join(letters[t] for t in begin) for begin in row.begins] == ["c0: ", "c1: ", "c2: "]
+    assert [[letters[t] for t in answers] for answers in row.answers] == [["n", "y"], ["a", "f", "v"], ["n", "y"]]
 
 
 def test_answers_are_told_apart_where_they_differ_first():
     judge = golden_judge("llama")
     judge.check(Sheet("", "?", "", (Asked("a", "?", ("not good", "not bad")),)))
+    assert judge.read(Sheet("", "?", "", (Asked("a", "?", ("not good", "not bad")),))).answers == [[72, 67]]  # g and b
     with pytest.raises(ValueError, match=r"among those of a, 'no', 'nothing', 'yes', two begin alike"):
         judge.check(Sheet("", "?", "", (Asked("a", "?", ("no", "nothing", "yes")),)))
 
 
 def test_an_answer_that_is_too_long_has_no_verdict_and_a_long_question_is_refused(caplog):
-    judge = golden_judge("llama", max_tokens=240)
-    sheets = [SHEETS[0], Sheet("Be fair.", "Where?", "x" * 300, ASKED)]
+    judge = golden_judge("llama", max_tokens=250)
+    sheets = [SHEETS[0], Sheet("Be fair.", "Where?", "x" * 500, ASKED)]
     values = judge.judge(sheets)
     assert values[1] == [None, None, None]
     np.testing.assert_allclose(values[0], expected("llama")[0], atol=1e-5)
@@ -104,8 +107,8 @@ def test_a_rubric_asks_the_tiny_model_by_its_chat_template(tmp_path):
     assert all(0 < each["kind"] < 1 for each in values) and values[0] == values[2] != values[1]
     loaded = tiny()
     ids = loaded.tokenizer.encode(
-        [{"role": "user", "content": f"{about(Sheet('', 'Where?', 'a', ()))}Is it kind?\nReply with one of: no, yes."}]
-    )
+        [{"role": "user", "content": about(Sheet("", "Where?", "a", (Asked("kind", "Is it kind?"),)))}]
+    ) + [ord(letter) for letter in "kind: "]
     tokens = np.array(ids, np.int32)[None]
     params = loaded.params(ONE)
     last_PD, _ = loaded.policy.read(params, Prompts(tokens, np.ones(tokens.shape, bool)))
@@ -115,12 +118,29 @@ def test_a_rubric_asks_the_tiny_model_by_its_chat_template(tmp_path):
 
 
 def test_an_answer_is_read_once_and_the_same_forward_pass_answers_all_questions(monkeypatch):
-    judge, passes = golden_judge("llama"), []
-    monkeypatch.setattr(in_process, "_answer_probabilities", lambda *given: passes.append(given) or np.ones((4, 3, 3)))
-    judge.judge(SHEETS)
-    ((_, _, prompts, tokens_PGT, *_),) = passes  # one pass for all questions about all answers
-    prefixes_P = np.asarray(prompts.valid_PL).sum(axis=1)
-    assert tokens_PGT.shape[1] == len(ASKED) and (prefixes_P[:3] > [len(about(sheet)) - 1 for sheet in SHEETS]).all()
+    judge, passes, other = golden_judge("llama"), [], [replace(sheet, prompt="Whose?") for sheet in SHEETS]
+    monkeypatch.setattr(
+        in_process, "_answer_probabilities", lambda *given: passes.append(given) or np.ones((2, 3, 3, 3))
+    )
+    judge.judge([*SHEETS, *other])
+    ((_, _, prompts, tokens_PGT, start_PGT, length_PG, trunk_PG, *_),) = (
+        passes  # one pass for all questions and answers
+    )
+    assert tokens_PGT.shape[:2] == (2, 3)  # two questions, which are read once, with three answers each
+    assert (np.asarray(prompts.valid_PL).sum(axis=1) == len(about(SHEETS[1]))).all()  # the second answer is empty
+    ends = len("\n\nReply:\n")
+    assert np.asarray(trunk_PG).tolist() == [[len(text) + ends for text in EXPECTED["responses"]]] * 2
+    assert (np.asarray(length_PG) - np.asarray(trunk_PG) == 3 * len("c0: ")).all()
+    assert len({*np.asarray(start_PGT)[0, 0].tolist()}) == 1 + len(ASKED)
+
+
+def test_groups_of_unequal_sizes_are_judged_as_each_answer_alone():
+    judge = golden_judge("llama", at_once=2)
+    sheets = [replace(sheet, prompt=prompt) for prompt in ("A?", "B?") for sheet in SHEETS]
+    sheets = [*sheets, replace(SHEETS[0], criteria=ASKED[:1]), SHEETS[2]]
+    alone = [judge.judge([sheet])[0] for sheet in sheets]
+    for found, wanted in zip(golden_judge("llama").judge(sheets), alone, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_a_judge_of_another_family_reads_what_the_policy_wrote_with_its_own_tokenizer(tmp_path):

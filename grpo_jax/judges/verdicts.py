@@ -22,9 +22,7 @@ TASK = (
 
 def messages(sheet: Sheet) -> list[dict[str, str]]:
     """What is sent: one request for all criteria of an answer."""
-    lines = [f"{asked.name}: {asked.text.strip()} (one of: {', '.join(asked.answers)})" for asked in sheet.criteria]
-    asked = about(sheet) + "Criteria:\n" + "\n".join(lines)
-    return [{"role": "system", "content": TASK}, {"role": "user", "content": asked}]
+    return [{"role": "system", "content": TASK}, {"role": "user", "content": about(sheet)}]
 
 
 def verdicts(reply: str, criteria: Sequence[Asked]) -> list[float | None]:

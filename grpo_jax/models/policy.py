@@ -172,12 +172,14 @@ class _Decoder:
         valid_PGT: Array,
         start_PGT: Array | None = None,
         experts_PGTNe: Array | None = None,
+        trunk_PG: Array | None = None,
     ) -> tuple[Array, Array]:
         """The hidden states at each prompt's last token and at every token of the responses.
 
         Except in attention, a prompt and its responses are one row of M = L + G T tokens: weights are read once.
         """
-        return self._respond(params, prompts, tokens_PGT, valid_PGT, start_PGT, experts_PGTNe, _dropped)[:2]
+        inputs = (params, prompts, tokens_PGT, valid_PGT, start_PGT, experts_PGTNe)
+        return self._respond(*inputs, _dropped, trunk_PG)[:2]
 
     def balanced(
         self,
@@ -212,13 +214,14 @@ class _Decoder:
         start_PGT: Array | None,
         experts_PGTNe: Array | None,
         keep: Callable[[KeyValues, Routing | None], Any],
+        trunk_PG: Array | None = None,
     ) -> tuple[Array, Array, Any]:
         prompt_tokens_PL, prompt_valid_PL = jnp.asarray(prompts.tokens_PL), jnp.asarray(prompts.valid_PL)
         start_PGT = jnp.zeros(tokens_PGT.shape, jnp.int32) if start_PGT is None else start_PGT
         (P, G, T), L = tokens_PGT.shape, prompt_tokens_PL.shape[1]
         length_P11 = jnp.sum(prompt_valid_PL, axis=1)[:, None, None]
-        positions_PGT = length_P11 + jnp.arange(T)[None, None] - start_PGT
-        prompt_scope, scope = _one_text(prompt_valid_PL), Scope(start_PGT, valid_PGT, prompt_valid_PL)
+        prompt_scope, scope = _one_text(prompt_valid_PL), Scope(start_PGT, valid_PGT, prompt_valid_PL, trunk_PG)
+        positions_PGT = length_P11 + scope.depth_PGT
 
         def responses_of(a_P1HMC: Array) -> Array:
             return jnp.swapaxes(a_P1HMC[:, 0, :, L:].reshape(P, -1, G, T, a_P1HMC.shape[4]), 1, 2)

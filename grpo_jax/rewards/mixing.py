@@ -37,6 +37,9 @@ class Mix:
         if not all(isinstance(part, tuple) and len(part) == 2 for part in self.parts):
             raise ValueError(f"A Mix is a tuple of pairs, such as ((exact, 1.0),); got {self.parts!r}.")
         for reward, weight in self.parts:
+            if not callable(reward):
+                several = " Give each of its funcs, with its weight." if hasattr(reward, "funcs") else ""
+                raise ValueError(f"A reward is a function or a callable object; got a {type(reward).__name__}.{several}")
             check_range(f"The weight of {name(reward)}", weight, least=-LARGEST_WEIGHT, most=LARGEST_WEIGHT)
         _ = self.criteria
 

@@ -14,8 +14,7 @@ import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 from grpo_jax.rewards.batch import Batch
 from grpo_jax.rewards.example import Example
@@ -24,7 +23,22 @@ TELLING = {"completions", "completion_ids"}  # parameters that only a function f
 TELLING_VERIFIERS = {"completion", "state"}  # and those that only one for verifiers has
 PASSED = {"prompts", "trainer_state", "log_extra", "log_metric"}  # that it may have instead, beside **kwargs
 NOT_PASSED = {"prompt", "completion", "completion_ids"}  # columns that TRL does not pass on
+WAYS_OUT = {  # for a parameter that is no column
+    "parser": "There is no parser here: bind one with functools.partial.",
+    "completion_ids": "Pass tokens to score, or give the parameter a default.",
+    "trainer_state": "Pass step to score, or give the parameter a default.",
+}
 RESERVED = ("prompt", "answer", "completion", "advantage")  # columns of the recorded answers
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """What a function for TRL may ask of the training: how many steps are done."""
+
+    global_step: int
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"trainer_state has global_step alone here, and no {name}")
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ def offered(batch: Batch, notes: Notes) -> dict[str, Any]:
     if batch.tokens is not None:
         found["completion_ids"] = [list(ids) for group in batch.tokens for ids in group]
     if batch.step is not None:
-        found["trainer_state"] = SimpleNamespace(global_step=batch.step)
+        found["trainer_state"] = TrainerState(batch.step)
     return found | {"log_extra": notes.log_extra, "log_metric": notes.log_metric}
 
 
@@ -90,10 +104,8 @@ def accepted(reward: Callable[..., Any], label: str, offered: dict[str, Any]) ->
         name for name, parameter in named.items() if parameter.default is parameter.empty and name not in offered
     ]
     if missing:
-        raise ValueError(
-            f"Reward {label} needs {', '.join(missing)}; available are {', '.join(offered)}."
-            " Add the column to the data set, or give the parameter a default."
-        )
+        way_out = WAYS_OUT.get(missing[0], "Add the column to the data set, or give the parameter a default.")
+        raise ValueError(f"Reward {label} needs {', '.join(missing)}; available are {', '.join(offered)}. {way_out}")
     return offered if takes_all else {name: value for name, value in offered.items() if name in named}
 
 

@@ -29,12 +29,24 @@ class KeyValues(NamedTuple):
 class Scope(NamedTuple):
     """What each token may attend to: the prompt, and the tokens of its own response up to itself.
 
-    A row may hold several responses one after the other; each token's response begins at position `start_PGT`.
+    A row may hold several responses one after the other; each token's response begins at position `start_PGT`. With
+    `trunk_PG`, the first so many positions of a row are no response, but what all that follow there go on from.
     """
 
     start_PGT: Array
     valid_PGT: Array
     prompt_valid_PL: Array | None  # None: the rows have no prompt before them
+    trunk_PG: Array | None = None
+
+    @property
+    def depth_PGT(self) -> Array:
+        """How many tokens of its row each token has before it, those that it does not see left out."""
+        position_11T = jnp.arange(self.start_PGT.shape[2])[None, None]
+        depth_PGT = position_11T - self.start_PGT
+        if self.trunk_PG is None:
+            return depth_PGT
+        trunk_PG1 = self.trunk_PG[..., None]
+        return depth_PGT + jnp.where(position_11T >= trunk_PG1, trunk_PG1, 0)
 
 
 def attend(
@@ -96,14 +108,23 @@ def masks(scope: Scope, window: int | None) -> tuple[Array, Array | None]:
     position_T = jnp.arange(scope.start_PGT.shape[2])
     query_11T1, key_111S = position_T[None, None, :, None], position_T[None, None, None]
     start_PGT1 = scope.start_PGT[..., None]
-    own_PGTS = (key_111S >= start_PGT1) & (key_111S <= query_11T1) & scope.valid_PGT[:, :, None, :]
-    if window is not None:
-        own_PGTS &= key_111S > query_11T1 - window
+    if scope.trunk_PG is None:
+        own_PGTS = (key_111S >= start_PGT1) & (key_111S <= query_11T1) & scope.valid_PGT[:, :, None, :]
+        near_PGTS = None if window is None else key_111S > query_11T1 - window
+    else:
+        in_trunk_PG1S = key_111S < scope.trunk_PG[..., None, None]
+        own_PGTS = (
+            ((key_111S >= start_PGT1) | in_trunk_PG1S) & (key_111S <= query_11T1) & scope.valid_PGT[:, :, None, :]
+        )
+        depth_PGT = scope.depth_PGT
+        near_PGTS = None if window is None else depth_PGT[..., None] - depth_PGT[:, :, None] < window
+    if near_PGTS is not None:
+        own_PGTS &= near_PGTS
     if scope.prompt_valid_PL is None:
         return own_PGTS, None
     prompt_P11L = scope.prompt_valid_PL[:, None, None]
     if window is None:
         return own_PGTS, prompt_P11L
     L = prompt_P11L.shape[3]
-    distance_PGTL = query_11T1 - start_PGT1 + L - jnp.arange(L)[None, None, None]
+    distance_PGTL = scope.depth_PGT[..., None] + L - jnp.arange(L)[None, None, None]
     return own_PGTS, prompt_P11L & (distance_PGTL < window)

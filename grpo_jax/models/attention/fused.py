@@ -112,7 +112,11 @@ def splash_rows(
     softcap: float | None,
     interpret: bool = False,
 ) -> Array:
-    """Attention of whole rows by the TPU's splash kernel: prompt and response in one call, K/V heads shared."""
+    """Attention of whole rows by the TPU's splash kernel: prompt and response in one call, K/V heads shared. Plain for
+    rows with a trunk, which the kernel's mask does not know.
+    """
+    if scope.trunk_PG is not None:
+        return plain_rows(query_PGHTC, own, scope, prefix, window, softcap)
     P, G, _, T, C = query_PGHTC.shape
     key, value = _joined(own, prefix)
     L = key.shape[3] - T

@@ -18,6 +18,7 @@ from grpo_jax.devices.placing import place_prompts
 from grpo_jax.models import tiny
 from grpo_jax.rewards import Guarded, Mix, workers
 from grpo_jax.rollout import native, stages
+from grpo_jax.rollout.buffer import ResponseBuffer
 from grpo_jax.scoring import EarlyScoring, chosen_tokens, score_rollouts
 
 MODEL = tiny(remat="none")
@@ -127,6 +128,19 @@ def test_nothing_is_asked_of_a_sampler_whose_rewards_need_all_responses(monkeypa
     _, _, early = told(build(after, noted))
     assert early.heard is None and not early.calls.begun
     assert {until.cursor for until in untils} == {2**30}
+
+
+def test_a_group_on_two_devices_is_told_once_when_both_have_ended():
+    """Two prompts with four responses each, of which each device writes two."""
+    buffer = ResponseBuffer(P=4, G=2, T=3, held=4, padding=0)
+    buffer.tokens_PGT[:] = np.arange(24).reshape(4, 2, 3)
+    buffer.length_PG[:] = [[1, 2], [3, 0], [0, 1], [1, 1]]
+    assert list(buffer.newly_complete(2)) == []
+    buffer.length_PG[1, 1] = 1
+    assert list(buffer.newly_complete(2)) == [(0, [[0], [3, 4], [6, 7, 8], [9]])]
+    buffer.length_PG[2, 0] = 2
+    assert list(buffer.newly_complete(2)) == [(1, [[12, 13], [15], [18], [21]])]
+    assert list(buffer.newly_complete(2)) == []
 
 
 @pytest.mark.slow

@@ -32,6 +32,8 @@ class EarlyCalls:
 
     def begin(self, p: int, responses: Sequence[str]) -> None:
         """Makes the calls that judge the responses to the example with this index, and does not wait for them."""
+        if not self.parts:
+            return
         if not self.begun:
             self.guards.enter_context(exits_refused())
             self.guards.enter_context(interpreter_watched(self.seconds))

@@ -87,6 +87,6 @@ def _scorer(name: str) -> Callable[..., Any]:
 @functools.cache
 def _runs_answers(name: str) -> bool:
     """Whether the check of a data set, or one that it extends, has a call of eval."""
-    owner = type(_scorer(name).__self__)
-    checks = [vars(each)["score_answer"] for each in owner.__mro__ if "score_answer" in vars(each)]
-    return any(_EVALUATES.search(inspect.getsource(check)) for check in checks)
+    owner = getattr(_scorer(name), "__self__", None)  # the scorer is a method of the data set
+    checks = [vars(each)["score_answer"] for each in type(owner).__mro__ if "score_answer" in vars(each)]
+    return not checks or any(_EVALUATES.search(inspect.getsource(check)) for check in checks)

@@ -36,6 +36,7 @@ def data(
     overlap: Overlap = "refuse",  # held-out questions that are also trained on: refuse or count
     instruction: str = "",  # after each prompt that is a string
     system: str | None = None,  # before each prompt that is a string
+    chat: bool = False,  # a prompt that is a string is a chat's first message, also without a system message
     system_column: str | None = None,  # column with a system message for each row
     shots: str | None = None,  # column with earlier turns: messages, or objects with question and answer
     last_turn: LastTurn = "answer",  # an assistant's message at the end of a prompt: answer, prefill or drop
@@ -49,14 +50,16 @@ def data(
 ) -> Task:
     """The rows of a table, with a reward for the exact answer, or the solved puzzle; rewards get all columns.
 
-    A prompt that is a string stays plain text unless there is a system message or an earlier turn, which makes it a
-    chat. The same rows give the same examples in the same order, wherever they are stored.
+    A prompt that is a string stays plain text unless there is a system message or an earlier turn, or `chat` is true.
+    The same rows give the same examples in the same order, wherever they are stored.
     """
     check_range("task.held_out_share", held_out_share, least=0, below=1)
     if held_out is not None and held_out_share:
         raise ValueError("task.held_out and task.held_out_share both say what is held out. Leave one of them out.")
     kind = format_of(path) if format == "auto" else format
-    turned = Columns(prompt, answer, instruction, system, system_column, shots, last_turn, answer_after, json_columns)
+    turned = Columns(
+        prompt, answer, instruction, system, system_column, shots, last_turn, answer_after, json_columns, chat
+    )
     rows = _kept(_rows(path, kind, subset, split, columns, options), where, filter, path)
     tests: list[Row] = []
     if held_out_share:

@@ -26,6 +26,7 @@ class Columns:
     last_turn: LastTurn = "answer"
     answer_after: str | None = None
     json_columns: Sequence[str] = ()
+    chat: bool = False
 
 
 def example_of(row: Row, columns: Columns) -> Example:
@@ -148,7 +149,7 @@ def _conversation(asked: Prompt, row: Row, columns: Columns) -> Prompt:
     system = columns.system if columns.system_column is None else _system(row, columns.system_column)
     shots = [] if columns.shots is None else _shots(row, columns)
     if isinstance(asked, str):
-        if system is None and not shots:
+        if system is None and not shots and not columns.chat:
             return with_instruction(asked, columns.instruction)
         asked = messages(asked, columns.instruction, system)
     elif columns.instruction or system is not None:

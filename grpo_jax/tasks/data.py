@@ -95,7 +95,9 @@ def _rows(
         rows = list(read_file(Path(expanded), format, columns))
     absent = [name for name in columns if not any(name in row.values for row in rows)]
     if rows and absent:
-        raise ValueError(f"{path} has no column {absent[0]!r}, which task.columns names.")
+        raise ValueError(
+            f"{path} has no column {absent[0]!r}, which task.columns names. It takes whole columns: of a.b, name a."
+        )
     if not rows:
         raise ValueError(f"{path}:1: the file is empty. {NEEDED.get(format, 'It needs at least one row.')}")
     return rows

@@ -55,6 +55,10 @@ def _check_names(names: list[str], place: str, separator: str) -> None:
     if twice is not None:
         raise ValueError(f"{place}: the header names the column {twice!r} twice. Rename one of them.")
     other = next((other for other in ";\t,|" if other != separator and other in names[0]), None)
+    if names[0].lstrip().startswith(("{", "[")):
+        raise ValueError(
+            f"{place}: the file begins as JSON does, with {names[0][:60]!r}. Set task.format: jsonl or json."
+        )
     if len(names) == 1 and other is not None:
         raise ValueError(
             f"{place}: the header is one column, {names[0][:60]!r}, and looks as if {other!r} separated them. Save the"

@@ -18,6 +18,7 @@ _ESCAPES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\(u[dD][89a-fA-F]..)
 _TOKENS = re.compile(r'"(?:\\.|[^"\\])*"|-?(?:NaN|Infinity|[0-9][0-9.eE+-]*)')
 _BLANK = re.compile(r"[ \t\r\n]*")
 WAY_OUT = "Each line is one JSON object."
+WAY_OUT_OF_ARRAY = "If the file is one array of objects, set task.format: json."
 
 
 class Twice(ValueError):
@@ -33,7 +34,8 @@ def read_lines(path: Path) -> Iterator[Row]:
                 check_text(path, line[:32])
             text = decoded(line, location, number == 1)
             if text.strip():
-                yield Row(_object(_value(text, location, WAY_OUT), location), location)
+                way_out = WAY_OUT_OF_ARRAY if number == 1 and text.lstrip().startswith("[") else WAY_OUT
+                yield Row(_object(_value(text, location, way_out), location), location)
 
 
 def read_array(path: Path) -> Iterator[Row]:
@@ -164,7 +166,8 @@ def _check_surrogates(text: str, location: str) -> None:
 
 def _object(value: Any, location: str) -> dict[str, Any]:
     if not isinstance(value, dict):
+        array = f" {WAY_OUT_OF_ARRAY}" if isinstance(value, list) else ""
         raise ValueError(
-            f"{location}: expected a JSON object, got {type_name(value)}. Each line is like {{'prompt': '...'}}."
+            f"{location}: expected a JSON object, got {type_name(value)}. Each line is like {{'prompt': '...'}}.{array}"
         )
     return value

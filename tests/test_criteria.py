@@ -267,7 +267,7 @@ def test_rewards_in_the_shapes_that_trl_has_are_called_as_trl_does():
         (soft_limit(5, 4), [-0.25, -1.0]),
         (repeated(1, -1.0), [0.0, -0.5]),
         (functools.partial(repeated(2, -1.0)), [0.0, -1 / 3]),
-        (Named("mine"), [1.0, math.nan]),
+        (Named("mine"), [1.0, NAN]),
         (only_prompts, [1.0, 1.0]),
         (lambda **kwargs: [float(kwargs["level"] == [2, 2] and kwargs["prompts"][0] == chat)] * 2, [1.0, 1.0]),
         (with_environments, [1.0, 1.0]),

@@ -27,7 +27,7 @@ NEEDED = {
 
 def data(
     path: str,  # a file, a folder, module:function, or a name on the hub, of a builder or in reasoning-gym
-    format: Format = "auto",  # auto: from the path; a name needs it
+    format: Format = "auto",  # auto: from the path; a name needs datasets, tensorflow-datasets or reasoning-gym
     prompt: str = "prompt",  # column with a string or a list of messages; a.b is in another, "{a} {b}" several
     answer: str | None = "answer",  # column with a string or a number; null if no reward needs an answer
     answer_after: str | None = None,  # text in that column after which the answer stands, such as "####"
@@ -36,7 +36,7 @@ def data(
     overlap: Overlap = "refuse",  # held-out questions that are also trained on: refuse or count
     instruction: str = "",  # after each prompt that is a string
     system: str | None = None,  # before each prompt that is a string
-    chat: bool = False,  # a prompt that is a string is a chat's first message, also without a system message
+    chat: bool = False,  # a prompt that is a string is the user's message of a chat, also without a system message
     system_column: str | None = None,  # column with a system message for each row
     shots: str | None = None,  # column with earlier turns: messages, or objects with question and answer
     last_turn: LastTurn = "answer",  # an assistant's message at the end of a prompt: answer, prefill or drop

@@ -77,7 +77,7 @@ def _rows(
     subset: str | None,
     split: str,
     columns: Sequence[str],
-    options: dict[str, Any] | None = None,
+    options: dict[str, Any] | None,
 ) -> list[Row]:
     """All rows of a table, of which there is at least one."""
     expanded = str(Path(path).expanduser())
@@ -108,10 +108,10 @@ def _held_out(
 ) -> list[Row]:
     """The rows for evaluation: of another split of the same data set, or of a second path."""
     if kind in LIBRARIES:
-        return _rows(path, kind, subset, held_out, columns)
+        return _rows(path, kind, subset, held_out, columns, None)
     if kind == PUZZLES:
         raise ValueError(f"{PUZZLES} makes one table from its options: set task.held_out_share instead of held_out.")
-    return _rows(held_out, format_of(held_out, kind) if format == "auto" else format, None, "train", columns)
+    return _rows(held_out, format_of(held_out, kind) if format == "auto" else format, None, "train", columns, None)
 
 
 def _kept(rows: list[Row], where: dict[str, Any] | None, filter: str | None, path: str) -> list[Row]:

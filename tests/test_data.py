@@ -387,7 +387,14 @@ LINE = b'{"prompt": "a", "answer": "b"}'
         ("a.jsonl.gz", gzip.compress(LINE) + b"junk", r"a\.jsonl\.gz cannot be unpacked"),
         ("a.csv", b"Prompt, answer\na,b\n", r"a\.csv:2: no column 'prompt'; .* task\.prompt, such as 'Prompt'"),
         ("a.csv", b"prompt, answer\na,b\n", r"a\.csv:2: no column 'answer'; .* task\.answer, such as ' answer'"),
-        ("a.xlsx", b"PK\x03\x04", r"task\.format has to be given"),
+        (
+            "a.xlsx",
+            b"PK\x03\x04",
+            r"a\.xlsx:1: the file is a zip archive, as Excel writes too; .* save the table as CSV",
+        ),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd", r"a\.jsonl\.zst:1: the file is compressed by zstd; unpack it"),
+        ("a.arrow", b"ARROW1", r"a\.arrow:1: the file is an Arrow file; save the table as Parquet"),
+        ("a.txt", LINE, r"task\.format has to be given"),
     ],
 )
 def test_a_damaged_file_is_refused_with_its_line(tmp_path, name, content, words):

@@ -1,10 +1,13 @@
 """Code of responses runs in a sandbox: it passes tests by what it computes, and reaches nothing outside."""
 
+import json
 import os
+import re
 import shutil
 import socket
 import struct
 import time
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +83,15 @@ def test_tests_that_cannot_be_held_outside_are_refused_with_their_place(tests, w
     example = Example("q", columns={"tests": tests}, source="rows.jsonl:4")
     with pytest.raises(ValueError, match=rf"rows\.jsonl:4: reward PassesTests .*{words}"):
         check_examples(PassesTests(sandbox="unsafe"), [example], "training")
+
+
+def test_the_tests_of_the_page_are_read():
+    page = (Path(__file__).parents[1] / "docs" / "verifiers.md").read_text()
+    rows = [
+        json.loads(line) for block in re.findall("```json\n(.*?)```", page, re.DOTALL) for line in block.splitlines()
+    ]
+    kinds = [(len(tests.calls), len(tests.programs)) for tests in (read_tests(row["tests"]) for row in rows)]
+    assert kinds == [(2, 0), (0, 1)]
 
 
 def test_the_last_fenced_block_is_the_code():

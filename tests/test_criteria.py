@@ -262,6 +262,61 @@ def test_functions_that_name_only_what_trl_passes_are_called_as_trl_does():
         np.testing.assert_array_equal(rewards_PGR[0, :, 0], expected)
 
 
+def soft_limit(longest, cushion):
+    """As TRL's soft punishment of overlong completions (DAPO): a function that names completion_ids alone."""
+
+    def punished(completion_ids: list[list[int]], **kwargs) -> list[float]:
+        over = [len(ids) - (longest - cushion) for ids in completion_ids]
+        return [-1.0 if each > cushion else -max(each, 0) / cushion for each in over]
+
+    return punished
+
+
+def repeated(size, most):
+    """As TRL's repetition penalty: of the words of each completion's first message."""
+
+    def penalty(completions, **kwargs):
+        words = [completion[0]["content"].lower().split() for completion in completions]
+        grams = [[*zip(*(each[start:] for start in range(size)), strict=False)] for each in words]
+        return [most * (1 - len(set(each)) / len(each)) if each else 0.0 for each in grams]
+
+    return penalty
+
+
+class Named:
+    def __init__(self, name):
+        self.__name__ = name
+
+    async def __call__(self, prompts, completions, completion_ids, **kwargs):
+        return [1.0, None]
+
+
+def only_prompts(prompts):
+    return [float(len(prompt)) for prompt in prompts]
+
+
+def with_environments(completions, environments=None, **kwargs):
+    return [float(environments is None) for _ in completions]
+
+
+def test_rewards_in_the_shapes_that_trl_has_are_called_as_trl_does():
+    chat = [{"role": "user", "content": "q"}]
+    row = Example(chat, "a", {"prompt": chat, "prompts": "a column", "completion_ids": [9], "level": 2})
+    cases = [
+        (soft_limit(5, 4), [-0.25, -1.0]),
+        (repeated(1, -1.0), [0.0, -0.5]),
+        (functools.partial(repeated(2, -1.0)), [0.0, -1 / 3]),
+        (Named("mine"), [1.0, NAN]),
+        (only_prompts, [1.0, 1.0]),
+        (lambda **kwargs: [float(kwargs["level"] == [2, 2] and kwargs["prompts"][0] == chat)] * 2, [1.0, 1.0]),
+        (with_environments, [1.0, 1.0]),
+    ]
+    for reward, expected in cases:
+        rewards_PGR = score(reward, [row], [["a", "b a b a"]], [[[1, 2], [1, 2, 3, 4, 5, 6]]], 0)
+        np.testing.assert_allclose(rewards_PGR[0, :, 0], expected)
+    assert Mix(((Named("mine"), 1.0),)).names == ("mine",)
+
+
 def test_functions_for_trl_log_numbers_and_columns():
     def logs(completions, log_metric, log_extra, trainer_state, **kwargs):
         log_metric("short", np.float32(trainer_state.global_step))
@@ -308,6 +363,15 @@ def test_functions_for_verifiers_judge_one_completion():
     np.testing.assert_array_equal(score(stateful, [row], [["g", "b"]])[0, :, 0], [1, 0])
     with pytest.raises(ValueError, match="Reward needy needs parser; available are prompt, completion, answer"):
         score(_needy(), [chat], [["a"]])
+
+
+def test_functions_for_verifiers_need_not_look_at_the_completion():
+    def known(prompt, answer, info, task, **kwargs):
+        return float(answer == "a" and info == {} and task == "default")
+
+    assert score(known, [Example("q", "a")], [["b"]]) == 1.0
+    both = Mix(((known, 1.0), (correct, 0.5)))  # as the funcs and weights of a Rubric are
+    np.testing.assert_array_equal(score(both, [Example([{"role": "user", "content": "q"}], "a")], [["a"]]), [[[1, 1]]])
 
 
 def _needy():

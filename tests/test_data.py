@@ -177,6 +177,42 @@ def test_the_assistants_last_message_is_the_answer_and_not_in_the_prompt(tmp_pat
     assert data(path, prompt="messages", answer=None, last_turn="prefill").train[0].prompt == turns
 
 
+def test_messages_as_sharegpt_has_them_and_an_answer_that_is_null_are_understood(tmp_path):
+    said = [{"from": "system", "value": "Add."}, {"from": "human", "value": "2 + 2"}, {"from": "gpt", "value": "4"}]
+    path = put(tmp_path / "a.jsonl", as_jsonl([{"conversations": said}]))
+    example = data(path, prompt="conversations").train[0]
+    assert (example.prompt, example.answer) == (CHAT, "4")
+    turns = [*CHAT, {"role": "assistant", "content": "4"}]
+    path = put(tmp_path / "a.parquet", as_parquet([{"prompt": turns, "answer": None}]))
+    assert (data(path).train[0].prompt, data(path).train[0].answer) == (CHAT, "4")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ([{"role": "user", "content": " "}], r"a\.jsonl:1: column 'prompt' must be .* got a list: "),
+        ([CHAT[1], {"role": "assistant", "content": None, "tool_calls": []}], "a list, whose message 1 is none"),
+        ([CHAT[1], {"from": "gpt"}], "a list, whose message 1 is none"),
+    ],
+)
+def test_messages_without_text_are_refused_with_their_number(tmp_path, prompt, words):
+    with pytest.raises(ValueError, match=words):
+        data(put(tmp_path / "a.jsonl", as_jsonl([{"prompt": prompt, "answer": "4"}])))
+
+
+def test_chats_of_a_system_message_alone_are_told_apart(tmp_path):
+    rows = [{"prompt": [{"role": "system", "content": f"Say {n}."}], "answer": str(n)} for n in range(40)]
+    task = data(put(tmp_path / "a.jsonl", as_jsonl(rows)), held_out_share=0.3)
+    assert 0 < len(task.held_out) < 30
+
+
+def test_a_string_is_a_chat_where_the_config_says_so(tmp_path):
+    path = put(tmp_path / "a.jsonl", as_jsonl([{"prompt": "2 + 2", "answer": "4"}]))
+    assert data(path).train[0].prompt == "2 + 2"
+    assert data(path, chat=True, instruction="Add.").train[0].prompt == [{"role": "user", "content": "2 + 2 Add."}]
+
+
 def test_an_answer_and_a_last_message_need_a_word_about_which_is_meant(tmp_path):
     turns = [*CHAT, {"role": "assistant", "content": "The sum is"}]
     path = put(tmp_path / "a.jsonl", as_jsonl([{"prompt": turns, "answer": "4"}]))
@@ -344,7 +380,21 @@ LINE = b'{"prompt": "a", "answer": "b"}'
         ("a.parquet", b"", r"a\.parquet cannot be read as Parquet"),
         ("a.parquet", LINE, r"a\.parquet cannot be read as Parquet"),
         ("a.jsonl", b'{"prompt": "a", "answer": "b", "x": ' + b"[" * 900 + b"]" * 900 + b"}", "a.jsonl:1: "),
-        ("a.xlsx", b"PK\x03\x04", r"task\.format has to be given"),
+        ("a.csv", LINE + b"\n" + LINE, r"a\.csv:1: the file begins as JSON does, .* task\.format: jsonl"),
+        ("a.jsonl", b"[" + LINE + b"]", r"a\.jsonl:1: .* got a list\. .* set task\.format: json"),
+        ("a.jsonl", b"[\n" + LINE + b"\n]", r"a\.jsonl:1:\d: not JSON: .* set task\.format: json"),
+        ("a.jsonl", LINE + b"\r" + LINE, r"a\.jsonl:1:32: not JSON: Extra data"),
+        ("a.jsonl.gz", gzip.compress(LINE) + b"junk", r"a\.jsonl\.gz cannot be unpacked"),
+        ("a.csv", b"Prompt, answer\na,b\n", r"a\.csv:2: no column 'prompt'; .* task\.prompt, such as 'Prompt'"),
+        ("a.csv", b"prompt, answer\na,b\n", r"a\.csv:2: no column 'answer'; .* task\.answer, such as ' answer'"),
+        (
+            "a.xlsx",
+            b"PK\x03\x04",
+            r"a\.xlsx:1: the file is a zip archive, as Excel writes too; .* save the table as CSV",
+        ),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd", r"a\.jsonl\.zst:1: the file is compressed by zstd; unpack it"),
+        ("a.arrow", b"ARROW1", r"a\.arrow:1: the file is an Arrow file; save the table as Parquet"),
+        ("a.txt", LINE, r"task\.format has to be given"),
     ],
 )
 def test_a_damaged_file_is_refused_with_its_line(tmp_path, name, content, words):

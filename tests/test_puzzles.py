@@ -87,6 +87,7 @@ def test_puzzles_are_the_same_for_the_same_seed_and_solved_by_their_own_check():
     ("arguments", "words"),
     [
         ({"path": "sum"}, "reasoning-gym has no data set 'sum'; it has 2 others. Did you mean sums?"),
+        ({"options": {"seed": None}}, "task.options.seed must be a whole number"),
         ({"options": {"size": 0}}, "task.options are not those of sums: AssertionError: size must be positive"),
         ({"options": {"sise": 1}}, "task.options are not those of sums: TypeError: .*sise"),
         ({"held_out": "sums"}, "set task.held_out_share instead of held_out"),

@@ -2,11 +2,14 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from grpo_jax import network
+from grpo_jax.cli import main
+from grpo_jax.config import read
 from grpo_jax.rewards import Mix, exact, score
 from grpo_jax.tasks import Task, arithmetic, countdown, gsm8k, jsonl
 
@@ -269,21 +272,23 @@ def gsm8k_repository(gsm8k_folder):
 def gsm8k_builder(tmp_path):
     import tensorflow_datasets as tfds
 
-    class LocalGsm8k(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
+    with tfds.core.registered.skip_registration():  # as the fixture is used more than once
 
-        def _info(self):
-            columns = ("question", "answer", "annotation", "short_answer")
-            features = tfds.features.FeaturesDict({column: tfds.features.Text() for column in columns})
-            return tfds.core.DatasetInfo(builder=self, features=features)
+        class LocalGsm8k(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
 
-        def _split_generators(self, downloads):
-            return {split: self._generate_examples(rows) for split, rows in GSM8K_ROWS.items()}
+            def _info(self):
+                columns = ("question", "answer", "annotation", "short_answer")
+                features = tfds.features.FeaturesDict({column: tfds.features.Text() for column in columns})
+                return tfds.core.DatasetInfo(builder=self, features=features)
 
-        def _generate_examples(self, rows):
-            for number, row in enumerate(rows):
-                annotation, short_answer = row["answer"].split("#### ")
-                yield number, {**row, "annotation": annotation, "short_answer": short_answer}
+            def _split_generators(self, downloads):
+                return {split: self._generate_examples(rows) for split, rows in GSM8K_ROWS.items()}
+
+            def _generate_examples(self, rows):
+                for number, row in enumerate(rows):
+                    annotation, short_answer = row["answer"].split("#### ")
+                    yield number, {**row, "annotation": annotation, "short_answer": short_answer}
 
     builder = LocalGsm8k(data_dir=tmp_path, file_format=tfds.core.FileFormat.ARRAY_RECORD)
     builder.download_and_prepare()
@@ -300,6 +305,43 @@ def test_gsm8k_is_the_same_from_every_source(source, copy, request):
     assert questions(task.held_out) == ["What do 2 cars cost? Go."]
     assert [example.answer for example in (*task.train, *task.held_out)] == ["12", "1,200"]
     np.testing.assert_array_equal(gold_rewards(task, column="answer"), 1.0)
+
+
+@pytest.fixture
+def gsm8k_saved(tmp_path):
+    import datasets
+
+    splits = {split: datasets.Dataset.from_list(rows) for split, rows in GSM8K_ROWS.items()}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def documented(format):
+    """The config of the page about data that reads GSM8K with one of the libraries."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[1] / "docs" / "data.md").read_text(), re.DOTALL)
+    return next(block for block in blocks if f"format: {format}\n" in block and "gsm8k" in block)
+
+
+@pytest.mark.parametrize(
+    ("source", "copy", "subset"),
+    [
+        ("datasets", "gsm8k_saved", None),
+        ("datasets", "gsm8k_repository", "main"),
+        ("tensorflow-datasets", "gsm8k_builder", None),
+    ],
+)
+def test_gsm8k_through_data_is_the_task_of_its_name_and_golds_earn_1(tmp_path, capsys, source, copy, subset, request):
+    path = request.getfixturevalue(copy)
+    config = tmp_path / "c.yaml"
+    config.write_text(f"{documented(source)}model: {{name: tiny}}\ntrain: {{steps: 1}}\n")
+    changes = [f"task.path={path}", *(["task.subset=null"] if source == "datasets" and subset is None else [])]
+    task = read(config, changes).task.build()
+    assert (task.train, task.held_out) == ((same := gsm8k(source, str(path))).train, same.held_out)
+    assert main(["data", str(config), *changes]) == 0
+    text = capsys.readouterr().out
+    assert "training: 1 examples" in text and "held-out: 1 examples" in text
+    assert text.count("last_number: 1 earn 1\n") == 2
+    assert re.search(r"the answer, denied +1\.000", text) and re.search(r"nothing +0\.000", text)
 
 
 def test_gsm8k_is_prepared_from_the_files_of_its_authors(tmp_path, monkeypatch):

@@ -34,26 +34,28 @@ class SolvesPuzzle:
 
     def check(self, example: Example) -> None:
         """Refuses rows that are no puzzles, and checks that would run answers as Python."""
+        scorer, gold = self._scorer_of(example), example.columns.get("answer")
+        if isinstance(gold, str):
+            scorer(gold, entry=_entry(example))
+
+    def __call__(self, example: Example, response: str) -> float:
+        """From 0 to 1."""
+        scorer, answer = self._scorer_of(example), answered(response)
+        if not answer or len(answer) > LONGEST:
+            return 0.0
+        try:
+            return float(scorer(answer, entry=_entry(example)))
+        except Exception:  # the gold could be checked, so it is the answer that could not be read
+            return 0.0
+
+    def _scorer_of(self, example: Example) -> Callable[..., Any]:
         name = _data_set(example)
         if self.evaluation != "unsafe" and _runs_answers(name):
             raise ValueError(
                 f"the check of {name} runs answers as Python with eval, so a response could do whatever you can. Use"
                 " another reward, such as exact, or write evaluation: unsafe where the machine has nothing to lose."
             )
-        gold = example.columns.get("answer")
-        if isinstance(gold, str):
-            _scorer(name)(gold, entry=_entry(example))
-
-    def __call__(self, example: Example, response: str) -> float:
-        """From 0 to 1."""
-        self.check(example)
-        answer = answered(response)
-        if not answer or len(answer) > LONGEST:
-            return 0.0
-        try:
-            return float(_scorer(_data_set(example))(answer, entry=_entry(example)))
-        except Exception:  # the gold could be checked, so it is the answer that could not be read
-            return 0.0
+        return _scorer(name)
 
 
 def _data_set(example: Example) -> str:

@@ -24,6 +24,7 @@ from grpo_jax.rewards.mixing import Mix
 
 BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 class Kind(Enum):
@@ -61,11 +62,16 @@ def kind_of(reward: Callable[..., Any], columns: Collection[str] = ()) -> Kind:
         return Kind.TRL
     if "example" not in names and trl.TELLING_VERIFIERS & names:
         return Kind.VERIFIERS
+    needed = {name for name, each in parameters.items() if each.default is each.empty and each.kind in NAMED}
+    if trl.PASSED & names and needed <= trl.PASSED | {*columns}:
+        return Kind.TRL
     if inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
         fixed = {name: each for name, each in parameters.items() if each.kind in POSITIONAL}
         required = {name for name, each in fixed.items() if each.default is each.empty}
         if trl.PASSED & names or len(fixed) < 2 or (required and required <= {*columns}):
             return Kind.TRL
+    if trl.PASSED_BY_VERIFIERS & names and needed <= trl.OFFERED_BY_VERIFIERS | {*columns}:
+        return Kind.VERIFIERS
     return Kind.RESPONSE
 
 

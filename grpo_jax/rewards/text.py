@@ -47,8 +47,8 @@ class RepetitionPenalty:
     Reasoning in LLMs" (arXiv:2502.03373). In scripts without spaces a letter counts as a word.
     """
 
-    words: int = 3
-    most: float = 1.0
+    words: int = 3  # of a sequence
+    most: float = 1.0  # what is taken away
 
     def __post_init__(self) -> None:
         check_range("words", self.words, least=1, most=1000)

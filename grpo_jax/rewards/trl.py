@@ -22,6 +22,8 @@ from grpo_jax.rewards.example import Example
 TELLING = {"completions", "completion_ids"}  # parameters that only a function for TRL has
 TELLING_VERIFIERS = {"completion", "state"}  # and those that only one for verifiers has
 PASSED = {"prompts", "trainer_state", "log_extra", "log_metric"}  # that it may have instead, beside **kwargs
+PASSED_BY_VERIFIERS = {"info", "task"}  # that it may have instead, if it has nothing that verifiers does not pass
+OFFERED_BY_VERIFIERS = {"prompt", "answer", "info", "task"}
 NOT_PASSED = {"prompt", "completion", "completion_ids"}  # columns that TRL does not pass on
 WAYS_OUT = {  # for a parameter that is no column
     "parser": "There is no parser here: bind one with functools.partial.",

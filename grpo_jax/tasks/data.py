@@ -28,7 +28,7 @@ TEXTS = ("jsonl", "json", "csv", "tsv")  # formats whose rows have a line
 
 def data(
     path: str,  # a file, a folder, module:function, or a name on the hub, of a builder or in reasoning-gym
-    format: Format = "auto",  # auto: from the path; a name needs it
+    format: Format = "auto",  # auto: from the path; a name needs datasets, tensorflow-datasets or reasoning-gym
     prompt: str = "prompt",  # column with a string or a list of messages; a.b is in another, "{a} {b}" several
     answer: str | None = "answer",  # column with a string or a number; null if no reward needs an answer
     answer_after: str | None = None,  # text in that column after which the answer stands, such as "####"
@@ -37,6 +37,7 @@ def data(
     overlap: Overlap = "refuse",  # held-out questions that are also trained on: refuse or count
     instruction: str = "",  # after each prompt that is a string
     system: str | None = None,  # before each prompt that is a string
+    chat: bool = False,  # a prompt that is a string is the user's message of a chat, also without a system message
     system_column: str | None = None,  # column with a system message for each row
     shots: str | None = None,  # column with earlier turns: messages, or objects with question and answer
     last_turn: LastTurn = "answer",  # an assistant's message at the end of a prompt: answer, prefill or drop
@@ -50,14 +51,16 @@ def data(
 ) -> Task:
     """The rows of a table, with a reward for the exact answer, or the solved puzzle; rewards get all columns.
 
-    A prompt that is a string stays plain text unless there is a system message or an earlier turn, which makes it a
-    chat. The same rows give the same examples in the same order, wherever they are stored.
+    A prompt that is a string stays plain text unless there is a system message or an earlier turn, or `chat` is true.
+    The same rows give the same examples in the same order, wherever they are stored.
     """
     check_range("task.held_out_share", held_out_share, least=0, below=1)
     if held_out is not None and held_out_share:
         raise ValueError("task.held_out and task.held_out_share both say what is held out. Leave one of them out.")
     kind = format_of(path) if format == "auto" else format
-    turned = Columns(prompt, answer, instruction, system, system_column, shots, last_turn, answer_after, json_columns)
+    turned = Columns(
+        prompt, answer, instruction, system, system_column, shots, last_turn, answer_after, json_columns, chat
+    )
     rows = _kept(_rows(path, kind, subset, split, columns, options), where, filter, path)
     tests: list[Row] = []
     if held_out_share:
@@ -75,7 +78,7 @@ def _rows(
     subset: str | None,
     split: str,
     columns: Sequence[str],
-    options: dict[str, Any] | None = None,
+    options: dict[str, Any] | None,
 ) -> list[Row]:
     """All rows of a table, of which there is at least one."""
     expanded = str(Path(path).expanduser())
@@ -93,7 +96,9 @@ def _rows(
         rows = list(read_file(Path(expanded), format, columns))
     absent = [name for name in columns if not any(name in row.values for row in rows)]
     if rows and absent:
-        raise ValueError(f"{path} has no column {absent[0]!r}, which task.columns names.")
+        raise ValueError(
+            f"{path} has no column {absent[0]!r}, which task.columns names. It takes whole columns: of a.b, name a."
+        )
     if not rows:
         place = f"{path}:1" if format in TEXTS else path
         raise ValueError(f"{place}: there are no rows. {NEEDED.get(format, 'It needs at least one row.')}")
@@ -105,10 +110,10 @@ def _held_out(
 ) -> list[Row]:
     """The rows for evaluation: of another split of the same data set, or of a second path."""
     if kind in LIBRARIES:
-        return _rows(path, kind, subset, held_out, columns)
+        return _rows(path, kind, subset, held_out, columns, None)
     if kind == PUZZLES:
         raise ValueError(f"{PUZZLES} makes one table from its options: set task.held_out_share instead of held_out.")
-    return _rows(held_out, format_of(held_out, kind) if format == "auto" else format, None, "train", columns)
+    return _rows(held_out, format_of(held_out, kind) if format == "auto" else format, None, "train", columns, None)
 
 
 def _kept(rows: list[Row], where: dict[str, Any] | None, filter: str | None, path: str) -> list[Row]:

@@ -18,7 +18,7 @@ MARK = "#### "  # the number after it is the answer
 
 
 def gsm8k(
-    source: Literal["datasets", "tensorflow-datasets"] = "datasets",
+    source: Literal["datasets", "tensorflow-datasets"] = "datasets",  # the library that reads it
     path: str | None = None,  # local copy: a folder of JSON or Parquet files, or that of a tfds builder
     instruction: str = "Reason step by step, then write the answer as a number after ####.",
     system: str | None = None,

@@ -9,12 +9,12 @@ from grpo_jax.tasks.task import Task
 
 
 def jsonl(
-    path: str,
+    path: str,  # a file with a JSON object a line; `data` says which others are read
     prompt: str = "prompt",  # column with a string, or with a list of messages
     answer: str | None = "answer",  # column with a string or a number; null if no reward needs an answer
     held_out: str | None = None,  # path of a second file, for evaluation
-    instruction: str = "",
-    system: str | None = None,
+    instruction: str = "",  # after each prompt that is a string
+    system: str | None = None,  # before each prompt that is a string
     last_turn: LastTurn = "answer",  # an assistant's message at the end of a prompt: answer, prefill or drop
 ) -> Task:
     """The lines of a file, with a reward for the exact answer; rewards get all columns.

@@ -2,12 +2,14 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from grpo_jax.tasks.tables.content import read_text
 from grpo_jax.tasks.tables.row import Row
 
+_JSON = re.compile(r"\s*(?:\[\s*$|\[?\s*\{)")  # the beginning of a file of JSON
 LARGEST_CELL = 2**31 - 1  # characters; the csv module refuses cells of more than 128 KiB unless it is told
 
 
@@ -55,6 +57,10 @@ def _check_names(names: list[str], place: str, separator: str) -> None:
     if twice is not None:
         raise ValueError(f"{place}: the header names the column {twice!r} twice. Rename one of them.")
     other = next((other for other in ";\t,|" if other != separator and other in names[0]), None)
+    if _JSON.match(names[0]):
+        raise ValueError(
+            f"{place}: the file begins as JSON does, with {names[0][:60]!r}. Set task.format: jsonl or json."
+        )
     if len(names) == 1 and other is not None:
         raise ValueError(
             f"{place}: the header is one column, {names[0][:60]!r}, and looks as if {other!r} separated them. Save the"

@@ -18,7 +18,7 @@ _ESCAPES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\(u[dD][89a-fA-F]..)
 _TOKENS = re.compile(r'"(?:\\.|[^"\\])*"|-?(?:NaN|Infinity|[0-9][0-9.eE+-]*)')
 _BLANK = re.compile(r"[ \t\r\n]*")
 WAY_OUT = "Each line is one JSON object."
-ARRAY = " For a file that is one array, set task.format: json."
+WAY_OUT_OF_ARRAY = "If the file is one array of objects, set task.format: json."
 
 
 class Twice(ValueError):
@@ -34,7 +34,8 @@ def read_lines(path: Path) -> Iterator[Row]:
                 check_text(path, line[:32])
             text = decoded(line, location, number == 1)
             if text.strip():
-                yield Row(_object(_value(text, location, WAY_OUT), location, WAY_OUT + ARRAY), location)
+                way_out = WAY_OUT_OF_ARRAY if number == 1 and text.lstrip().startswith("[") else WAY_OUT
+                yield Row(_object(_value(text, location, way_out), location, way_out), location)
 
 
 def read_array(path: Path) -> Iterator[Row]:

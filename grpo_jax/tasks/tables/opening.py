@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from grpo_jax.tasks.tables.content import begins, check_text
 from grpo_jax.tasks.tables.csv_rows import read_csv
 from grpo_jax.tasks.tables.functions import is_named, read_function
 from grpo_jax.tasks.tables.json_rows import is_array, read_array, read_lines
@@ -52,6 +53,8 @@ def _suffix(file: Path) -> str:
 
 
 def _unknown(path: str, file: Path) -> Exception:
+    if file.is_file():
+        check_text(file, begins(file, 32))
     if file.exists():
         return ValueError(
             f"task.format has to be given for {path}, as its name does not tell it: a name ends in"

@@ -10,13 +10,16 @@ from typing import Any
 from grpo_jax.tasks.tables.functions import MOST_ROWS
 from grpo_jax.tasks.tables.row import Row, plain_row
 
-SEED = 0  # unless the options name another: without a seed, each host would have other puzzles
+SEED = 0  # unless the options name another
 
 
 def read_puzzles(name: str, options: Mapping[str, Any]) -> list[Row]:
     """Each puzzle of a data set with its number, counted from 0. `options` are those of the data set."""
-    with _seeded(options.get("seed", SEED)):
-        puzzles = _created(name, {"seed": SEED, **options})
+    options = {"seed": SEED, **options}
+    if options["seed"] is None:
+        raise ValueError("task.options.seed must be a whole number: without one, each host would have other puzzles.")
+    with _seeded(options["seed"]):
+        puzzles = _created(name, options)
         if len(puzzles) > MOST_ROWS:
             raise ValueError(f"{name} has {len(puzzles)} puzzles, and a task at most {MOST_ROWS}. Set a smaller size.")
         return list(_rows(puzzles, name))

@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 HALF = re.compile("[\ud800-\udfff]")
@@ -116,7 +117,7 @@ def _inner(row: Row, column: str, value: Any, name: str, depth: int, parameter: 
 
 
 def _nested(row: Row, column: str) -> str:
-    """Where else a column of this name is: in another one."""
+    """Where else a column of this name is: in another one, or under a name that is nearly the same."""
     found = [
         f"{outer}.{name}"
         for outer, inner in row.values.items()
@@ -124,6 +125,8 @@ def _nested(row: Row, column: str) -> str:
         for name in inner
         if name in (column, "ground_truth" if column == "answer" else column)
     ]
+    close = get_close_matches(column.strip().casefold(), [name.strip().casefold() for name in row.values], 1)
+    found += [repr(name) for name in row.values if name.strip().casefold() in close]
     return f", such as {found[0]}" if found else ""
 
 

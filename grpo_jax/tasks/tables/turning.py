@@ -10,6 +10,7 @@ from grpo_jax.tasks.tables.row import SEVERAL, Row, cell, has_cell, type_name
 from grpo_jax.tasks.task import messages, with_instruction
 
 LastTurn = Literal["answer", "prefill", "drop"]
+SPEAKERS = {"human": "user", "gpt": "assistant"}  # of messages with `from` and `value`, as ShareGPT has them
 Prompt = str | list[Message]
 
 
@@ -26,6 +27,7 @@ class Columns:
     last_turn: LastTurn = "answer"
     answer_after: str | None = None
     json_columns: Sequence[str] = ()
+    chat: bool = False
 
 
 def example_of(row: Row, columns: Columns) -> Example:
@@ -39,7 +41,8 @@ def example_of(row: Row, columns: Columns) -> Example:
 def question_of(row: Row, columns: Columns) -> str:
     """The text that tells one question from another: of the prompt alone, without case and layout."""
     asked, _ = _divided(_prompt(_with_json(row, columns.json_columns), columns.prompt), row, columns)
-    texts = [asked] if isinstance(asked, str) else [each["content"] for each in asked if each["role"] != "system"]
+    turns = [] if isinstance(asked, str) else [turn for turn in asked if turn["role"] != "system"] or asked
+    texts = [asked] if isinstance(asked, str) else [turn["content"] for turn in turns]
     return " ".join("\n".join(texts).casefold().split())
 
 
@@ -55,13 +58,13 @@ def _prompt(row: Row, column: str) -> Prompt:
     value = _filled(row, column, "prompt")
     if isinstance(value, str) and value.strip():
         return value
-    if isinstance(value, list) and value:
-        turns = [_message(turn, row, column) for turn in value]
-        if all(turn is not None for turn in turns):
-            return [turn for turn in turns if turn is not None]
+    turns = [_message(turn, row, column) for turn in value] if isinstance(value, list) else []
+    if turns and None not in turns and any(turn["content"].strip() for turn in turns if turn is not None):
+        return [turn for turn in turns if turn is not None]
+    first = f", whose message {turns.index(None)} is none, counted from 0" if None in turns else ""
     raise ValueError(
         f"{row.place}: column {column!r} must be a string that is not blank, or a list of messages with role and"
-        f" content; got {type_name(value)}: {str(value)[:60]!r}."
+        f" content; got {type_name(value)}{first}: {str(value)[:60]!r}."
     )
 
 
@@ -82,6 +85,8 @@ def _as_text(value: Any, column: str, row: Row) -> str:
 
 def _message(value: Any, row: Row, column: str) -> Message | None:
     """A message without what is null in it, as Parquet has every key in every message; None if it is no message."""
+    if isinstance(value, Mapping) and isinstance(value.get("from"), str) and "role" not in value:
+        value = {"role": SPEAKERS.get(value["from"], value["from"]), "content": value.get("value")}
     if not isinstance(value, Mapping) or not isinstance(value.get("role"), str):
         return None
     kept = {name: item for name, item in value.items() if item is not None}
@@ -116,7 +121,7 @@ def _divided(prompt: Prompt, row: Row, columns: Columns) -> tuple[Prompt, str | 
         )
     if columns.last_turn == "drop":
         return asked, None
-    if columns.answer is not None and has_cell(row, columns.answer):
+    if columns.answer is not None and has_cell(row, columns.answer) and cell(row, columns.answer, "answer") is not None:
         raise ValueError(
             f"{row.place}: the messages end with the assistant's, and column {columns.answer!r} has an answer, too. Set"
             " task.last_turn: prefill if the message is the beginning of the answer, drop if it is left out, or"
@@ -148,7 +153,7 @@ def _conversation(asked: Prompt, row: Row, columns: Columns) -> Prompt:
     system = columns.system if columns.system_column is None else _system(row, columns.system_column)
     shots = [] if columns.shots is None else _shots(row, columns)
     if isinstance(asked, str):
-        if system is None and not shots:
+        if system is None and not shots and not columns.chat:
             return with_instruction(asked, columns.instruction)
         asked = messages(asked, columns.instruction, system)
     elif columns.instruction or system is not None:

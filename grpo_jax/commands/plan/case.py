@@ -126,7 +126,7 @@ def assemble(config: Config, found: Slice) -> Case:
         teacher = taught, taught.shapes
     judge = None
     if config.judge is not None and config.judge.target == IN_PROCESS:
-        asked = find_policy({**config.judge.arguments, "remat": DEFAULT_REMAT})[1]
+        asked = find_policy({**config.judge.arguments, "remat": DEFAULT_REMAT, "replay_experts": False})[1]
         judge = asked, asked.shapes
     sampler = native_sampler(config.rollout.build(ends=(0,), decode=str))
     algorithm = config.algorithm.build(

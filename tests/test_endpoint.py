@@ -1,7 +1,9 @@
 """A judge behind an endpoint: a server on this machine stands in for it, which is slow, fails and talks nonsense."""
 
 import json
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -377,6 +379,26 @@ def test_each_group_is_judged_in_the_event_loop_as_an_async_reward(tmp_path):
             np.testing.assert_array_equal(kind_PG, [[1, 1, np.nan], [1, 1, 1]])
             assert short_PG.all() and judged.metrics == {"rewards/unjudged_frac": 1 / 6}
     assert len(server.requests) == 10 and mix.names == ("Rubric/kind", "Rubric/short")
+
+
+def test_ctrl_c_does_not_wait_for_a_server_and_the_next_step_is_judged(tmp_path):
+    over = threading.Event()
+
+    def hangs(handler, body, number):
+        if said(body) == "slow":
+            os.kill(os.getpid(), signal.SIGINT)
+            over.wait(60)
+        say(handler, YES)
+
+    with serving(hangs) as server:
+        mix = Mix(((rubric(tmp_path, asking(server, seconds=60.0)), 1.0),))
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            ask(mix, Batch([Example("Where?")], [["slow"]]))
+        assert time.monotonic() - begun < 30
+        values = arrange(mix, ask(mix, Batch([Example("Where?")], [["good"]]))).rewards_PGR
+        over.set()
+    np.testing.assert_array_equal(values, [[[1, 1]]])
 
 
 def test_what_ends_the_run_says_on_which_example(tmp_path):

@@ -165,6 +165,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--probes", type=number, default=32, help="examples to probe rewards with; default: %(default)s"
     )
+    parser.add_argument("--judge", action="store_true", help="ask the judge of the config, too")
 
 
 def add_objectives(parser: argparse.ArgumentParser) -> None:

@@ -35,7 +35,8 @@ from grpo_jax.algorithm import Algorithm
 from grpo_jax.learner import check_batch, compare, fixed_logprobs, follow, learn
 from grpo_jax.metrics import describe
 from grpo_jax.objectives import first_coefficients
-from grpo_jax.scoring import Rewards, score_rollouts, scored
+from grpo_jax.rollout import answer
+from grpo_jax.scoring import EarlyScoring, Rewards, score_rollouts, scored
 from grpo_jax.structs import Batch, Metrics, Params, Prompts, Rollouts, TrainState
 
 Phase = Callable[[str], AbstractContextManager]  # entered around "sampling", "scoring" and "learning", to time them
@@ -62,8 +63,9 @@ def step(
     `examples` are what the rewards see, one for each prompt. Give every step its own key:
     `jax.random.fold_in(key, step)`.
     """
-    rollouts = sample(algorithm, state, prompts, examples, key, phase)
-    rewards = score(algorithm, rollouts, examples, phase, int(state.step))
+    with EarlyScoring(algorithm, prompts, examples) as early:
+        rollouts = sample(algorithm, state, prompts, examples, key, phase, early)
+        rewards = score(algorithm, rollouts, examples, phase, int(state.step), early)
     batch = prepare(algorithm, state, rollouts, rewards, key, phase)
     return update(algorithm, state, batch, phase)
 
@@ -75,21 +77,30 @@ def sample(
     examples: Sequence[Any],
     key: Array,
     phase: Phase = nullcontext,
+    early: EarlyScoring | None = None,
 ) -> Rollouts:
-    """G responses to each prompt, with what the sampler knew when it chose their tokens."""
+    """G responses to each prompt, with what the sampler knew when it chose their tokens.
+
+    Rewards that wait for something are asked for each group as soon as it is there, if `score` then gets `early`, too.
+    """
     inputs = (algorithm.policy, state.params, prompts, key, examples)
     with phase("sampling"):
-        rollouts = jax.block_until_ready(algorithm.engine(*inputs))
+        rollouts = jax.block_until_ready(answer(algorithm.engine, *inputs, None if early is None else early.heard))
         greedy = algorithm.engine.greedy() if algorithm.objective.greedy_baseline else None
         return rollouts if greedy is None else replace(rollouts, greedy=jax.block_until_ready(greedy(*inputs)))
 
 
 def score(
-    algorithm: Algorithm, rollouts: Rollouts, examples: Sequence[Any], phase: Phase = nullcontext, step: int = 0
+    algorithm: Algorithm,
+    rollouts: Rollouts,
+    examples: Sequence[Any],
+    phase: Phase = nullcontext,
+    step: int = 0,
+    early: EarlyScoring | None = None,
 ) -> Rewards:
     """What each response earned, by every reward. `step` is for reward functions written for TRL that ask for it."""
     with phase("scoring"):
-        return score_rollouts(algorithm, rollouts, examples, step)
+        return score_rollouts(algorithm, rollouts, examples, step, early)
 
 
 def prepare(

@@ -15,11 +15,13 @@ from jaxtyping import Float
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import mesh_of
 from grpo_jax.devices.placing import everywhere, from_hosts, place_prompts, prompts_of_host, values_of_host
+from grpo_jax.hosts.signals import StopRequested
 from grpo_jax.objectives import scored_of
-from grpo_jax.rewards import Batch, Judged, Mix, arrange, ask, may_log, place_steps
-from grpo_jax.structs import Rollouts, Scored
+from grpo_jax.rewards import Batch, Begun, EarlyCalls, Judged, Mix, arrange, ask, may_log, place_steps
+from grpo_jax.rollout import Heard
+from grpo_jax.structs import Prompts, Rollouts, Scored
 
-FAILED = 2  # what a host says whose reward failed
+STOPPED, FAILED = 2, 3  # what a host says whose reward did not return when the run was told to stop, or failed
 TEXT_BYTES = 2**14  # that a host may tell the others of its rewards
 
 
@@ -51,13 +53,57 @@ class FailedOnAHost(Exception):
         self.own = own
 
 
-def score_rollouts(algorithm: Algorithm, rollouts: Rollouts, examples: Sequence[Any], step: int) -> Rewards:
-    """The rewards of all responses. `step` is for TRL's reward functions that ask for it."""
+class EarlyScoring:
+    """Scoring of the responses to some prompts that begins while they are sampled, group by group.
+
+    An engine calls `heard` for each group whose last response has ended; it is None if no reward can begin early. At
+    the end of the `with` block nothing goes on.
+    """
+
+    def __init__(self, algorithm: Algorithm, prompts: Prompts, examples: Sequence[Any]):
+        own = [examples[index] for index in prompts_of_host(mesh_of(prompts), len(examples))]
+        self.decode = algorithm.decode
+        self.calls = EarlyCalls(algorithm.mix, own, algorithm.reward_seconds)
+        self.ids: dict[int, list[list[int]]] = {}
+        self.texts: dict[int, list[str]] = {}
+
+    @property
+    def heard(self) -> Heard | None:
+        """What an engine is given, to call it for each group."""
+        return self._begin if self.calls.parts else None
+
+    def _begin(self, p: int, ids: list[list[int]]) -> None:
+        (self.texts[p],) = decoded(self.decode, [ids])
+        self.ids[p] = ids
+        self.calls.begin(p, self.texts[p])
+
+    def begun(self, ids: Sequence[Sequence[Sequence[int]]]) -> Begun:
+        """The calls that have begun; refused if the responses that they judge are not those that were sampled."""
+        wrong = [p for p, heard in self.ids.items() if p >= len(ids) or heard != ids[p]]
+        if wrong:
+            raise ValueError(
+                f"The engine called `heard` for prompt {wrong[0]} with other responses than it then returned. It must"
+                " be called once for each prompt of this host, with the ids of all its responses up to their ends."
+            )
+        return self.calls.taken()
+
+    def __enter__(self) -> "EarlyScoring":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.calls.close()
+
+
+def score_rollouts(
+    algorithm: Algorithm, rollouts: Rollouts, examples: Sequence[Any], step: int, early: EarlyScoring | None = None
+) -> Rewards:
+    """The rewards of all responses. `step` is for TRL's reward functions that ask for it; `early` is what has begun."""
     ids, mesh = chosen_tokens(rollouts), mesh_of(rollouts)
     index_p = prompts_of_host(mesh, len(examples))
     own = [examples[index] for index in index_p]
-    texts = decoded(algorithm.decode, ids)
-    judged, columns, has_steps = _judged_on_all_hosts(algorithm, Batch(own, texts, ids, step))
+    known, begun = ({}, {}) if early is None else (early.texts, early.begun(ids))
+    texts = [known[p] if p in known else decoded(algorithm.decode, [group])[0] for p, group in enumerate(ids)]
+    judged, columns, has_steps = _judged_on_all_hosts(algorithm, Batch(own, texts, ids, step), begun)
     steps_PGT, greedy_P1R = None, None
     if has_steps:
         placed_pGT = place_steps(judged.steps, ids, algorithm.decode, values_of_host(rollouts.action_PGT))
@@ -103,16 +149,19 @@ def aligned(rewards: Rewards, names: tuple[str, ...]) -> Rewards:
     return replace(rewards, parts_PGR=chosen(rewards.parts_PGR), greedy_P1R=greedy_P1R, columns=names)
 
 
-def _judged_on_all_hosts(algorithm: Algorithm, batch: Batch) -> tuple[Judged, tuple[str, ...], bool]:
+def _judged_on_all_hosts(algorithm: Algorithm, batch: Batch, begun: Begun) -> tuple[Judged, tuple[str, ...], bool]:
     """What this host's responses earned, the columns of that, and whether any host may have rewards of steps.
 
-    All hosts have the same columns, and all raise where a reward fails on one.
+    All hosts have the same columns, and all raise where a reward fails on one, or does not return when the run was told
+    to stop.
     """
-    mix, failure, answers, judged = algorithm.mix, None, None, None
+    mix, failure, answers, judged, stopped = algorithm.mix, None, None, None, False
     try:
-        answers = ask(mix, batch, algorithm.reward_seconds)
+        answers = ask(mix, batch, algorithm.reward_seconds, begun)
     except Exception as error:
         failure = error
+    except StopRequested:
+        stopped = True
     try:
         if mix.undecided:
             mix.learn(_agreed(mix, {} if answers is None else answers.found))
@@ -122,7 +171,10 @@ def _judged_on_all_hosts(algorithm: Algorithm, batch: Batch) -> tuple[Judged, tu
     if failure is not None and jax.process_count() == 1:
         raise failure
     unknown = judged is not None and bool(np.isnan(judged.rewards_PGR).all())  # there might have been steps, too
-    most = _most_of_any_host(FAILED if judged is None else int(bool(judged.steps) or unknown))
+    own = FAILED if judged is None else int(bool(judged.steps) or unknown)
+    most = _most_of_any_host(STOPPED if stopped else own)
+    if most == STOPPED:
+        raise StopRequested
     if most == FAILED or judged is None:
         raise FailedOnAHost(failure)
     return judged, mix.names, bool(most)

@@ -20,6 +20,8 @@ def hostile(example, response):
         os._exit(0)
     if response == "kills":
         os.kill(os.getpid(), 9)
+    if response == "stops":
+        raise KeyboardInterrupt
     if response == "exits":
         sys.exit(0)
     if response == "fails":
@@ -46,3 +48,8 @@ def logs(completions, log_metric=None):
 
 async def of_group(example, responses):
     return [{"length": len(text), "first": None} for text in responses]
+
+
+def waits(example, response):
+    time.sleep(600)
+    return 1.0

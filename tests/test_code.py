@@ -56,6 +56,8 @@ def test_a_value_is_compared_outside_and_only_as_plain_data():
     (exact,), (near,) = read_tests("assert f() == [1, 2]").calls, read_tests("assert abs(f() - 1) <= 0.5").calls
     assert exact.holds("[1, 2]") and exact.holds("[1.0, 2]")
     assert not any(map(exact.holds, ["", "(1, 2)", "[1, 2", "[" * 10_000, "__import__('os')", "1" * 5000]))
+    odd = ["{[1]}", "{[1]: 2}", "1" + "0" * 400, "-" * 60_000 + "1", "1j", "b''", "{1: {}}", "{**1}", "'\\N{'", "\x00"]
+    assert not any(map(exact.holds, odd)) and not any(map(near.holds, odd))
     assert near.holds("1.4") and not near.holds("1.6") and not near.holds("'1'") and not near.holds("1e999")
 
 
@@ -240,6 +242,17 @@ ATTACKS = {
     "writes results": "import os\nfor n in range(16):\n    try: os.write(n, b'0 True\\n1 True\\n0 passed\\n')\n"
     "    except OSError: pass\nos._exit(0)",
     "seems broken": "import os\nos.write(1, b'error\\nImportError')\nos._exit(1)",
+    "closes its output": "import os\nfor n in range(16):\n    try: os.close(n)\n    except OSError: pass",
+    "fills every file": "import os\nfor n in range(99):\n    try: os.write(n, b'x' * 10**6)\n    except OSError: pass",
+    "stops itself": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
+    "results that no literal is": "import os\nfor n in range(3, 16):\n"
+    "    try: os.write(n, b'0 {[1]}\\n1 ' + b'9' * 400 + b'\\n')\n    except OSError: pass\nos._exit(0)",
+    "hides in a finalizer": "import os, atexit\nclass Late:\n    def __del__(self): os.write(1, b'0 4\\n1 -10\\n')\n"
+    "late = Late()\natexit.register(print, 'passed')\nraise KeyboardInterrupt",
+    "an endless result": "class Endless(list):\n    def __iter__(self):\n        while True: yield 1\n"
+    "def f(x): return Endless([1])",
+    "disk": "import os\nfor n in range(999):\n    with open(f'/work/{n}', 'wb') as file: file.truncate(2**24)\n"
+    "    with open(f'/work/{n}', 'wb') as file: file.write(b'x' * 2**24)",
     "crashes": "import ctypes\nctypes.string_at(0)",
     "too large a result": "def f(x): return 'x' * 10**6",
     "a result in itself": "def f(x):\n    y = []\n    y.append(y)\n    return y",
@@ -272,6 +285,9 @@ def test_code_cannot_read_or_write_files_of_the_host(tmp_path, monkeypatch):
     )
     assert passes(f"assert f() == '{SECRET}'", reads) == 0.0
     assert passes(f"assert f() == '{SECRET}'", reads, sandbox="unsafe") == 1.0
+    listed = "def f():\n    try: return open('/etc/passwd').read()[:0]\n    except OSError as error: return error.errno"
+    assert passes("assert f() == 2", listed) == 1.0  # no such file
+    assert passes("assert f() == ''", listed, sandbox="unsafe") == 1.0
     target = tmp_path / "written"
     writes = f"import os\nos.makedirs('{tmp_path}', exist_ok=True)\nopen('{target}', 'w').write('x')\ndef f(): return 1"
     assert passes("assert f() == 1", writes) == 0.0

@@ -81,6 +81,10 @@ def test_a_gate_multiplies_the_sum_of_the_others_and_is_logged_as_it_is():
         (frozenset(), {"else": 1.0}, "a weight to else"),
         (frozenset({"one"}), {}, "Every criterion of reward wrong is a gate"),
         (frozenset(), {"one": NAN}, "The weight of wrong/one must be"),
+        (frozenset(), {"one": "2"}, "The weight of wrong/one must be a number; got '2'"),
+        (frozenset(), [1.0], r"The weights of reward wrong must be a mapping, such as .*; got \[1\.0\]"),
+        ("one", {}, "The gates of reward wrong must be a set of names, such as .*; got 'one'"),
+        (frozenset({"one"}), {"one": 3.0}, "wrong/one is a gate, which multiplies the others and has no weight"),
     ],
 )
 def test_gates_and_weights_are_of_criteria_that_there_are(gates, weights, words):
@@ -163,6 +167,40 @@ def test_a_relative_reward_sees_one_group_and_judges_all_of_it():
 def test_a_reward_may_judge_all_groups_at_once():
     rewards_PGR = score(ranks, PAIR, [["a", "aa"], ["bbb", "b"]])
     np.testing.assert_array_equal(rewards_PGR, [[[0, 2], [1, 2]]] * 2)
+
+
+def test_parameters_may_come_in_any_order_and_by_keyword_alone():
+    def other_order(response, example):
+        return float(example.answer == response)
+
+    def by_keyword(*, example, response):
+        return other_order(response, example)
+
+    def by_position(example, response, /):
+        return other_order(response, example)
+
+    def of_a_row(response, row):
+        return other_order(response, row)
+
+    def of_a_group(responses, row):
+        return [other_order(response, row) for response in responses]
+
+    def of_all(responses, examples):
+        return [of_a_group(*pair) for pair in zip(responses, examples, strict=True)]
+
+    for reward in (other_order, by_keyword, by_position, of_a_row, of_a_group, of_all):
+        np.testing.assert_array_equal(score(reward, PAIR, [["a", "b"], ["a", "b"]])[..., 0], [[1, 0], [0, 1]])
+
+
+def test_a_judge_of_a_group_that_returns_none_has_judged_none_of_it():
+    for reward in (
+        lambda example, responses: None if example.answer == "a" else [1, 2],
+        lambda examples, responses: [None, np.array([1, 2])],
+    ):
+        np.testing.assert_array_equal(score(reward, PAIR, [["a", "b"]] * 2)[..., 0], [[NAN, NAN], [1, 2]])
+    assert np.isnan(score(lambda examples, responses: None, PAIR, [["a", "b"]] * 2)).all()
+    ones = score(lambda examples, responses: jnp.ones((2, 2)), PAIR, [["a", "b"]] * 2)
+    np.testing.assert_array_equal(ones[..., 0], np.ones((2, 2)))
 
 
 @pytest.mark.parametrize("reward", [each_async, Calls(), functools.partial(each_async), lambda e, r: each_async(e, r)])
@@ -330,6 +368,54 @@ def test_an_async_reward_that_fails_is_named_with_its_response_and_its_line(wron
         score(fails, PAIR[:1], [["a", "b"]])
 
 
+async def in_a_task_group(example, response):
+    async with asyncio.TaskGroup() as group:
+        group.create_task(fails_in_a_task())
+
+
+async def fails_in_a_task():
+    await asyncio.sleep(0)
+    raise KeyError("judge")
+
+
+async def cancels_itself(example, response):
+    asyncio.current_task().cancel()
+    await asyncio.sleep(1)
+
+
+async def forgets_await(example, response):
+    return each_async(example, response)
+
+
+class LibraryTimeout(BaseException):
+    """As math-verify raises one."""
+
+
+async def times_out(example, response):
+    raise LibraryTimeout("late")
+
+
+def times_out_here(example, response):
+    raise LibraryTimeout("late")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        (times_out, r"LibraryTimeout: late \(test_criteria\.py:\d+: raise LibraryTimeout"),
+        (times_out_here, r"LibraryTimeout: late \(test_criteria\.py:\d+: raise LibraryTimeout"),
+        (in_a_task_group, r"KeyError: 'judge' \(test_criteria\.py:\d+: raise KeyError"),
+        (cancels_itself, r"CancelledError \(test_criteria\.py:\d+: await asyncio\.sleep"),
+        (forgets_await, "it returned a coroutine: write await before it"),
+    ],
+)
+def test_a_reward_is_named_or_masked_however_it_fails(reward, words):
+    with pytest.raises(ValueError, match=rf"Reward \w+ failed on example 0, response 0: .*{words}"):
+        score(reward, PAIR[:1], [["a"]])
+    assert np.isnan(score(Guarded(reward, on_error="mask"), PAIR[:1], [["a"]])).all()
+
+
 @pytest.mark.faults
 def test_an_exception_has_the_innermost_line_of_the_users_code():
     def fails(example, response):
@@ -446,3 +532,12 @@ def test_limits_that_cannot_hold_are_refused():
     ):
         with pytest.raises(ValueError, match=words):
             Guarded(exact, **given)
+    with pytest.raises(ValueError, match="A reward has its limits once"):
+        Guarded(Guarded(exact, workers=1, deadline=1.0), on_error="mask")
+
+
+@pytest.mark.parametrize("value", ["x" * 10_000_000, 10**5000, [0] * 1_000_000], ids=["text", "number", "list"])
+def test_what_is_no_reward_is_shown_in_a_few_words(value):
+    with pytest.raises(ValueError, match="must return a finite number of at most 1e") as refused:
+        score(lambda example, response: value, PAIR[:1], [["a"]])
+    assert len(str(refused.value)) < 400

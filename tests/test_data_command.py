@@ -100,3 +100,31 @@ def test_every_config_of_the_page_is_read(tmp_path, block):
         (tmp_path / name).write_text(json.dumps(row) + "\n")
     if call.arguments["path"] == "rows.jsonl":
         assert call.build().held_out[0].answer == "b"
+
+
+RUBRIC = """
+[[criteria]]
+name = "kind"
+text = "Is it kind?"
+[[criteria]]
+name = "number"
+text = "Does it name the number?"
+rule = {any_of = "{answer}"}
+"""
+
+
+@pytest.mark.parametrize("judge", ["{name: tiny}", "{use: endpoint, url: 'http://127.0.0.1:9/v1', model: m}"])
+def test_a_judge_is_asked_only_if_that_is_wanted(folder, judge, capsys):
+    Path("project/r.toml").write_text(RUBRIC)
+    Path("project/j.yaml").write_text(
+        "model: {name: tiny}\ntask: {use: data, path: rows.jsonl}\nrewards: [{use: Rubric, path: r.toml}]\n"
+        f"judge: {judge}\nobjective: rubric\ntrain: {{steps: 1}}\n"
+    )
+    assert main(["data", "project/j.yaml", "--show", "0", "--probes", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "judge: not asked" in printed and "Rubric/number: 12 earn 1" in printed and "Rubric/kind:" not in printed
+    assert re.search(r"the gold answer +1\.000 +- +1\.000", printed)
+    if "tiny" in judge:
+        assert main(["data", "project/j.yaml", "--show", "0", "--probes", "2", "--judge"]) == 0
+        printed = capsys.readouterr().out
+        assert "judge: not asked" not in printed and "Rubric/kind: 0 earn 1" in printed

@@ -46,6 +46,15 @@ def slow(example, response):
 
 scored = 0
 
+def hangs_on_second(example, response):
+    import jax
+    global scored
+    scored += 1
+    if jax.process_index() == 1 and scored > 12:
+        print("hangs", flush=True)
+        time.sleep(600)
+    return evens(example, response)
+
 def broken_on_second(example, response):
     import jax
     global scored
@@ -172,11 +181,11 @@ def said(folder: Path, index: int = 0) -> str:
     return (folder / f"out.{index}").read_text()
 
 
-def wait_for(folder: Path, text: str, seconds: int = 120) -> None:
-    """Waits until the first process has printed a text."""
+def wait_for(folder: Path, text: str, seconds: int = 120, index: int = 0) -> None:
+    """Waits until the process of this index has printed a text."""
     end = time.monotonic() + seconds
-    while text not in said(folder):
-        assert time.monotonic() < end, said(folder)[-3000:]
+    while text not in said(folder, index):
+        assert time.monotonic() < end, said(folder, index)[-3000:]
         time.sleep(0.2)
 
 
@@ -270,6 +279,16 @@ def test_multi_process_after_a_signal_to_one_host_both_save_the_same_step(tmp_pa
     saved = re.search(r"saved step (\d+)\b.*\ntold to stop: go on with --resume", said(tmp_path))
     assert saved and [path.name for path in (tmp_path / "runs" / "t" / "checkpoints").iterdir()] == [saved[1]]
     assert ("Ctrl-C again ends them at once" in said(tmp_path, 1)) == (sent == signal.SIGINT)
+
+
+def test_multi_process_a_signal_to_one_host_waits_for_no_reward_that_hangs_on_the_other(tmp_path):
+    both = start(tmp_path, 2, 4, config=SMALL.replace("my_rewards:slow", "my_rewards:hangs_on_second"))
+    wait_for(tmp_path, "hangs", index=1)
+    both[0].send_signal(signal.SIGTERM)
+    assert finish(both, 60) == [ending.RESUMABLE] * 2
+    for index in range(2):
+        assert "inside of a reward that does not return: its step is left out; step 1 is saved" in said(tmp_path, index)
+    assert [path.name for path in (tmp_path / "runs" / "t" / "checkpoints").iterdir()] == ["1"]
 
 
 @pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.long), 1])

@@ -63,7 +63,7 @@ def test_one_name_is_shown_with_all_that_is_written_about_it(capsys, argv, words
 
 def test_an_unknown_name_is_a_mistake_with_the_most_similar_one(capsys):
     assert main(["rewards", "exakt"]) == 2
-    assert "there is no exakt among rewards, did you mean exact?" in capsys.readouterr().err
+    assert "there is no reward exakt, did you mean exact?" in capsys.readouterr().err
 
 
 RULES = ("answers", "code", "expressions", "format", "structured", "symbolic", "text")  # modules that the page is about

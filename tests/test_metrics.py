@@ -130,6 +130,6 @@ def test_the_entropy_is_that_of_every_chosen_token_learned_from_or_not():
     _, rollouts = random_case()
     entropy_PGT = np.random.default_rng(1).exponential(1.0, rollouts.tokens_PGT.shape)
     told = replace(rollouts, entropy_PGT=jnp.asarray(entropy_PGT, jnp.float32))
-    rewards_PGR = np.zeros((3, 4, 1))  # every group agrees
+    rewards_PGR = np.zeros((3, 4, 1), np.float32)  # every group agrees
     expected = entropy_PGT[np.asarray(rollouts.action_PGT)].mean()
     assert describe_step(told, rewards_PGR, as_mix(last_number))["entropy"] == pytest.approx(expected, rel=1e-5)

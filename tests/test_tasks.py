@@ -228,7 +228,7 @@ def test_jsonl_refuses_instructions_for_prompts_that_are_messages(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"\n\r\n"])
 def test_jsonl_refuses_an_empty_file(tmp_path, content):
-    with pytest.raises(ValueError, match=r"a\.jsonl:1: the file is empty"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: there are no rows"):
         jsonl(written(tmp_path / "a.jsonl", content))
 
 

@@ -146,7 +146,10 @@ def test_prompts_are_never_padded_beyond_the_limit(base):
 
 
 def test_a_prompt_over_the_limit_is_named_with_the_ways_out(base):
-    with pytest.raises(ValueError, match=r"Prompt 1 has 11 tokens, and the limit is 10.*max_prompt_tokens.*filter"):
+    with pytest.raises(
+        ValueError,
+        match=r"Prompt 1 has 11 tokens, and the limit is 10.*max_prompt_tokens.*long_prompts: leave_out or cut",
+    ):
         base.encode_all(["fine", "a" * 11], max_tokens=10)
 
 

@@ -1,7 +1,7 @@
 """An exported model is the same model in transformers 4 and in 5, and what these save is the same model here.
 
 A version of transformers is an interpreter that has it, and torch. The variable TRANSFORMERS lists them, with ":"
-between; without it the interpreter of the tests is used, if it has torch. CONTRIBUTING.md has the commands.
+between; without it the interpreter of the tests is used, if it has torch. `.ci/transformers` makes two.
 """
 
 import importlib.util

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import slow_rewards
 
-from grpo_jax.rewards import Batch, Example, Guarded, Mix, arrange, ask, exact, score
+from grpo_jax.rewards import Batch, Example, Guarded, Mix, arrange, ask, exact, score, workers
+from grpo_jax.rewards.signatures import Request
 
 NAN = np.nan
 PAIR = [Example("q", "a"), Example("r", "b")]
@@ -41,8 +42,15 @@ def test_a_hostile_item_costs_its_deadline_and_nothing_else(caplog, monkeypatch)
     np.testing.assert_array_equal(score(mix, PAIR[:1], [["a", "b"]])[0, :, 0], [1, 0])
 
 
+@pytest.mark.parametrize(("response", "why"), [("dies", "with status 0"), ("kills", "by signal 9")])
+def test_a_worker_that_died_is_not_said_to_be_late(response, why, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("grpo_jax"), "propagate", True)
+    assert np.isnan(score(Guarded(slow_rewards.hostile, workers=1, deadline=50.0), PAIR[:1], [[response]])).all()
+    assert f"the first is example 0, response 0: its process ended {why}" in caplog.text
+
+
 def test_a_failure_in_a_worker_ends_the_run_with_the_line_of_the_user():
-    for response, words in (("fails", "KeyError: 'fails'"), ("exits", "SystemExit: 0")):
+    for response, words in (("fails", "KeyError: 'fails'"), ("exits", "SystemExit: 0"), ("stops", "KeyboardInterrupt")):
         guarded = Guarded(slow_rewards.hostile, workers=1)
         with pytest.raises(ValueError, match=rf"failed on example 0, response 1: .*{words} \(slow_rewards\.py:\d+: "):
             score(guarded, PAIR[:1], [["a", response]])
@@ -106,3 +114,20 @@ def test_ctrl_c_ends_workers_and_a_program_may_have_its_reward_itself(tmp_path):
     command = [sys.executable, str(tmp_path / "program.py")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True, env=environment)
     assert ended.stdout == "4.0\ninterrupted True\n"
+
+
+def test_a_call_that_hangs_delays_no_call_that_comes_later_and_a_cancelled_one_frees_its_worker():
+    guarded = Guarded(slow_rewards.hostile, workers=2)
+
+    def started(*responses):
+        calls = [Request(range(1), "a place", (PAIR[0], response)) for response in responses]
+        return workers.start(guarded, "hostile", calls)
+
+    (hangs,) = started("waits")
+    assert [future.result(60) for future in started("a", "b", "a")] == [1.0, 0.0, 1.0]
+    (later,) = started("a")
+    assert later.result(60) == 1.0 and not hangs.done()
+    others = started("waits", "waits", "a")
+    for future in (hangs, *others[:2]):
+        future.cancel()
+    assert others[2].result(60) == 1.0

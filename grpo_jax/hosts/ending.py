@@ -95,8 +95,8 @@ class StopSignal:
         self._listen(signal.SIGHUP)
         self.owns_interrupts = INTERRUPTS.listen()
         self.end_watch = nullcontext
+        STOP.listening, STOP.asked = True, None
         if not self.several:
-            STOP.listening, STOP.asked = True, None
             self._listen(signal.SIGTERM)
             self.end_watch = end_at_second((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
@@ -136,8 +136,7 @@ class StopSignal:
 
     def _catch(self, number: int, frame: object) -> None:
         self.received = True
-        if STOP.listening and STOP.asked is None:
-            STOP.asked = time.monotonic()  # scoring looks at it: a reward may never return
+        STOP.ask()
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         if self.several:
             text = "all hosts soon save and stop, after the same step; Ctrl-C again ends them at once"
@@ -163,6 +162,8 @@ def start_heartbeats(names: list[str]) -> None:
             try:
                 store.put("heartbeat", f"{time.monotonic()}")
                 ended, heartbeats = store.read("ended"), store.read("heartbeat")
+                if store.stop_requested():  # SIGTERM to any host: only JAX catches it
+                    STOP.ask()
             except (jax.errors.JaxRuntimeError, ConnectionError):  # the store does not answer, or JAX has shut down
                 if _ending.is_set():
                     return

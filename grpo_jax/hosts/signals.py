@@ -158,6 +158,11 @@ class Stop:
         self.listening = False  # whether somebody would end the run
         self.asked: float | None = None  # when, by time.monotonic
 
+    def ask(self) -> None:
+        """Notes that the run was told to stop, if it listens. Scoring looks at it: a reward may never return."""
+        if self.listening and self.asked is None:
+            self.asked = time.monotonic()
+
     def passed(self) -> float:
         """Seconds since the run was told to stop; 0 if it was not."""
         return 0.0 if self.asked is None else time.monotonic() - self.asked

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from jax._src import distributed  # JAX has no public name for its key-value store
+from jax.errors import JaxRuntimeError
 
 PREFIX = "grpo_jax/"
+PREEMPTED = "RECEIVED_PREEMPTION_NOTICE"  # the key under which JAX notes that a host has got SIGTERM
 
 _rounds = itertools.count()  # of `gather`; every host calls it in the same order, so all count alike
 
@@ -56,6 +58,14 @@ def gather(text: str) -> list[str]:
 def decide(choose: Callable[[], str]) -> str:
     """What the first host chooses, returned on every host."""
     return gather(choose() if is_first() else "")[0]
+
+
+def stop_requested() -> bool:
+    """Whether JAX has noted a SIGTERM to any host."""
+    try:
+        return bool(_client().key_value_try_get(PREEMPTED))
+    except JaxRuntimeError:  # there is no such key
+        return False
 
 
 def _client() -> Any:

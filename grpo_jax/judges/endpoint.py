@@ -16,7 +16,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx2
 
@@ -26,11 +26,14 @@ from grpo_jax.judges.verdicts import messages, verdicts
 from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.redaction import redact, revealed
 from grpo_jax.rewards.event_loop import gathered, wait_for
+from grpo_jax.rewards.failures import UnusableError
 from grpo_jax.rewards.rubrics import Judge, Sheet
 
 LARGEST_REPLY = 4_000_000  # bytes
 LONGEST_WAIT = 60.0  # seconds that a server may ask to wait with Retry-After
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # status codes after which the same request may succeed
+FIRST = 8  # answers without a verdict that end the run if there was none before: something is wrong for all
+LONGEST_SAID = 200  # characters of what a server says of an error
 REFUSED = {
     401: "Check judge.key, which names the environment variable with the key.",
     403: "Check what the key in judge.key is allowed to do.",
@@ -61,8 +64,11 @@ def endpoint(
 ) -> Judge:
     """A model on a server. One request asks all criteria about one answer."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"judge.url must begin with http:// or https:// and a host; got {_shown(url)!r}.")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(parts):
+        raise ValueError(
+            "judge.url must begin with http:// or https:// and a host, and a port is at most 65535; got"
+            f" {_shown(url)!r}."
+        )
     if parts.username is not None or parts.query:
         raise ValueError(f"judge.url holds no key or user; write {_shown(url)!r}, and name the key in judge.key.")
     for name, number in {"at_once": at_once, "attempts": attempts, "failures": failures}.items():
@@ -89,11 +95,27 @@ class _Limits:
 
 @dataclass
 class _Count:
-    """What happened so far: answers in a row without a verdict, all of them, and the last reason."""
+    """What happened so far: answers without a verdict, and the last reason; those in a row, in the order of asking."""
 
-    in_a_row: int = 0
     failed: int = 0
     reason: str = ""
+    asked: int = 0
+    settled: int = 0  # how many are settled with all that were asked before
+    in_a_row: int = 0  # without a verdict, the last of these
+    given: bool = False  # whether there was any verdict
+    early: dict[int, bool | None] = field(default_factory=dict)  # settled before others that were asked earlier
+
+    def settle(self, number: int, given: bool | None) -> None:
+        """Notes whether there is a verdict on an answer; None if nobody waited for it.
+
+        Answers count in the order in which they were asked, as a failure may be quicker than a verdict.
+        """
+        self.given |= bool(given)
+        self.early[number] = given
+        while self.settled in self.early:
+            given = self.early.pop(self.settled)
+            self.in_a_row = self.in_a_row if given is None else 0 if given else self.in_a_row + 1
+            self.settled += 1
 
 
 @dataclass
@@ -141,9 +163,9 @@ class Endpoint:
         try:
             async with session.free:
                 if session.ended is not None:
-                    raise ConnectionError(session.ended)
+                    raise UnusableError(session.ended)
                 return await self._ask(session, body, sheet)
-        except ConnectionError as error:
+        except UnusableError as error:
             session.ended = str(error)
             raise
         finally:
@@ -174,19 +196,22 @@ class Endpoint:
 
     async def _ask(self, session: _Session, body: dict[str, Any], sheet: Sheet) -> list[float | None]:
         """The verdicts of the server on one answer."""
+        number, given = self.count.asked, None
+        self.count.asked += 1
         try:
             reply = await self._reply(session.client, body)
             found = verdicts(reply, sheet.criteria)
+            given = any_of(found)
             if None in found:
-                reason = f"it has no verdict in the form that was asked for: {reply[:80]!r}"
-                self._failed(session, reason, whole=not any_of(found))
+                self._failed(session, f"it has no verdict in the form that was asked for: {reply[:80]!r}")
             else:
                 self.replies.write(self.url, body, redact(reply))
         except _NoReplyError as error:
-            found = [None] * len(sheet.criteria)
+            found, given = [None] * len(sheet.criteria), False
             self._failed(session, str(error))
-        if any_of(found):
-            self.count.in_a_row = 0
+        finally:
+            self.count.settle(number, given)
+        self._check_failures()
         return found
 
     async def _reply(self, client: httpx2.AsyncClient, body: dict[str, Any]) -> str:
@@ -211,38 +236,70 @@ class Endpoint:
         sent, headers = json.dumps(body), {"Content-Type": "application/json"}  # half of a pair of UTF-16 is escaped
         async with client.stream("POST", f"{self.url}/chat/completions", content=sent, headers=headers) as response:
             if response.status_code in REFUSED or response.is_redirect:
-                raise ConnectionError(
+                raise UnusableError(
                     f"The judge at {_shown(self.url)} answers with status {response.status_code} for model"
                     f" {self.model}. {REFUSED.get(response.status_code, REFUSED[404])}"
                 )
             if not response.is_success:
                 again = response.status_code in AGAIN
                 wait = _wait(response.headers.get("retry-after")) if again else None
-                raise _NoReplyError(f"status {response.status_code}", again, wait)
-            received = bytearray()
-            async for piece in response.aiter_bytes():
-                received += piece
-                if len(received) > LARGEST_REPLY:
-                    raise _NoReplyError(f"a reply of more than {LARGEST_REPLY:,} bytes")
-        return _content(bytes(received))
+                told = _error(await _received(response))
+                raise _NoReplyError(f"status {response.status_code}{told}", again, wait)
+            return _content(await _received(response))
 
-    def _failed(self, session: _Session, reason: str, whole: bool = True) -> None:
-        """Counts an answer without a verdict, or with a part of them. Ends the run if too many in a row have none."""
-        count, limit = self.count, self.limits.failures
+    def _failed(self, session: _Session, reason: str) -> None:
+        """Counts an answer without a verdict, or with a part of them."""
         session.failed += 1
-        count.failed, count.reason = count.failed + 1, redact(reason)
-        count.in_a_row += whole
+        self.count.failed, self.count.reason = self.count.failed + 1, redact(reason)
+
+    def _check_failures(self) -> None:
+        """Ends the run if too many answers in a row have no verdict, or the first ones."""
+        count, limit, shown = self.count, self.limits.failures, _shown(self.url)
+        if not count.given and count.in_a_row >= min(FIRST, limit):
+            raise UnusableError(
+                f"The judge at {shown} gave no verdict on the first {count.in_a_row} answers; the last reason:"
+                f" {count.reason}. Check judge.url, judge.model and judge.options, and whether the server is up."
+            )
         if count.in_a_row >= limit:
-            raise ConnectionError(
-                f"The judge at {_shown(self.url)} gave no verdict on {count.in_a_row} answers in a row, and"
-                f" judge.failures is {limit}; the last reason: {count.reason}. Look whether the server is up and what"
-                " it replies, and go on with --resume; verdicts that it gave are kept."
+            raise UnusableError(
+                f"The judge at {shown} gave no verdict on {count.in_a_row} answers in a row, and judge.failures is"
+                f" {limit}; the last reason: {count.reason}. Look whether the server is up and what it replies, and go"
+                " on with --resume; verdicts that it gave are kept."
             )
 
 
 def any_of(values: Sequence[float | None]) -> bool:
     """Whether there is any verdict."""
     return any(value is not None for value in values)
+
+
+async def _received(response: httpx2.Response) -> bytes:
+    """What a server sends."""
+    received = bytearray()
+    async for piece in response.aiter_bytes():
+        received += piece
+        if len(received) > LARGEST_REPLY:
+            raise _NoReplyError(f"a reply of more than {LARGEST_REPLY:,} bytes")
+    return bytes(received)
+
+
+def _error(received: bytes) -> str:
+    """What a server says of an error, as a part of a sentence; nothing if it says nothing."""
+    text = received.decode("utf-8", "replace")
+    try:
+        text = str(json.loads(text)["error"]["message"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    text = " ".join(text.split())
+    return f": {text[:LONGEST_SAID]}" if text else ""
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Whether an address has a port that there can be, or none."""
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def _content(received: bytes) -> str:
@@ -272,5 +329,5 @@ def _wait(header: str | None) -> float | None:
 def _shown(url: str) -> str:
     """An address without what may be secret in it."""
     parts = urlsplit(url)
-    port = "" if parts.port is None else f":{parts.port}"
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"

@@ -1,5 +1,5 @@
 """How a judge behind an endpoint is asked, and what its reply says: a JSON object with a reason and then an answer for
-each criterion. What cannot be read is no verdict, and never a low one.
+each criterion. What cannot be read, or gives no reason first, is no verdict, and never a low one.
 """
 
 import json
@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from grpo_jax.judges.asking import about
+from grpo_jax.judges.asking import about, enclosed
 from grpo_jax.rewards.rubrics import Asked, Sheet
 
 LONGEST = 100_000  # characters of a reply that are looked at
+_END = re.compile(r"[\s`]*(?:</\w{1,20}>\s*)?")  # what may follow the object: a fence, or a tag that closes
 MOST_OBJECTS = 1000  # places of a reply at which an object may begin
 TASK = (
     "You judge answers by criteria. For each criterion give first the reason, in one or two sentences, and then one of"
@@ -21,7 +22,7 @@ TASK = (
 
 def messages(sheet: Sheet) -> list[dict[str, str]]:
     """What is sent: one request for all criteria of an answer."""
-    return [{"role": "system", "content": TASK}, {"role": "user", "content": about(sheet)}]
+    return [{"role": "system", "content": TASK}, {"role": "user", "content": about(enclosed(sheet))}]
 
 
 def verdicts(reply: str, criteria: Sequence[Asked]) -> list[float | None]:
@@ -31,16 +32,19 @@ def verdicts(reply: str, criteria: Sequence[Asked]) -> list[float | None]:
 
 
 def _value(verdict: Any, answers: Sequence[str]) -> float | None:
-    answer = verdict.get("answer") if isinstance(verdict, dict) else None
-    if not isinstance(answer, str):
+    names = list(verdict) if isinstance(verdict, dict) else []
+    if "reason" not in names or "answer" not in names[names.index("reason") :]:
+        return None  # a reason that comes after the answer has not led to it
+    reason, answer = verdict["reason"], verdict["answer"]
+    if not isinstance(reason, str) or not reason.strip() or not isinstance(answer, str):
         return None
     places = [place for place, known in enumerate(answers) if known.casefold() == answer.strip(" .\n").casefold()]
     return places[0] / (len(answers) - 1) if places else None
 
 
 def _object(reply: str, names: set[str]) -> dict[str, Any]:
-    """The last object in a reply that has one of the names as a key: a judge may think aloud before it."""
-    decoder, last, position = json.JSONDecoder(object_pairs_hook=_without_repetition), {}, 0
+    """The object that a reply ends with, if it has one of the names as a key: a judge may think aloud before it."""
+    decoder, last, position = json.JSONDecoder(object_pairs_hook=_without_repetition), None, 0
     for found in list(re.finditer(r"\{", reply))[-MOST_OBJECTS:]:
         if found.start() < position:  # within the object before
             continue
@@ -49,8 +53,8 @@ def _object(reply: str, names: set[str]) -> dict[str, Any]:
         except (ValueError, RecursionError):
             continue
         if isinstance(value, dict) and names & set(value):
-            last = value
-    return last
+            last = value, position
+    return last[0] if last is not None and _END.fullmatch(reply, last[1]) else {}
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from grpo_jax.rewards.answers import boxed_number, exact, last_number
 from grpo_jax.rewards.batch import Batch
+from grpo_jax.rewards.calling import Begun
 from grpo_jax.rewards.code import PassesTests
+from grpo_jax.rewards.early import EarlyCalls
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.expressions import reaches_target
 from grpo_jax.rewards.format import Matches, follows_template
@@ -10,6 +12,7 @@ from grpo_jax.rewards.guarded import Guarded
 from grpo_jax.rewards.judging import Judged, arrange, ask, judge, score
 from grpo_jax.rewards.mixing import Mix, Reward, as_mix
 from grpo_jax.rewards.needs import check_examples, needs
+from grpo_jax.rewards.puzzles import SolvesPuzzle
 from grpo_jax.rewards.rubrics import Rubric
 from grpo_jax.rewards.signatures import may_log
 from grpo_jax.rewards.steps import Steps, place_steps
@@ -19,6 +22,8 @@ from grpo_jax.rewards.text import LanguageConsistency, RepetitionPenalty, alike
 
 __all__ = [
     "Batch",
+    "Begun",
+    "EarlyCalls",
     "Example",
     "Guarded",
     "Judged",
@@ -30,6 +35,7 @@ __all__ = [
     "RepetitionPenalty",
     "Reward",
     "Rubric",
+    "SolvesPuzzle",
     "Steps",
     "alike",
     "arrange",

@@ -27,6 +27,7 @@ _OPEN, _CLOSE = "<answer>", "</answer>"
 # In prose, a run of characters that may be one number: digits with what is written in and directly around them.
 _RUN = re.compile(
     r"(?:\\(?:sqrt|log|ln|sin|cos|tan|exp|binom|overline|pm|mp|lfloor|lceil)(?![A-Za-z])\s?"  # of what follows
+    r"|\\[dtc]?frac\s*(?:[0-9]|\{[^{}\n]{0,60}\})\s*(?:[0-9]|\{[^{}\n]{0,60}\})"
     r"|\\[A-Za-z]+"
     r"|\{[^{}\n]{0,60}\}"
     r"|[\dA-Za-z.,/'\u2019%^_{}$\u20ac\u00a3\u00a5\u20b9\u00b0]"
@@ -35,7 +36,8 @@ _RUN = re.compile(
     r"|(?<=[0-9])\ (?=[0-9]{1,2}/[0-9])"  # mixed numbers
     r"|(?<=[0-9])\s?(?=\\[dtc]?frac)"
     r"|(?<=[0-9}%])\s?(?=\\(?:text|mathrm|mbox))"  # units
-    r"|(?<=[0-9])\s?(?:\\times|\\cdot|[\u00d7\u00b7\u22c5x*])\s?(?=10\^)"
+    r"|(?<=[0-9])\s?(?:\\times|\\cdot|[\u00d7\u00b7\u22c5xX*])\s?(?=10\^)"
+    r"|(?<=[0-9])\*\*(?=[0-9])"  # a power, as programs write it
     r"|(?<=[0-9][eE])[-+](?=[0-9])|(?<=\^)[-+](?=[0-9])"
     r"|(?<=[0-9]):(?=[0-9]))+"  # ratios and times of day
 )
@@ -44,11 +46,13 @@ _RELATION = re.compile(
 )
 _BEFORE = re.compile(r"^(?:[,'/_%}\u00b0]|\.{2,})+")
 _AFTER = re.compile(r"[.,'/_^{\\\u2019]+$")
-_WORD = re.compile(  # whose digits are no number: cm^2, H2O
+_WORD = re.compile(  # whose digits are no number: cm^2, m2, H2O
     r"\\?(?:(?:text|mathrm)\{[A-Za-z /]+\}|[A-Za-z]{2,}|[mshgl])\^\{?-?[1-9]\}?|[A-Za-z]+[0-9]+[A-Za-z][0-9A-Za-z]*"
+    r"|(?:[kcdm]?m|ft|in|yd|mi)[23]"
 )
 _NAMED = re.compile(r"[A-Za-z_]+")  # directly before a digit, as in CO2
 _LARGE = re.compile(r"\s(?:hundred|thousand|million|billion|trillion)\b", re.IGNORECASE)
+_NEGATIVE = re.compile(r"=\s*-\s*$")  # with a space after the minus, too
 _GROUP_BEFORE = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})* $")
 
 
@@ -181,8 +185,8 @@ def _closing(text: str, start: int) -> int | None:
 
 def _last_number_of(text: str) -> Fraction | None:
     for line in reversed(text.splitlines()):
+        line = _RELATION.sub("=", plain(line))
         if any(map(str.isdecimal, line)):
-            line = _RELATION.sub("=", plain(line))
             for run in reversed(list(_RUN.finditer(line))):
                 if any(map(str.isdecimal, run[0])) and not _WORD.fullmatch(run[0].rstrip("$.,")):
                     return _read_run(line, run)
@@ -205,6 +209,8 @@ def _read_run(line: str, run: re.Match[str]) -> Fraction | None:
 
 def _is_negative(line: str, start: int) -> bool:
     """Whether a minus stands before a run; neither the minus in 10-5 nor the dash of a list is a sign."""
+    if _NEGATIVE.search(line, max(start - 10, 0), start):
+        return True
     return line[start - 1 : start] == "-" and not re.match(r"[0-9A-Za-z)\]}]", line[max(start - 2, 0) : start - 1])
 
 

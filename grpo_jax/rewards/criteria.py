@@ -5,7 +5,8 @@ there are, the `weights` that they have within it (1 unless given), and which of
 but multiply the sum of the others.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import numbers
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,9 @@ def declared(reward: Callable[..., Any], label: str, learned: Sequence[str] = ()
     names = tuple(learned) if names is None else checked(names, label)
     if not names:
         return Criteria()
-    found = Criteria(names, getattr(owner, "weights", None), frozenset(getattr(owner, "gates", ())))
+    weights, gates = getattr(owner, "weights", None), getattr(owner, "gates", ())
+    _check_kinds(weights, gates, label)
+    found = Criteria(names, weights, frozenset(gates))
     _check_known(found, label)
     return found
 
@@ -52,6 +55,21 @@ def checked(names: Sequence[str], label: str) -> tuple[str, ...]:
     return found
 
 
+def _check_kinds(weights: Any, gates: Any, label: str) -> None:
+    """Refuses weights that are no mapping to numbers, and gates that are no collection of names."""
+    if weights is not None and not isinstance(weights, Mapping):
+        raise ValueError(
+            f'The weights of reward {label} must be a mapping, such as {{"length": 0.5}}; got {weights!r:.80}.'
+        )
+    for name, weight in {} if weights is None else weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
+            raise ValueError(f"The weight of {label}/{name} must be a number; got {weight!r:.80}.")
+    if isinstance(gates, str) or not isinstance(gates, Collection):
+        raise ValueError(
+            f'The gates of reward {label} must be a set of names, such as frozenset({{"safe"}}); got {gates!r:.80}.'
+        )
+
+
 def _check_known(criteria: Criteria, label: str) -> None:
     """Refuses weights and gates of criteria that there are not."""
     weights = {} if criteria.weights is None else criteria.weights
@@ -62,6 +80,11 @@ def _check_known(criteria: Criteria, label: str) -> None:
         raise ValueError(
             f"Reward {label} gives a weight to {strays[0]}, or takes it for a gate, and its criteria are"
             f" {', '.join(criteria.names)}. Write one of these."
+        )
+    if both := sorted({*weights} & criteria.gates):
+        raise ValueError(
+            f"{label}/{both[0]} is a gate, which multiplies the others and has no weight: take it out of the weights,"
+            " or out of the gates."
         )
     if criteria.gates >= {*criteria.names}:
         raise ValueError(

@@ -18,16 +18,13 @@ from contextlib import contextmanager
 from types import FrameType
 
 from grpo_jax.hosts.signals import STOP, StopRequested
+from grpo_jax.rewards.failures import TimeUpError
 
 SLOW = 60.0  # seconds after which, and after each as many more, a line says what scoring is at
 GRACE = 30.0  # seconds that a reward has to end once it was told to; then the process ends with status 1
 TICK = 1.0  # seconds between signals after the first
 PATIENCE = 3.0  # seconds that scoring may go on after the run was told to stop
 STDERR = 2  # the file descriptor, which stays what it is when sys.stderr is replaced
-
-
-class _TimeUpError(BaseException):
-    """Raised inside a reward at its deadline. It is no Exception, so that a reward does not catch it by accident."""
 
 
 class Watch:
@@ -98,12 +95,39 @@ class Watch:
             if not self.over:
                 faulthandler.dump_traceback(file=STDERR, all_threads=True)
             self.over = True
-            raise _TimeUpError
+            raise TimeUpError
 
     def _speak(self) -> None:
         if time.monotonic() - self.said >= SLOW:
             self.said = time.monotonic()
             logging.getLogger("grpo_jax").warning("scoring has taken %.0f s, and is at %s", self.passed, self.at)
+
+
+@contextmanager
+def interpreter_watched(seconds: float | None) -> Generator[None]:
+    """Ends the process when no thread but one has run for `seconds`, and `GRACE` more: while rewards are called beside
+    sampling, one of them may compute without giving up the interpreter, and nothing else would end that.
+    """
+    done, lock = threading.Event(), threading.Lock()
+
+    def put_off(limit: float) -> None:
+        while not done.is_set():
+            with lock:
+                if not done.is_set():
+                    faulthandler.dump_traceback_later(limit, exit=True, file=STDERR)
+            done.wait(TICK)
+
+    if seconds is None:
+        yield
+        return
+    arguments = (seconds + GRACE,)
+    threading.Thread(target=put_off, args=arguments, name="watch over early rewards", daemon=True).start()
+    try:
+        yield
+    finally:
+        with lock:
+            done.set()
+            faulthandler.cancel_dump_traceback_later()
 
 
 @contextmanager
@@ -120,7 +144,7 @@ def watched(seconds: float | None) -> Generator[Watch]:
             yield watch
         finally:
             watch.stop()
-    except (Exception, _TimeUpError) as error:
+    except (Exception, TimeUpError) as error:
         if not watch.over:
             raise
         watch.stop()  # once more, as the signal may have come just while it was stopped

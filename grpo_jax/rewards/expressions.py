@@ -44,7 +44,7 @@ def reaches_target(example: Example, response: str) -> float:
     must be used, as in TinyZero's countdown; the television game does not require all of them.
     """
     target, numbers = _puzzle(example)
-    expression = _answered(response)
+    expression = answered(response)
     used = [int(digits) for digits in re.findall(r"[0-9]+", expression[: MAX_EXPRESSION + 1])]
     return float(sorted(used) == sorted(numbers) and evaluate(expression) == target)
 
@@ -70,6 +70,7 @@ def _value(node: ast.expr) -> Fraction:
     raise ValueError(f"{ast.unparse(node)} is not arithmetic.")
 
 
-def _answered(response: str) -> str:
+def answered(response: str) -> str:
+    """The text between the last `<answer>` and `</answer>`, or else the whole response."""
     _, tag, rest = response.rpartition("<answer>")
     return (rest.partition("</answer>")[0] if tag else response).strip()

@@ -1,15 +1,26 @@
 """What is said of a reward that raised an exception, with the line of the user's own code that did."""
 
-import asyncio
 import linecache
 import sysconfig
 import traceback
 from pathlib import Path
 from types import TracebackType
 
-FAILURES = (Exception, SystemExit, asyncio.CancelledError)  # of a reward; sys.exit would end the run as if complete
+from grpo_jax.hosts.signals import StopRequested
+
 PACKAGE = Path(__file__).parent.parent
 INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+class TimeUpError(BaseException):
+    """Raised inside a reward at its deadline. It is no Exception, so that a reward does not catch it by accident."""
+
+
+NO_FAILURES = (KeyboardInterrupt, StopRequested, TimeUpError)  # which end scoring; all else is a failure of a reward
+
+
+class UnusableError(ConnectionError):
+    """A reward of this package can judge no response at all. It ends the run, and its message has the way out."""
 
 
 class RemoteError(Exception):
@@ -20,6 +31,8 @@ def described(error: BaseException) -> str:
     """The exception, and the last line of the user's code that it came through."""
     if isinstance(error, RemoteError):
         return str(error)
+    while isinstance(error, BaseExceptionGroup):  # of asyncio.TaskGroup: the first that failed
+        error = error.exceptions[0]
     text = f"{type(error).__name__}: {error}".rstrip(" .:")
     line = own_line(error.__traceback__)
     return f"{text} ({line})" if line else text

@@ -26,6 +26,8 @@ class Guarded:
     on_error: Literal["stop", "mask"] = "stop"  # what an exception does: ends the run, or leaves the response unscored
 
     def __post_init__(self) -> None:
+        if isinstance(self.reward, Guarded):
+            raise ValueError("A reward has its limits once: give workers, deadline and on_error to one Guarded.")
         check_range("workers", self.workers, least=0, most=MOST_WORKERS)
         if self.deadline is not None:
             check_range("deadline", self.deadline, above=0, most=LONGEST)

@@ -8,6 +8,7 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from jaxtyping import Float32
 
 from grpo_jax.hosts.signals import exits_refused
 from grpo_jax.rewards.batch import Batch
-from grpo_jax.rewards.calling import Part, call_all, parts_of, said, warn
+from grpo_jax.rewards.calling import Begun, Part, call_all, said, warn, with_calls
 from grpo_jax.rewards.criteria import Criteria, checked
 from grpo_jax.rewards.deadline import watched
 from grpo_jax.rewards.example import Example
@@ -83,12 +84,12 @@ def judge(
 
 
 @exits_refused()
-def ask(mix: Mix, batch: Batch, seconds: float | None = None) -> Answers:
-    """What all rewards say of all responses."""
+def ask(mix: Mix, batch: Batch, seconds: float | None = None, begun: Begun = MappingProxyType({})) -> Answers:
+    """What all rewards say of all responses. `begun` are calls that have been made already."""
     notes = Notes(batch.count)
     with watched(seconds) as watch:
-        parts = parts_of(mix, batch, notes)
-        call_all(parts, watch)
+        parts = with_calls(mix, batch, notes)
+        call_all(parts, watch, begun)
     values = [said(part, batch) for part in parts]
     found = {r: names for r in mix.undecided if (names := _criteria(values[r], parts[r].label)) is not None}
     return Answers(batch, parts, values, notes, found)
@@ -183,12 +184,20 @@ def _number(label: str, value: Any, place: str, is_gate: bool = False) -> float:
     number = as_number(value)
     if isinstance(number, numbers.Real) and abs(_as_float(number)) <= LARGEST_REWARD:  # NaN fails every comparison
         if is_gate and not 0 <= float(number) <= 1:
-            raise ValueError(f"{label} is a gate, so it must be between 0 and 1; for {place} it is {value!r}.")
+            raise ValueError(f"{label} is a gate, so it must be between 0 and 1; for {place} it is {number}.")
         return float(number)
     raise ValueError(
         f"Reward {label} must return a finite number of at most {LARGEST_REWARD:g}, or None for a response that it"
-        f" cannot score; for {place} it returned {value!r}."
+        f" cannot score; for {place} it returned {_shown(value)}."
     )
+
+
+def _shown(value: Any) -> str:
+    """The beginning of what a reward returned."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # a whole number with thousands of digits
+        return f"a {type(value).__name__} that is too large"
 
 
 def _as_float(number: numbers.Real) -> float:

@@ -17,8 +17,9 @@ MAX_QUANTITY = 200  # characters of a number with its unit
 _MINUS = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"), "-")
 _SLASH = dict.fromkeys(map(ord, "\u2044\u2215"), "/")
 _NARROW = dict.fromkeys(map(ord, "\u00a0\u2007\u2008\u2009\u200a\u205f"), "\u202f")
-_VULGAR = {ord(sign): " " + unicodedata.normalize("NFKC", sign).replace("\u2044", "/") for sign in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
-_CHARACTERS = _MINUS | _SLASH | _NARROW | _VULGAR
+_CHARACTERS = _MINUS | _SLASH | _NARROW
+_FRACTIONS = {sign: unicodedata.normalize("NFKC", sign).replace("\u2044", "/") for sign in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
+_VULGAR = re.compile(rf"(^|[-+\s$(\[{{*=])?([{''.join(_FRACTIONS)}])")  # after group 1 it needs no space before it
 _LATEX = (
     (",\\!", ","),
     ("{,}", ","),
@@ -45,7 +46,7 @@ _FRAC = (
     r"(?:\s*\{\s*(?P<under>[-+]?DECIMAL)\s*\}|\s*(?P<under1>[0-9])(?![0-9]))"
 ).replace("DECIMAL", _DECIMAL)
 _EXPONENT = r"\^\s*(?:\{\s*(?P<NAMEbraced>[-+]?[0-9]{1,3})\s*\}|(?P<NAMEbare>[-+]?[0-9]{1,3})(?![0-9]))"
-_TIMES = r"\s*(?:\\times|\\cdot|[\u00d7\u00b7\u22c5*x])\s*"
+_TIMES = r"\s*(?:\\times|\\cdot|[\u00d7\u00b7\u22c5*xX])\s*"
 _MAGNITUDE = (
     rf"(?:(?:(?P<whole>[0-9]+)\s*)?{_FRAC}"
     rf"|(?:(?P<plus>[0-9]+)\s+(?=[1-9][0-9]?\s?/))?(?P<above>{_DECIMAL})\s?/\s?(?P<below>{_DECIMAL})"
@@ -113,11 +114,16 @@ def read_quantity(text: str) -> Fraction | None:
 
 def plain(text: str) -> str:
     """The text with the minus signs, spaces, fractions and powers of typography and LaTeX in plain characters."""
-    text = text.translate(_CHARACTERS)
+    text = _VULGAR.sub(_fraction_of_sign, text.translate(_CHARACTERS))
     if "\\" in text or "{,}" in text:
         for fancy, simple in _LATEX:
             text = text.replace(fancy, simple)
     return _RAISED.sub(lambda found: f"^{{{found[0].translate(_LOWERED)}}}", text)
+
+
+def _fraction_of_sign(found: re.Match[str]) -> str:
+    """A sign such as ½ as 1/2, apart from a digit before it."""
+    return (" " if found[1] is None else found[1]) + _FRACTIONS[found[2]]
 
 
 def value_of(match: re.Match[str]) -> Fraction | None:

@@ -6,7 +6,8 @@
     completions, ...         all responses, as TRL calls it (trl.py); returns a list with the reward of each
     completion, ...          one response, as verifiers calls it (trl.py); returns its reward
 
-Each may be `async def`.
+Each may be `async def`. Parameters with these names may stand in any order. In place of a list, None is a group, or all
+groups, that could not be judged.
 """
 
 import inspect
@@ -17,9 +18,11 @@ from typing import Any
 
 from grpo_jax.rewards import trl
 from grpo_jax.rewards.batch import Batch, place_of
+from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.guarded import Guarded, judge_of, unguarded
 from grpo_jax.rewards.mixing import Mix
 
+BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -76,42 +79,70 @@ def may_log(mix: Mix) -> bool:
 
 def requests(reward: Callable[..., Any], label: str, kind: Kind, batch: Batch, notes: trl.Notes) -> Iterator[Request]:
     """The calls with which a reward judges all responses."""
-    G = len(batch.responses[0])
-    match kind:
-        case Kind.TRL:
-            offered = trl.offered(batch, notes)
-            every = f"a batch of {batch.count} responses to {len(batch.examples)} examples"
-            yield Request(range(batch.count), every, (), trl.accepted(unguarded(reward), label, offered))
-        case Kind.ALL:
-            every = f"all {len(batch.examples)} groups of responses"
-            groups = [list(group) for group in batch.responses]
-            yield Request(range(batch.count), every, (list(batch.examples), groups))
-        case Kind.GROUP:
-            for p, (example, group) in enumerate(zip(batch.examples, batch.responses, strict=True)):
-                place = place_of(example, p)
-                yield Request(range(p * G, (p + 1) * G), place, (example, list(group)))
-        case Kind.RESPONSE:
-            for n, (example, response) in enumerate(batch.pairs()):
-                yield Request(range(n, n + 1), batch.place(n), (example, response))
-        case Kind.VERIFIERS:
-            for n, (example, response) in enumerate(batch.pairs()):
-                offered = trl.accepted(unguarded(reward), label, trl.offered_to_verifiers(example, response))
-                yield Request(range(n, n + 1), batch.place(n), (), offered)
+    if kind is Kind.TRL:
+        offered = trl.offered(batch, notes)
+        every = f"a batch of {batch.count} responses to {len(batch.examples)} examples"
+        yield Request(range(batch.count), every, (), trl.accepted(unguarded(reward), label, offered))
+    elif kind is Kind.ALL:
+        every = f"all {len(batch.examples)} groups of responses"
+        groups = [list(group) for group in batch.responses]
+        arguments = _by_name(reward, {"examples": list(batch.examples), "responses": groups})
+        yield Request(range(batch.count), every, *arguments)
+    else:
+        for p, (example, group) in enumerate(zip(batch.examples, batch.responses, strict=True)):
+            yield from requests_of_group(reward, label, kind, example, group, p)
+
+
+def requests_of_group(
+    reward: Callable[..., Any], label: str, kind: Kind, example: Example, responses: Sequence[str], p: int
+) -> Iterator[Request]:
+    """The calls with which a reward judges the group with this index; not for a reward that judges all groups at once.
+
+    All groups have the same number of calls.
+    """
+    first = p * len(responses)
+    if kind is Kind.GROUP:
+        arguments = _by_name(reward, {"example": example, "responses": list(responses)})
+        yield Request(range(first, first + len(responses)), place_of(example, p), *arguments)
+        return
+    for g, response in enumerate(responses):
+        only, place = range(first + g, first + g + 1), place_of(example, p, g)
+        if kind is Kind.RESPONSE:
+            yield Request(only, place, *_by_name(reward, {"example": example, "response": response}))
+        else:
+            offered = trl.offered_to_verifiers(example, response)
+            yield Request(only, place, (), trl.accepted(unguarded(reward), label, offered))
+
+
+def _by_name(reward: Callable[..., Any], values: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Arguments by name, if the reward has all of these names; else by position, in this order or the other one."""
+    parameters = inspect.signature(unguarded(reward)).parameters
+    given = {name for name, each in parameters.items() if each.kind in BY_KEYWORD}
+    if given >= {*values}:
+        return (), values
+    fixed, (first, second) = [name for name, each in parameters.items() if each.kind in POSITIONAL], values
+    swapped = fixed[:1] == [second] or fixed[1:2] == [first]
+    ordered = tuple(values.values())
+    return ordered[::-1] if swapped else ordered, {}
 
 
 def entries(value: Any, kind: Kind, label: str, batch: Batch, request: Request) -> Sequence[Any]:
     """What a call said of each of its responses."""
     if kind in (Kind.RESPONSE, Kind.VERIFIERS):
         return (value,)
-    values, count = _listed(value, label, kind, request), len(request.responses)
+    count = len(request.responses)
+    if value is None and kind is not Kind.TRL:  # none of them was judged
+        return [None] * count
+    values = _listed(value, label, kind, most=2 if kind is Kind.ALL else 1)
     if kind is Kind.ALL:
         if len(values) != len(batch.examples):
             raise ValueError(f"Reward {label} must return {kind.value}: {len(batch.examples)}; got {len(values)}.")
-        groups = [_listed(group, label, kind, request) for group in values]
-        short = next((n for n, group in enumerate(groups) if len(group) != len(batch.responses[0])), None)
+        G = len(batch.responses[0])
+        groups = [[None] * G if group is None else _listed(group, label, kind) for group in values]
+        short = next((n for n, group in enumerate(groups) if len(group) != G), None)
         if short is not None:
             raise ValueError(
-                f"Reward {label} must return {kind.value}: {len(batch.responses[0])}; got {len(groups[short])} for"
+                f"Reward {label} must return {kind.value}: {G}; got {len(groups[short])} for"
                 f" {place_of(batch.examples[short], short)}."
             )
         return [each for group in groups for each in group]
@@ -123,10 +154,10 @@ def entries(value: Any, kind: Kind, label: str, batch: Batch, request: Request) 
     return values
 
 
-def _listed(value: Any, label: str, kind: Kind, request: Request) -> list[Any]:
-    """A list, tuple or array with one axis, of NumPy, JAX or torch, as a list."""
+def _listed(value: Any, label: str, kind: Kind, most: int = 1) -> list[Any]:
+    """A list, tuple or array with one axis, or as many as `most`, of NumPy, JAX or torch, as a list."""
     if isinstance(value, list | tuple):
         return list(value)
-    if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):
+    if 1 <= getattr(value, "ndim", 0) <= most and hasattr(value, "tolist"):
         return value.tolist()
     raise ValueError(f"Reward {label} must return {kind.value}; got a {type(value).__name__}.")

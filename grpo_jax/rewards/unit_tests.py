@@ -26,11 +26,11 @@ class Call:
         """Whether a literal, as the sandbox wrote it, is the value."""
         try:
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return False
-        if self.tolerance:
-            return isinstance(value, int | float) and abs(value - self.expected) <= self.tolerance
-        return bool(value == self.expected)
+            if self.tolerance:
+                return isinstance(value, int | float) and abs(value - self.expected) <= self.tolerance
+            return bool(value == self.expected)
+        except (ArithmeticError, TypeError, ValueError, SyntaxError, MemoryError, RecursionError):
+            return False  # such as {[]}, which no list can be in, or a whole number that is too large for a float
 
 
 @dataclass(frozen=True)

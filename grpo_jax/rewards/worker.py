@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from grpo_jax.rewards.failures import FAILURES, RemoteError, described
+from grpo_jax.rewards.failures import RemoteError, described
 
 INSIDE = "GRPO_JAX_WORKER"  # the variable by which a program knows that a worker has imported it
 DIE_WITH_PARENT = 1  # of prctl, on Linux
@@ -46,7 +46,7 @@ def serve(descriptor: int) -> None:
         if main is not None:
             _run_main(main)
         reward = connection.recv()
-    except FAILURES as error:
+    except BaseException as error:
         connection.send(Raised(described(error)))
         return
     connection.send(Said(None))
@@ -72,7 +72,7 @@ def _said(
     try:
         value = reward(*positional, **named)
         return Said(loop.run_until_complete(_awaited(value)) if inspect.isawaitable(value) else value)
-    except FAILURES as error:
+    except BaseException as error:  # nobody presses Ctrl-C here
         return Raised(described(error))
 
 

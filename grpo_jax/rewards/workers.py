@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Pipe, wait
 from typing import Any
 
@@ -28,8 +29,33 @@ from grpo_jax.rewards.worker import INSIDE, Raised, Said
 
 STARTUP = 120.0  # seconds until a worker has imported the reward
 LOGGING = {"log_metric", "log_extra"}  # parameters of functions for TRL
+RESPITE = 1.0  # seconds for a process that has closed its connection to end
 ATTEMPTS = 3  # workers in a row that may end before they are ready
-LATE = object()  # in place of a value: the call took too long, or its worker died
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """In place of a value: the call took too long, or its worker died."""
+
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a reward as it is sent to a worker, and its result."""
+
+    message: bytes
+    future: Future[Any]
+
+    def end(self, value: Any) -> None:
+        """Gives the result to whoever still waits for it: a value, an exception of the reward, or Unanswered."""
+        with suppress(InvalidStateError):  # cancelled by now
+            self.future.set_result(value)
+
+    def fail(self, error: BaseException) -> None:
+        """Raises an error where the result is waited for."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
 
 
 class Worker:
@@ -49,9 +75,18 @@ class Worker:
             start_new_session=True,
         )
         theirs.close()
-        self.ready, self.call, self.since = False, -1, time.monotonic()
+        self.ready, self.since = False, time.monotonic()
+        self.call: Call | None = None
         for message in start:
             self.ours.send_bytes(message)
+
+    def ended(self) -> str:
+        """How the process ended, which has closed its connection."""
+        try:
+            status = self.process.wait(RESPITE)
+        except subprocess.TimeoutExpired:
+            return "its connection"
+        return f"by signal {-status}" if status < 0 else f"with status {status}"
 
     def kill(self) -> None:
         """Ends the process, whatever it is at."""
@@ -61,7 +96,7 @@ class Worker:
 
 
 class Pool:
-    """The workers of one reward, and the thread that gives them calls.
+    """The workers of one reward, and the thread that gives them calls: each to the first worker that is free.
 
     It is one thread for all steps, because Linux ends a worker together with the thread that started it.
     """
@@ -70,62 +105,88 @@ class Pool:
         self.most, self.deadline, self.label, self.start = guard.workers, guard.deadline, label, _start_of(guard, label)
         self.workers: list[Worker] = []
         self.failed = 0  # workers in a row that were never ready
-        self.jobs: queue.SimpleQueue[tuple[Sequence[bytes], Future[Any]] | None] = queue.SimpleQueue()
+        self.asked: queue.SimpleQueue[Call] = queue.SimpleQueue()  # calls that the thread has not seen yet
+        self.calls: deque[Call] = deque()  # that no worker has been given
+        self.closed = False
+        self.reader, self.writer = _pipe_of(self)  # a byte wakes the thread: there are calls, or nobody waits for some
         threading.Thread(target=self._run, daemon=True, name=f"workers of {label}").start()
 
+    def ask(self, message: bytes) -> Future[Any]:
+        """The result of a call, once a worker has made it. Cancelling it ends the worker that is at it."""
+        call = Call(message, Future())
+        self.asked.put(call)
+        call.future.add_done_callback(lambda future: self._wake() if future.cancelled() else None)
+        self._wake()
+        return call.future
+
+    def finish(self) -> None:
+        """Ends the thread and all workers."""
+        self.closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):  # there are so many bytes that it wakes anyway
+            os.write(self.writer, b"!")
+
     def _run(self) -> None:
-        """Judges one batch after the other, until there is a None."""
-        while (job := self.jobs.get()) is not None:
-            calls, future = job
+        """Gives calls to workers until the pool is closed."""
+        while not self.closed:
             try:
-                found = self._judge(calls, future)
-            except BaseException as error:
+                self._turn()
+            except Exception as error:
+                failed = [*self.calls, *(worker.call for worker in self.workers if worker.call is not None)]
+                self.calls.clear()
                 self.close()
-                with suppress(InvalidStateError):  # nobody waits any more
-                    future.set_exception(error)
-                continue
-            if future.cancelled():
-                self.close()  # they are still at what nobody waits for
-            with suppress(InvalidStateError):  # cancelled by now
-                future.set_result(found)
+                for call in failed:
+                    call.fail(error)
         self.close()
 
-    def _judge(self, calls: Sequence[bytes], future: Future[Any]) -> dict[int, Any]:
-        """What the reward says in each call: a value, the exception that it raised, or LATE."""
-        waiting, found = deque(range(len(calls))), {}
-        while len(found) < len(calls) and not future.cancelled():
-            missing = min(self.most, len(calls) - len(found)) - len(self.workers)
-            self.workers += [Worker(self.start) for _ in range(missing)]
-            for worker in list(self.workers):
-                if worker.ready and worker.call < 0 and waiting and self._give(worker, waiting[0], calls):
-                    waiting.popleft()
-            wait([worker.ours for worker in self.workers], timeout=self._soonest())
-            for worker in list(self.workers):
-                call, said = worker.call, self._heard(worker)
-                if said is not None and call >= 0:
-                    found[call] = said.error() if isinstance(said, Raised) else said.value
-        return found
+    def _turn(self) -> None:
+        """Sends calls to workers that are free, waits until something happens, and takes what workers have said."""
+        while not self.asked.empty():
+            self.calls.append(self.asked.get())
+        while self.calls and self.calls[0].future.cancelled():
+            self.calls.popleft()
+        for worker in list(self.workers):
+            if worker.call is not None and worker.call.future.cancelled():
+                self._remove(worker)  # it is at what nobody waits for
+        busy = sum(worker.call is not None for worker in self.workers)
+        missing = min(self.most, len(self.calls) + busy) - len(self.workers)
+        self.workers += [Worker(self.start) for _ in range(missing)]
+        for worker in list(self.workers):
+            if worker.ready and worker.call is None:
+                self._give_next(worker)
+        wait([self.reader, *(worker.ours for worker in self.workers)], timeout=self._soonest())
+        with suppress(BlockingIOError):
+            os.read(self.reader, 2**16)
+        for worker in list(self.workers):
+            call, said = worker.call, self._heard(worker)
+            if said is not None and call is not None:
+                call.end(said.error() if isinstance(said, Raised) else said.value)
 
-    def _give(self, worker: Worker, call: int, calls: Sequence[bytes]) -> bool:
-        """Sends a call to a worker; whether it was still there."""
+    def _give_next(self, worker: Worker) -> None:
+        """Sends the next call that somebody waits for, if there is one, unless the worker has died."""
+        while self.calls and self.calls[0].future.cancelled():
+            self.calls.popleft()
+        if not self.calls:
+            return
         try:
-            worker.ours.send_bytes(calls[call])
+            worker.ours.send_bytes(self.calls[0].message)
         except OSError:
             self._remove(worker)
-            return False
-        worker.call, worker.since = call, time.monotonic()
-        return True
+            return
+        worker.call, worker.since = self.calls.popleft(), time.monotonic()
 
-    def _soonest(self) -> float:
-        """Seconds until the first worker is late; a second at most, to see whether nobody waits any more."""
+    def _soonest(self) -> float | None:
+        """Seconds until the first worker is late; None if none can be."""
         limits = [(worker, self._limit(worker)) for worker in self.workers]
         left = [worker.since + limit - time.monotonic() for worker, limit in limits if limit is not None]
-        return max(min([1.0, *left]), 0.0)
+        return max(min(left), 0.0) if left else None
 
     def _limit(self, worker: Worker) -> float | None:
         if not worker.ready:
             return STARTUP
-        return self.deadline if worker.call >= 0 else None
+        return self.deadline if worker.call is not None else None
 
     def _heard(self, worker: Worker) -> Said | Raised | None:
         """What a worker has said since, if anything. One that is late or has died is removed."""
@@ -133,16 +194,17 @@ class Pool:
             if worker.ours.poll():
                 said = worker.ours.recv()
                 if worker.ready:
-                    worker.call = -1
+                    worker.call = None
                     return said
                 self._begin(worker, said)
             limit = self._limit(worker)
             if limit is None or time.monotonic() - worker.since < limit:
                 return None
+            why = f"it took more than {limit:g} s"
         except (EOFError, OSError):
-            pass  # it has died
+            why = f"its process ended {worker.ended()}"
         self._remove(worker)
-        return Said(LATE)
+        return Said(Unanswered(why))
 
     def _begin(self, worker: Worker, said: Said | Raised) -> None:
         """A worker that has imported the reward is ready."""
@@ -167,19 +229,28 @@ class Pool:
             worker.kill()
 
 
+def _pipe_of(pool: Pool) -> tuple[int, int]:
+    """The ends of a pipe that is closed when nobody can write to it any more."""
+    ends = os.pipe()
+    for end in ends:
+        os.set_blocking(end, False)
+        weakref.finalize(pool, os.close, end).atexit = False
+    return ends
+
+
 _pools: weakref.WeakKeyDictionary[Guarded, Pool] = weakref.WeakKeyDictionary()
 
 
-def start(guard: Guarded, label: str, requests: Sequence[Request]) -> Future[dict[int, Any]]:
-    """The result of each call, by its index, once the workers have made them all."""
+os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork, and the workers are not its own
+
+
+def start(guard: Guarded, label: str, requests: Sequence[Request]) -> list[Future[Any]]:
+    """The result of each call, which the workers make as they become free."""
     pool = _pools.get(guard)
     if pool is None:
         pool = _pools[guard] = Pool(guard, label)
-        weakref.finalize(guard, pool.jobs.put, None)
-    calls = [_call(guard, label, each) for each in requests]
-    future: Future[dict[int, Any]] = Future()
-    pool.jobs.put((calls, future))
-    return future
+        weakref.finalize(guard, pool.finish)
+    return [pool.ask(message) for message in [_call(guard, label, each) for each in requests]]
 
 
 def _call(guard: Guarded, label: str, request: Request) -> bytes:
@@ -196,6 +267,7 @@ def _call(guard: Guarded, label: str, request: Request) -> bytes:
 @atexit.register
 def _close_all() -> None:
     for pool in list(_pools.values()):
+        pool.finish()
         pool.close()
 
 

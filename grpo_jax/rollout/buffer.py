@@ -1,6 +1,6 @@
 """What the host keeps while the devices sample: every finished response, and which response each row belongs to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ class ResponseBuffer:
         self.logprobs_PGT, self.entropy_PGT = np.zeros((P, G, T), np.float32), np.zeros((P, G, T), np.float32)
         self.length_PG, self.ended_PG = np.zeros((P, G), np.int32), np.zeros((P, G), bool)
         self.owner_PG = np.arange(held * G).reshape(held, G)
+        self.told_P = np.zeros(P, bool)  # of which groups somebody has been told
         self.experts_PGTNe: np.ndarray | None = None  # only where the policy records them
         self.experts_PLNe: np.ndarray | None = None
 
@@ -68,6 +69,19 @@ class ResponseBuffer:
             self.owner_PG[p, g] = -1
             active_PG[p, g] = False
         return active_PG
+
+    def newly_complete(self, spread: int) -> Iterator[tuple[int, list[list[int]]]]:
+        """The prompts whose last response was collected since this was last asked, with the ids of all responses.
+
+        Each group is `spread` of the P here, one after the other.
+        """
+        T = self.tokens_PGT.shape[2]
+        for p in range(len(self.length_PG) // spread):
+            group = slice(p * spread, (p + 1) * spread)
+            if not self.told_P[p] and self.length_PG[group].all():
+                self.told_P[p] = True
+                pairs = zip(self.tokens_PGT[group].reshape(-1, T), self.length_PG[group].reshape(-1), strict=True)
+                yield p, [ids[:length].tolist() for ids, length in pairs]
 
     def admit(self, position_p: np.ndarray, index_p: np.ndarray) -> None:
         """Notes that the rows at these positions now write the responses to other prompts."""

@@ -6,7 +6,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from jax import Array
 
@@ -43,6 +43,47 @@ class Engine(Protocol):
         ...
 
 
+Heard = Callable[[int, list[list[int]]], None]  # called with the index of a prompt, and the ids of its responses
+
+
+class TellingEngine(Engine, Protocol):
+    """An engine that calls `heard` for each group as soon as its last response has ended, if there is a listener.
+
+    The index is one of this host's prompts, in their order; the ids are those that the policy chose.
+    """
+
+    def __call__(
+        self,
+        policy: Policy,
+        params: Params,
+        prompts: Prompts,
+        key: Array,
+        examples: Sequence[Any] = (),
+        heard: Heard | None = None,
+    ) -> Rollouts:
+        """As `Engine`, and tells of groups while others are sampled."""
+        ...
+
+
+def _tells(engine: Engine) -> TypeGuard[TellingEngine]:
+    return "heard" in inspect.signature(engine).parameters
+
+
+def answer(
+    engine: Engine,
+    policy: Policy,
+    params: Params,
+    prompts: Prompts,
+    key: Array,
+    examples: Sequence[Any],
+    heard: Heard | None,
+) -> Rollouts:
+    """What an engine answers. If it can tell of groups that have ended, `heard` is called for each."""
+    if heard is None or not _tells(engine):
+        return engine(policy, params, prompts, key, examples)
+    return engine(policy, params, prompts, key, examples, heard)
+
+
 @dataclass(frozen=True, eq=False)
 class FunctionEngine:
     """A function as an engine. It is not asked for greedy answers, and looks after its own memory."""
@@ -51,9 +92,16 @@ class FunctionEngine:
     responses: int | None = None
 
     def __call__(
-        self, policy: Policy, params: Params, prompts: Prompts, key: Array, examples: Sequence[Any] = ()
+        self,
+        policy: Policy,
+        params: Params,
+        prompts: Prompts,
+        key: Array,
+        examples: Sequence[Any] = (),
+        heard: Heard | None = None,
     ) -> Rollouts:
-        known = {"examples": examples} if "examples" in inspect.signature(self.function).parameters else {}
+        parameters = inspect.signature(self.function).parameters
+        known = {name: value for name, value in (("examples", examples), ("heard", heard)) if name in parameters}
         rollouts = self.function(policy, params, prompts, key, **known)
         mesh = mesh_of(prompts)
         return rollouts if mesh is None else place_prompts(replace(rollouts, prompts=prompts), mesh)
@@ -77,7 +125,7 @@ def longest_response(engine: Engine) -> int | None:
 def as_engine(sample: Engine | Callable[..., Rollouts]) -> Engine:
     """An engine as it is, or one made of `sample(policy, params, prompts, key) -> Rollouts`.
 
-    The function may take `examples` too, by that name, and may have an attribute `responses`.
+    The function may take `examples` and `heard` too, by these names, and may have an attribute `responses`.
     """
     if isinstance(sample, Engine):
         return sample

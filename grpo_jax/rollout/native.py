@@ -26,6 +26,7 @@ from grpo_jax.distribution import Distribution, SamplingSettings
 from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.rollout import stages
 from grpo_jax.rollout.buffer import ResponseBuffer
+from grpo_jax.rollout.engine import Heard
 from grpo_jax.rollout.sizes import (
     compact,
     next_ring,
@@ -39,6 +40,7 @@ from grpo_jax.rollout.sizes import (
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows, bucket, prompt_shapes
 
 STOP_TOKENS = 16  # between two looks at the text for a stop string
+HEARD_TOKENS = 16  # between two looks for groups that have ended, where somebody waits for them
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,18 @@ class Sampler(SamplingSettings):
         return Distribution(ends=self.ends, **shared)
 
     def __call__(
-        self, policy: Policy, params: Params, prompts: Prompts, key: Array, examples: Sequence[Any] = ()
+        self,
+        policy: Policy,
+        params: Params,
+        prompts: Prompts,
+        key: Array,
+        examples: Sequence[Any] = (),
+        heard: Heard | None = None,
     ) -> Rollouts:
-        """`responses` responses to each prompt. If the devices do not divide the prompts, each group is on several."""
+        """`responses` responses to each prompt. If the devices do not divide the prompts, each group is on several.
+
+        `heard` is called for each of this host's prompts as soon as the last response to it has ended.
+        """
         prompts = replace(prompts, experts_PLNe=None)
         mesh, (P, G) = mesh_of(prompts), (len(prompts.tokens_PL), self.responses)
         spread = devices_per_group(P, G, mesh)
@@ -91,7 +102,7 @@ class Sampler(SamplingSettings):
             index_p = prompts_of_host(mesh, P * spread)
             key_PG, params = key_PG[index_p], served
             sampler = replace(sampler, at_once=subgroups_at_once(self.at_once, spread, jax.process_count()))
-        found = _Sampling(sampler, policy, params, served, own, key_PG).finished()
+        found = _Sampling(sampler, policy, params, served, own, key_PG, spread, heard).finished()
         action_PGT = found.action_PGT
         arrays = (found.tokens_PGT, action_PGT, action_PGT, found.logprobs_PGT, found.entropy_PGT, found.ended_PG)
         placed = [from_hosts(a.reshape(-1, G, *a.shape[2:]), mesh) for a in arrays]
@@ -172,10 +183,19 @@ class _Sampling:
     """One call of a sampler: what is on the devices, and what changes between stages."""
 
     def __init__(
-        self, sampler: Sampler, policy: Policy, params: Params, served: Params, prompts: Prompts, key_PG: Array
+        self,
+        sampler: Sampler,
+        policy: Policy,
+        params: Params,
+        served: Params,
+        prompts: Prompts,
+        key_PG: Array,
+        spread: int,
+        heard: Heard | None,
     ):
         (P, L), G, T = prompts.tokens_PL.shape, sampler.responses, sampler.max_tokens
         self.sampler, self.policy, self.params, self.prompts = sampler, policy, params, prompts
+        self.spread, self.heard = spread, heard
         self.mesh = mesh_of(prompts)
         self.shards = prompt_shards(self.mesh) if self.mesh is not None else 1
         self.served, self.key_PG = served, key_PG
@@ -185,6 +205,7 @@ class _Sampling:
         self.few = max(self.shards, held // 4 // self.shards * self.shards)  # prompts that are admitted together
         self.shapes = row_shapes(held, G, self.shards)
         self.waiting = list(range(held, P))
+        self.look_after = STOP_TOKENS if sampler.stop else None if heard is None else HEARD_TOKENS
         self.buffer = ResponseBuffer(P, G, T, held, padding=sampler.ends[0])
         self.shared, self.own, self.rows = self._begin(np.arange(held), self.rings[0])
 
@@ -232,7 +253,7 @@ class _Sampling:
         smaller = self.shapes[self.shapes.index((P, G)) + 1 :][:1]
         narrow = smaller and not self.waiting
         until = stages.Until(
-            cursor=int(self.rows.cursor) + STOP_TOKENS if self.sampler.stop else 2**30,
+            cursor=2**30 if self.look_after is None else int(self.rows.cursor) + self.look_after,
             prompts=smaller[0][0] // self.shards if narrow else -1,
             width=smaller[0][1] if narrow else 1,
             free=self.few if self.waiting else P + 1,
@@ -255,6 +276,9 @@ class _Sampling:
         active_PG = self.buffer.collect(self.rows, self.sampler.stops, experts)
         if self.sampler.stops is not None:
             self.rows = replace(self.rows, active_PG=jax.device_put(active_PG, self.rows.active_PG.sharding))
+        if self.heard is not None:
+            for p, ids in self.buffer.newly_complete(self.spread):
+                self.heard(p, ids)
         return active_PG
 
     def _admit(self, active_PG: np.ndarray) -> np.ndarray:

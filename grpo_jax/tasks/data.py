@@ -9,9 +9,11 @@ from grpo_jax.ranges import check_range
 from grpo_jax.rewards.answers import exact
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.mixing import Mix
+from grpo_jax.rewards.puzzles import SolvesPuzzle
 from grpo_jax.tasks.tables.filters import check_where, chosen, places, stays, tell
 from grpo_jax.tasks.tables.functions import keeps
-from grpo_jax.tasks.tables.opening import LIBRARIES, Format, format_of, read_file, read_named, read_split
+from grpo_jax.tasks.tables.opening import LIBRARIES, PUZZLES, Format, format_of, only, read_file, read_named, read_split
+from grpo_jax.tasks.tables.puzzles import read_puzzles
 from grpo_jax.tasks.tables.row import Row
 from grpo_jax.tasks.tables.turning import Columns, LastTurn, example_of, question_of
 from grpo_jax.tasks.task import Overlap, Task
@@ -21,11 +23,12 @@ NEEDED = {
     "csv": "It needs a line with the names of the columns, and rows.",
     "tsv": "It needs a line with the names of the columns, and rows.",
 }
+TEXTS = ("jsonl", "json", "csv", "tsv")  # formats whose rows have a line
 
 
 def data(
-    path: str,  # a file, a folder, a name on the hub or of a builder, or module:function
-    format: Format = "auto",  # auto: from the path; a name on the hub or of a builder needs it
+    path: str,  # a file, a folder, module:function, or a name on the hub, of a builder or in reasoning-gym
+    format: Format = "auto",  # auto: from the path; a name needs it
     prompt: str = "prompt",  # column with a string or a list of messages; a.b is in another, "{a} {b}" several
     answer: str | None = "answer",  # column with a string or a number; null if no reward needs an answer
     answer_after: str | None = None,  # text in that column after which the answer stands, such as "####"
@@ -43,8 +46,9 @@ def data(
     json_columns: tuple[str, ...] = (),  # whose text is JSON, as in a CSV file with messages
     split: str = "train",  # of a library's data set
     subset: str | None = None,  # of a data set on the hub, its configuration
+    options: dict[str, Any] | None = None,  # of a data set in reasoning-gym, such as {size: 1000, seed: 1}
 ) -> Task:
-    """The rows of a table, with a reward for the exact answer; rewards get all columns.
+    """The rows of a table, with a reward for the exact answer, or the solved puzzle; rewards get all columns.
 
     A prompt that is a string stays plain text unless there is a system message or an earlier turn, which makes it a
     chat. The same rows give the same examples in the same order, wherever they are stored.
@@ -54,32 +58,45 @@ def data(
         raise ValueError("task.held_out and task.held_out_share both say what is held out. Leave one of them out.")
     kind = format_of(path) if format == "auto" else format
     turned = Columns(prompt, answer, instruction, system, system_column, shots, last_turn, answer_after, json_columns)
-    rows = _kept(_rows(path, kind, subset, split, columns), where, filter, path)
+    rows = _kept(_rows(path, kind, subset, split, columns, options), where, filter, path)
     tests: list[Row] = []
     if held_out_share:
         rows, tests = _divided(rows, turned, held_out_share)
     elif held_out is not None:
         tests = _kept(_held_out(path, held_out, kind, format, subset, columns), where, filter, held_out)
     _check_overlap(rows, tests, turned, overlap)
-    return Task(_examples(rows, turned), _examples(tests, turned), Mix(((exact, 1.0),)))
+    reward = SolvesPuzzle() if kind == PUZZLES else exact
+    return Task(_examples(rows, turned), _examples(tests, turned), Mix(((reward, 1.0),)))
 
 
-def _rows(path: str, format: Format, subset: str | None, split: str, columns: Sequence[str]) -> list[Row]:
+def _rows(
+    path: str,
+    format: Format,
+    subset: str | None,
+    split: str,
+    columns: Sequence[str],
+    options: dict[str, Any] | None = None,
+) -> list[Row]:
     """All rows of a table, of which there is at least one."""
     expanded = str(Path(path).expanduser())
+    if options is not None and format != PUZZLES:
+        raise ValueError(f"task.options are for {PUZZLES}; {path} is read as {format}.")
     if format in LIBRARIES:
         rows = list(read_split(expanded, format, subset, split, columns))
     elif subset is not None or split != "train":
         raise ValueError(f"task.split and task.subset are for {' and '.join(LIBRARIES)}; {path} is read as {format}.")
     elif format == "function":
         rows = list(read_named(path, columns))
+    elif format == PUZZLES:
+        rows = [only(row, columns) for row in read_puzzles(path, {} if options is None else options)]
     else:
         rows = list(read_file(Path(expanded), format, columns))
     absent = [name for name in columns if not any(name in row.values for row in rows)]
     if rows and absent:
         raise ValueError(f"{path} has no column {absent[0]!r}, which task.columns names.")
     if not rows:
-        raise ValueError(f"{path}:1: the file is empty. {NEEDED.get(format, 'It needs at least one row.')}")
+        place = f"{path}:1" if format in TEXTS else path
+        raise ValueError(f"{place}: there are no rows. {NEEDED.get(format, 'It needs at least one row.')}")
     return rows
 
 
@@ -89,6 +106,8 @@ def _held_out(
     """The rows for evaluation: of another split of the same data set, or of a second path."""
     if kind in LIBRARIES:
         return _rows(path, kind, subset, held_out, columns)
+    if kind == PUZZLES:
+        raise ValueError(f"{PUZZLES} makes one table from its options: set task.held_out_share instead of held_out.")
     return _rows(held_out, format_of(held_out, kind) if format == "auto" else format, None, "train", columns)
 
 

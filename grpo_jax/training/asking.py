@@ -18,7 +18,7 @@ from grpo_jax.devices.sharding import PROMPTS, fit
 from grpo_jax.grpo import Phase, sample, score
 from grpo_jax.objectives.selection import lively as lively_in_total
 from grpo_jax.objectives.selection import lively_in_parts
-from grpo_jax.scoring import Rewards, aligned, means_of, scored
+from grpo_jax.scoring import EarlyScoring, Rewards, aligned, means_of, scored
 from grpo_jax.structs import Prompts, Rollouts, TrainState
 from grpo_jax.training.order import pick, step_key
 from grpo_jax.training.session import Session
@@ -54,8 +54,9 @@ def ask(session: Session, state: TrainState, index: int, retired: Collection[int
         chosen = pick(settings.seed, index, settings.prompts, total, left_out, number)
         prompts, examples = session.questions.choose(chosen)
         prompts, key = place_prompts(prompts, session.mesh), step_key(settings.seed, index, number)
-        rollouts = sample(algorithm, state, prompts, examples, key, phase)
-        rounds.append((rollouts, score(algorithm, rollouts, examples, phase, int(state.step))))
+        with EarlyScoring(algorithm, prompts, examples) as early:
+            rollouts = sample(algorithm, state, prompts, examples, key, phase, early)
+            rounds.append((rollouts, score(algorithm, rollouts, examples, phase, int(state.step), early)))
         rounds = [(before, aligned(rewards, algorithm.mix.names)) for before, rewards in rounds]
         asked += chosen
         if sum(lively(algorithm, *answers).sum() for answers in rounds) >= settings.prompts:

@@ -13,7 +13,8 @@ from grpo_jax.grpo import Phase
 from grpo_jax.metrics import describe_rewards
 from grpo_jax.models import Model
 from grpo_jax.rewards import Example
-from grpo_jax.scoring import score_rollouts
+from grpo_jax.rollout import answer
+from grpo_jax.scoring import EarlyScoring, score_rollouts
 from grpo_jax.structs import Params
 from grpo_jax.training.session import Questions, Settings
 
@@ -46,9 +47,11 @@ def evaluate_questions(
     prompts, examples = questions.choose([index % count for index in range(filled)])
     engine = algorithm.engine.greedy() or algorithm.engine
     engine = engine.with_room(algorithm.policy, prompts, shards)
-    with phase("evaluating"):
-        prompts = prompts if mesh is None else place_prompts(prompts, mesh)
-        rollouts = jax.block_until_ready(engine(algorithm.policy, params, prompts, jax.random.key(0), examples))
-    parts_PGR = score_rollouts(algorithm, rollouts, examples, step).parts_PGR[:count]
+    prompts = prompts if mesh is None else place_prompts(prompts, mesh)
+    inputs = (algorithm.policy, params, prompts, jax.random.key(0), examples)
+    with EarlyScoring(algorithm, prompts, examples) as early:
+        with phase("evaluating"):
+            rollouts = jax.block_until_ready(answer(engine, *inputs, early.heard))
+        parts_PGR = score_rollouts(algorithm, rollouts, examples, step, early).parts_PGR[:count]
     described = describe_rewards(parts_PGR, algorithm.mix)
     return {name: value for name, value in described.items() if name == "reward" or name.endswith("/mean")}

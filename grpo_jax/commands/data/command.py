@@ -14,8 +14,10 @@ from grpo_jax.commands.data.shown import shown
 from grpo_jax.config import Config, ConfigError, locate
 from grpo_jax.config.building import built
 from grpo_jax.hosts.codes import COMPLETE, FAILED
+from grpo_jax.judges import Judge
 from grpo_jax.models import Model
 from grpo_jax.rewards import Example, Mix
+from grpo_jax.rewards.rubrics import Sheet
 from grpo_jax.tasks import Task
 from grpo_jax.training.session import Settings
 
@@ -41,8 +43,10 @@ class Subject:
 def run(arguments: argparse.Namespace) -> int:
     """Prints prompts, their lengths, what golds earn and what probes earn. Returns the exit code."""
     try:
-        subject = assembled(arguments.config)
+        subject = assembled(arguments.config, arguments.judge)
         print(summary(subject))
+        if arguments.config.judge is not None and not arguments.judge:
+            print("judge: not asked, so its criteria have no values here; --judge asks it")
         for example in subject.task.train[: arguments.show]:
             print(f"\n{shown(example, subject.model.tokenizer)}")
         refused = [*_print_lengths(subject), *_print_unfit(subject)]
@@ -57,10 +61,25 @@ def run(arguments: argparse.Namespace) -> int:
     return FAILED if missed else COMPLETE
 
 
-def assembled(config: Config) -> Subject:
-    """The parts of a run that its data are shown with."""
+@dataclass(frozen=True)
+class Unasked:
+    """In place of a judge: it has no verdict on anything."""
+
+    def check(self, sheet: Sheet) -> None:
+        """Refuses nothing."""
+
+    def judge(self, sheets: Sequence[Sheet]) -> list[list[float | None]]:
+        """None for each criterion."""
+        return [[None] * len(sheet.criteria) for sheet in sheets]
+
+
+def assembled(config: Config, with_judge: bool) -> Subject:
+    """The parts of a run that its data are shown with: `with_judge`, a model that judges is loaded, too."""
     settings, task, model = config.train.build(), built(config.task, Task), built(config.model, Model)
-    rewards = tuple((item.build(), item.weight) for item in config.rewards)
+    judge = None
+    if config.judge is not None:
+        judge = built(config.judge, Judge) if with_judge else Unasked()
+    rewards = tuple((item.build(judge=judge), item.weight) for item in config.rewards)
     return Subject(task, model, Mix(rewards) if rewards else task.reward, settings)
 
 

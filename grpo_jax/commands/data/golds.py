@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from grpo_jax.models.tokenizer import Tokenizer
 from grpo_jax.rewards import Example, Mix, score
 from grpo_jax.rewards.needs import check_examples
@@ -50,7 +52,9 @@ def scored_golds(mix: Mix, examples: Sequence[Example], tokenizer: Tokenizer) ->
         return Golds(0, {}, [])
     responses = [[example.answer] for example in asked]
     rewards_PR = score(mix, asked, responses, token_ids(responses, tokenizer), step=0)[:, 0]
-    positive_R = mix.weights_R > 0
+    positive_R = (mix.weights_R > 0) & ~np.isnan(rewards_PR).all(axis=0)  # without those of a judge that is not asked
+    if not positive_R.any():
+        return Golds(0, {}, [])
     few_PR = ~(rewards_PR >= ENOUGH)  # also where a reward gave no number
     labels = [example.label for example in asked]
     below = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -42,10 +43,14 @@ def _table(earned: Mapping[str, Mapping[str, float]], mix: Mix, count: int) -> s
         f"  {'':<{first}}  " + "  ".join(f"{name:>6}" for name in columns),
     ]
     for probe, means in earned.items():
-        cells = [f"{means[metric]:>{max(len(name), 6)}.3f}" for name, metric in columns.items()]
+        cells = [f"{_number(means[metric]):>{max(len(name), 6)}}" for name, metric in columns.items()]
         fooled = probe != GOLD and best > 0 and means["reward"] >= SUSPECT * best
         lines.append(f"  {probe:<{first}}  " + "  ".join(cells) + ("  <- it can be fooled so" if fooled else ""))
     return "\n".join(lines)
+
+
+def _number(mean: float) -> str:
+    return "-" if math.isnan(mean) else f"{mean:.3f}"
 
 
 def _nothing(index: int, examples: Sequence[Example], mix: Mix) -> str:
@@ -74,6 +79,8 @@ def _shotgun(index: int, examples: Sequence[Example], mix: Mix) -> str:
     own = examples[index].answer
     others = [answer for answer in dict.fromkeys(example.answer for example in examples) if answer not in ("", own)]
     chosen = others[:OTHERS]
+    if not chosen:
+        return ""  # it would be the answer alone
     return ", ".join([*chosen[: len(chosen) // 2], own, *chosen[len(chosen) // 2 :]])
 
 

@@ -18,6 +18,7 @@ _ESCAPES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\(u[dD][89a-fA-F]..)
 _TOKENS = re.compile(r'"(?:\\.|[^"\\])*"|-?(?:NaN|Infinity|[0-9][0-9.eE+-]*)')
 _BLANK = re.compile(r"[ \t\r\n]*")
 WAY_OUT = "Each line is one JSON object."
+ARRAY = " For a file that is one array, set task.format: json."
 
 
 class Twice(ValueError):
@@ -33,7 +34,7 @@ def read_lines(path: Path) -> Iterator[Row]:
                 check_text(path, line[:32])
             text = decoded(line, location, number == 1)
             if text.strip():
-                yield Row(_object(_value(text, location, WAY_OUT), location), location)
+                yield Row(_object(_value(text, location, WAY_OUT), location, WAY_OUT + ARRAY), location)
 
 
 def read_array(path: Path) -> Iterator[Row]:
@@ -51,7 +52,7 @@ def read_array(path: Path) -> Iterator[Row]:
         line += text.count("\n", start, position)
         start, location = position, f"{path}:{line}"
         value, position = _next(decoder, text, position, location)
-        yield Row(_object(value, location), location)
+        yield Row(_object(value, location, "Each item of the array is one."), location)
         position = _next_item(text, position, location)
     if _after_blank(text, position + 1) < len(text):
         line += text.count("\n", start, position)
@@ -71,8 +72,8 @@ def parsed(text: str, location: str) -> Any:
 
 def _value(text: str, location: str, way_out: str) -> Any:
     """The value that a text is, with the column of whatever is wrong in it."""
+    _check_surrogates(text, location)
     try:
-        _check_surrogates(text, location)
         return json.loads(text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite)
     except OverflowError as error:
         raise _not_finite(text, 0, location, error) from error
@@ -150,7 +151,8 @@ def _not_finite(text: str, position: int, location: str, error: OverflowError) -
 
 
 def _unreadable(location: str, error: Exception) -> ValueError:
-    return ValueError(f"{location}: not readable as JSON: {error}.")
+    reason = "it is nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+    return ValueError(f"{location}: not readable as JSON: {reason}. Write that part as a string.")
 
 
 def _check_surrogates(text: str, location: str) -> None:
@@ -162,9 +164,9 @@ def _check_surrogates(text: str, location: str) -> None:
         )
 
 
-def _object(value: Any, location: str) -> dict[str, Any]:
+def _object(value: Any, location: str, way_out: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(
-            f"{location}: expected a JSON object, got {type_name(value)}. Each line is like {{'prompt': '...'}}."
+            f"{location}: expected a JSON object, got {type_name(value)}. One is like {{'prompt': '...'}}. {way_out}"
         )
     return value

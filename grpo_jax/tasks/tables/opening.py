@@ -11,8 +11,11 @@ from grpo_jax.tasks.tables.libraries import REPOSITORY, Rows, by_builder, by_dat
 from grpo_jax.tasks.tables.parquet_rows import is_parquet, read_parquet
 from grpo_jax.tasks.tables.row import Row, plain_row
 
-Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "datasets", "tensorflow-datasets", "function"]
+Format = Literal[
+    "auto", "jsonl", "json", "csv", "tsv", "parquet", "datasets", "tensorflow-datasets", "function", "reasoning-gym"
+]
 LIBRARIES = ("datasets", "tensorflow-datasets")
+PUZZLES = "reasoning-gym"
 SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -71,7 +74,7 @@ def read_file(path: Path, format: str, columns: Collection[str] = ()) -> Iterato
         "csv": lambda: read_csv(path, ","),
         "tsv": lambda: read_csv(path, "\t"),
     }
-    return (_with(row, columns) for row in readers[format]())
+    return (only(row, columns) for row in readers[format]())
 
 
 def read_split(path: str, format: str, subset: str | None, split: str, columns: Collection[str]) -> Iterator[Row]:
@@ -107,8 +110,9 @@ def _each(rows: Rows, origin: str) -> Iterator[Mapping[str, Any]]:
 
 def read_named(path: str, columns: Collection[str]) -> Iterator[Row]:
     """The rows that a Python function gives."""
-    return (_with(row, columns) for row in read_function(path))
+    return (only(row, columns) for row in read_function(path))
 
 
-def _with(row: Row, columns: Collection[str]) -> Row:
+def only(row: Row, columns: Collection[str]) -> Row:
+    """The row with these columns; with all of them, if none is named."""
     return Row({name: value for name, value in row.values.items() if name in columns}, row.place) if columns else row

@@ -5,13 +5,16 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from grpo_jax.tasks.tables.content import GZIP, PARQUET, begins, opened, require_file
+from grpo_jax.tasks.tables.content import GZIP, PARQUET, begins, check_text, opened, require_file
 from grpo_jax.tasks.tables.row import Row, plain_row
 
 
 def read_parquet(path: Path, columns: Collection[str] = ()) -> Iterator[Row]:
     """Each row with its number, counted from 0. `columns` are those to keep; none keeps all."""
     require_file(path)
+    start = begins(path, 32)
+    if not start.startswith(PARQUET):
+        check_text(path, start)  # of another kind
     try:
         import pyarrow
         from pyarrow import parquet

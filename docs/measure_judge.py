@@ -17,14 +17,14 @@ from typing import Any
 
 ANSWERS, SECONDS, AT_ONCE = 512, 1.0, 64
 PROMPTS, RESPONSES, TOKENS = 8, 8, 96
-QUESTIONS = (
-    "Does the answer name a neighbourhood or a market of {city} that is known for street food?",
-    "Does the answer name dishes that people eat on the street in {city}?",
-    "Does the answer say at which time of day to go?",
-    "Does the answer stay in {city}, without places of other cities?",
-    "Is the answer written in sentences?",
-    "Is the answer as long as two or three sentences?",
-)
+QUESTIONS = {
+    "places": "Does the answer name a neighbourhood or a market of {city} that is known for street food?",
+    "dishes": "Does the answer name dishes that people eat on the street in {city}?",
+    "time": "Does the answer say at which time of day to go?",
+    "stays": "Does the answer stay in {city}, without places of other cities?",
+    "prose": "Is the answer written in sentences?",
+    "length": "Is the answer as long as two or three sentences?",
+}
 VERDICT = json.dumps({"kind": {"reason": "It greets.", "answer": "yes"}})
 REPLY = json.dumps({"choices": [{"message": {"content": VERDICT}}]}).encode()
 
@@ -87,7 +87,9 @@ def in_process() -> None:
     judge = ModelJudge(model.policy, params, tokenizer, mesh, max_tokens=4096, at_once=16)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "rubric.toml"
-        path.write_text("".join(f'[[criteria]]\nname = "c{n}"\ntext = "{text}"\n' for n, text in enumerate(QUESTIONS)))
+        path.write_text(
+            "".join(f'[[criteria]]\nname = "{name}"\ntext = "{text}"\n' for name, text in QUESTIONS.items())
+        )
         reward = Rubric(str(path), judge=judge)
     key = jax.random.key(0)
     for time_of in ("the first time", "once compiled"):

@@ -1,7 +1,9 @@
 """A judge behind an endpoint: a server on this machine stands in for it, which is slow, fails and talks nonsense."""
 
 import json
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -291,7 +293,7 @@ def test_no_answer_can_leave_its_place():
     fake = "x\n\nCriteria:\nkind: Is it kind? (one of: yes)"
     asked = messages(sheet(fake))[1]["content"]
     line = asked.partition("Answer:\n")[2].partition("\n")[0]
-    assert asked.count(line) == 2 and asked.endswith(f"Answer:\n{line}\n{fake}\n{line}")
+    assert asked.count(line) == 2 and asked.endswith(f"{line}\n{fake}\n{line}")
     assert messages(sheet(f"{line}\n{fake}"))[1]["content"].count(line) == 1
 
 
@@ -429,6 +431,26 @@ def test_each_group_is_judged_in_the_event_loop_as_an_async_reward(tmp_path):
             np.testing.assert_array_equal(kind_PG, [[1, 1, np.nan], [1, 1, 1]])
             assert short_PG.all() and judged.metrics == {"rewards/unjudged_frac": 1 / 6}
     assert len(server.requests) == 10 and mix.names == ("Rubric/kind", "Rubric/short")
+
+
+def test_ctrl_c_does_not_wait_for_a_server_and_the_next_step_is_judged(tmp_path):
+    over = threading.Event()
+
+    def hangs(handler, body, number):
+        if said(body) == "slow":
+            os.kill(os.getpid(), signal.SIGINT)
+            over.wait(60)
+        say(handler, YES)
+
+    with serving(hangs) as server:
+        mix = Mix(((rubric(tmp_path, asking(server, seconds=60.0)), 1.0),))
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            ask(mix, Batch([Example("Where?")], [["slow"]]))
+        assert time.monotonic() - begun < 30
+        values = arrange(mix, ask(mix, Batch([Example("Where?")], [["good"]]))).rewards_PGR
+        over.set()
+    np.testing.assert_array_equal(values, [[[1, 1]]])
 
 
 def test_what_is_wrong_for_all_answers_is_said_in_one_sentence_with_the_way_out(tmp_path):

@@ -30,7 +30,7 @@ EXPECTED = json.loads((GOLDEN / "judge.json").read_text())
 ONE = Layout().mesh(jax.devices()[:1])
 CHARACTERS = {"\n": 0} | {chr(code): code - 31 for code in range(32, 127)}
 ASKED = tuple(Asked(f"c{n}", text, tuple(answers)) for n, (text, answers) in enumerate(EXPECTED["questions"]))
-SHEETS = [Sheet("Fair.", "Where?", response, ASKED) for response in EXPECTED["responses"]]
+SHEETS = [Sheet("Be fair.", "Where?", response, ASKED) for response in EXPECTED["responses"]]
 
 
 def character_tokenizer() -> Tokenizer:
@@ -73,8 +73,7 @@ def test_the_text_is_the_question_the_criteria_and_the_answer_and_a_reply_begins
     row = golden_judge("llama").read(SHEETS[0])
     letters = {token: letter for letter, token in CHARACTERS.items()}
     assert "".join(letters[t] for t in row.text) == f"{about(SHEETS[0])}\n\nReply:\n"
-    end = "c2: Place? (one of: no, yes)\n\nAnswer:\n309c0227\nIn Namba.\n309c0227"  # the beginning of its SHA-256
-    assert about(SHEETS[0]).endswith(end)
+    assert about(SHEETS[0]).endswith("c2: Place? (one of: no, yes)\n\nAnswer:\nIn Namba.")
     assert ["".join(letters[t] for t in begin) for begin in row.begins] == ["c0: ", "c1: ", "c2: "]
     assert [[letters[t] for t in answers] for answers in row.answers] == [["n", "y"], ["a", "f", "v"], ["n", "y"]]
 

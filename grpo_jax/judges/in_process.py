@@ -28,7 +28,7 @@ from grpo_jax.models import load
 from grpo_jax.models.tokenizer import Tokenizer
 from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.rewards.rubrics import Asked, Judge, Sheet
-from grpo_jax.structs import Params, Policy, Prompts, bucket
+from grpo_jax.structs import Params, Policy, Prompts
 
 
 def model(
@@ -201,9 +201,9 @@ class _Sizes(NamedTuple):
 def _sizes(groups: Sequence[Group]) -> _Sizes:
     rows = [row for group in groups for row in group.rows]
     return _Sizes(
-        L=bucket(max(group.shared for group in groups)),
+        L=_length(max(group.shared for group in groups)),
         G=max(len(group.rows) for group in groups),
-        T=bucket(
+        T=_length(
             max(len(row.text) - group.shared + sum(map(len, row.begins)) for group in groups for row in group.rows)
         ),
         R=max(len(row.begins) for row in rows),
@@ -233,6 +233,12 @@ def _arrays(groups: Sequence[Group], sizes: _Sizes) -> tuple[Any, ...]:
             length_PG[p, g] = end
     prompts = Prompts(tokens_PL, valid_PL)
     return prompts, tokens_PGT, start_PGT, length_PG, trunk_PG, last_PGR, answers_PGRX, known_PGRX
+
+
+def _length(tokens: int) -> int:
+    """The length that shorter ones are padded to: eight for each doubling, as padding costs as much as tokens."""
+    step = max(8, (1 << (tokens - 1).bit_length()) // 16)
+    return -(-tokens // step) * step
 
 
 def _common(rows: Sequence[Sequence[int]]) -> int:

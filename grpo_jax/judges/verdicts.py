@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from grpo_jax.judges.asking import about
+from grpo_jax.judges.asking import about, enclosed
 from grpo_jax.rewards.rubrics import Asked, Sheet
 
 LONGEST = 100_000  # characters of a reply that are looked at
@@ -22,7 +22,7 @@ TASK = (
 
 def messages(sheet: Sheet) -> list[dict[str, str]]:
     """What is sent: one request for all criteria of an answer."""
-    return [{"role": "system", "content": TASK}, {"role": "user", "content": about(sheet)}]
+    return [{"role": "system", "content": TASK}, {"role": "user", "content": about(enclosed(sheet))}]
 
 
 def verdicts(reply: str, criteria: Sequence[Asked]) -> list[float | None]:

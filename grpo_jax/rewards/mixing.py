@@ -39,7 +39,9 @@ class Mix:
         for reward, weight in self.parts:
             if not callable(reward):
                 several = " Give each of its funcs, with its weight." if hasattr(reward, "funcs") else ""
-                raise ValueError(f"A reward is a function or a callable object; got a {type(reward).__name__}.{several}")
+                raise ValueError(
+                    f"A reward is a function or a callable object; got a {type(reward).__name__}.{several}"
+                )
             check_range(f"The weight of {name(reward)}", weight, least=-LARGEST_WEIGHT, most=LARGEST_WEIGHT)
         _ = self.criteria
 

@@ -16,7 +16,8 @@ WINDOW, COLUMNS = 5, 4  # steps that a point of a curve is the mean of; panels i
 def main(run: str, picture: str) -> None:
     """Writes an SVG of the reward and of each of its parts: sampled answers while training, held-out ones greedily."""
     directory = RunDirectory(run)
-    parts = [name.removeprefix("rewards/").removesuffix("/mean") for name in directory.metrics()[0] if _is_part(name)]
+    names = dict.fromkeys(name for row in directory.metrics() for name in row if _is_part(name))
+    parts = [name.removeprefix("rewards/").removesuffix("/mean") for name in names]
     plt.rcParams |= {"svg.hashsalt": "grpo_jax", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     rows = -(-(len(parts) + 1) // COLUMNS)
     figure, grid = plt.subplots(rows, COLUMNS, figsize=(11, 1.9 * rows), layout="constrained", sharex=True)

@@ -68,7 +68,7 @@ def rule(tmp_path, line, response, **columns):
 def test_a_rubric_gives_each_criterion_a_part_with_its_weight(tmp_path):
     reward = Rubric(written(tmp_path, TRAVEL))
     assert reward.criteria == ("places", "city", "elsewhere")
-    assert reward.weights == {"places": 2.0, "city": 1.0, "elsewhere": -0.5}
+    assert reward.weights == {"places": 2.0, "elsewhere": -0.5}
     assert reward.gates == {"city"}
     responses = ["Go to Namba.", "Go to Namba, then Tenma, as in Tokyo.", "Go to Shibuya, not to Namba.", ""]
     assert reward([OSAKA], [responses]) == [

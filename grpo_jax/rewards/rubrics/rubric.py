@@ -49,8 +49,8 @@ class Rubric:
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The weight of each part in the sum: negative for faults."""
-        return {item.name: item.signed_weight for item in self.read.items}
+        """The weight of each part in the sum: negative for faults. Gates have none."""
+        return {item.name: item.signed_weight for item in self.read.items if not item.gate}
 
     @property
     def gates(self) -> frozenset[str]:

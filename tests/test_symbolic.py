@@ -106,6 +106,43 @@ def test_formulas_are_equal_by_value_and_a_hostile_one_costs_its_deadline():
     assert reward(Example("q", r"2\pi"), r"\boxed{\frac{6\pi}{3}}") == 1.0
 
 
+HOSTILE = [  # for the gold 2 pi: other values, several values, programs, what is cut off, and what takes for ever
+    r"9^{9^{9^{9}}}",
+    r"2\pi, 3\pi",
+    r"2\pi \text{ or } 3\pi",
+    r"\pi\pi",
+    r"\infty",
+    "x",
+    r"\frac{2\pi}{0}",
+    "NaN",
+    r"\text{two pi}",
+    r"2\pi r",
+    r"2 \cdot \pi i",
+    r"\{2\pi, 0\}",
+    r"(0, 2\pi)",
+    r"x \ge 2\pi",
+    "6.28",
+    "6",
+    r"\lim_{n\to\infty} 2\pi + \sin n",
+    r"2\pi \ne 2\pi",
+    "__import__('os').system('touch hacked')",
+    "exec(open('/etc/passwd').read())",
+    "(" * 450 + ")" * 450,
+]
+
+
+@pytest.mark.slow
+def test_a_hostile_formula_earns_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("math_verify")
+    monkeypatch.chdir(tmp_path)
+    reward, example = MathEqual(seconds=2.0), Example("q", r"2\pi")
+    earned = {answer: reward(example, rf"\boxed{{{answer}}}") for answer in HOSTILE}
+    assert {answer for answer, value in earned.items() if value} == set()
+    assert reward(example, r"\boxed{2\pi") == 0.0  # cut off
+    assert reward(example, r"\boxed{\frac{4\pi}{2}}") == 1.0
+    assert not (tmp_path / "hacked").exists()
+
+
 @pytest.mark.parametrize("gold", ["Paris", r"\text{Evelyn}", "NaN", "none of these"])
 def test_words_are_no_formula(gold):
     pytest.importorskip("math_verify")

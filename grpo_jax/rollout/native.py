@@ -40,7 +40,7 @@ from grpo_jax.rollout.sizes import (
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows, bucket, prompt_shapes
 
 STOP_TOKENS = 16  # between two looks at the text for a stop string
-HEARD_TOKENS = 16  # between two looks for groups that have ended, where somebody waits for them
+HEARD_TOKENS = 32  # between two looks for groups that have ended, where somebody waits for them
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ each criterion. What cannot be read, or gives no reason first, is no verdict, an
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,5 +60,5 @@ def _object(reply: str, names: set[str]) -> dict[str, Any]:
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A dict whose keys with several values have none: an answer and its opposite are no verdict."""
-    keys = [key for key, _ in pairs]
-    return {key: value if keys.count(key) == 1 else None for key, value in pairs}
+    count = Counter(key for key, _ in pairs)
+    return {key: value if count[key] == 1 else None for key, value in pairs}

@@ -45,7 +45,7 @@ _RELATION = re.compile(
     r"\\(?:approx|sim|simeq|implies|to|[rR]ightarrow|therefore|because|equiv|leq?|geq?|lt|gt|neq?|in|quad|qquad)(?![A-Za-z])"
 )
 _BEFORE = re.compile(r"^(?:[,'/_%}\u00b0]|\.{2,})+")
-_AFTER = re.compile(r"[.,'/_^{\\\u2019]+$")
+_AFTER = ".,'/_^{\\\u2019"  # characters at the end of a run that belong to what follows
 _WORD = re.compile(  # whose digits are no number: cm^2, m2, H2O
     r"\\?(?:(?:text|mathrm)\{[A-Za-z /]+\}|[A-Za-z]{2,}|[mshgl])\^\{?-?[1-9]\}?|[A-Za-z]+[0-9]+[A-Za-z][0-9A-Za-z]*"
     r"|(?:[kcdm]?m|ft|in|yd|mi)[23]"
@@ -197,7 +197,7 @@ def _read_run(line: str, run: re.Match[str]) -> Fraction | None:
     """The number that a run of characters is, with its sign, and with `million` after it; None if it is none."""
     begin = _BEFORE.match(run[0])
     start = run.start() + (begin.end() if begin else 0)
-    text = _balanced(_AFTER.sub("", line[start : run.end()]).rstrip("$"))
+    text = _balanced(line[start : run.end()].rstrip(_AFTER).rstrip("$"))
     named = _NAMED.match(text)
     text = text[named.end() :] if named else text
     if re.fullmatch(r"[0-9]{3}", text) and _GROUP_BEFORE.search(line[max(start - 40, 0) : start]):

@@ -35,7 +35,7 @@ def same_json(example: Example, response: str) -> float:
     gold = _gold(example)
     try:
         return float(_equal(read_json(response), gold))
-    except ValueError:
+    except (ValueError, RecursionError):
         return 0.0
 
 
@@ -45,7 +45,7 @@ def follows_schema(example: Example, response: str) -> float:
     gold = _gold(example)
     try:
         return float(_shape(read_json(response)) == _shape(gold))
-    except ValueError:
+    except (ValueError, RecursionError):
         return 0.0
 
 
@@ -61,9 +61,9 @@ def _equal(value: Any, gold: Any) -> bool:
 def _shape(value: Any) -> Any:
     """The keys and types of a value; of a list the types that occur in it, whatever its length."""
     if isinstance(value, dict):
-        return {key: _shape(item) for key, item in value.items()}
+        return "object", frozenset((key, _shape(item)) for key, item in value.items())
     if isinstance(value, list):
-        return ["list", *sorted({str(_shape(item)) for item in value})]
+        return "list", frozenset(map(_shape, value))
     return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
 
 

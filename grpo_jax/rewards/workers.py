@@ -10,6 +10,7 @@ import inspect
 import os
 import pickle
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -90,7 +91,8 @@ class Worker:
 
     def kill(self) -> None:
         """Ends the process, whatever it is at."""
-        self.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # with all that it has started: it leads a session of its own
         self.process.wait()
         self.ours.close()
 

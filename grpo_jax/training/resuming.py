@@ -112,7 +112,7 @@ def _told(name: str, value: Any, without: Iterable[str] = ()) -> Iterator[tuple[
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield name, type(value).__qualname__
         for known in dataclasses.fields(value):
-            if known.name not in without:
+            if known.init and known.name not in without:  # others are what happened to it in this process
                 yield from _told(f"{name}.{known.name}", getattr(value, known.name))
     else:
         yield name, getattr(value, "__qualname__", type(value).__qualname__)

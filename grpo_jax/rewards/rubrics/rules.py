@@ -292,8 +292,8 @@ def _refuse_constant(name: str) -> float:
 
 IS_OF_FORM: Mapping[str, Callable[[str], bool]] = {
     "prose": _is_prose,
-    "list": lambda text: len(re.findall(r"(?m)^\s*(?:[-*\u2022\u2013]|[0-9]+[.)])\s+\S", text)) >= 2,
-    "plain": lambda text: bool(text) and not re.search(r"(?m)\*\*|__|^#{1,6} |```|^\s*[-*\u2022]\s|\|.*\|", text),
+    "list": lambda text: len(re.findall(r"(?m)^[^\S\n]*(?:[-*\u2022\u2013]|[0-9]+[.)])\s+\S", text)) >= 2,
+    "plain": lambda text: bool(text) and not re.search(r"(?m)\*\*|__|^#{1,6} |```|^[^\S\n]*[-*\u2022]\s|\|.*\|", text),
     "json": _is_json,
     "complete": lambda text: bool(re.search(r"""[.!?\u3002\uff01\uff1f\u2026]["'\u201d\u2019)\]*_]*\Z""", text)),
 }

@@ -32,7 +32,7 @@ PLURAL_FROM = 4  # letters of a word that is also found with an s or es after it
 
 ITEM = r"(?:[-*\u2022\u2013]|[0-9]+[.)])\s"  # what a line of a list begins with
 SENTENCE = re.compile(
-    rf"""[.!?]+(?=["')\]*_]*(?:\s|$))|[\u3002\uff01\uff1f;]|\n\s*\n|\n(?=\s*{ITEM})""",
+    rf"""(?<![.!?])[.!?]+(?=["')\]*_]*(?:\s|$))|[\u3002\uff01\uff1f;]|\n\s*\n|\n(?=\s*{ITEM})""",
 )
 VERBS = (
     "go|try|visit|head|choose|pick|eat|stay|start|walk|take|see|come|make|get|find|use|look|it|you|we|they|there|i|he|she"

@@ -33,7 +33,7 @@ from jax import Array
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.learner import check_batch, compare, fixed_logprobs, follow, learn
-from grpo_jax.metrics import describe
+from grpo_jax.metrics import describe, with_logged
 from grpo_jax.objectives import first_coefficients
 from grpo_jax.rollout import answer
 from grpo_jax.scoring import EarlyScoring, Rewards, score_rollouts, scored
@@ -118,7 +118,7 @@ def prepare(
         fixed = fixed_logprobs(algorithm, state, rollouts)
         batch = compare(algorithm, rollouts, scored(algorithm, rollouts, rewards), key, state.coefficients, fixed)
         described = describe(rollouts, rewards.parts_PGR, algorithm.mix)
-        return replace(batch, metrics={**described, **rewards.metrics})
+        return replace(batch, metrics=with_logged(described, rewards.metrics))
 
 
 def update(

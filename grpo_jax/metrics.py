@@ -1,5 +1,7 @@
 """Numbers about a step that need no gradient, under the names TRL gives them where they mean the same."""
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -44,6 +46,14 @@ def describe_rewards(rewards_PGR: np.ndarray, mix: Mix) -> dict[str, float]:
     for name, rewards in zip(mix.names, np.moveaxis(rewards_PGR, 2, 0), strict=True):
         metrics |= {f"rewards/{name}/mean": _mean(rewards), f"rewards/{name}/std": _deviation(rewards)}
     return metrics
+
+
+def with_logged(metrics: Mapping[str, Array | float], logged: Mapping[str, float]) -> dict[str, Array | float]:
+    """The metrics of a step with what rewards have logged of it, which must not replace one of them."""
+    taken = sorted(metrics.keys() & logged.keys())
+    if taken:
+        raise ValueError(f"A reward logs {taken[0]}, which is a metric of every step: give log_metric another name.")
+    return {**metrics, **logged}
 
 
 @program

@@ -27,6 +27,7 @@ from grpo_jax.rewards.calling import with_calls
 from grpo_jax.rewards.rubrics import Asked, Sheet
 from grpo_jax.rewards.signatures import Kind
 from grpo_jax.rewards.trl import Notes
+from grpo_jax.training.resuming import _told
 
 KIND, LONG = Asked("kind", "Is it kind?"), Asked("long", "How long is it?", ("short", "fair", "long"))
 YES = '{"kind": {"reason": "It is.", "answer": "yes"}, "long": {"reason": "So so.", "answer": "fair"}}'
@@ -286,6 +287,16 @@ def test_quick_failures_do_not_overtake_verdicts():
     with serving(uneven) as server:
         found = asking(server, failures=2).judge([sheet(f"{n}") for n in range(20)])
     assert [row == [1.0, 0.5] for row in found] == [True, False] * 10
+
+
+def test_what_a_judge_was_asked_is_no_setting_of_a_run(tmp_path):
+    with serving(lambda handler, body, n: say(handler, YES)) as server:
+        judge, patient = asking(server), asking(server, seconds=9.0, failures=7)
+        told = dict(_told("rewards[0]", rubric(tmp_path, judge)))
+        judge.judge([sheet("a")])
+        assert dict(_told("rewards[0]", rubric(tmp_path, judge))) == told
+        assert dict(_told("rewards[0]", rubric(tmp_path, patient))) == told
+        assert dict(_told("rewards[0]", rubric(tmp_path, endpoint(server.url, "other")))) != told
 
 
 def test_no_answer_can_leave_its_place():

@@ -8,7 +8,7 @@ import pytest
 
 from grpo_jax.distribution import Distribution
 from grpo_jax.metrics import describe as describe_step
-from grpo_jax.metrics import describe_mismatch
+from grpo_jax.metrics import describe_mismatch, with_logged
 from grpo_jax.rewards import as_mix, last_number
 from grpo_jax.structs import Prompts, Rollouts
 
@@ -133,3 +133,9 @@ def test_the_entropy_is_that_of_every_chosen_token_learned_from_or_not():
     rewards_PGR = np.zeros((3, 4, 1), np.float32)  # every group agrees
     expected = entropy_PGT[np.asarray(rollouts.action_PGT)].mean()
     assert describe_step(told, rewards_PGR, as_mix(last_number))["entropy"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_a_reward_logs_replaces_no_metric_of_the_step():
+    assert with_logged({"reward": 1.0}, {"found": 0.5}) == {"reward": 1.0, "found": 0.5}
+    with pytest.raises(ValueError, match="A reward logs reward, which is a metric of every step"):
+        with_logged({"reward": 1.0}, {"reward": 0.5})

@@ -8,6 +8,7 @@ from grpo_jax.rewards.rubrics import Asked, Rubric, Sheet
 from grpo_jax.rewards.rubrics.reading import read_column, read_criteria
 from grpo_jax.rewards.rubrics.rules import Within
 from grpo_jax.rewards.rubrics.wording import Wording, plain
+from grpo_jax.training.resuming import _told
 
 TRAVEL = """
 instructions = "You judge answers to travellers."
@@ -363,6 +364,7 @@ def test_hostile_texts_are_read_in_a_moment():
         "(" * 20000,
         "\n- " * 6000,
         "not Namba: " * 1800,
+        "!" * 19_999 + "x",
     ):
         Wording(text).mentions(["Namba"])
     assert time.process_time() - begun < 5
@@ -439,3 +441,16 @@ def test_what_is_not_in_the_document_is_found():
 def test_a_rule_gives_the_same_number_each_time_and_folds_letters():
     assert plain("\uff24\u014dtonbori\u200b  \u2019S") == "dotonbori 's"
     assert read_column([{"name": "a", "text": "?"}], "x").items[0].place == "x"
+
+
+def test_a_run_is_told_what_a_rubric_says_and_not_where_it_stands(tmp_path):
+    def told(folder: str, text: str) -> dict[str, str]:
+        path = tmp_path / folder / "r.toml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return dict(_told("rewards[0]", Rubric(str(path))))
+
+    text = '[[criteria]]\nname = "a"\ntext = "A?"\nrule = {any_of = ["a"]}\n'
+    assert told("one", text) == told("two", text) == told("one", f"# a comment\n{text}")
+    assert told("one", text) != told("one", text.replace('["a"]', '["b"]'))
+    assert told("one", text) != told("one", f"{text}weight = 2.0\n")

@@ -51,6 +51,7 @@ _WORD = re.compile(  # whose digits are no number: cm^2, m2, H2O
     r"|(?:[kcdm]?m|ft|in|yd|mi)[23]"
 )
 _NAMED = re.compile(r"[A-Za-z_]+")  # directly before a digit, as in CO2
+_SHORT_UNIT = re.compile(r"(?<=[0-9])[mgshlL]$")  # 15m; in a formula, where a mark is, it is a variable
 _LARGE = re.compile(r"\s(?:hundred|thousand|million|billion|trillion)\b", re.IGNORECASE)
 _NEGATIVE = re.compile(r"=\s*-\s*$")  # with a space after the minus, too
 _GROUP_BEFORE = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})* $")
@@ -199,7 +200,7 @@ def _read_run(line: str, run: re.Match[str]) -> Fraction | None:
     start = run.start() + (begin.end() if begin else 0)
     text = _balanced(line[start : run.end()].rstrip(_AFTER).rstrip("$"))
     named = _NAMED.match(text)
-    text = text[named.end() :] if named else text
+    text = _SHORT_UNIT.sub("", text[named.end() :] if named else text)
     if re.fullmatch(r"[0-9]{3}", text) and _GROUP_BEFORE.search(line[max(start - 40, 0) : start]):
         return None  # 12 000: one number, or two
     large = _LARGE.match(line, run.end())

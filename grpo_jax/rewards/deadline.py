@@ -144,10 +144,10 @@ def watched(seconds: float | None) -> Generator[Watch]:
             yield watch
         finally:
             watch.stop()
-    except (Exception, TimeUpError) as error:
-        if not watch.over:
-            raise
+    except BaseException as error:
         watch.stop()  # once more, as the signal may have come just while it was stopped
+        if not watch.over or not isinstance(error, Exception | TimeUpError):
+            raise
         raise TimeoutError(
             f"Scoring took longer than {seconds} s, and was at {watch.at}; the stack of that moment is on stderr."
             " A reward must come to an end: give it a limit of its own, or raise algorithm.reward_seconds."

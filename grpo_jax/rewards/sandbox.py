@@ -124,11 +124,12 @@ def bubblewrap(filter_file: int) -> list[str]:
     command = [program, "--unshare-all", "--unshare-user", "--uid", NOBODY, "--gid", NOBODY]
     command += ["--cap-drop", "ALL", "--die-with-parent", "--new-session", "--clearenv"]
     command += ["--setenv", "LANG", "C.UTF-8", "--setenv", "HOME", FOLDER, "--setenv", "TMPDIR", FOLDER]
+    command += ["--size", str(DISK), "--tmpfs", FOLDER]  # before the next ones, as Python may be installed below it
     for path in ("/usr", "/lib", "/lib64", "/etc/ld.so.cache"):
         command += ["--ro-bind-try", path, path]
     for path in dict.fromkeys((sys.base_prefix, sys.base_exec_prefix)):
         command += [] if path == "/usr" else ["--ro-bind", path, path]
-    command += ["--size", str(DISK), "--tmpfs", FOLDER, "--chdir", FOLDER]
+    command += ["--chdir", FOLDER]
     command += ["--dev-bind", "/dev/null", "/dev/null", "--dev-bind", "/dev/urandom", "/dev/urandom"]
     return [*command, "--remount-ro", "/", "--seccomp", str(filter_file), "--"]
 

@@ -91,7 +91,7 @@ class Worker:
 
     def kill(self) -> None:
         """Ends the process, whatever it is at."""
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)  # with all that it has started: it leads a session of its own
         self.process.wait()
         self.ours.close()

@@ -20,6 +20,7 @@ from typing import Any
 from grpo_jax.hosts import store
 from grpo_jax.models import Model
 from grpo_jax.redaction import hidden, redact
+from grpo_jax.rewards import Rubric
 from grpo_jax.training.record import RUN, RunDirectory, settings_of
 from grpo_jax.training.session import Session
 from grpo_jax.training.user_code import user_code
@@ -39,6 +40,13 @@ FREE = (
     "train.max_skipped",
     "train.watchdog_minutes",
     "algorithm.reward_seconds",
+    "judge.at_once",
+    "judge.seconds",
+    "judge.attempts",
+    "judge.wait",
+    "judge.failures",
+    "judge.cache",
+    "judge.key",
     "algorithm.responses_at_once",
     "rollout.at_once",
     "model.remat",
@@ -109,6 +117,10 @@ def _told(name: str, value: Any, without: Iterable[str] = ()) -> Iterator[tuple[
             yield from _told(f"{name}[{index}]", item)
     elif value is None or isinstance(value, bool | int | float | str | re.Pattern):
         yield name, _written(name, value)
+    elif isinstance(value, Rubric):
+        yield f"{name}.criteria", f"sha256 {_digest(value.content)}"
+        yield from _told(f"{name}.column", value.column)
+        yield from _told(f"{name}.judge", value.judge, {"limits", "replies"})
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield name, type(value).__qualname__
         for known in dataclasses.fields(value):

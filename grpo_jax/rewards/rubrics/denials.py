@@ -5,6 +5,7 @@ are taken out first ("do not forget Namba", "if you do not eat fish, try Namba")
 what they do not know denies nothing.
 """
 
+import functools
 import re
 
 NOT = r"(?:\bnot|n't|\bnever|\bcannot)"
@@ -107,6 +108,7 @@ def spelled_out(text: str) -> str:
     return TURN.sub(" ", ASIDE.sub(r"\1 \2", SHORT.sub(r"\1't", text)))
 
 
+@functools.lru_cache(maxsize=4096)  # a text that repeats itself has the same words before each mention
 def is_denial(before: str) -> bool:
     """Whether the words before a mention, in its clause, deny it: an odd number of denials."""
     return (len(DENIAL.findall(HARMLESS.sub(" ", before))) + (NEAR.search(before) is not None)) % 2 == 1

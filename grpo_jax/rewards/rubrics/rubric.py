@@ -1,7 +1,7 @@
 """A rubric as a reward: each criterion is a part of the reward, logged and compared within its group by itself."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -41,6 +41,11 @@ class Rubric:
     def read(self) -> Criteria:
         """The criteria of the file; none without a file."""
         return Criteria(()) if self.path is None else read_criteria(Path(self.path).expanduser())
+
+    @property
+    def content(self) -> str:
+        """The criteria of the file as text, wherever the file stands: what decides their values."""
+        return repr((self.read.instructions, [replace(item, place="") for item in self.read.items]))
 
     @property
     def criteria(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from grpo_jax.rewards import Example, PassesTests, check_examples, isolation, sa
 from grpo_jax.rewards.code import written_code
 from grpo_jax.rewards.unit_tests import read_tests
 
+pytestmark = pytest.mark.faults
 needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 DOUBLE = Example("Write f(x), twice x.", columns={"tests": ["assert f(2) == 4", "assert f(-5) == -10"]})
 GOOD = "Here it is:\n```python\ndef f(x):\n    return 2 * x\n```\nIt doubles."

@@ -29,6 +29,8 @@ from grpo_jax.rewards.signatures import Kind
 from grpo_jax.rewards.trl import Notes
 from grpo_jax.training.resuming import _told
 
+pytestmark = pytest.mark.faults
+
 KIND, LONG = Asked("kind", "Is it kind?"), Asked("long", "How long is it?", ("short", "fair", "long"))
 YES = '{"kind": {"reason": "It is.", "answer": "yes"}, "long": {"reason": "So so.", "answer": "fair"}}'
 

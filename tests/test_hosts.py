@@ -31,7 +31,7 @@ from grpo_jax.tasks import arithmetic
 from grpo_jax.training.evaluation import evaluate_questions
 from grpo_jax.training.session import assemble, first_state
 
-pytestmark = pytest.mark.slow  # starts processes
+pytestmark = [pytest.mark.slow, pytest.mark.faults]  # starts processes
 
 REWARDS = """
 import time

@@ -321,6 +321,7 @@ def test_an_empty_mix_and_weights_that_are_not_finite_are_refused(parts):
         Mix(parts)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e39, "1", [1.0], np.ones(2), 1j])
 def test_a_reward_that_is_not_a_finite_number_is_named_with_example_and_response(value):
     def odd(example, response):

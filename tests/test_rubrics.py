@@ -1,8 +1,11 @@
 import json
+import re
 import time
+from pathlib import Path
 
 import pytest
 
+from grpo_jax.config import read
 from grpo_jax.rewards import Example
 from grpo_jax.rewards.rubrics import Asked, Rubric, Sheet
 from grpo_jax.rewards.rubrics.reading import read_column, read_criteria
@@ -220,6 +223,42 @@ def test_a_column_that_is_not_there_is_told_for_the_example(tmp_path):
     reward.check(OSAKA)
     with pytest.raises(ValueError, match=r"rubric\.toml:4: places: the rubric speaks of \{places\}.* has city"):
         reward.check(Example("Where?", columns={"city": "Osaka"}))
+
+
+# The page about rubrics
+
+PAGE = (Path(__file__).parents[1] / "docs" / "rubrics.md").read_text()
+
+
+def test_the_rubric_of_the_page_is_read_as_the_page_says(tmp_path):
+    (block,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    found = read_criteria(Path(written(tmp_path, block)))
+    places, tone, stays, evades = found.items
+    assert found.instructions == "You judge answers to travellers."
+    assert (places.name, places.weight, places.answers) == ("places", 2.0, ("no", "yes"))
+    assert (tone.weight, tone.rule, tone.answers) == (1.0, None, ("unfriendly", "neutral", "friendly"))
+    assert stays.gate and evades.negative and evades.signed_weight == -1.0
+    columns = {"city": "Osaka", "places": ["Namba", "Tenma"], "elsewhere": ["Namba", "Ueno"]}
+    reward = Rubric(written(tmp_path, block), judge=Echo())
+    values = reward([Example("Where?", columns=columns)], [["Namba is good.", "I'm sorry, Ueno."]])
+    assert [each["places"] for each in values[0]] == [0.5, 0.0]
+    assert [each["tone"] for each in values[0]] == [1.0, 0.0]
+    assert [each["stays"] for each in values[0]] == [1.0, 0.0]
+    assert [each["evades"] for each in values[0]] == [0.0, 1.0]
+
+
+def test_the_configs_of_the_page_are_read(tmp_path, monkeypatch):
+    base = "task: {use: arithmetic}\ntrain: {steps: 1}\nmodel: {name: none}\n"
+    configs = []
+    for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)):
+        (tmp_path / f"{number}.yaml").write_text(base + block)
+        configs.append(read(tmp_path / f"{number}.yaml"))
+    shared, in_process, behind = configs
+    assert shared.rewards[0].call.arguments["path"] == "travel.toml" and shared.objective.target.endswith(":rubric")
+    assert in_process.judge.target == "grpo_jax.judges:model"
+    monkeypatch.setenv("OPENAI_API_KEY", "no key")
+    judge = behind.judge.build()
+    assert (judge.url, judge.model, judge.options) == ("https://api.openai.com/v1", "gpt-5-mini", {})
 
 
 # Judges

@@ -191,6 +191,7 @@ def test_jsonl_reads_pairs_of_surrogates_and_keeps_the_place_of_every_row(tmp_pa
 GOOD = {"prompt": "1 + 1", "answer": "2"}
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [

@@ -145,6 +145,7 @@ def test_prompts_are_never_padded_beyond_the_limit(base):
     assert base.encode_all(["a" * 10], max_tokens=10).valid_PL.all()
 
 
+@pytest.mark.faults
 def test_a_prompt_over_the_limit_is_named_with_the_ways_out(base):
     with pytest.raises(
         ValueError,
@@ -331,6 +332,7 @@ def test_a_template_that_refuses_is_one_line_with_its_model(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("nothing", ["", []])
 def test_an_empty_prompt_is_refused_with_its_index(chat, nothing):
     with pytest.raises(ValueError, match="prompt 2"):

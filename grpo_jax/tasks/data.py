@@ -51,7 +51,8 @@ def data(
 ) -> Task:
     """The rows of a table, with a reward for the exact answer, or the solved puzzle; rewards get all columns.
 
-    A prompt that is a string stays plain text unless there is a system message or an earlier turn, or `chat` is true.
+    A prompt that is a string stays one unless there is a system message or an earlier turn, or `chat` is true. A model
+    with a chat template gets it as the user's message in any case.
     The same rows give the same examples in the same order, wherever they are stored.
     """
     check_range("task.held_out_share", held_out_share, least=0, below=1)

@@ -19,8 +19,9 @@ def jsonl(
 ) -> Task:
     """The lines of a file, with a reward for the exact answer; rewards get all columns.
 
-    A prompt that is a string stays plain text unless there is a `system` message, which makes it a chat. Prompts that
-    are messages are used unchanged. `data` reads other tables, too, and has more keys.
+    A prompt that is a string stays one unless there is a `system` message, which makes it a chat. A model with a chat
+    template gets it as the user's message in any case. Prompts that are messages are used unchanged. `data` reads other
+    tables, too, and has more keys.
     """
     return data(
         path,

@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import struct
+import subprocess
 import time
 from pathlib import Path
 
@@ -16,7 +17,19 @@ from grpo_jax.rewards.code import written_code
 from grpo_jax.rewards.unit_tests import read_tests
 
 pytestmark = pytest.mark.faults
-needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+
+
+def why_no_sandbox() -> str:
+    """Why bubblewrap cannot be tried on this machine, whose kernel may forbid user namespaces; empty if it can."""
+    if shutil.which("bwrap") is None:
+        return "bubblewrap is not installed"
+    command = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "/bin/true"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return "" if ended.returncode == 0 else f"bubblewrap does not start on this machine: {ended.stderr.strip()}"
+
+
+NO_SANDBOX = why_no_sandbox()
+needs_bwrap = pytest.mark.skipif(bool(NO_SANDBOX), reason=NO_SANDBOX)
 DOUBLE = Example("Write f(x), twice x.", columns={"tests": ["assert f(2) == 4", "assert f(-5) == -10"]})
 GOOD = "Here it is:\n```python\ndef f(x):\n    return 2 * x\n```\nIt doubles."
 SECRET = "31415926535897932384626433832795"

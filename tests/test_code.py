@@ -277,8 +277,8 @@ ATTACKS = {
     "late = Late()\natexit.register(print, 'passed')\nraise KeyboardInterrupt",
     "an endless result": "class Endless(list):\n    def __iter__(self):\n        while True: yield 1\n"
     "def f(x): return Endless([1])",
-    "disk": "import os\nfor n in range(999):\n    with open(f'/work/{n}', 'wb') as file: file.truncate(2**24)\n"
-    "    with open(f'/work/{n}', 'wb') as file: file.write(b'x' * 2**24)",
+    "disk": "import os\nfor n in range(999):\n    with open(f'/scratch/{n}', 'wb') as file: file.truncate(2**24)\n"
+    "    with open(f'/scratch/{n}', 'wb') as file: file.write(b'x' * 2**24)",
     "crashes": "import ctypes\nctypes.string_at(0)",
     "too large a result": "def f(x): return 'x' * 10**6",
     "a result in itself": "def f(x):\n    y = []\n    y.append(y)\n    return y",

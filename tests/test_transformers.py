@@ -58,7 +58,7 @@ HARMLESS = re.compile(r"Setting `pad_token_id`|rope_scaling|rope_parameters|orig
 
 pytestmark = pytest.mark.slow
 if not VERSIONS:
-    pytest.skip("no interpreter with torch; CONTRIBUTING.md has the commands", allow_module_level=True)
+    pytest.skip("no interpreter with torch; `.ci/transformers` makes two", allow_module_level=True)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from grpo_jax.rewards.child import readable
 
 Kind = Literal["bubblewrap", "unsafe"]
 STARTUP = 60.0  # seconds until the program in the sandbox says that it is ready
-FOLDER, DISK = "/work", 16 * 1024**2  # where the code may write, and how many bytes
+FOLDER, DISK = "/scratch", 16 * 1024**2  # where the code may write, and how many bytes
 NOBODY = "65534"
 MOST_TEXT = 100_000  # bytes of code, and of calls; the kernel limits an argument to 128 KiB
 

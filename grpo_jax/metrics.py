@@ -32,9 +32,7 @@ def describe_lengths(rollouts: Rollouts) -> dict[str, Array]:
 
 def describe_rewards(rewards_PGR: np.ndarray, mix: Mix) -> dict[str, float]:
     """The total reward, its spread within groups, and each part; responses without a score are left out."""
-    gated_PGR = mix.gated(rewards_PGR)
-    scored_PG = ~np.isnan(gated_PGR).all(axis=2)
-    rewards_PG = np.where(scored_PG, np.nansum(gated_PGR * mix.weights_R, axis=2), np.nan)
+    rewards_PG = total_rewards(rewards_PGR, mix)
     spread_P = np.array([_deviation(rewards_G) for rewards_G in rewards_PG])
     metrics = {
         "reward": _mean(rewards_PG),
@@ -44,6 +42,13 @@ def describe_rewards(rewards_PGR: np.ndarray, mix: Mix) -> dict[str, float]:
     for name, rewards in zip(mix.names, np.moveaxis(rewards_PGR, 2, 0), strict=True):
         metrics |= {f"rewards/{name}/mean": _mean(rewards), f"rewards/{name}/std": _deviation(rewards)}
     return metrics
+
+
+def total_rewards(rewards_PGR: np.ndarray, mix: Mix) -> np.ndarray:
+    """The weighted sum of each response's rewards; NaN for one without a score."""
+    gated_PGR = mix.gated(rewards_PGR)
+    scored_PG = ~np.isnan(gated_PGR).all(axis=2)
+    return np.where(scored_PG, np.nansum(gated_PGR * mix.weights_R, axis=2), np.nan)
 
 
 @program

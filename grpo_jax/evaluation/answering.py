@@ -142,17 +142,18 @@ def _counted(mix: Mix, calls: Sequence[_Call], questions: Questions, step: int, 
     values |= {f"rewards/{name}/mean": average(numbers.parts_PGR[:, :, r]) for r, name in enumerate(mix.names)}
     ks, said, left_out = sizes(numbers.right_PG.shape[1]), said_by(mix, evaluation.right), {}
     values |= {f"pass@{k}": pass_at(numbers.right_PG, k) for k in ks}
-    if said is not None:
-        values |= _majorities(calls, numbers.right_PG, said, [k for k in ks if k >= VOTERS])
-    elif max(ks) >= VOTERS:
+    votes = [k for k in ks if k >= VOTERS]
+    if said is not None and votes:
+        values |= _majorities(calls, numbers.right_PG, said, votes)
+    elif votes:
         left_out["maj@k"] = "no reward says which answers are the same (with a method said(response))"
     values = {name: values_P[: len(prompts)] for name, values_P in values.items()}
-    length_PG, ended_PG, totals_PG = (
-        a[: len(prompts)] for a in (numbers.length_PG, numbers.ended_PG, numbers.totals_PG)
-    )
     metrics = {name: _mean(values_P) for name, values_P in values.items()}
-    metrics |= {"length": float(length_PG.mean()), "truncated": float(1 - ended_PG.mean())}
-    metrics |= {"unscored": float(np.isnan(totals_PG).sum())}
+    metrics |= {
+        "length": float(numbers.length_PG[: len(prompts)].mean()),  # in tokens
+        "truncated": float(1 - numbers.ended_PG[: len(prompts)].mean()),
+        "unscored": float(np.isnan(numbers.totals_PG[: len(prompts)]).sum()),
+    }
     intervals = intervals_of(values, evaluation.confidence)
     rows = list(_rows(mix, calls, numbers, len(prompts), step))
     return Evaluated(with_ends(metrics, intervals), values, intervals, rows, prompts, evaluation.confidence, left_out)
@@ -167,11 +168,9 @@ def _majorities(calls: Sequence[_Call], right_PG: np.ndarray, said: Said, ks: Se
     """maj@k of each prompt: each host reads the texts of its own, and all have the numbers."""
     found = []
     for start, call in zip(_starts(calls), calls, strict=True):
-        own = start + call.rewards.index_p
+        right_pG = right_PG[start : start + len(call.length_PG)][call.rewards.index_p]
         answers = [[said(text) for text in texts] for texts in call.rewards.texts]
-        own_pX = (
-            np.stack([majority_at(right_PG[own], answers, k) for k in ks], axis=1) if ks else np.zeros((len(own), 0))
-        )
+        own_pX = np.stack([majority_at(right_pG, answers, k) for k in ks], axis=1)
         found.append(everywhere(from_hosts(own_pX, call.mesh)))
     majority_PX = np.concatenate(found)
     return {f"maj@{k}": majority_PX[:, x] for x, k in enumerate(ks)}
@@ -187,7 +186,8 @@ def _rows(mix: Mix, calls: Sequence[_Call], numbers: _Numbers, count: int, step:
     """One row for each answer of this host's prompts: what was asked and said, every reward, and its length."""
     for start, call in zip(_starts(calls), calls, strict=True):
         rewards = call.rewards
-        own = zip(start + rewards.index_p, rewards.examples, rewards.texts, strict=True)
+        index_p = start + np.arange(len(call.length_PG))[rewards.index_p]
+        own = zip(index_p, rewards.examples, rewards.texts, strict=True)
         for p, (index, example, texts) in enumerate(own):
             for g, text in enumerate(texts if index < count else ()):
                 row = {"step": step, "prompt": example.prompt, "answer": example.answer, "completion": text}

@@ -15,13 +15,13 @@ DECIDED = ("pass@", "maj@")  # the names of what lies between 0 and 1
 class Evaluated(Mapping[str, float]):
     """The metrics of an evaluation by their names, as a mapping: `reward`, `rewards/NAME/mean`, `pass@4`, ...
 
-    `values` are the numbers of each prompt that a metric is the mean of, and `intervals` the confidence intervals at
+    `of_prompts` are the numbers of each prompt that a metric is the mean of, and `intervals` the confidence intervals at
     the level `confidence`. `answers` has a row for each answer that this host scored, and `prompts` a text for each
     prompt. `left_out` says of a metric why it could not be measured.
     """
 
     metrics: Mapping[str, float]
-    values: Mapping[str, np.ndarray]
+    of_prompts: Mapping[str, np.ndarray]
     intervals: Mapping[str, Interval]
     answers: Sequence[Mapping[str, Any]] = ()
     prompts: Sequence[str] = ()
@@ -60,8 +60,8 @@ def changes(before: Evaluated, after: Evaluated) -> dict[str, Change]:
             f" {len(after.prompts)} prompts, of which some differ. Evaluate both on the same examples."
         )
     found = {}
-    for name in (name for name in before.values if name in after.values):
-        difference_P = after.values[name].astype(float) - before.values[name]
+    for name in (name for name in before.of_prompts if name in after.of_prompts):
+        difference_P = after.of_prompts[name].astype(float) - before.of_prompts[name]
         known = difference_P[~np.isnan(difference_P)]
         ends = (-1.0, 1.0) if name.startswith(DECIDED) else (None, None)
         mean = float(known.mean()) if known.size else float("nan")

@@ -12,7 +12,6 @@ from grpo_jax.rollout import Engine
 from grpo_jax.structs import Policy, Prompts
 
 OF_SAMPLER = ("responses", "temperature", "top_k", "top_p", "max_tokens")  # its fields that an evaluation may change
-GREEDY = (None, 0)
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Evaluation:
             check_range(f"evaluation.{name}", getattr(self, name), least=1, most=WHOLE)
         if self.max_tokens is not None:
             check_range("evaluation.max_tokens", self.max_tokens, least=1, most=WHOLE)
-        if self.temperature not in GREEDY:
+        if self.temperature is not None and self.temperature != 0:
             check_range(
                 "evaluation.temperature", self.temperature, least=1e-3, most=100, note="(or 0, which is greedy)"
             )
@@ -55,7 +54,7 @@ class Evaluation:
     @property
     def is_greedy(self) -> bool:
         """Whether each prompt gets the one likeliest answer."""
-        return self.responses == 1 and self.temperature in GREEDY
+        return self.responses == 1 and self.temperature in (None, 0)
 
     def engine(self, trained: Engine) -> Engine:
         """The engine that answers held-out prompts, made of the one that is trained with.

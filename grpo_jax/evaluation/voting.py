@@ -1,4 +1,4 @@
-"""Which responses give the same answer, for the majority of several. The rewards say it, as they know what an answer is.
+"""Which responses give the same answer, for the majority of several. Rewards say it, as they know what an answer is.
 
 A reward says it with `said(response)`: what the response answers, as something that can be compared (a number, a
 string), or None where it answers nothing. A class has it as a method, a function as an attribute.

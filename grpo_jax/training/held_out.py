@@ -23,14 +23,14 @@ def evaluate_held_out(
         record.held_out(done, found.answers, store.host_index() if store.host_count() > 1 else None)
     names = session.algorithm.mix.names
     listed = ", ".join(f"{name} {found[f'rewards/{name}/mean']:.3f}" for name in names)
-    several = [name for name in found.values if "@" in name and session.evaluation.responses > 1]
+    several = [name for name in found.of_prompts if "@" in name and session.evaluation.responses > 1]
     passed = "".join(f", {name} {found[name]:.3f}" for name in several)
     count = len(session.held_out.examples)
     progress.finish("evaluating", f"{count} held-out prompts: reward {found['reward']:.3f} ({listed}){passed}")
     return {f"eval/{name}": value for name, value in found.items()}
 
 
-def without_gain(name: str | None, history: Sequence[Mapping[str, Any]]) -> int:
+def without_gain(name: str, history: Sequence[Mapping[str, Any]]) -> int:
     """How many evaluations there were since the one with the largest value of a metric, that before the first step
     included. One without a number has not gained.
     """
@@ -41,15 +41,16 @@ def without_gain(name: str | None, history: Sequence[Mapping[str, Any]]) -> int:
 
 def is_spent(settings: Settings, record: Record) -> bool:
     """Whether so many evaluations in a row were not better than before that the run ends."""
-    return settings.patience is not None and without_gain(settings.keep_best, record.history) >= settings.patience
+    if settings.patience is None or settings.keep_best is None:
+        return False
+    return without_gain(settings.keep_best, record.history) >= settings.patience
 
 
-def why_spent(settings: Settings, record: Record) -> str:
-    """A line that says which step stays the best."""
-    name, count = settings.keep_best, without_gain(settings.keep_best, record.history)
-    measured = [(row["step"], row[name]) for row in record.history if row.get(name) is not None]
-    step, value = max(measured, key=lambda pair: pair[1])
+def why_spent(name: str, record: Record) -> str:
+    """A line that says which step stays the best by a metric."""
+    count, measured = without_gain(name, record.history), [row for row in record.history if row.get(name) is not None]
+    best = max(measured, key=lambda row: row[name])
     return (
-        f"{count} evaluations in a row were not better than {name} {value:.3f} of step {step}: the run ends here, as"
+        f"{count} evaluations in a row were not better than {name} {best[name]:.3f} of step {best['step']}: the run ends here, as"
         " train.patience says"
     )

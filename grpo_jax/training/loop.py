@@ -86,8 +86,9 @@ def train(
 ) -> Trained:
     """Trains for `settings.steps` steps and writes a run directory, which `RunDirectory` reads.
 
-    `evaluation` says how held-out prompts are answered. `config` is kept there as config.yaml. `resume` goes on from the newest checkpoint of the newest run of this name
+    `config` is kept there as config.yaml. `resume` goes on from the newest checkpoint of the newest run of this name
     that can be verified; it is an error to skip one if `strict`, and to change what is learned unless `allow_changes`.
+    `evaluation` says how held-out prompts are answered: greedily, once each, if it is not given.
     On several hosts all of them call this at once, after `grpo_jax.hosts.meeting.join()`.
     """
     how = (resume, strict, allow_changes, evaluation)
@@ -212,8 +213,8 @@ def _steps(started: Started, whole: Whole) -> Trained:
             return Trained(record.path, whole.state, complete=False)
     if used_up(session, retired):
         progress.say(f"{len(retired)} prompts are solved: too few are left for a step, so this is the end")
-    if is_spent(settings, record):
-        progress.say(why_spent(settings, record))
+    if settings.keep_best is not None and is_spent(settings, record):
+        progress.say(why_spent(settings.keep_best, record))
     progress.say(conclusion(record, progress))
     return Trained(record.path, whole.state, complete=True)
 

@@ -1,7 +1,7 @@
 """What a run is made of, built and checked before anything compiles."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 from jax.sharding import Mesh
@@ -73,7 +73,7 @@ class Settings:
             if self.keep_best is None or not self.keep_best.startswith("eval/"):
                 raise ValueError(
                     f"train.patience is {self.patience}: it counts evaluations in which train.keep_best is not better"
-                    f" than before, and that is {self.keep_best}. Set it to a metric of evaluations, such as eval/reward."
+                    f" than before, and that is {self.keep_best}. Set it to eval/reward, or another metric of these."
                 )
 
 
@@ -87,7 +87,7 @@ class Session:
     algorithm: Algorithm
     questions: Questions
     held_out: Questions | None
-    evaluation: Evaluation = Evaluation()
+    evaluation: Evaluation = field(default_factory=Evaluation)
 
     def facts(self) -> dict[str, str]:
         """What has to be the same on every host, by name."""

@@ -15,8 +15,8 @@ DECIDED = ("pass@", "maj@")  # the names of what lies between 0 and 1
 class Evaluated(Mapping[str, float]):
     """The metrics of an evaluation by their names, as a mapping: `reward`, `rewards/NAME/mean`, `pass@4`, ...
 
-    `of_prompts` are the numbers of each prompt that a metric is the mean of, and `intervals` the confidence intervals at
-    the level `confidence`. `answers` has a row for each answer that this host scored, and `prompts` a text for each
+    `of_prompts` has the numbers of each prompt that a metric is the mean of, and `intervals` the confidence intervals,
+    at the level `confidence`. `answers` has a row for each answer that this host scored, and `prompts` a text for each
     prompt. `left_out` says of a metric why it could not be measured.
     """
 

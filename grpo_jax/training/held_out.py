@@ -51,6 +51,6 @@ def why_spent(name: str, record: Record) -> str:
     count, measured = without_gain(name, record.history), [row for row in record.history if row.get(name) is not None]
     best = max(measured, key=lambda row: row[name])
     return (
-        f"{count} evaluations in a row were not better than {name} {best[name]:.3f} of step {best['step']}: the run ends here, as"
-        " train.patience says"
+        f"{count} evaluations in a row were not better than {name} {best[name]:.3f} of step {best['step']}: the run"
+        " ends here, as train.patience says"
     )

@@ -169,11 +169,11 @@ class Record:
 
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]], host: int | None = None) -> None:
         """Writes one line for each answer of a step. Each of several hosts has its own file, by its number `host`."""
-        write_rows(self.path / "completions" / _file_name("step", step, host), rows)
+        write_rows(self.path / "completions" / answers_file("step", step, host), rows)
 
     def held_out(self, step: int, rows: Sequence[Mapping[str, Any]], host: int | None = None) -> None:
         """Writes one line for each answer of the evaluation after a step, in place of those of an earlier one."""
-        write_rows(self.path / "completions" / _file_name("held_out", step, host), rows)
+        write_rows(self.path / "completions" / answers_file("held_out", step, host), rows)
 
     def close(self) -> None:
         """Closes the files."""
@@ -181,7 +181,8 @@ class Record:
             self.events.close()
 
 
-def _file_name(kind: str, step: int, host: int | None) -> str:
+def answers_file(kind: str, step: int, host: int | None) -> str:
+    """The name of the file with the answers of a step; each of several hosts has its own."""
     part = "" if host is None else f".host_{host}"
     return f"{kind}_{step:06d}{part}.jsonl"
 

@@ -110,7 +110,7 @@ def test_equal_numbers_have_the_exact_interval_of_their_range_and_none_without_o
     assert (found.low, found.high) == (pytest.approx(0.025 ** (1 / 64)), 1)  # Clopper and Pearson, 64 of 64
     found = interval(0 * ones, 0.95, -1.0, 1.0)
     assert found.low == -found.high and 0.05 < found.high < 0.06
-    assert interval(np.array([0.3]), 0.95, 0.0, 1.0) is None is interval(np.array([NAN, NAN]), 0.95, 0, 1)
+    assert interval(np.array([0.3]), 0.95, 0.0, 1.0) is None is interval(np.array([NAN, NAN]), 0.95, 0.0, 1.0)
 
 
 def test_the_same_numbers_have_the_same_interval_and_missing_ones_do_not_count():

@@ -100,7 +100,7 @@ def test_a_run_is_measured_beside_its_base_and_its_export_gives_the_same_answers
     assert main(["eval", str(run), "--json", str(tmp_path / "figures.json")]) == 0
     printed = capsys.readouterr()
     assert f"{run}@3" in printed.out and "tiny" in printed.out and "difference" in printed.out
-    assert "arithmetic: 8 held-out prompts, one greedy answer to each; intervals of 0.95" in printed.out
+    assert "arithmetic: 8 held-out prompts, one greedy answer to each; 95 % intervals" in printed.out
     assert f"{run}@3, arithmetic: 8 of 8 prompts" in printed.err and "left 0:00" in printed.err
     assert gj.RunDirectory(run).held_out_steps() == [0, 3] and len(gj.RunDirectory(run).held_out(3)) == 8
     (figures,) = json.loads((tmp_path / "figures.json").read_text())

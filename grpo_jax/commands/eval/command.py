@@ -32,7 +32,9 @@ from grpo_jax.hosts.codes import COMPLETE, STEP_FAILED, RunError
 from grpo_jax.hosts.telling import tell
 from grpo_jax.learner.finite import check_weights
 from grpo_jax.models import Model, load
+from grpo_jax.saved.directory import RunDirectory
 from grpo_jax.scoring import FailedOnAHost
+from grpo_jax.training.ending import writing
 from grpo_jax.training.long_prompts import fitted
 from grpo_jax.training.overview import copy_bytes
 from grpo_jax.training.progress import clock_text
@@ -76,23 +78,25 @@ def run(arguments: argparse.Namespace) -> int:
                 how = (column.step, nullcontext, each.evaluation, told)
                 results.append(evaluate_questions(each.algorithm, each.questions, params, *how))
             del params  # before the next ones are loaded
+        clock.close()
+        _report(target, asked, columns, found, arguments)
+        return COMPLETE
     except FailedOnAHost as failure:
         if failure.own is None:
             ending.wait_for_the_host_that_failed()
-        return tell(failure.own or RunError(str(failure), STEP_FAILED), otherwise=STEP_FAILED)[0]
-    except (KeyboardInterrupt, ConfigError, FileNotFoundError):
+        error = RunError(str(failure), STEP_FAILED) if failure.own is None else failure.own
+        return tell(error, otherwise=STEP_FAILED)[0]
+    except MISTAKES:
         raise
     except Exception as error:
         return tell(error, otherwise=STEP_FAILED)[0]
-    clock.close()
-    _report(target, asked, columns, found, arguments)
-    return COMPLETE
 
 
 def _prepared(target: Target, arguments: argparse.Namespace) -> tuple[Mesh, list[Asked], list[Column]]:
     """All parts, checked before any weights are loaded. What keeps them from being built is a mistake of the config."""
     subject = target.subjects[0]
     try:
+        _check_places(arguments)
         meeting.join()
         texts = {f"config of {each.name}": render(each.config) for each in target.subjects}
         meeting.check_same(texts | {"version of the code": meeting.code_version()})
@@ -110,6 +114,14 @@ def _prepared(target: Target, arguments: argparse.Namespace) -> tuple[Mesh, list
         raise
     except (ValueError, OSError) as error:
         raise ConfigError(locate(subject.config, str(error))) from error
+
+
+def _check_places(arguments: argparse.Namespace) -> None:
+    """Refuses places that nothing can be written to, before minutes of work."""
+    if arguments.out is not None and Path(arguments.out).expanduser().is_file():
+        raise ValueError(f"--out names the folder of the answers, and {arguments.out} is a file. Name another one.")
+    if arguments.json is not None and not Path(arguments.json).parent.is_dir():
+        raise ValueError(f"--json {arguments.json} is in a folder that is not there. Make it first, or name another.")
 
 
 def _asked(subject: Subject, parts: Mapping[str, Any], model: Model) -> Asked:
@@ -130,21 +142,25 @@ def _asked(subject: Subject, parts: Mapping[str, Any], model: Model) -> Asked:
 
 
 def _columns(target: Target, model: Model, arguments: argparse.Namespace) -> list[Column]:
-    """The model that is compared with, if there is one, and the one that is measured."""
+    """The model that is compared with, if there is one, and the one that is measured. A run is compared with what it
+    began with: its base model, or the weights of another run.
+    """
     run = target.run
     name = arguments.target if run is None or "@" in arguments.target else f"{arguments.target}@{run.step}"
     own = Column(name, model, 0 if run is None else run.step)
-    before = arguments.before if arguments.before is not None or run is None else run.base
+    before = arguments.before
+    if before is None and run is not None:
+        before = str(RunDirectory(run.path).identity().get("first_weights", run.base))
     if before is None:
         return [own]
-    other = load(before, template=dict(model.tokenizer.template or {}))
+    other = load(before)
     if other.shape != model.shape:
         raise ValueError(
             f"--before compares prompt by prompt with a model of the same shape, and {before} has another one than"
             f" {arguments.target}. Name another model, or measure each by itself."
         )
-    origin = other.origin
-    return [Column(before, other, 0 if origin is None or origin.run is None else origin.run.step), own]
+    known = None if arguments.before is None or other.origin is None else other.origin.run
+    return [Column(before, other, 0 if known is None else known.step), own]
 
 
 class Clock:
@@ -174,12 +190,8 @@ class Clock:
 
     def _say(self, text: str) -> None:
         if store.is_first():
-            print(
-                *(["\r\033[K" + text] if self.live else [text]),
-                end="" if self.live else "\n",
-                file=sys.stderr,
-                flush=True,
-            )
+            start, end = ("\r\033[K", "") if self.live else ("", "\n")
+            print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
 
 
 def _report(
@@ -194,11 +206,11 @@ def _report(
     for each, results in zip(asked, found, strict=True):
         changed = changes(*results) if len(results) == 2 else None
         folder = answers_folder(target, each.name if len(asked) > 1 else "", arguments)
-        for column, result in zip(columns, results, strict=True):
-            if folder is not None:
-                other = "before" if arguments.before is not None and column is not columns[-1] else ""
-                host = store.host_index() if store.host_count() > 1 else None
-                write_rows(folder / other / answers_file("held_out", column.step, host), result.answers)
+        for column, result in zip(columns if folder is not None else (), results, strict=False):
+            other = "before" if arguments.before is not None and column is not columns[-1] else ""
+            host, place = store.host_index() if store.host_count() > 1 else None, Path(str(folder)) / other
+            with writing("The answers", place):
+                write_rows(place / answers_file("held_out", column.step, host), result.answers)
         names = [column.name for column in columns]
         figures.append(_figures(each, names, results, changed))
         if store.is_first():

@@ -32,7 +32,7 @@ class Target:
 
 
 def targeted(target: str, tasks: Sequence[str], overrides: Sequence[str]) -> Target:
-    """What the arguments of the command stand for. Imports nothing that they name."""
+    """What the arguments of the command stand for. Nothing that they name is imported yet."""
     path = _config_of(target)
     run = find_run(target) if path is None else None
     if run is not None:
@@ -88,7 +88,7 @@ def _of_task(task: str, path: Path, overrides: Sequence[str]) -> tuple[str, Conf
         return task, replace(read(path, [*overrides, f"task={{use: {json.dumps(task)}}}"]), rewards=())
     other = find_config(task)
     _find_modules_beside(other)
-    model = [override for override in overrides if override.startswith("model.")]
+    model = [override for override in overrides if override.startswith(("model.", "mesh."))]
     own = [override for override in overrides if override not in model]
     asked = read(path, [*model, "task={use: arithmetic}"])  # any task, as only model and mesh are looked at
     return other.stem, replace(read(other, own), model=asked.model, mesh=asked.mesh)

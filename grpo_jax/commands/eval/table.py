@@ -14,7 +14,7 @@ def heading(name: str, prompts: int, evaluation: Evaluation) -> str:
     warmth = "" if evaluation.temperature is None else f" at temperature {evaluation.temperature:g}"
     several = f"{evaluation.responses} sampled answers to each{warmth}, seed {evaluation.seed}"
     how = "one greedy answer to each" if evaluation.is_greedy else several
-    return f"{name}: {prompts} held-out prompts, {how}; intervals of {evaluation.confidence:.4g} over prompts"
+    return f"{name}: {prompts} held-out prompts, {how}; {100 * evaluation.confidence:g} % intervals over prompts"
 
 
 def table(columns: Sequence[str], found: Sequence[Evaluated], changed: dict[str, Change] | None) -> str:

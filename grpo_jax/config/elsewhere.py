@@ -60,6 +60,7 @@ TRL = {
     "save_total_limit": "train.keep",
     "save_strategy": "train.save_every, in steps",
     "eval_steps": EVALUATE,
+    "early_stopping_patience": "train.patience, with train.keep_best",
     "eval_strategy": EVALUATE,
     "max_grad_norm": "optimizer.clip_norm",
     "adam_beta1": "optimizer.b1",

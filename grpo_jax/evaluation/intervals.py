@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 RESAMPLES = 4000
 BATCH = 4_000_000  # numbers that are resampled at a time
@@ -39,6 +38,8 @@ def interval(
             return None
         value, others = float(known[0]), 1 - ((1 - confidence) / 2) ** (1 / len(known))
         return Interval(value - others * (value - least), value + others * (most - value))
+    from scipy import stats  # takes a second, which commands that evaluate nothing do not have to wait
+
     found = stats.bootstrap(
         (known,),
         np.mean,

@@ -18,6 +18,9 @@ from grpo_jax.hosts.telling import announce
 from grpo_jax.redaction import options_redacted, print_redacted, print_redacted_of_thread
 
 OVERRIDES = "section.key=value: replaces a value of the config, e.g. train.steps=20"
+EVALUATION = (
+    "section.key=value: replaces a value of the config, e.g. evaluation.responses=8, train.evaluate_prompts=500"
+)
 A_MODEL = (
     "a run (runs/quickstart, or runs/quickstart@24), a directory, a GGUF file, org/name on the hub,"
     " smollm2-135m-instruct, or tiny"
@@ -199,6 +202,21 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
 
+def add_eval(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax eval`."""
+    parser.add_argument("target", help=f"a config, or {A_MODEL}")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=EVALUATION)
+    parser.add_argument(
+        "--task",
+        action="append",
+        metavar="NAME",
+        help="a task, or a config with one; may be given several times; default: the task of the run or config",
+    )
+    parser.add_argument("--before", metavar="MODEL", help="compare with this model; default: the base model of a run")
+    parser.add_argument("--out", metavar="DIR", help="keep the answers here; default: in the directory of a run")
+    add_json(parser)
+
+
 def add_export(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax export`."""
     dtype = setting("grpo_jax.models.exporting:export", "dtype")
@@ -285,6 +303,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "objectives": ("list the objectives that can be trained with", add_objectives),
     "rewards": ("list the rewards, with their settings", add_rewards),
     "tasks": ("list the tasks, with their settings", add_tasks),
+    "eval": ("measure a model, or a run beside its base model, on held-out prompts", add_eval),
     "generate": ("answer a prompt, or talk", add_generate),
     "export": ("write a run as a model that others load", add_export),
     "bench": ("measure this machine", add_bench),

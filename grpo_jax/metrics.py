@@ -34,9 +34,7 @@ def describe_lengths(rollouts: Rollouts) -> dict[str, Array]:
 
 def describe_rewards(rewards_PGR: np.ndarray, mix: Mix) -> dict[str, float]:
     """The total reward, its spread within groups, and each part; responses without a score are left out."""
-    gated_PGR = mix.gated(rewards_PGR)
-    scored_PG = ~np.isnan(gated_PGR).all(axis=2)
-    rewards_PG = np.where(scored_PG, np.nansum(gated_PGR * mix.weights_R, axis=2), np.nan)
+    rewards_PG = total_rewards(rewards_PGR, mix)
     spread_P = np.array([_deviation(rewards_G) for rewards_G in rewards_PG])
     metrics = {
         "reward": _mean(rewards_PG),
@@ -54,6 +52,13 @@ def with_logged(metrics: Mapping[str, Array | float], logged: Mapping[str, float
     if taken:
         raise ValueError(f"A reward logs {taken[0]}, which is a metric of every step: give log_metric another name.")
     return {**metrics, **logged}
+
+
+def total_rewards(rewards_PGR: np.ndarray, mix: Mix) -> np.ndarray:
+    """The weighted sum of each response's rewards; NaN for one without a score."""
+    gated_PGR = mix.gated(rewards_PGR)
+    scored_PG = ~np.isnan(gated_PGR).all(axis=2)
+    return np.where(scored_PG, np.nansum(gated_PGR * mix.weights_R, axis=2), np.nan)
 
 
 @program

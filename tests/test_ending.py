@@ -20,7 +20,7 @@ from grpo_jax.hosts import codes, signals
 from grpo_jax.hosts.telling import tell
 from grpo_jax.rewards import Example, score
 from grpo_jax.structs import TrainState
-from grpo_jax.training import events, loop, opening
+from grpo_jax.training import events, held_out, loop, opening
 from grpo_jax.training.checkpoint import Checkpoints, Keep
 from grpo_jax.training.ending import Whole, save_whole, writing
 
@@ -214,14 +214,14 @@ def test_ctrl_c_during_an_update_waits_for_the_end_of_the_step(train, monkeypatc
 @pytest.mark.slow
 def test_an_evaluation_that_is_interrupted_is_made_up_for_when_the_run_goes_on(train, monkeypatch):
     assert train({}, "run.name=whole") == codes.COMPLETE
-    known = loop.evaluate_questions
+    known = held_out.evaluate_questions
 
-    def interrupted(algorithm, questions, params, step, phase):
+    def interrupted(algorithm, questions, params, step, *others):
         if step == 2:
             interrupt()
-        return known(algorithm, questions, params, step, phase)
+        return known(algorithm, questions, params, step, *others)
 
-    monkeypatch.setattr(loop, "evaluate_questions", interrupted)
+    monkeypatch.setattr(held_out, "evaluate_questions", interrupted)
     assert train({}) == codes.INTERRUPTED
     assert saved() == ["2"] and "eval/reward" not in without_times("t")[-1]
     monkeypatch.undo()

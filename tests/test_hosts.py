@@ -23,12 +23,12 @@ import grpo_jax as gj
 from grpo_jax.config import build, read
 from grpo_jax.devices.mesh import Layout, check_hosts
 from grpo_jax.devices.placing import from_hosts, prompts_of_host, values_of_host
+from grpo_jax.evaluation.answering import evaluate_questions
 from grpo_jax.hosts import codes, ending, meeting, store
 from grpo_jax.models import tiny
 from grpo_jax.rewards import Mix
 from grpo_jax.structs import Prompts
 from grpo_jax.tasks import arithmetic
-from grpo_jax.training.evaluation import evaluate_questions
 from grpo_jax.training.session import assemble, first_state
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]  # starts processes

@@ -127,6 +127,7 @@ ALLOWED = [
     ("train.keep=5", "train.keep"),
     ("train.keep_best=reward", "train.keep_best"),
     ("train.keep_every=5", "train.keep_every"),
+    ("evaluation.responses=4", "evaluation.responses"),
     ("mesh.fsdp=4", "mesh.fsdp"),
     ("train.max_skipped=9", "train.max_skipped"),
     ("train.watchdog_minutes=9.0", "train.watchdog_minutes"),

@@ -12,6 +12,7 @@ from grpo_jax.config.signatures import parameters
 from grpo_jax.config.similar import closest, plain, suggestion
 from grpo_jax.config.syntax import without_blank
 
+WITH_KEYS_OF_OTHERS = ("teacher", "judge", "evaluation")
 ALIKE = 0.8  # similarity from which a key of another section is suggested
 
 
@@ -101,8 +102,10 @@ def _first_meaning(path: str, keys: Mapping[str, object]) -> str | None:
 
 
 def _elsewhere(key: str, name: str) -> str:
-    """The sections, other than `name`, that have a key; those of a teacher and a judge are a model's."""
-    others = [other for other in SECTIONS if other not in ("teacher", "judge", re.sub(r"\[.*|\..*", "", name))]
+    """The sections, other than `name`, that have a key; a teacher and a judge have those of a model, and an evaluation
+    those of a sampler.
+    """
+    others = [other for other in SECTIONS if other not in (*WITH_KEYS_OF_OTHERS, re.sub(r"\[.*|\..*", "", name))]
     same = [(other, each) for other in others for each in keys_of(other) if plain(each) == plain(key)]
     paths = [f"{'rewards[0]' if other == 'rewards' else other}.{each}" for other, each in same]
     return f"; it is {' or '.join(paths)}" if paths else ""
@@ -110,6 +113,7 @@ def _elsewhere(key: str, name: str) -> str:
 
 def _alike_elsewhere(key: str, name: str) -> str:
     """The key of another section that is very similar."""
-    paths = {other: f"{section}.{other}" for section in SECTIONS if section != name for other in keys_of(section)}
+    sections = [section for section in SECTIONS if section not in ("evaluation", name)]
+    paths = {other: f"{section}.{other}" for section in sections for other in keys_of(section)}
     close = closest(key, paths, ALIKE)
     return "" if close is None else f", did you mean {paths[close]}?"

@@ -45,6 +45,7 @@ def build(config: Config) -> dict[str, Any]:
         "algorithm": algorithm,
         "settings": settings,
         "layout": layout,
+        "evaluation": config.evaluation.build(),
         "run": config.run.build(),
         "config": render(config),
     }

@@ -28,7 +28,7 @@ RESUME = "not a setting: give the command line option --resume"
 
 TRL = {
     "num_generations": "rollout.responses",
-    "num_generations_eval": "not here: each held-out prompt gets one greedy answer; leave it out",
+    "num_generations_eval": "evaluation.responses; the default is one greedy answer",
     "max_completion_length": "rollout.max_tokens",
     "max_new_tokens": "rollout.max_tokens",
     "max_prompt_length": "train.max_prompt_tokens",
@@ -60,6 +60,7 @@ TRL = {
     "save_total_limit": "train.keep",
     "save_strategy": "train.save_every, in steps",
     "eval_steps": EVALUATE,
+    "early_stopping_patience": "train.patience, with train.keep_best",
     "eval_strategy": EVALUATE,
     "max_grad_norm": "optimizer.clip_norm",
     "adam_beta1": "optimizer.b1",
@@ -113,6 +114,8 @@ VERL = {
     "actor_rollout_ref.rollout.temperature": "rollout.temperature",
     "actor_rollout_ref.rollout.top_k": "rollout.top_k",
     "actor_rollout_ref.rollout.top_p": "rollout.top_p",
+    "actor_rollout_ref.rollout.val_kwargs.n": "evaluation.responses; the default is one greedy answer",
+    "actor_rollout_ref.rollout.val_kwargs.temperature": "evaluation.temperature",
     "actor_rollout_ref.rollout.name": NONE_ENGINE,
     "actor_rollout_ref.rollout.gpu_memory_utilization": NONE_ENGINE,
     "actor_rollout_ref.rollout.tensor_model_parallel_size": "mesh.tensor",

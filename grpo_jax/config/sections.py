@@ -55,6 +55,7 @@ SECTIONS = {
     ),
     "optimizer": Section("grpo_jax.optimizers", "adamw", returns="optax.GradientTransformation"),
     "train": Section("grpo_jax.training.session", "Settings"),
+    "evaluation": Section("grpo_jax.evaluation.settings", "Evaluation"),
     "mesh": Section("grpo_jax.devices.mesh", "Layout"),
     "judge": Section("grpo_jax.judges", "model", supplied=("mesh",), optional=True, returns="Judge"),
     "teacher": Section("grpo_jax.models", "load", optional=True, returns="Model"),
@@ -249,6 +250,7 @@ class Config:
     algorithm: Call
     optimizer: Call
     train: Call
+    evaluation: Call
     mesh: Call
     judge: Call | None = None
     teacher: Call | None = None

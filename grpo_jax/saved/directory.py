@@ -50,6 +50,17 @@ class RunDirectory:
         files = sorted((self.path / "completions").glob(f"step_{step:06d}*.jsonl"))
         return [row for file in files for row in _read(file)]
 
+    def held_out(self, step: int) -> list[dict[str, Any]]:
+        """Every answer of the evaluation after a step, from the files of all hosts; step 0 is before the first one."""
+        files = sorted((self.path / "completions").glob(f"held_out_{step:06d}*.jsonl"))
+        return [row for file in files for row in _read(file)]
+
+    def held_out_steps(self) -> list[int]:
+        """The steps after which held-out answers were written, in order."""
+        names = (path.name for path in (self.path / "completions").glob("held_out_*.jsonl"))
+        found = (re.fullmatch(r"held_out_(\d+)(\.host_\d+)?\.jsonl", name) for name in names)
+        return sorted({int(match[1]) for match in found if match})
+
     def retired(self) -> list[dict[str, Any]]:
         """The indices of the examples that a step found solved, one row for each such step."""
         return _read(self.path / RETIRED, step=int, examples=list)

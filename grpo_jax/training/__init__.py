@@ -8,7 +8,6 @@ _MODULE_OF = {
     "RunDirectory": "record",
     "Settings": "session",
     "Trained": "loop",
-    "evaluate": "evaluation",
     "finish": "loop",
     "start": "loop",
     "train": "loop",

@@ -14,7 +14,8 @@ import optax
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.memory import device_memory
 from grpo_jax.devices.mesh import Layout
-from grpo_jax.devices.placing import everywhere
+from grpo_jax.devices.placing import everywhere, values_of_host
+from grpo_jax.evaluation.settings import Evaluation
 from grpo_jax.grpo import prepare, update
 from grpo_jax.hosts import ending, meeting, store
 from grpo_jax.hosts.codes import NOT_FINITE, STEP_FAILED, RunError
@@ -24,13 +25,13 @@ from grpo_jax.models import Model
 from grpo_jax.rewards import Mix
 from grpo_jax.rollout import programs
 from grpo_jax.scoring import FailedOnAHost, Rewards
-from grpo_jax.structs import Batch, Params, TrainState
+from grpo_jax.structs import Batch, Rollouts, TrainState
 from grpo_jax.tasks import Task
 from grpo_jax.training.asking import Answers, ask
 from grpo_jax.training.checkpoint import Checkpoints
 from grpo_jax.training.ending import Whole, check_before_saving, save_whole, writing
-from grpo_jax.training.evaluation import evaluate_questions
 from grpo_jax.training.health import Health, setup_of
+from grpo_jax.training.held_out import evaluate_held_out, is_spent, why_spent
 from grpo_jax.training.nonfinite import are_usable, describe_skipped, dump, failed, failed_in_a_row, largest_norm
 from grpo_jax.training.opening import Resume, open_run
 from grpo_jax.training.order import step_key
@@ -81,14 +82,17 @@ def train(
     resume: bool = False,
     strict: bool = False,
     allow_changes: bool = False,
+    evaluation: Evaluation | None = None,
 ) -> Trained:
     """Trains for `settings.steps` steps and writes a run directory, which `RunDirectory` reads.
 
     `config` is kept there as config.yaml. `resume` goes on from the newest checkpoint of the newest run of this name
     that can be verified; it is an error to skip one if `strict`, and to change what is learned unless `allow_changes`.
+    `evaluation` says how held-out prompts are answered: greedily, once each, if it is not given.
     On several hosts all of them call this at once, after `grpo_jax.hosts.meeting.join()`.
     """
-    return finish(start(model, task, algorithm, settings, layout, run, config, resume, strict, allow_changes))
+    how = (resume, strict, allow_changes, evaluation)
+    return finish(start(model, task, algorithm, settings, layout, run, config, *how))
 
 
 def start(
@@ -102,6 +106,7 @@ def start(
     resume: bool = False,
     strict: bool = False,
     allow_changes: bool = False,
+    evaluation: Evaluation | None = None,
 ) -> Started:
     """Everything before the first step. The hosts agree that they run the same before they load the model's weights."""
     if not resume and (strict or allow_changes):
@@ -112,7 +117,8 @@ def start(
         stop = opened.enter_context(closing(ending.StopSignal()))
         path = Path(store.decide(lambda: str(run.latest()))) if resume else None
         how = Resume(strict, allow_changes)
-        started = _open(assemble(model, task, algorithm, settings, layout), run, path, config, how, stop)
+        session = assemble(model, task, algorithm, settings, layout, evaluation)
+        started = _open(session, run, path, config, how, stop)
         opened.pop_all()
     return started
 
@@ -187,9 +193,10 @@ def _steps(started: Started, whole: Whole) -> Trained:
     progress.say(introduction(session, whole.state, record.path))
     _evaluate_first(started, whole, progress)
     for _ in range(first, settings.steps):
-        if used_up(session, retired):
+        if used_up(session, retired) or is_spent(settings, record):
             break
         ended = _whole_step(started, whole, first, retired, progress)
+        ended = ended or is_spent(settings, record)
         _check_best(settings.keep_best, record)
         health.look()
         if progress.closed:
@@ -206,6 +213,8 @@ def _steps(started: Started, whole: Whole) -> Trained:
             return Trained(record.path, whole.state, complete=False)
     if used_up(session, retired):
         progress.say(f"{len(retired)} prompts are solved: too few are left for a step, so this is the end")
+    if settings.keep_best is not None and is_spent(settings, record):
+        progress.say(why_spent(settings.keep_best, record))
     progress.say(conclusion(record, progress))
     return Trained(record.path, whole.state, complete=True)
 
@@ -221,7 +230,7 @@ def _evaluate_first(started: Started, whole: Whole, progress: Progress) -> None:
     if record.history and not missing:
         return
     with started.stop.interruptible():
-        metrics = _evaluate(session, whole.state.params, progress, whole.step)
+        metrics = evaluate_held_out(session, record, whole.state.params, progress, whole.step)
     with writing("Metrics", record.path):
         record.amend(metrics) if missing else record.metrics(0, metrics)
 
@@ -243,7 +252,7 @@ def _whole_step(started: Started, whole: Whole, first: int, retired: set[int], p
     try:
         if last or (settings.evaluate_every and (index + 1) % settings.evaluate_every == 0):
             with started.stop.interruptible():
-                metrics |= _evaluate(session, state.params, progress, index + 1)
+                metrics |= evaluate_held_out(session, record, state.params, progress, index + 1)
     finally:
         with writing("Metrics", record.path):
             record.metrics(index + 1, metrics)
@@ -315,7 +324,7 @@ def take_step(
     solved: list[int] = []
     if settings.retire is not None:
         solved = [example for example, mean in answers.means.items() if mean >= settings.retire]
-    rows = list(answer_rows(algorithm.mix, answers.rewards, everywhere(batch.advantages)))
+    rows = list(answer_rows(algorithm.mix, answers.rewards, everywhere(batch.advantages), answers.rollouts))
     with writing("The answers", record.path):
         record.completions(index + 1, rows, store.host_index() if store.host_count() > 1 else None)
         record.retire(index + 1, solved)
@@ -333,27 +342,19 @@ def used_up(session: Session, retired: set[int]) -> bool:
     return bool(retired) and len(session.questions.examples) - len(retired) < session.settings.prompts
 
 
-def _evaluate(session: Session, params: Params, progress: Progress, done: int) -> dict[str, float]:
-    """The rewards of greedy answers to held-out prompts, as metrics; nothing where there are no such prompts."""
-    if session.held_out is None:
-        return {}
-    means = evaluate_questions(session.algorithm, session.held_out, params, done, progress.phase)
-    names = session.algorithm.mix.names
-    listed = ", ".join(f"{name} {means[f'rewards/{name}/mean']:.3f}" for name in names)
-    count = len(session.held_out.examples)
-    progress.finish("evaluating", f"{count} held-out prompts: reward {means['reward']:.3f} ({listed})")
-    return {f"eval/{name}": value for name, value in means.items()}
-
-
-def answer_rows(mix: Mix, rewards: Rewards, advantages: np.ndarray) -> Iterator[dict[str, Any]]:
-    """One row for each answer of this host's prompts: what was asked and said, every reward, and its advantage."""
+def answer_rows(mix: Mix, rewards: Rewards, advantages: np.ndarray, rollouts: Rollouts) -> Iterator[dict[str, Any]]:
+    """One row for each answer of this host's prompts: what was asked and said, every reward, its advantage, its length
+    in tokens, and whether it was cut off.
+    """
     parts_pGR, advantages = rewards.parts_PGR[rewards.index_p], advantages[rewards.index_p]
+    length_pG, ended_pG = values_of_host(rollouts.action_PGT).sum(axis=2), values_of_host(rollouts.ended_PG)
     for p, example in enumerate(rewards.examples):
         for g, text in enumerate(rewards.texts[p]):
             parts = {f"rewards/{name}": parts_pGR[p, g, r].item() for r, name in enumerate(mix.names)}
             row = {"prompt": example.prompt, "answer": example.answer, "completion": text}
             logged = {name: values[p][g] for name, values in rewards.extras.items()}
-            yield row | parts | logged | {"advantage": advantages[p, g].tolist()}
+            row |= parts | logged | {"advantage": advantages[p, g].tolist()}
+            yield row | {"length": int(length_pG[p, g]), "truncated": not ended_pG[p, g]}
 
 
 def learning_rate(state: TrainState) -> float:

@@ -46,8 +46,9 @@ class Opened:
 
 def open_run(session: Session, run: Run, path: Path | None, config: str, resume: Resume) -> Opened:
     """A new run, or the one in the directory `path`, with its newest state that can be trusted."""
-    settings, names = session.settings, session.algorithm.mix.names
-    _check_best(settings.keep_best, names if session.held_out is not None else ())
+    settings, mix, engine = session.settings, session.algorithm.mix, session.algorithm.engine
+    counted = session.evaluation.counted(engine, mix)
+    _check_best(settings.keep_best, *((mix.names, counted) if session.held_out is not None else ((), ())))
     with ExitStack() as opened:  # is closed again if the run cannot be opened
         if path is not None:
             _lock(path, opened)
@@ -73,11 +74,12 @@ def open_run(session: Session, run: Run, path: Path | None, config: str, resume:
         return Opened(state, checkpoints, record, opened.pop_all())
 
 
-def _check_best(best: str | None, names: Sequence[str]) -> None:
+def _check_best(best: str | None, names: Sequence[str], counted: Sequence[str] = ()) -> None:
     """Refuses to keep the best checkpoint by a metric of held-out prompts that a run with rewards of these names does
-    not measure. There are none without held-out prompts.
+    not measure, and that is none of those that are `counted`. There are none without held-out prompts.
     """
     known = ["eval/reward"] * bool(names) + [f"eval/rewards/{name}/mean" for name in names]
+    known += [f"eval/{name}" for name in counted]
     if best is not None and best.startswith("eval/") and best not in known:
         listed = f"measured are {', '.join(known)}" if known else "this run has no held-out prompts"
         raise ValueError(f"train.keep_best names {best}, which is never measured: {listed}.")

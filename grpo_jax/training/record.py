@@ -8,6 +8,7 @@ saved                       empty; there once a step has been saved whole
 metrics.jsonl               one line a step, written when the step ends
 completions/step_000012.jsonl   every answer of a step with its rewards and advantage (of several hosts, each writes
                             those it gave: step_000012.host_1.jsonl)
+completions/held_out_000012.jsonl   every answer of the evaluation after a step (000000: before the first)
 retired.jsonl               the examples that are not asked any more, by the step that found them solved
 events/                     the same metrics for TensorBoard
 checkpoints/                the train state (training/checkpoint.py); unusable/ has those that were skipped
@@ -168,16 +169,30 @@ class Record:
 
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]], host: int | None = None) -> None:
         """Writes one line for each answer of a step. Each of several hosts has its own file, by its number `host`."""
-        folder = self.path / "completions"
-        folder.mkdir(exist_ok=True)
-        lines = [_line(row) for row in rows]
-        part = "" if host is None else f".host_{host}"
-        (folder / f"step_{step:06d}{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_rows(self.path / "completions" / answers_file("step", step, host), rows)
+
+    def held_out(self, step: int, rows: Sequence[Mapping[str, Any]], host: int | None = None) -> None:
+        """Writes one line for each answer of the evaluation after a step, in place of those of an earlier one."""
+        write_rows(self.path / "completions" / answers_file("held_out", step, host), rows)
 
     def close(self) -> None:
         """Closes the files."""
         if self.events is not None:
             self.events.close()
+
+
+def answers_file(kind: str, step: int, host: int | None) -> str:
+    """The name of the file with the answers of a step; each of several hosts has its own."""
+    part = "" if host is None else f".host_{host}"
+    return f"{kind}_{step:06d}{part}.jsonl"
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes one line for each row, in one step: a reader sees all of them, or the file as it was before."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_suffix(".new")
+    new.write_text("".join(map(_line, rows)), encoding="utf-8")
+    new.replace(file)
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ FREE = (
     "mesh.",
     "task.",  # the examples that it gives are compared instead
     "held-out data",
+    "evaluation.",
     "train.steps",
     "train.evaluate_every",
     "train.evaluate_prompts",
@@ -37,6 +38,7 @@ FREE = (
     "train.keep",
     "train.keep_best",
     "train.keep_every",
+    "train.patience",
     "train.max_skipped",
     "train.watchdog_minutes",
     "algorithm.reward_seconds",

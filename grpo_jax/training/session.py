@@ -1,7 +1,7 @@
 """What a run is made of, built and checked before anything compiles."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import jax
 from jax.sharding import Mesh
@@ -10,17 +10,18 @@ from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import Layout, check_hosts
 from grpo_jax.devices.placing import place
 from grpo_jax.devices.sharding import check_experts, weight_shardings
+from grpo_jax.evaluation.questions import MAX_PROMPT_TOKENS, Questions, check_rewards
+from grpo_jax.evaluation.settings import Evaluation
 from grpo_jax.grpo import init
 from grpo_jax.learner.finite import check_weights
 from grpo_jax.learner.update import check_split
 from grpo_jax.models import Model
 from grpo_jax.objectives.checking import check_group, check_objective
 from grpo_jax.ranges import WHOLE, check_range
-from grpo_jax.rewards import Example, check_examples
+from grpo_jax.rewards import Example
 from grpo_jax.rewards.mixing import LARGEST_REWARD
 from grpo_jax.rollout.engine import longest_response
-from grpo_jax.scoring import rehearse
-from grpo_jax.structs import Prompts, TrainState, bucket
+from grpo_jax.structs import TrainState
 from grpo_jax.tasks import Task
 from grpo_jax.training.long_prompts import LongPrompts, fitted
 from grpo_jax.training.overview import copy_bytes
@@ -34,7 +35,7 @@ class Settings:
 
     steps: int
     prompts: int = 16  # for each step, each with rollout.responses responses
-    max_prompt_tokens: int = 512
+    max_prompt_tokens: int = MAX_PROMPT_TOKENS
     long_prompts: LongPrompts = "refuse"  # those with more tokens: refuse, leave_out, or cut at their beginning
     seed: int = 0
     evaluate_every: int = 10  # steps between greedy answers to held-out prompts; 0 never
@@ -43,6 +44,7 @@ class Settings:
     keep: int = 2  # newest checkpoints
     keep_every: int = 0  # checkpoints of steps that this divides are kept for ever; 0 none
     keep_best: str | None = None  # the checkpoint with the largest value of this metric is kept, e.g. eval/reward
+    patience: int | None = None  # evaluations in a row without a better keep_best, after which it ends; null: never
     resample: int = 1  # rounds of sampling, at most, until a step's groups all differ in reward (DAPO's is 10)
     max_skipped: int = 3  # steps in a row with an update that is not finite, after which the run ends
     skip_spikes: float | None = None  # leave out gradients with a norm so many times the recent median; null: none
@@ -66,23 +68,13 @@ class Settings:
                 f"train.keep_best is {self.keep_best}, which is measured when held-out prompts are answered, and"
                 " train.evaluate_every is 0: that is never. Set it, or choose another metric."
             )
-
-
-class Questions:
-    """Examples with their prompts encoded once, padded for each batch only as far as it needs."""
-
-    def __init__(self, examples: Sequence[Example], model: Model, max_tokens: int):
-        prompts, sources = [example.prompt for example in examples], [example.source for example in examples]
-        self.prompts = model.tokenizer.encode_all(prompts, max_tokens, sources)
-        self.examples = [replace(example, opened=model.tokenizer.opened(example.prompt)) for example in examples]
-
-    def choose(self, indices: Sequence[int]) -> tuple[Prompts, list[Example]]:
-        """The prompts and examples at these indices."""
-        indices = list(indices)
-        valid_PL = self.prompts.valid_PL[indices]
-        length = min(bucket(int(valid_PL.sum(axis=1).max())), valid_PL.shape[1])
-        prompts = Prompts(self.prompts.tokens_PL[indices, -length:], valid_PL[:, -length:])
-        return prompts, [self.examples[index] for index in indices]
+        if self.patience is not None:
+            check_range("train.patience", self.patience, least=1, most=WHOLE, note="(null is never)")
+            if self.keep_best is None or not self.keep_best.startswith("eval/"):
+                raise ValueError(
+                    f"train.patience is {self.patience}: it counts evaluations in which train.keep_best is not better"
+                    f" than before, and that is {self.keep_best}. Set it to eval/reward, or another metric of these."
+                )
 
 
 @dataclass(frozen=True)
@@ -95,6 +87,7 @@ class Session:
     algorithm: Algorithm
     questions: Questions
     held_out: Questions | None
+    evaluation: Evaluation = field(default_factory=Evaluation)
 
     def facts(self) -> dict[str, str]:
         """What has to be the same on every host, by name."""
@@ -106,7 +99,12 @@ class Session:
 
 
 def assemble(
-    model: Model, task: Task, algorithm: Algorithm, settings: Settings, layout: Layout | None = None
+    model: Model,
+    task: Task,
+    algorithm: Algorithm,
+    settings: Settings,
+    layout: Layout | None = None,
+    evaluation: Evaluation | None = None,
 ) -> Session:
     """The session of these parts, once the checks that need more than one of them have passed."""
     mesh = (layout or Layout()).mesh(copy_bytes=copy_bytes(model.policy))
@@ -117,13 +115,15 @@ def assemble(
     train, held_out_examples = _fitted(task, model, settings)
     _check_sizes(algorithm, settings, len(train))
     for kind, examples in {"training": train, "held-out": held_out_examples}.items():
-        _check_rewards(algorithm, model, kind, examples)
+        check_rewards(algorithm, model, kind, examples)
     questions = Questions(train, model, settings.max_prompt_tokens)
     engine.check(model.policy, jax.tree.map(lambda a: a[: settings.prompts], questions.prompts))
     held_out = Questions(held_out_examples, model, settings.max_prompt_tokens) if held_out_examples else None
+    evaluation = Evaluation() if evaluation is None else evaluation
     if held_out is not None:
-        engine.check(model.policy, jax.tree.map(lambda a: a[:1], held_out.prompts))
-    return Session(settings, model, mesh, algorithm, questions, held_out)
+        first = jax.tree.map(lambda a: a[:1], held_out.prompts)
+        evaluation.check(engine, algorithm.mix, model.policy, first)
+    return Session(settings, model, mesh, algorithm, questions, held_out, evaluation)
 
 
 def _fitted(task: Task, model: Model, settings: Settings) -> tuple[Sequence[Example], Sequence[Example]]:
@@ -152,13 +152,6 @@ def _check_sizes(algorithm: Algorithm, settings: Settings, examples: int) -> Non
     check_group(algorithm.objective, G)
     R = len(algorithm.mix.names)
     check_objective(algorithm.objective, settings.prompts, G, UNKNOWN_LENGTH if T is None else T, R)
-
-
-def _check_rewards(algorithm: Algorithm, model: Model, kind: str, examples: Sequence[Example]) -> None:
-    """Shows every example to the rewards that say what they need, and tries all rewards on the first one."""
-    if examples:
-        check_examples(algorithm.reward, examples, kind)
-        rehearse(algorithm, examples[0], [model.tokenizer.end_ids[0]])
 
 
 def first_state(session: Session) -> TrainState:

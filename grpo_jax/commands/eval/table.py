@@ -1,0 +1,49 @@
+"""The table that `grpo-jax eval` prints."""
+
+from collections.abc import Sequence
+
+from grpo_jax.evaluation.intervals import Interval
+from grpo_jax.evaluation.result import Change, Evaluated
+from grpo_jax.evaluation.settings import Evaluation
+
+LENGTH, TRUNCATED, UNSCORED = "length in tokens", "cut off", "without a score"
+
+
+def heading(name: str, prompts: int, evaluation: Evaluation) -> str:
+    """What was asked, and how it was answered."""
+    warmth = "" if evaluation.temperature is None else f" at temperature {evaluation.temperature:g}"
+    several = f"{evaluation.responses} sampled answers to each{warmth}, seed {evaluation.seed}"
+    how = "one greedy answer to each" if evaluation.is_greedy else several
+    return f"{name}: {prompts} held-out prompts, {how}; {100 * evaluation.confidence:g} % intervals over prompts"
+
+
+def table(columns: Sequence[str], found: Sequence[Evaluated], changed: dict[str, Change] | None) -> str:
+    """A line for each metric, a column for each model, and what changed between the two."""
+    cells = [["", *columns, *(["difference"] if changed is not None else [])]]
+    for name in found[-1].of_prompts:
+        row = [name, *(_number(each[name], each.intervals.get(name)) for each in found)]
+        cells.append(row + ([_change(changed[name])] if changed is not None else []))
+    cells.append([LENGTH, *(f"{each['length']:.1f}" for each in found)])
+    cells.append([TRUNCATED, *(f"{each['truncated']:.0%}" for each in found)])
+    if any(each["unscored"] for each in found):
+        cells.append([UNSCORED, *(f"{each['unscored']:g} answers" for each in found)])
+    widths = [max(len(row[index]) for row in cells if index < len(row)) for index in range(len(cells[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in cells]
+    return "\n".join([*lines, *_notes(found[-1])])
+
+
+def _notes(found: Evaluated) -> list[str]:
+    notes = [f"{name} is left out: {why}" for name, why in found.left_out.items()]
+    if any(name not in found.intervals for name in found.of_prompts):
+        notes.append("no interval: all prompts have the same number, or there is only one")
+    return notes
+
+
+def _number(mean: float, interval: Interval | None) -> str:
+    ends = "" if interval is None else f" ({interval.low:.3f} to {interval.high:.3f})"
+    return f"{mean:.3f}{ends}"
+
+
+def _change(change: Change) -> str:
+    ends = "" if change.interval is None else f" ({change.interval.low:+.3f} to {change.interval.high:+.3f})"
+    return f"{change.mean:+.3f}{ends}"

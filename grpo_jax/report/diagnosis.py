@@ -1,0 +1,110 @@
+"""What is wrong with a run: the checks of its health, the cause before what follows from it, each with a title."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from grpo_jax.health import CHECKS, Seen
+from grpo_jax.health import whole
+from grpo_jax.health.groups import Groups
+from grpo_jax.report.reading import Found
+
+WholeCheck = Callable[[Seen, Groups], str | None]
+WHOLE: tuple[WholeCheck, ...] = (
+    whole.not_finite,
+    whole.follows_length,
+    whole.constant_reward,
+    whole.all_right,
+    whole.all_wrong,
+    whole.rate_too_high,
+    whole.many_cut_off,
+    whole.rate_too_low,
+)
+TITLES: Mapping[str, str] = {
+    "not_finite": "Updates are not finite",
+    "no_scores": "A reward gives no score",
+    "mismatch": "Sampler and trainer disagree",
+    "cut_off": "Answers are cut off",
+    "many_cut_off": "Many answers are cut off and earn nothing",
+    "empty_responses": "Answers are empty",
+    "follows_length": "The reward is hacked by length",
+    "constant_reward": "The reward is constant",
+    "all_right": "All groups are right",
+    "all_wrong": "All groups are wrong",
+    "equal_rewards": "All rewards are equal",
+    "agreeing_groups": "All groups agree",
+    "rate_too_high": "The learning rate is too high",
+    "held_out_falls": "The held-out reward falls",
+    "rising_entropy": "The policy comes apart",
+    "low_entropy": "The entropy is gone",
+    "runaway_kl": "The policy runs away from its reference",
+    "growing_responses": "Answers grow and earn no more",
+    "clipping": "Most tokens are clipped",
+    "no_learning_rate": "The learning rate is 0",
+    "no_gradient": "The gradient is 0",
+    "rate_too_low": "The learning rate is too low",
+    "coefficient_at_bound": "A coefficient is at its bound",
+    "spike": "The gradient has a spike",
+    "straggler": "A step was slow",
+}
+# What a cause brings with it, and is not said beside it.
+EXPLAINS: Mapping[str, tuple[str, ...]] = {
+    "constant_reward": ("equal_rewards", "agreeing_groups", "low_entropy", "no_gradient"),
+    "all_right": ("equal_rewards", "agreeing_groups", "low_entropy"),
+    "all_wrong": ("equal_rewards", "agreeing_groups"),
+    "cut_off": ("many_cut_off", "no_gradient", "all_wrong", "equal_rewards", "agreeing_groups"),
+    "follows_length": ("growing_responses", "empty_responses", "cut_off", "many_cut_off"),
+    "rate_too_high": ("equal_rewards", "agreeing_groups", "all_wrong", "low_entropy", "rising_entropy"),
+    "low_entropy": ("agreeing_groups", "rate_too_low"),
+    "mismatch": ("clipping",),
+}
+SUCCESS = ("equal_rewards", "agreeing_groups")  # where a run has learned to answer all its prompts
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One cause: its title, the evidence with what to do, and answers that show it. `step` is None if it lasts."""
+
+    cause: str
+    title: str
+    text: str
+    step: int | None = None
+    answers: Sequence[str] = ()
+
+
+def diagnoses(found: Found) -> list[Diagnosis]:
+    """What is wrong at the end of a run as far as it has come, in the order of `TITLES`."""
+    seen, groups = found.seen, found.groups
+    texts = {check.__name__: text for check in WHOLE if (text := check(seen, groups)) is not None}
+    texts |= {check.__name__: text for check in CHECKS if (text := check(seen)) is not None}
+    explained = {effect for cause in texts for effect in EXPLAINS.get(cause, ())}
+    if is_solved(found):
+        explained |= {*SUCCESS}
+    shown = {row["warning"]: row.get("answers", []) for row in found.warnings if isinstance(row.get("warning"), str)}
+    return [
+        Diagnosis(cause, title, texts[cause], answers=_texts(shown.get(cause)))
+        for cause, title in TITLES.items()
+        if cause in texts and cause not in explained
+    ]
+
+
+def earlier(found: Found, now: Sequence[Diagnosis]) -> list[Diagnosis]:
+    """The warnings that training printed, of causes that are not there any more."""
+    causes = {diagnosis.cause for diagnosis in now}
+    rows = [row for row in found.warnings if row.get("warning") not in causes]
+    return [
+        Diagnosis(
+            name := str(row.get("warning")), TITLES.get(name, name), row["text"], row["step"], _texts(row.get("answers"))
+        )
+        for row in rows
+    ]
+
+
+def is_solved(found: Found) -> bool:
+    """Whether the last groups are nearly all right, and were not at the start: there is nothing more to learn here."""
+    seen, groups = found.seen, found.groups
+    agreed = whole.agreed(seen, groups)
+    return agreed is not None and agreed.right >= whole.NEARLY * agreed.total and whole.learned(seen)
+
+
+def _texts(value: object) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []

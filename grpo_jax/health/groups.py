@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from statistics import fmean
 
 SAME = 1e-6  # rewards that differ by less are equal
+DIFFERING, PAIRS = 4, 16  # groups and responses, at least, that a correlation is computed from
 
 
 @dataclass(frozen=True)
 class Group:
-    """The responses to one prompt. `rewards` are totals, NaN without a score; `gold` says which have the answer in them.
+    """The responses to one prompt. `rewards` are totals, NaN without a score; `cut` says which were cut off.
 
-    `gold` is empty where the prompt has no known answer.
+    `gold` says which have the expected answer in them; it is empty where none is known.
     """
 
     rewards: tuple[float, ...]
@@ -51,7 +52,7 @@ class Agreement:
 
 
 def agreement(groups: Sequence[Group], low: float, high: float) -> Agreement | None:
-    """How the groups agree, where `low` and `high` are the worst and the best reward of the run; None without groups."""
+    """How groups agree, where `low` and `high` are the worst and the best reward of the run; None without scores."""
     known = [group for group in groups if group.scored]
     if not known:
         return None
@@ -92,4 +93,6 @@ def _correlation(groups: Sequence[Group], whole: bool) -> float:
         pairs += [(r - mean_r, length - mean_length) for r, length in own]
         differing += any(abs(r - mean_r) > SAME for r, _ in own)
     spread = math.sqrt(sum(r * r for r, _ in pairs) * sum(length * length for _, length in pairs))
-    return sum(r * length for r, length in pairs) / spread if spread and differing >= 4 and len(pairs) >= 16 else math.nan
+    if not spread or differing < DIFFERING or len(pairs) < PAIRS:
+        return math.nan
+    return sum(r * length for r, length in pairs) / spread

@@ -127,7 +127,9 @@ def _changed(found: Found, scale: _Scale) -> Chapter | None:
     pairs = [(asked[0], asked[-1]) for asked in groups.values() if len(asked) > 1]
     pairs.sort(key=lambda pair: -abs(_mean(pair[1][1], scale.weights) - _mean(pair[0][1], scale.weights)))
     questions = [_pair(first, last, scale) for first, last in pairs[:CHANGED]]
-    return Chapter("What changed most", "Training prompts that were asked twice, the same one early and late.", questions)
+    return Chapter(
+        "What changed most", "Training prompts that were asked more than once: early against late.", questions
+    )
 
 
 def _held_out(found: Found, scale: _Scale) -> Iterator[Chapter]:
@@ -139,7 +141,8 @@ def _held_out(found: Found, scale: _Scale) -> Iterator[Chapter]:
     both = [(key, _mean(last[key], scale.weights) - _mean(first[key], scale.weights)) for key in last if key in first]
     both.sort(key=lambda pair: -abs(pair[1]))
     better, worse = (sum(sign * change > 0 for _, change in both) for sign in (1, -1))
-    says = f"{better} questions are answered better than at step {steps[0]}, {worse} worse, {len(both) - better - worse} as before."
+    same = len(both) - better - worse
+    says = f"{better} questions are answered better than at step {steps[0]}, {worse} worse, {same} as before."
     shown = [_pair((steps[0], first[key]), (steps[-1], last[key]), scale) for key, _ in both[:HELD_OUT]]
     yield Chapter(f"Held-out answers: step {steps[0]} against step {steps[-1]}", says, shown)
 
@@ -171,7 +174,8 @@ def _prompt(row: Answer) -> list[tuple[str, str]]:
     """Who says what in a prompt: one turn of a plain text, or those of a conversation."""
     prompt: Any = row["prompt"]
     if isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt):
-        return [(clean(str(turn.get("role", ""))), shortened(str(turn.get("content", "")), CHARACTERS)) for turn in prompt]
+        turns = [(str(turn.get("role", "")), str(turn.get("content", ""))) for turn in prompt]
+        return [(clean(who), shortened(text, CHARACTERS)) for who, text in turns]
     return [("prompt", shortened(prompt if isinstance(prompt, str) else repr(prompt), CHARACTERS))]
 
 

@@ -1,9 +1,9 @@
 """Which curves a report has: title, what it shows, the unit of its axis, and the metrics that are drawn."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -140,7 +140,7 @@ def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
         return steps, values
     edges = np.linspace(0, len(steps), POINTS + 1, dtype=int)
     kept = {0, len(steps) - 1}
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges.tolist()):
         part = values[start:end]
         kept |= {start + int(part.argmin()), start + int(part.argmax())}
     order = np.array(sorted(kept))
@@ -148,7 +148,7 @@ def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _agreeing(found: Found) -> Curve | None:
-    """The groups that teach nothing, and which of them are all right or all wrong in the steps whose answers were read."""
+    """The groups that teach nothing; in the steps whose answers were read also which are all right, and all wrong."""
     lines = []
     if "frac_reward_zero_std" in found.history.names():
         lines.append(_line(found, "frac_reward_zero_std", "all groups that agree"))
@@ -162,7 +162,9 @@ def _agreeing(found: Found) -> Curve | None:
             ("all wrong", [each.wrong for each in known.values()]),
         ):
             lines.append(Line(label, steps, np.array(values), points=True))
-    says = "Groups whose answers all earn the same, so that nothing is learned from them; right is the best reward seen."
+    says = (
+        "Groups whose answers all earn the same teach nothing. Right is the best reward that was seen, wrong the worst."
+    )
     return Curve("Groups that agree", says, "part of groups", lines) if lines else None
 
 
@@ -188,8 +190,3 @@ def smooth(values: np.ndarray) -> np.ndarray | None:
         return None
     padded = np.pad(values, width // 2, mode="edge")
     return np.convolve(padded, np.ones(width) / width, mode="same")[width // 2 : width // 2 + len(values)]
-
-
-def is_flat(values: np.ndarray) -> bool:
-    """Whether a line has one value only."""
-    return bool(len(values)) and math.isclose(float(values.min()), float(values.max()), abs_tol=1e-300)

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from grpo_jax.health import CHECKS, Seen
-from grpo_jax.health import whole
+from grpo_jax.health import CHECKS, Seen, whole
 from grpo_jax.health.groups import Groups
 from grpo_jax.report.reading import Found
 
@@ -91,11 +90,10 @@ def earlier(found: Found, now: Sequence[Diagnosis]) -> list[Diagnosis]:
     """The warnings that training printed, of causes that are not there any more."""
     causes = {diagnosis.cause for diagnosis in now}
     rows = [row for row in found.warnings if row.get("warning") not in causes]
+    named = [(str(row.get("warning")), row) for row in rows]
     return [
-        Diagnosis(
-            name := str(row.get("warning")), TITLES.get(name, name), row["text"], row["step"], _texts(row.get("answers"))
-        )
-        for row in rows
+        Diagnosis(cause, TITLES.get(cause, cause), row["text"], row["step"], _texts(row.get("answers")))
+        for cause, row in named
     ]
 
 

@@ -1,6 +1,7 @@
 """Draws a curve as SVG whose colours are those of the page, light or dark. No text of a run is in it but numbers."""
 
 import io
+import math
 import re
 from typing import Any
 
@@ -8,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from grpo_jax.report.curves import Curve, Line, smooth
 
@@ -20,7 +21,7 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "path.simplify": True,
-    "font.size": 10,
+    "font.size": 11,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "axes.edgecolor": FAINT,
@@ -35,6 +36,7 @@ STYLE: dict[str, Any] = {
     "axes.formatter.useoffset": False,
 }
 WIDTH, HEIGHT = 5.2, 2.9  # inches
+NARROW = 2e-3  # of the values: a smaller range is not drawn larger
 
 
 def draw(curve: Curve, name: str) -> str:
@@ -51,9 +53,33 @@ def draw(curve: Curve, name: str) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(axis="y")
         axes.margins(x=0.02)
+        _widen(axes, curve)
         text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        figure.savefig(
+            text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
     return _for_page(text.getvalue())
+
+
+def _widen(axes: Axes, curve: Curve) -> None:
+    """Plain numbers beside a logarithmic axis; room about values that are all but equal, whose digits say nothing."""
+    if curve.log:
+        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_minor_locator(NullLocator() if _decades(axes) >= 1.5 else LogLocator(subs=(2.0, 5.0)))
+        return
+    low, high = axes.get_ylim()
+    room = NARROW * max(abs(low), abs(high))
+    if high - low < room:
+        axes.set_ylim((low + high - room) / 2, (low + high + room) / 2)
+    if curve.unit.startswith("part of") and all(not line.values.any() for line in curve.lines):
+        axes.set_ylim(-0.02, 1.0)
+
+
+def _decades(axes: Axes) -> float:
+    low, high = axes.get_ylim()
+    return math.log10(high / low)
 
 
 def _line(axes: Axes, line: Line, colour: str) -> None:

@@ -133,9 +133,7 @@ def _notes(found: Found) -> list[str]:
     if len(seconds):
         notes.append(f"{seconds.sum() / 3600:.2g} hours of steps, {float(np.median(seconds)):.3g} s each in the median")
     if is_solved(found):
-        notes.append(
-            "nearly all groups of the last steps are right: more steps on these prompts would teach little"
-        )
+        notes.append("nearly all groups of the last steps are right: more steps on these prompts would teach little")
     return notes
 
 

@@ -3,7 +3,7 @@
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from grpo_jax import __version__
 from grpo_jax.report.answers import Chapter, chapters
-from grpo_jax.report.comparing import Side, compared, rows_of_sides, sides_of
+from grpo_jax.report.comparing import compared, rows_of_sides, sides_of
 from grpo_jax.report.curves import Curve, curves, others
 from grpo_jax.report.diagnosis import diagnoses, earlier
 from grpo_jax.report.drawing import COLOURS, draw
@@ -21,8 +21,8 @@ from grpo_jax.report.headline import headline
 from grpo_jax.report.reading import Found, read_run
 from grpo_jax.report.settings import written
 from grpo_jax.report.text import clean
+from grpo_jax.saved.directory import REPORT
 
-REPORT = "report.html"
 SETTING = re.compile(r"\b(?:optimizer|objective|rollout|algorithm|train|task|model|mesh|rewards)\.\w+(?:=[\w.]+)?")
 
 
@@ -31,7 +31,7 @@ class Picture:
     """A curve with its drawing."""
 
     curve: Curve
-    svg: Markup
+    svg: str  # safe: it holds no text of the run
 
     @property
     def legend(self) -> Sequence[tuple[int, str]]:
@@ -39,10 +39,10 @@ class Picture:
         return [(index % COLOURS, clean(line.label)) for index, line in enumerate(self.curve.lines)]
 
 
-def write_report(run: str | Path) -> Path:
-    """Writes `report.html` into a run directory, and returns its path."""
+def write_report(run: str | Path, out: Path | None = None) -> Path:
+    """Writes `report.html` into a run directory, or the file `out`, and returns its path."""
     path = Path(run)
-    file = path / REPORT
+    file = path / REPORT if out is None else out
     _write(file, page_of(read_run(path)))
     return file
 
@@ -95,7 +95,7 @@ def _bounded(found: Sequence[Chapter], most: int = 6_000_000) -> list[Chapter]:
 
 
 def _pictures(drawn: Sequence[Curve], first: str = "curve") -> list[Picture]:
-    return [Picture(curve, Markup(draw(curve, f"{first}-{index}"))) for index, curve in enumerate(drawn)]
+    return [Picture(curve, draw(curve, f"{first}-{index}")) for index, curve in enumerate(drawn)]
 
 
 def _render(template: str, **values: Any) -> str:

@@ -52,7 +52,8 @@ class Found:
     @property
     def weights(self) -> Mapping[str, float]:
         """The weight of each reward by its name in the rows; empty where the config does not tell."""
-        written = [_number(self.settings[key][0]) for key in self.settings if re.fullmatch(r"rewards\[\d+\].weight", key)]
+        keys = [key for key in self.settings if re.fullmatch(r"rewards\[\d+\].weight", key)]
+        written = [_number(self.settings[key][0]) for key in keys]
         names = next((parts_of(group[0]) for each in self.answers.values() for group in each), {})
         labels = list(dict.fromkeys(name.partition("/")[0] for name in names))
         known = dict(zip(labels, written, strict=True)) if len(labels) == len(written) else {}
@@ -69,8 +70,8 @@ def read_run(path: Path) -> Found:
     history = History(rows_of(path / METRICS, problems) if (path / METRICS).exists() else iter(()), problems)
     text = _config(path, problems)
     settings = settings_of(text)
-    names = tuple(name[len("rewards/") : -len("/mean")] for name in history.values if re.match(r"rewards/.*/mean$", name))
-    setup = read_setup(path) or setup_from({key: value for key, (value, _) in settings.items()}, names)
+    parts = [match[1] for name in history.values if (match := re.fullmatch(r"rewards/(.*)/mean", name))]
+    setup = read_setup(path) or setup_from({key: value for key, (value, _) in settings.items()}, tuple(parts))
     kept = rows_of(path / WARNINGS, problems) if (path / WARNINGS).exists() else iter(())
     warnings = [row for row in kept if type(row.get("step")) is int and isinstance(row.get("text"), str)]
     targets = dict(re.findall(r"^(\w+):  # (\S+:\w+)$", text, re.MULTILINE))

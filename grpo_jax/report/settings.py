@@ -32,7 +32,7 @@ def _written(found: Found) -> Iterator[Setting]:
 
 
 def _default(target: str, key: str) -> str:
-    """The default of a setting as YAML would write it; empty where its owner has none, or code of a user is the owner."""
+    """The default of a setting as YAML would write it; empty where its owner has none, or is code of a user."""
     if not target.startswith("grpo_jax."):
         return ""
     try:

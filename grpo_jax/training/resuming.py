@@ -38,6 +38,7 @@ FREE = (
     "train.keep_every",
     "train.max_skipped",
     "train.watchdog_minutes",
+    "train.report_minutes",
     "algorithm.reward_seconds",
     "algorithm.responses_at_once",
     "rollout.at_once",

@@ -7,6 +7,7 @@ known, as the checks after each step do.
 import math
 from collections.abc import Sequence
 from statistics import fmean, pstdev
+from typing import Protocol
 
 from grpo_jax.health.groups import Agreement, Groups, agreement, extremes, follows
 from grpo_jax.health.seen import Seen, share
@@ -20,6 +21,16 @@ MANY_CUT = 0.5  # of the responses
 FAINT = 2e-6  # the sum of all rates of a run, below which Adam moves no weight by a part that matters
 USUAL = 1e-6  # a learning rate that is usual for all weights of a language model
 LEAST, ENOUGH = 5, 20  # steps, to say that a rate is faint, and that nothing has changed
+
+
+class WholeCheck(Protocol):
+    """A function that looks at a whole run and its answers. Its name is that of the cause."""
+
+    __name__: str
+
+    def __call__(self, seen: Seen, groups: Groups, /) -> str | None:
+        """The sentence; None where nothing is wrong."""
+        ...
 
 
 def not_finite(seen: Seen, groups: Groups) -> str | None:

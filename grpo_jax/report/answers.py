@@ -127,9 +127,7 @@ def _changed(found: Found, scale: _Scale) -> Chapter | None:
     pairs = [(asked[0], asked[-1]) for asked in groups.values() if len(asked) > 1]
     pairs.sort(key=lambda pair: -abs(_mean(pair[1][1], scale.weights) - _mean(pair[0][1], scale.weights)))
     questions = [_pair(first, last, scale) for first, last in pairs[:CHANGED]]
-    return Chapter(
-        "What changed most", "Training prompts that were asked more than once: early against late.", questions
-    )
+    return Chapter("What changed most", "Training prompts that were asked more than once.", questions)
 
 
 def _held_out(found: Found, scale: _Scale) -> Iterator[Chapter]:

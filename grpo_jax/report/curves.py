@@ -162,9 +162,7 @@ def _agreeing(found: Found) -> Curve | None:
             ("all wrong", [each.wrong for each in known.values()]),
         ):
             lines.append(Line(label, steps, np.array(values), points=True))
-    says = (
-        "Groups whose answers all earn the same teach nothing. Right is the best reward that was seen, wrong the worst."
-    )
+    says = "Groups whose answers all earn the same teach nothing. Right is the best reward seen, wrong the worst."
     return Curve("Groups that agree", says, "part of groups", lines) if lines else None
 
 

@@ -1,13 +1,14 @@
 """What is wrong with a run: the checks of its health, the cause before what follows from it, each with a title."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from grpo_jax.health import CHECKS, Seen, whole
-from grpo_jax.health.groups import Groups
+from grpo_jax.health import CHECKS, whole
+from grpo_jax.health.groups import extremes
+from grpo_jax.health.whole import WholeCheck
 from grpo_jax.report.reading import Found
 
-WholeCheck = Callable[[Seen, Groups], str | None]
 WHOLE: tuple[WholeCheck, ...] = (
     whole.not_finite,
     whole.follows_length,
@@ -56,7 +57,7 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "low_entropy": ("agreeing_groups", "rate_too_low"),
     "mismatch": ("clipping",),
 }
-SUCCESS = ("equal_rewards", "agreeing_groups")  # where a run has learned to answer all its prompts
+SUCCESS = ("equal_rewards", "agreeing_groups", "low_entropy")  # where a run has learned to answer all its prompts
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,15 @@ def earlier(found: Found, now: Sequence[Diagnosis]) -> list[Diagnosis]:
 
 
 def is_solved(found: Found) -> bool:
-    """Whether the last groups are nearly all right, and were not at the start: there is nothing more to learn here."""
+    """Whether the last answers are nearly all right, and were not at the start: there is little more to learn here."""
     seen, groups = found.seen, found.groups
+    if not whole.learned(seen):
+        return False
     agreed = whole.agreed(seen, groups)
-    return agreed is not None and agreed.right >= whole.NEARLY * agreed.total and whole.learned(seen)
+    if agreed is not None and agreed.right >= whole.NEARLY * agreed.total:
+        return True
+    rewards, best = seen.last("reward", seen.limits.recent), extremes(groups)[1]
+    return bool(rewards) and best > 0 and fmean(rewards) >= whole.AGREE * best
 
 
 def _texts(value: object) -> list[str]:

@@ -36,12 +36,14 @@ STYLE: dict[str, Any] = {
     "axes.formatter.useoffset": False,
 }
 WIDTH, HEIGHT = 5.2, 2.9  # inches
+MARKED = 60  # points, at most, that are drawn as such
 NARROW = 2e-3  # of the values: a smaller range is not drawn larger
 
 
 def draw(curve: Curve, name: str) -> str:
     """The SVG of a curve. `name` is one that no other picture of the page has."""
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+    style: Any = STYLE | {"svg.hashsalt": name}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         axes = figure.subplots()
         if curve.stacked:
@@ -88,9 +90,9 @@ def _line(axes: Axes, line: Line, colour: str) -> None:
     if line.low is not None and line.high is not None:
         axes.fill_between(line.steps, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
     few = line.points or len(line.values) == 1
-    style = {"marker": "o", "markersize": 4} if few and len(line.values) <= 60 else {}
-    alpha = 1.0 if mean is None else 0.3
-    axes.plot(line.steps, line.values, color=colour, alpha=alpha, linewidth=1.6 if mean is None else 0.8, **style)
+    marker = "o" if few and len(line.values) <= MARKED else "None"
+    alpha, width = (1.0, 1.6) if mean is None else (0.3, 0.8)
+    axes.plot(line.steps, line.values, color=colour, alpha=alpha, linewidth=width, marker=marker, markersize=4)
     if mean is not None:
         axes.plot(line.steps, mean, color=colour, linewidth=1.8)
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from grpo_jax.health.groups import Group, Groups
 from grpo_jax.health.kept import WARNINGS, read_setup, setup_from
-from grpo_jax.health.seen import Seen, Setup
+from grpo_jax.health.seen import Limits, Seen, Setup
 from grpo_jax.health.whole import evenly
 from grpo_jax.report.rows import MOST_BYTES, History, rows_of
 from grpo_jax.saved.directory import METRICS, RunDirectory, settings_of
 
+CHANCE = 2.0  # standard errors, by which a reward rises more than by chance
 STEPS_READ = 12  # whose answers are read
 Answer = dict[str, Any]
 
@@ -41,7 +42,7 @@ class Found:
     @property
     def seen(self) -> Seen:
         """The run as the checks of its health see it."""
-        return Seen(self.history, self.setup)
+        return Seen(self.history, self.setup, Limits(chance=CHANCE))
 
     @property
     def groups(self) -> Groups:

@@ -1,7 +1,9 @@
 """Reads lines of JSON that may be torn, and metrics as one column each, so that 100,000 steps fit in memory."""
 
+import copy
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -51,6 +53,37 @@ def _one(line: bytes) -> Any:
     return row if isinstance(row, dict) else False
 
 
+class StepRow(Mapping[str, Any]):
+    """The metrics of one step, looked up in the columns: most of what looks at a row needs one of them."""
+
+    __slots__ = ("history", "index")
+
+    def __init__(self, history: "History", index: int):
+        self.history, self.index = history, index
+
+    def __getitem__(self, name: str) -> Any:
+        """A metric; None if it was not finite."""
+        if name == "step":
+            return int(self.history.steps[self.index])
+        if not self.history.there[name][self.index]:
+            raise KeyError(name)
+        value = float(self.history.values[name][self.index])
+        return value if math.isfinite(value) else None
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the step has the metric, be it finite or not."""
+        return name == "step" or (name in self.history.there and bool(self.history.there[str(name)][self.index]))
+
+    def __iter__(self) -> Iterator[str]:
+        """The metrics that the step has."""
+        yield "step"
+        yield from (name for name, there in self.history.there.items() if there[self.index])
+
+    def __len__(self) -> int:
+        """How many there are, the number of the step among them."""
+        return sum(1 for _ in self)
+
+
 class History(Sequence[Row]):
     """The metrics of all steps, kept in columns and given as rows. A number that was not finite is None in its row."""
 
@@ -88,18 +121,18 @@ class History(Sequence[Row]):
     def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
         """A row, or those of a slice."""
         if isinstance(index, slice):
-            return [self._row(each) for each in range(*index.indices(len(self)))]
+            return [StepRow(self, each) for each in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"There are {len(self)} rows; got {index}.")
-        return self._row(index % len(self))
+        return StepRow(self, index % len(self))
 
-    def _row(self, index: int) -> Row:
-        row: dict[str, Any] = {"step": int(self.steps[index])}
-        for name, values in self.values.items():
-            if self.there[name][index]:
-                value = float(values[index])
-                row[name] = value if np.isfinite(value) else None
-        return row
+    def until(self, length: int) -> "History":
+        """The first rows, so many of them."""
+        part = copy.copy(self)
+        part.steps = self.steps[:length]
+        part.values = {name: values[:length] for name, values in self.values.items()}
+        part.there = {name: there[:length] for name, there in self.there.items()}
+        return part
 
     def column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The steps in which a metric is a finite number, and its values; empty if there are none."""

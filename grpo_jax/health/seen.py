@@ -27,7 +27,7 @@ class Limits:
     recent: int = 3  # steps whose mean is compared
     before: int = 10  # steps that count as the start, or as the time before
     flat: float = 0.01  # a reward that rises by less, relative to its largest size, does not rise
-    chance: float = 0.0  # standard errors by which a reward has to rise as well; reports, which look once, take 2
+    chance: float = 0.0  # standard errors by which a reward has to rise as well; reports, which look once, take 3
     entropy: float = 0.02  # nats; DAPO (arXiv:2503.14476, section 3.1) calls it entropy collapse
     entropy_fell: float = 0.1  # fraction of the start
     entropy_rose: float = 2.0  # times the start

@@ -20,6 +20,7 @@ FELL = 0.4  # of the reward's range
 MANY_CUT = 0.5  # of the responses
 FAINT = 2e-6  # the sum of all rates of a run, below which Adam moves no weight by a part that matters
 USUAL = 1e-6  # a learning rate that is usual for all weights of a language model
+MOVED = ("reward", "entropy", "completions/mean_length")  # what changes when a policy learns
 LEAST, ENOUGH = 5, 20  # steps, to say that a rate is faint, and that nothing has changed
 
 
@@ -95,9 +96,9 @@ def rate_too_low(seen: Seen, groups: Groups) -> str | None:
     norms = [float(row["grad_norm"]) for row in rows if row.get("grad_norm") is not None]
     if len(rows) < LEAST or not rates or max(rates) == 0 or not norms or sorted(norms)[len(norms) // 2] == 0:
         return None
-    changes = {name: _change(seen, name) for name in ("reward", "entropy", "completions/mean_length")}
-    still = [text for text in changes.values() if text is not None]
     faint = fmean(rates) * max(seen.setup.steps, len(rows)) < FAINT
+    changes = {name: _change(seen, name, 4.0 if faint else 2.5) for name in MOVED}
+    still = [text for text in changes.values() if text is not None]
     if len(still) < len(changes) or not (faint or len(rows) >= ENOUGH):
         return None
     usual = f", where {USUAL:g} to {10 * USUAL:g} is usual for all weights of a model" if max(rates) < USUAL else ""
@@ -108,8 +109,8 @@ def rate_too_low(seen: Seen, groups: Groups) -> str | None:
     )
 
 
-def _change(seen: Seen, name: str) -> str | None:
-    """How little a metric has changed from the first third of the steps to the last; None if more than by chance."""
+def _change(seen: Seen, name: str, errors: float) -> str | None:
+    """How little a metric has changed from the first third of the steps to the last; None if by more `errors`."""
     values = [float(row[name]) for row in seen.history if row.get(name) is not None]
     third = max(len(values) // 3, 2)
     if len(values) < 4:
@@ -117,7 +118,7 @@ def _change(seen: Seen, name: str) -> str | None:
     first, last = values[:third], values[-third:]
     noise = math.sqrt((pstdev(first) ** 2 + pstdev(last) ** 2) / max(third - 1, 1))
     gap = abs(fmean(last) - fmean(first))
-    if gap > 2.5 * noise + 1e-3 * max(abs(fmean(first)), 1e-9):
+    if gap > errors * noise + 1e-3 * max(abs(fmean(first)), 1e-9):
         return None
     return f"{name.removeprefix('completions/').replace('_', ' ')} {fmean(first):.3g} -> {fmean(last):.3g}"
 
@@ -179,8 +180,8 @@ def constant_reward(seen: Seen, groups: Groups) -> str | None:
     )
     return (
         f"every answer earned {found.reward:.4g}, right or wrong, so no group differs and nothing is learned.{evidence}"
-        f" A reward ({' or '.join(seen.setup.rewards) or 'rewards'}) returns the same for all: try it on a right and on"
-        " a wrong answer, as grpo-jax data does."
+        f" Look at rewards: {' and '.join(seen.setup.rewards) or 'they'} must tell a right answer from a wrong one, and"
+        " grpo-jax data shows what they give for both."
     )
 
 

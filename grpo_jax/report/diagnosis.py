@@ -79,9 +79,11 @@ def diagnoses(found: Found) -> list[Diagnosis]:
     explained = {effect for cause in texts for effect in EXPLAINS.get(cause, ())}
     if is_solved(found):
         explained |= {*SUCCESS}
+    if whole.learned(seen) and min(seen.last("entropy", seen.limits.recent), default=0.0) >= seen.limits.entropy:
+        explained |= {"low_entropy"}  # it fell as it does where a policy becomes sure of what is right
     shown = {row["warning"]: row.get("answers", []) for row in found.warnings if isinstance(row.get("warning"), str)}
     return [
-        Diagnosis(cause, title, texts[cause], answers=_texts(shown.get(cause)))
+        Diagnosis(cause, title, _sentence(texts[cause]), answers=_texts(shown.get(cause)))
         for cause, title in TITLES.items()
         if cause in texts and cause not in explained
     ]
@@ -93,7 +95,7 @@ def earlier(found: Found, now: Sequence[Diagnosis]) -> list[Diagnosis]:
     rows = [row for row in found.warnings if row.get("warning") not in causes]
     named = [(str(row.get("warning")), row) for row in rows]
     return [
-        Diagnosis(cause, TITLES.get(cause, cause), row["text"], row["step"], _texts(row.get("answers")))
+        Diagnosis(cause, TITLES.get(cause, cause), _sentence(row["text"]), row["step"], _texts(row.get("answers")))
         for cause, row in named
     ]
 
@@ -108,6 +110,10 @@ def is_solved(found: Found) -> bool:
         return True
     rewards, best = seen.last("reward", seen.limits.recent), extremes(groups)[1]
     return bool(rewards) and best > 0 and fmean(rewards) >= whole.AGREE * best
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _texts(value: object) -> list[str]:

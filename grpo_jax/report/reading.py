@@ -16,7 +16,7 @@ from grpo_jax.health.whole import evenly
 from grpo_jax.report.rows import MOST_BYTES, History, rows_of
 from grpo_jax.saved.directory import METRICS, RunDirectory, settings_of
 
-CHANCE = 2.0  # standard errors, by which a reward rises more than by chance
+CHANCE = 3.0  # standard errors, by which a reward rises more than by chance
 STEPS_READ = 12  # whose answers are read
 Answer = dict[str, Any]
 

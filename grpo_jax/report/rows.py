@@ -1,6 +1,5 @@
 """Reads lines of JSON that may be torn, and metrics as one column each, so that 100,000 steps fit in memory."""
 
-import copy
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,14 +124,6 @@ class History(Sequence[Row]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"There are {len(self)} rows; got {index}.")
         return StepRow(self, index % len(self))
-
-    def until(self, length: int) -> "History":
-        """The first rows, so many of them."""
-        part = copy.copy(self)
-        part.steps = self.steps[:length]
-        part.values = {name: values[:length] for name, values in self.values.items()}
-        part.there = {name: there[:length] for name, there in self.there.items()}
-        return part
 
     def column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The steps in which a metric is a finite number, and its values; empty if there are none."""

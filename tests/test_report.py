@@ -221,7 +221,7 @@ def test_a_torn_line_is_left_out_and_said(well, tmp_path):
     (run / "run.json").write_text("{")
     (run / "warnings.jsonl").write_text('{"step": 1, "warning": ["x"], "text": "t"}\n[1]\n{"text"')
     text = page_of(run).text
-    assert "metrics.jsonl has 3 line(s) that cannot be read and are left out (line 4, 41, 42)" in text
+    assert "metrics.jsonl has 2 line(s) that cannot be read and are left out (line 4, 41)" in text
     assert "step_000040.jsonl has 1 line(s)" in text and "run.json cannot be read" in text
 
 
@@ -387,7 +387,7 @@ def test_a_report_needs_no_jax(well):
 
 
 def test_training_makes_a_report_in_a_process_of_its_own(well, tmp_path):
-    run, said = tmp_path / "run", []
+    run, said, priority = tmp_path / "run", [], os.getpriority(os.PRIO_PROCESS, 0)
     shutil.copytree(well, run)
     (run / "report.html").unlink(missing_ok=True)
     reporter = Reporter(run, 5.0, True, said.append)
@@ -396,7 +396,7 @@ def test_training_makes_a_report_in_a_process_of_its_own(well, tmp_path):
     reporter.begun -= 400
     reporter.after_step()
     assert reporter.process is not None and reporter.process.wait(120) == 0
-    assert os.getpriority(os.PRIO_PROCESS, 0) < 19
+    assert os.getpriority(os.PRIO_PROCESS, 0) == priority
     Page(run / "report.html").check()
     reporter.after_step()
     reporter.leave()

@@ -81,7 +81,7 @@ def diagnoses(found: Found) -> list[Diagnosis]:
         explained |= {*SUCCESS}
     if whole.learned(seen) and min(seen.last("entropy", seen.limits.recent), default=0.0) >= seen.limits.entropy:
         explained |= {"low_entropy"}  # it fell as it does where a policy becomes sure of what is right
-    shown = {row["warning"]: row.get("answers", []) for row in found.warnings if isinstance(row.get("warning"), str)}
+    shown = {row["warning"]: row.get("answers") for row in found.warnings}
     return [
         Diagnosis(cause, title, _sentence(texts[cause]), answers=_texts(shown.get(cause)))
         for cause, title in TITLES.items()
@@ -92,8 +92,7 @@ def diagnoses(found: Found) -> list[Diagnosis]:
 def earlier(found: Found, now: Sequence[Diagnosis]) -> list[Diagnosis]:
     """The warnings that training printed, of causes that are not there any more."""
     causes = {diagnosis.cause for diagnosis in now}
-    rows = [row for row in found.warnings if row.get("warning") not in causes]
-    named = [(str(row.get("warning")), row) for row in rows]
+    named = [(row["warning"], row) for row in found.warnings if row["warning"] not in causes]
     return [
         Diagnosis(cause, TITLES.get(cause, cause), _sentence(row["text"]), row["step"], _texts(row.get("answers")))
         for cause, row in named

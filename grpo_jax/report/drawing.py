@@ -36,6 +36,7 @@ STYLE: dict[str, Any] = {
     "axes.formatter.useoffset": False,
 }
 WIDTH, HEIGHT = 5.2, 2.9  # inches
+LARGEST = 1e100  # that is drawn; Matplotlib cannot divide an axis that goes further
 MARKED = 60  # points, at most, that are drawn as such
 NARROW = 2e-3  # of the values: a smaller range is not drawn larger
 
@@ -92,7 +93,15 @@ def _line(axes: Axes, line: Line, colour: str) -> None:
     few = line.points or len(line.values) == 1
     marker = "o" if few and len(line.values) <= MARKED else "None"
     alpha, width = (1.0, 1.6) if mean is None else (0.3, 0.8)
-    axes.plot(line.steps, line.values, color=colour, alpha=alpha, linewidth=width, marker=marker, markersize=4)
+    axes.plot(
+        line.steps,
+        np.clip(line.values, -LARGEST, LARGEST),
+        color=colour,
+        alpha=alpha,
+        linewidth=width,
+        marker=marker,
+        markersize=4,
+    )
     if mean is not None:
         axes.plot(line.steps, mean, color=colour, linewidth=1.8)
 

@@ -36,7 +36,7 @@ class Picture:
     @property
     def legend(self) -> Sequence[tuple[int, str]]:
         """The number of each line's colour, and its label."""
-        return [(index % COLOURS, clean(line.label)) for index, line in enumerate(self.curve.lines)]
+        return [(index % COLOURS, line.label) for index, line in enumerate(self.curve.lines)]
 
 
 def write_report(run: str | Path, out: Path | None = None) -> Path:
@@ -70,7 +70,7 @@ def page_of(found: Found) -> str:
     now = diagnoses(found)
     return _render(
         "run.html",
-        title=clean(found.name),
+        title=found.name,
         headline=headline(found),
         diagnoses=now,
         earlier=earlier(found, now),
@@ -103,12 +103,18 @@ def _render(template: str, **values: Any) -> str:
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["settings_marked"] = _marked
     now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return environment.get_template(template).render(made=now, version=__version__, **values)
+
+
+def _shown(value: Any) -> Any:
+    """What stands on the page for a value: of a text, no character that a browser would not show."""
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _marked(text: str) -> Markup:

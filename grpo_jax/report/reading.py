@@ -74,7 +74,8 @@ def read_run(path: Path) -> Found:
     parts = [match[1] for name in history.values if (match := re.fullmatch(r"rewards/(.*)/mean", name))]
     setup = read_setup(path) or setup_from({key: value for key, (value, _) in settings.items()}, tuple(parts))
     kept = rows_of(path / WARNINGS, problems) if (path / WARNINGS).exists() else iter(())
-    warnings = [row for row in kept if type(row.get("step")) is int and isinstance(row.get("text"), str)]
+    wanted = {"step": int, "warning": str, "text": str}
+    warnings = [row for row in kept if all(type(row.get(name)) is kind for name, kind in wanted.items())]
     targets = dict(re.findall(r"^(\w+):  # (\S+:\w+)$", text, re.MULTILINE))
     answers, held_out = (_answers(path, kind, problems) for kind in ("step", "held_out"))
     found = (history, setup, settings, targets, warnings, answers, held_out, problems)

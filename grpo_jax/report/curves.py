@@ -121,7 +121,8 @@ def _curve(found: Found, plan: Plan) -> Curve | None:
     lines = [_line(found, name, label) for name, label in pairs]
     if not lines or (len(lines) == 1 and not plan.alone):
         return None
-    log = plan.log and all(line.values.min() > 0 for line in lines)
+    least, most = min(line.values.min() for line in lines), max(line.values.max() for line in lines)
+    log = plan.log and 0 < least < most
     return Curve(plan.title, plan.says, plan.unit, lines, log, plan.stacked)
 
 

@@ -423,3 +423,24 @@ def test_no_report_is_made_where_none_is_wanted_or_another_host_makes_it(tmp_pat
         reporter.finish()
         reporter.leave()
         assert reporter.process is None and list(tmp_path.iterdir()) == []
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1400, 400])
+def test_a_browser_asks_for_nothing_and_prints_no_error(width, well, tmp_path):
+    """Its log of the network has the page itself and no other address."""
+    page = tmp_path / "report.html"
+    shutil.copy(write_report(well), page)
+    log, picture = tmp_path / "net.json", tmp_path / "page.png"
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--disable-background-networking", "--no-first-run"]
+    command += [f"--log-net-log={log}", f"--window-size={width},1200", f"--screenshot={picture}", page.as_uri()]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert picture.stat().st_size > 10_000, found.stderr
+    assert "CONSOLE" not in found.stderr
+    addresses = set(re.findall(r'"url":"([^"]+)"', log.read_text(errors="replace")))
+    assert {address for address in addresses if address.startswith("http") and "localhost" not in address} == set()

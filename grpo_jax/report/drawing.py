@@ -44,7 +44,9 @@ NARROW = 2e-3  # of the values: a smaller range is not drawn larger
 def draw(curve: Curve, name: str) -> str:
     """The SVG of a curve. `name` is one that no other picture of the page has."""
     style: Any = STYLE | {"svg.hashsalt": name}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever a file of the user says
+        matplotlib.rcParams.update(style)
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         axes = figure.subplots()
         if curve.stacked:

@@ -100,6 +100,8 @@ class Reporter:
             self.process.kill()
             self.process.wait()
             self.process = None
+        if self.errors is not None:
+            self.errors.close()
 
     def _warn(self, reason: str) -> None:
         if not self.warned:

@@ -63,7 +63,7 @@ def headline(found: Found) -> Headline:
         best = max(levels, key=lambda level: level.value)
         if best.value > levels[-1].value:
             notes = [f"the best evaluation was at step {best.step}: {best}", *notes]
-        return Headline("held-out reward", levels[0], levels[-1], _state(found), _interval(found), notes)
+        return Headline("held-out reward", levels[0], levels[-1], _state(found), _interval(found, levels[-1]), notes)
     rewards = found.history.column(TRAINING)
     if not len(rewards[0]):
         return Headline("", None, None, _state(found), "", notes)
@@ -95,10 +95,10 @@ def _held_out(found: Found, step: int, value: float) -> Level:
     return Level(step, value, value - 2 * error, value + 2 * error)
 
 
-def _interval(found: Found) -> str:
+def _interval(found: Found, level: Level) -> str:
     if f"{HELD_OUT}/low" in found.history.names():
         return "with the interval of the evaluation"
-    return "with two standard errors to each side" if found.setup.held_out or found.held_out else ""
+    return "with two standard errors to each side" if math.isfinite(level.low) else ""
 
 
 def _means(groups: Sequence[Sequence[Answer]], weights: Mapping[str, float]) -> list[float]:

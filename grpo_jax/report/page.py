@@ -118,7 +118,8 @@ def _shown(value: Any) -> Any:
 
 
 def _marked(text: str) -> Markup:
-    """The text, escaped, with the names of settings as code."""
+    """The text, escaped, with the names of settings as code, and with arrows that no end of a line divides."""
+    text = text.replace("->", "→")
     pieces, end = [], 0
     for match in SETTING.finditer(text):
         pieces += [escape(clean(text[end : match.start()])), Markup("<code>{}</code>").format(match[0])]

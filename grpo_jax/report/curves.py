@@ -122,7 +122,7 @@ def _curve(found: Found, plan: Plan) -> Curve | None:
     if not lines or (len(lines) == 1 and not plan.alone):
         return None
     least, most = min(line.values.min() for line in lines), max(line.values.max() for line in lines)
-    log = plan.log and 0 < least < most
+    log = plan.log and bool(0 < least < most)
     return Curve(plan.title, plan.says, plan.unit, lines, log, plan.stacked)
 
 

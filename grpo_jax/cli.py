@@ -152,6 +152,21 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="a run directory, such as runs/quickstart")
 
 
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax report`."""
+    parser.add_argument("runs", nargs="+", metavar="run", help="a run directory; several are compared on one page")
+    parser.add_argument(
+        "--out", metavar="FILE", help="default: report.html in the run, or comparison.html here for several runs"
+    )
+
+
+def add_watch(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax watch`."""
+    parser.add_argument("run", help="a run directory, such as runs/quickstart")
+    parser.add_argument("--once", action="store_true", help="print the run as it is now, and end")
+    parser.add_argument("--seconds", type=count, default=5, help="between two looks at its files; default: %(default)s")
+
+
 def add_plan(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax plan`."""
     add_config(parser)
@@ -297,6 +312,8 @@ def number(text: str) -> int:
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train the model of a config", add_train),
     "checkpoint": ("list and verify the checkpoints of a run", add_checkpoint),
+    "report": ("show a run as a page, or compare several", add_report),
+    "watch": ("show a run in the terminal", add_watch),
     "config": ("show a config with every default filled in", add_config),
     "plan": ("show what a config needs on a TPU slice or another device, without one", add_plan),
     "data": ("show the prompts of a config, and what its rewards give for known answers", add_data),

@@ -44,6 +44,12 @@ def forget_programs():
     logging.getLogger("grpo_jax").propagate = True
 
 
+@pytest.fixture(autouse=True)
+def no_reports(monkeypatch):
+    """Trainings of tests make no report, which would take each of them two seconds; test_report.py has its own."""
+    monkeypatch.setattr("grpo_jax.training.reporting.Reporter._start", lambda reporter, nice: None)
+
+
 @pytest.fixture(params=sorted((PACKAGE.parent / "configs").glob("gsm8k_*.yaml")), ids=lambda path: path.stem)
 def tpu_config(request):
     """The path of a config for a TPU, and the slice that the command at its head plans it for."""

@@ -18,7 +18,7 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = [
     {"distribution", "network", "ranges", "redaction"},
     {"structs"},
-    {"devices", "hosts", "saved"},
+    {"devices", "health", "hosts", "saved"},
     {"models", "objectives", "rewards"},
     {"judges", "metrics", "optimizers", "rollout", "tasks"},
     {"algorithm"},
@@ -27,6 +27,7 @@ LAYERS = [
     {"evaluation"},
     {"training"},
     {"config"},
+    {"report"},
     {"commands"},
     {"cli"},
     {"__main__"},
@@ -95,6 +96,7 @@ def test_no_circle_of_imports_between_folders():
         ({"tensorflow_datasets"}, ("tasks/",)),
         ({"gguf"}, ("models/",)),
         ({"yaml"}, ("config/", "rewards/rubrics/")),
+        ({"matplotlib", "rich"}, ("report/",)),
         ({"argparse"}, ("cli.py", "commands/")),
         (
             {"jax", "flax", "optax"},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG, METRICS, RETIRED, RUN = "config.yaml", "metrics.jsonl", "retired.jsonl", "run.json"
+REPORT = "report.html"
 _VALUE = r'(?:"(?:[^"\\]|\\.)*"|[^"])*?'
 SETTING = re.compile(rf'( *)(- )?("(?:[^"\\]|\\.)*"|[^\s:]+):(?: ({_VALUE}))??(?:  # (.*))?')  # as a config writes them
 

@@ -37,6 +37,7 @@ from grpo_jax.training.opening import Resume, open_run
 from grpo_jax.training.order import step_key
 from grpo_jax.training.progress import Progress
 from grpo_jax.training.record import METRICS, Record, Run
+from grpo_jax.training.reporting import Reporter
 from grpo_jax.training.session import Session, Settings, assemble
 from grpo_jax.training.summary import conclusion, introduction
 
@@ -189,6 +190,8 @@ def _steps(started: Started, whole: Whole) -> Trained:
     settings, first, retired = session.settings, whole.step, set(record.retired)
     progress = Progress(settings.steps, first, store.is_first(), watchdog_minutes=settings.watchdog_minutes)
     health = Health(setup_of(session), record, progress.say)
+    reporter = Reporter(record.path, settings.report_minutes, store.is_first(), progress.say)
+    started.files.callback(reporter.leave)
     stop.catch_interrupts()
     progress.say(introduction(session, whole.state, record.path))
     _evaluate_first(started, whole, progress)
@@ -199,6 +202,7 @@ def _steps(started: Started, whole: Whole) -> Trained:
         ended = ended or is_spent(settings, record)
         _check_best(settings.keep_best, record)
         health.look()
+        reporter.after_step()
         if progress.closed:
             stop.request()
         stopped = stop.after_step() and not ended
@@ -215,6 +219,7 @@ def _steps(started: Started, whole: Whole) -> Trained:
         progress.say(f"{len(retired)} prompts are solved: too few are left for a step, so this is the end")
     if settings.keep_best is not None and is_spent(settings, record):
         progress.say(why_spent(settings.keep_best, record))
+    reporter.finish()
     progress.say(conclusion(record, progress))
     return Trained(record.path, whole.state, complete=True)
 

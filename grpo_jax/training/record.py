@@ -9,6 +9,8 @@ metrics.jsonl               one line a step, written when the step ends
 completions/step_000012.jsonl   every answer of a step with its rewards and advantage (of several hosts, each writes
                             those it gave: step_000012.host_1.jsonl)
 completions/held_out_000012.jsonl   every answer of the evaluation after a step (000000: before the first)
+health.json, warnings.jsonl what the checks of its health have to know, and the warnings (grpo_jax/health/kept.py)
+report.html                 all of this as a page for people (training/reporting.py)
 retired.jsonl               the examples that are not asked any more, by the step that found them solved
 events/                     the same metrics for TensorBoard
 checkpoints/                the train state (training/checkpoint.py); unusable/ has those that were skipped

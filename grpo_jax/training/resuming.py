@@ -41,6 +41,7 @@ FREE = (
     "train.patience",
     "train.max_skipped",
     "train.watchdog_minutes",
+    "train.report_minutes",
     "algorithm.reward_seconds",
     "judge.at_once",
     "judge.seconds",

@@ -50,6 +50,7 @@ class Settings:
     skip_spikes: float | None = None  # leave out gradients with a norm so many times the recent median; null: none
     retire: float | None = None  # mean reward from which a prompt is not asked again; null never (ScaleRL's is 0.9)
     watchdog_minutes: float = 60.0  # after which a phase (sampling, learning, ...) counts as stuck; 0 never
+    report_minutes: float = 5.0  # between refreshes of report.html, which is made at the end, too; 0 never
 
     def __post_init__(self) -> None:
         for name in ("steps", "prompts", "max_prompt_tokens", "evaluate_prompts", "save_every", "keep", "max_skipped"):
@@ -62,7 +63,8 @@ class Settings:
             check_range("train.retire", self.retire, above=0, most=LARGEST_REWARD, note="(null is never)")
         if self.skip_spikes is not None:
             check_range("train.skip_spikes", self.skip_spikes, above=1, note="(null is never)")
-        check_range("train.watchdog_minutes", self.watchdog_minutes, least=0, most=100_000, note="(0 is never)")
+        for name in ("watchdog_minutes", "report_minutes"):
+            check_range(f"train.{name}", getattr(self, name), least=0, most=100_000, note="(0 is never)")
         if self.keep_best is not None and self.keep_best.startswith("eval/") and not self.evaluate_every:
             raise ValueError(
                 f"train.keep_best is {self.keep_best}, which is measured when held-out prompts are answered, and"

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from grpo_jax.saved.directory import REPORT
 from grpo_jax.structs import TrainState
 from grpo_jax.training.checkpoint import SAVED, size_of
 from grpo_jax.training.opening import most_at_once
@@ -53,8 +54,10 @@ def conclusion(record: Record, progress: Progress) -> str:
     if len(held_out) > 1:
         text += f"; held-out reward {held_out[0]:.3f} -> {held_out[-1]:.3f}"
     text += f"\ndone in {progress.elapsed()}; metrics, answers and checkpoints are in {record.path}"
-    if not (record.path / SAVED).exists():  # so there is no checkpoint to go on with
-        return text
     here = Path.cwd()
     run = shlex.quote(str(record.path.relative_to(here) if record.path.is_relative_to(here) else record.path))
+    made = f"{run}/{REPORT} opens in a browser; " if (record.path / REPORT).exists() else ""
+    text += f"\nreport: {made}grpo-jax report {run} makes it anew, and grpo-jax watch {run} shows it here"
+    if not (record.path / SAVED).exists():  # so there is no checkpoint to go on with
+        return text
     return f"{text}\nnext: grpo-jax generate {run}, or grpo-jax export {run} --out {run}-model"

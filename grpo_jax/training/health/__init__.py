@@ -1,6 +1,6 @@
-"""The health of a run in words: warnings that name a cause and the setting to change, found in its metrics."""
+"""The warnings of a run, printed and kept as it goes. What is checked is in `grpo_jax.health`."""
 
-from grpo_jax.training.health.saying import CHECKS, Health, setup_of
-from grpo_jax.training.health.seen import Limits, Seen, Setup
+from grpo_jax.health import CHECKS, Limits, Seen, Setup
+from grpo_jax.training.health.saying import Health, setup_of
 
 __all__ = ["CHECKS", "Health", "Limits", "Seen", "Setup", "setup_of"]

@@ -5,41 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo_jax.health import CHECKS, SHOWN_BY_ANSWERS, Check, Row, Seen, Setup
+from grpo_jax.health.kept import WARNINGS, write_setup
 from grpo_jax.objectives.coefficients import Stepwise
 from grpo_jax.objectives.shaping import nothing_for_truncated
 from grpo_jax.training.ending import writing
-from grpo_jax.training.health import policy, responses, rewards, update
-from grpo_jax.training.health.seen import Check, Row, Seen, Setup
 from grpo_jax.training.record import Record
 from grpo_jax.training.session import Session
 
-WARNINGS = "warnings.jsonl"
 CALM = 20  # steps without a cause, after which it is said again when it comes back
 REPLAYED = 100  # steps of a resumed run, in which causes were said before
 ASKED, ANSWERED = 60, 160  # characters of a prompt and of an answer that are shown
-# Checks that two sampled answers illustrate, and checks that numbers do.
-SHOWN_BY_ANSWERS: tuple[Check, ...] = (
-    rewards.no_scores,
-    responses.cut_off,
-    responses.empty_responses,
-    rewards.equal_rewards,
-    rewards.agreeing_groups,
-    responses.growing_responses,
-    policy.low_entropy,
-    policy.rising_entropy,
-    rewards.held_out_falls,
-)
-SHOWN_BY_NUMBERS: tuple[Check, ...] = (
-    update.no_gradient,
-    update.no_learning_rate,
-    policy.mismatch,
-    policy.runaway_kl,
-    policy.coefficient_at_bound,
-    update.clipping,
-    update.spike,
-    update.straggler,
-)
-CHECKS = SHOWN_BY_ANSWERS + SHOWN_BY_NUMBERS
 
 
 class Health:
@@ -56,6 +32,8 @@ class Health:
             self._new(history[:end])
         if record.writes:
             _keep_until(record.path / WARNINGS, _step_of(history))
+            with writing("What is known of the run", record.path):
+                write_setup(record.path, setup)
 
     def look(self) -> None:
         """Prints what has gone wrong up to the last step, and adds it to warnings.jsonl."""

@@ -3,7 +3,7 @@
 import math
 from statistics import fmean
 
-from grpo_jax.training.health.seen import Seen, share
+from grpo_jax.health.seen import Seen, share
 
 
 def cut_off(seen: Seen) -> str | None:

@@ -2,7 +2,7 @@
 
 from statistics import fmean, median
 
-from grpo_jax.training.health.seen import Seen
+from grpo_jax.health.seen import Seen
 
 
 def low_entropy(seen: Seen) -> str | None:

@@ -3,7 +3,7 @@
 import math
 from statistics import fmean
 
-from grpo_jax.training.health.seen import Seen, known
+from grpo_jax.health.seen import Seen, known
 
 
 def no_scores(seen: Seen) -> str | None:

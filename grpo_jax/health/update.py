@@ -3,7 +3,7 @@
 from itertools import pairwise
 from statistics import fmean, median
 
-from grpo_jax.training.health.seen import Seen, known, share
+from grpo_jax.health.seen import Seen, known, share
 
 
 def no_gradient(seen: Seen) -> str | None:

@@ -5,9 +5,10 @@ where nothing is wrong or too little is known. The bounds are wide: a warning ab
 people not to read warnings.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, pvariance
 from typing import Any, Protocol, runtime_checkable
 
 Row = Mapping[str, Any]  # numbers by their names; None for one that is not finite
@@ -26,6 +27,7 @@ class Limits:
     recent: int = 3  # steps whose mean is compared
     before: int = 10  # steps that count as the start, or as the time before
     flat: float = 0.01  # a reward that rises by less, relative to its largest size, does not rise
+    chance: float = 0.0  # standard errors by which a reward has to rise as well; reports, which look once, take 3
     entropy: float = 0.02  # nats; DAPO (arXiv:2503.14476, section 3.1) calls it entropy collapse
     entropy_fell: float = 0.1  # fraction of the start
     entropy_rose: float = 2.0  # times the start
@@ -88,7 +90,11 @@ class Seen:
         steps = sum("reward" in row for row in self.history[:1]) + len(self.history) - 1
         count = min(self.limits.before, steps // 2)
         rewards = self.last("reward", 2 * count)
-        return not rewards or self.above(fmean(rewards[count:]), fmean(rewards[:count]))
+        if not rewards:
+            return True
+        before, now = rewards[:count], rewards[count:]
+        error = math.sqrt((pvariance(before) + pvariance(now)) / count)
+        return self.above(fmean(now), fmean(before)) and fmean(now) - fmean(before) >= self.limits.chance * error
 
     def above(self, reward: float, other: float) -> bool:
         """Whether a reward is above another one by more than nothing."""

@@ -1,0 +1,1 @@
+"""Shows a run directory to a person, from its files alone: as one page of HTML, and in a terminal."""

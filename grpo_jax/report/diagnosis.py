@@ -1,0 +1,119 @@
+"""What is wrong with a run: the checks of its health, the cause before what follows from it, each with a title."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from grpo_jax.health import CHECKS, whole
+from grpo_jax.health.groups import extremes
+from grpo_jax.health.whole import WholeCheck
+from grpo_jax.report.reading import Found
+
+WHOLE: tuple[WholeCheck, ...] = (
+    whole.not_finite,
+    whole.follows_length,
+    whole.constant_reward,
+    whole.all_right,
+    whole.all_wrong,
+    whole.rate_too_high,
+    whole.many_cut_off,
+    whole.rate_too_low,
+)
+TITLES: Mapping[str, str] = {
+    "not_finite": "Updates are not finite",
+    "no_scores": "A reward gives no score",
+    "mismatch": "Sampler and trainer disagree",
+    "cut_off": "Answers are cut off",
+    "many_cut_off": "Many answers are cut off and earn nothing",
+    "empty_responses": "Answers are empty",
+    "follows_length": "The reward is hacked by length",
+    "constant_reward": "The reward is constant",
+    "all_right": "All groups are right",
+    "all_wrong": "All groups are wrong",
+    "equal_rewards": "All rewards are equal",
+    "agreeing_groups": "All groups agree",
+    "rate_too_high": "The learning rate is too high",
+    "held_out_falls": "The held-out reward falls",
+    "rising_entropy": "The policy comes apart",
+    "low_entropy": "The entropy is gone",
+    "runaway_kl": "The policy runs away from its reference",
+    "growing_responses": "Answers grow and earn no more",
+    "clipping": "Most tokens are clipped",
+    "no_learning_rate": "The learning rate is 0",
+    "no_gradient": "The gradient is 0",
+    "rate_too_low": "The learning rate is too low",
+    "coefficient_at_bound": "A coefficient is at its bound",
+    "spike": "The gradient has a spike",
+    "straggler": "A step was slow",
+}
+# What a cause brings with it, and is not said beside it.
+EXPLAINS: Mapping[str, tuple[str, ...]] = {
+    "constant_reward": ("equal_rewards", "agreeing_groups", "low_entropy", "no_gradient"),
+    "all_right": ("equal_rewards", "agreeing_groups", "low_entropy"),
+    "all_wrong": ("equal_rewards", "agreeing_groups"),
+    "cut_off": ("many_cut_off", "no_gradient", "all_wrong", "equal_rewards", "agreeing_groups"),
+    "follows_length": ("growing_responses", "empty_responses", "cut_off", "many_cut_off"),
+    "rate_too_high": ("equal_rewards", "agreeing_groups", "all_wrong", "low_entropy", "rising_entropy"),
+    "low_entropy": ("agreeing_groups", "rate_too_low"),
+    "mismatch": ("clipping",),
+}
+SUCCESS = ("equal_rewards", "agreeing_groups", "low_entropy")  # where a run has learned to answer all its prompts
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One cause: its title, the evidence with what to do, and answers that show it. `step` is None if it lasts."""
+
+    cause: str
+    title: str
+    text: str
+    step: int | None = None
+    answers: Sequence[str] = ()
+
+
+def diagnoses(found: Found) -> list[Diagnosis]:
+    """What is wrong at the end of a run as far as it has come, in the order of `TITLES`."""
+    seen, groups = found.seen, found.groups
+    texts = {check.__name__: text for check in WHOLE if (text := check(seen, groups)) is not None}
+    texts |= {check.__name__: text for check in CHECKS if (text := check(seen)) is not None}
+    explained = {effect for cause in texts for effect in EXPLAINS.get(cause, ())}
+    if is_solved(found):
+        explained |= {*SUCCESS}
+    if whole.learned(seen) and min(seen.last("entropy", seen.limits.recent), default=0.0) >= seen.limits.entropy:
+        explained |= {"low_entropy"}  # it fell as it does where a policy becomes sure of what is right
+    shown = {row["warning"]: row.get("answers") for row in found.warnings}
+    return [
+        Diagnosis(cause, title, _sentence(texts[cause]), answers=_texts(shown.get(cause)))
+        for cause, title in TITLES.items()
+        if cause in texts and cause not in explained
+    ]
+
+
+def earlier(found: Found, now: Sequence[Diagnosis]) -> list[Diagnosis]:
+    """The warnings that training printed, of causes that are not there any more."""
+    causes = {diagnosis.cause for diagnosis in now}
+    named = [(row["warning"], row) for row in found.warnings if row["warning"] not in causes]
+    return [
+        Diagnosis(cause, TITLES.get(cause, cause), _sentence(row["text"]), row["step"], _texts(row.get("answers")))
+        for cause, row in named
+    ]
+
+
+def is_solved(found: Found) -> bool:
+    """Whether the last answers are nearly all right, and were not at the start: there is little more to learn here."""
+    seen, groups = found.seen, found.groups
+    if not whole.learned(seen):
+        return False
+    agreed = whole.agreed(seen, groups)
+    if agreed is not None and agreed.right >= whole.NEARLY * agreed.total:
+        return True
+    rewards, best = seen.last("reward", seen.limits.recent), extremes(groups)[1]
+    return bool(rewards) and best > 0 and fmean(rewards) >= whole.AGREE * best
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _texts(value: object) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []

@@ -1,0 +1,100 @@
+"""A run in a terminal: what was learned, what is wrong, and small curves, as wide as the terminal is."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from grpo_jax.report.curves import Curve, Line, curves
+from grpo_jax.report.diagnosis import diagnoses
+from grpo_jax.report.headline import headline
+from grpo_jax.report.reading import Found, read_run
+from grpo_jax.report.text import clean
+from grpo_jax.saved.directory import METRICS
+
+BLOCKS, PLAIN = "▁▂▃▄▅▆▇█", "_.-:=+*#"  # of a small curve, for terminals with and without Unicode
+SHARE = 10  # times as long as it took to read a run, before it is read again
+
+
+def show_once(run: Path) -> None:
+    """Prints a run as it is now."""
+    console = Console()
+    console.print(_shown(read_run(run), console))
+
+
+def watch(run: Path, seconds: float) -> None:
+    """Shows a run until Ctrl-C, and looks every so many seconds whether it has gone on."""
+    console = Console()
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        for found in _changes(run, seconds):
+            live.update(_shown(found, console), refresh=True)
+
+
+def _changes(run: Path, seconds: float) -> Iterator[Found]:
+    """The run each time that its metrics have changed. A long one is read less often, so that this costs little."""
+    known = None
+    while True:
+        begun, now = time.monotonic(), _changed_at(run)
+        if known is None or now != known:
+            known = now
+            yield read_run(run)
+        time.sleep(max(seconds, SHARE * (time.monotonic() - begun)))
+
+
+def _changed_at(run: Path) -> tuple[float, int]:
+    try:
+        status = (run / METRICS).stat()
+        return status.st_mtime, status.st_size
+    except OSError:
+        return 0.0, 0
+
+
+def _shown(found: Found, console: Console) -> RenderableType:
+    head, wrong = headline(found), diagnoses(found)
+    parts: list[RenderableType] = [Text(f"{clean(found.name)}, {head.state}", style="bold")]
+    if head.first is not None and head.last is not None:
+        arrow = _either(console, "→", "->")
+        parts.append(Text(f"{head.name} {head.first} {arrow} {head.last}: {head.verdict}", style="bold cyan"))
+    parts += [Text(clean(note), style="dim") for note in head.notes]
+    for diagnosis in wrong:
+        box = Panel(Text(clean(diagnosis.text)), title=Text(diagnosis.title), title_align="left", border_style="red")
+        parts.append(box)
+    if not wrong and len(found.history):
+        parts.append(Text("Nothing is wrong.", style="green"))
+    parts.append(_curves(curves(found), console))
+    parts += [Text(f"note: {clean(problem)}", style="yellow") for problem in found.problems]
+    return Group(*parts)
+
+
+def _curves(drawn: list[Curve], console: Console) -> Table:
+    """A line for each metric: its name, a small curve, its first and its last value."""
+    table = Table(box=None, pad_edge=False, expand=False)
+    for title, side in (("", "left"), ("", "left"), ("first", "right"), ("last", "right"), ("unit", "left")):
+        table.add_column(title, justify="right" if side == "right" else "left", no_wrap=True, overflow="ellipsis")
+    width = max(8, min(48, console.width - 62))
+    for curve in drawn:
+        for line in curve.lines:
+            name = curve.title if len(curve.lines) == 1 else f"{curve.title}: {clean(line.label)}"
+            first, last = (f"{value:.4g}" for value in (line.values[0], line.values[-1]))
+            table.add_row(Text(name), Text(_small(line, width, console)), first, last, Text(curve.unit, style="dim"))
+    return table
+
+
+def _small(line: Line, width: int, console: Console) -> str:
+    """A curve on one line: the mean of equal parts of the steps, from the lowest block to the highest."""
+    levels = _either(console, BLOCKS, PLAIN)
+    parts = np.array_split(line.values, min(width, len(line.values)))
+    means = np.array([part.mean() for part in parts])
+    reach = float(np.ptp(means))
+    places = np.zeros(len(means)) if reach == 0 else (means - means.min()) / reach * (len(levels) - 1)
+    return "".join(levels[round(float(place))] for place in places)
+
+
+def _either(console: Console, unicode: str, plain: str) -> str:
+    return plain if console.options.ascii_only else unicode

@@ -1,0 +1,446 @@
+"""A report of a run: one page from its files, safe, whole, with a diagnosis; and the same in a terminal."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes.run_directories import FAILURES, healthy
+
+from grpo_jax import objectives
+from grpo_jax.cli import main
+from grpo_jax.health.kept import GIVE_NOTHING, read_setup, write_setup
+from grpo_jax.health.seen import Setup
+from grpo_jax.objectives.shaping import nothing_for_truncated
+from grpo_jax.report.curves import POINTS, curves, thinned
+from grpo_jax.report.diagnosis import TITLES, diagnoses
+from grpo_jax.report.page import write_comparison, write_report
+from grpo_jax.report.reading import read_run
+from grpo_jax.training.reporting import Reporter
+
+DATA = Path(__file__).parent / "data"
+VOID = {"meta", "br", "img", "link", "input", "hr", "path", "use"}
+ADDRESSES = {"src", "srcset", "poster", "action", "formaction", "data", "background", "ping", "manifest"}
+
+
+@pytest.fixture(autouse=True)
+def no_reports():
+    """Replaces the fixture that keeps the trainings of other tests from making reports."""
+
+
+class Page(HTMLParser):
+    """What a browser would find on a page: its text, its tags, and whether each tag is closed where it has to be."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.html = path.read_text(encoding="utf-8")
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.pieces: list[str] = []
+        self.feed(self.html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        self.pieces.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.pieces).split())
+
+    def check(self):
+        """Nothing on the page asks for anything that is not on it, and nothing can run."""
+        names = {tag for tag, _ in self.tags}
+        assert {"script", "iframe", "link", "img", "object", "embed", "base", "form"}.isdisjoint(names)
+        for tag, attributes in self.tags:
+            assert not ADDRESSES & attributes.keys() or tag == "meta", (tag, attributes)
+            assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
+            for name in ("href", "xlink:href"):
+                assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
+        style = re.search(r"<style>(.*?)</style>", self.html, re.DOTALL)[1]
+        assert "url(" not in style and "@import" not in style
+        policies = [
+            a["content"] for t, a in self.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+        ]
+        assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
+        ids = [attributes["id"] for _, attributes in self.tags if "id" in attributes]
+        assert len(ids) == len(set(ids))
+        return self
+
+
+def page_of(run: Path) -> Page:
+    return Page(write_report(run)).check()
+
+
+@pytest.fixture(scope="module")
+def well(tmp_path_factory) -> Path:
+    """A run that learns."""
+    return healthy().write(tmp_path_factory.mktemp("runs") / "well")
+
+
+def test_a_healthy_run_gets_a_headline_curves_answers_settings_and_no_diagnosis(well):
+    page = page_of(well)
+    assert "held-out reward 0.200 (0.100 to 0.300) → 0.850" in page.text
+    assert "It rose by more than chance" in page.text
+    assert "Nothing is wrong" in page.text
+    titles = [curve.title for curve in curves(read_run(well))]
+    assert titles[:2] == ["Reward", "Spread of rewards within groups"]
+    assert {"Length", "Entropy", "Groups that agree", "Speed", "Time of a step, by phase", "Padding"} <= set(titles)
+    assert page.html.count("<svg") >= len(titles)
+    assert "What is 1" in page.text and "advantage +0.500" in page.text
+    assert "train.prompts 8 16 made.yaml:8" in page.text  # its value, the default, and where it was written
+    assert len(page.html) < 1_000_000
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_run_that_fails_gets_the_diagnosis_of_its_cause_and_no_other(name, tmp_path):
+    make, title = FAILURES[name]
+    found = diagnoses(read_run(make().write(tmp_path / "run")))
+    assert [diagnosis.title for diagnosis in found] == [title]
+    assert re.search(r"\d", found[0].text), "there is no evidence"
+    assert re.search(r"optimizer\.|rollout\.|objective|task|train\.|rewards", found[0].text), "there is nothing to do"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"steps": 6},
+        {"steps": 24, "seed": 5},
+        {"steps": 80, "seed": 1},
+        {"right": lambda part: min(0.2 + 2 * part, 0.99), "entropy": lambda part: max(1.4 - 2 * part, 0.01)},
+        {"objective": "verifiable", "cut": lambda part: 0.8 - 0.6 * part},
+    ],
+    ids=["short", "as the quickstart", "long", "solved", "cut off less and less"],
+)
+def test_runs_that_learn_get_no_diagnosis(given, tmp_path):
+    assert diagnoses(read_run(healthy(**given).write(tmp_path / "run"))) == []
+
+
+def test_the_real_quickstart_gets_no_diagnosis(tmp_path):
+    shutil.copy(DATA / "quickstart_metrics.jsonl", tmp_path / "metrics.jsonl")
+    assert diagnoses(read_run(tmp_path)) == []
+    assert "Nothing is wrong" in page_of(tmp_path).text
+
+
+def test_every_check_has_a_title():
+    from grpo_jax.health import CHECKS
+    from grpo_jax.report.diagnosis import EXPLAINS, WHOLE
+
+    assert {check.__name__ for check in (*CHECKS, *WHOLE)} == set(TITLES)
+    assert {*EXPLAINS, *(effect for effects in EXPLAINS.values() for effect in effects)} <= set(TITLES)
+
+
+def test_the_presets_that_give_nothing_to_cut_off_responses_are_known():
+    """A run of an earlier version tells its objective by name alone."""
+    names = [name for name in dir(objectives) if not name.startswith("_")]
+    found = set()
+    for name in names:
+        try:
+            made = getattr(objectives, name)()
+        except (TypeError, ValueError):
+            continue
+        if nothing_for_truncated in getattr(made, "shaping", ()):
+            found.add(name)
+    assert found == set(GIVE_NOTHING)
+
+
+def test_what_the_checks_have_to_know_is_kept_and_read(tmp_path):
+    setup = Setup(9, ("a", "b"), 4, 8, True, False, {"term 1": (1.0, "entropy")})
+    write_setup(tmp_path, setup)
+    assert read_setup(tmp_path) == setup
+    (tmp_path / "health.json").write_text("{torn")
+    assert read_setup(tmp_path) is None
+
+
+# Runs that are damaged, or hardly there.
+
+
+def with_rows(path: Path, *rows: dict[str, object]) -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_an_empty_folder_is_a_page_that_says_so(tmp_path):
+    text = page_of(tmp_path).text
+    assert "Nothing has been measured yet" in text and "there is no metrics.jsonl" in text
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"step": 1, "reward": 0.5, "entropy": 1.0, "grad_norm": 0.0}],
+        [{"step": 1, "reward": None, "entropy": None}, {"step": 2, "reward": None, "entropy": None}],
+        [{"step": step, "reward": float(-step), "grad_norm": None if step == 2 else 1e30} for step in range(1, 5)],
+        [
+            {"step": 0, "eval/reward": -3.0},
+            {"step": 9, "eval/reward": -1.5, "eval/reward/low": -2.0, "eval/reward/high": -1},
+        ],
+        [{"step": 1, "reward": "high", "kl": True, "x": [1]}, {"step": "2"}, {"step": 3, "reward": 1e308}],
+        [{"step": 5, "reward": 1.0}, {"step": 2, "reward": 0.0}],
+    ],
+    ids=["one step", "null alone", "negative and huge", "evaluations alone", "strange values", "out of order"],
+)
+def test_any_metrics_make_a_page(rows, tmp_path):
+    page_of(with_rows(tmp_path / "run", *rows))
+
+
+def test_the_interval_of_an_evaluation_is_that_which_it_measured(tmp_path):
+    rows = [
+        {"step": s, "eval/reward": v, "eval/reward/low": v - 1, "eval/reward/high": v + 1} for s, v in ((0, 1), (9, 5))
+    ]
+    text = page_of(with_rows(tmp_path / "run", *rows)).text
+    assert "held-out reward 1.000 (0.000 to 2.000) → 5.000 (4.000 to 6.000)" in text
+
+
+def test_a_torn_line_is_left_out_and_said(well, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(well, run)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[3] = lines[3][:50]
+    (run / "metrics.jsonl").write_text("\n".join(lines)[:-40] + "\n\0\0\0")
+    (run / "completions" / "step_000040.jsonl").write_bytes(b'{"prompt": "a", "compl\xff\xfe')
+    (run / "run.json").write_text("{")
+    (run / "warnings.jsonl").write_text('{"step": 1, "warning": ["x"], "text": "t"}\n[1]\n{"text"')
+    text = page_of(run).text
+    assert "metrics.jsonl has 2 line(s) that cannot be read and are left out (line 4, 41)" in text
+    assert "step_000040.jsonl has 1 line(s)" in text and "run.json cannot be read" in text
+
+
+def test_a_run_without_a_config_or_with_a_torn_one_makes_a_page(well, tmp_path):
+    for number, config in enumerate((None, b"run:\n  name: \xff\xfe", b"")):
+        run = tmp_path / str(number)
+        shutil.copytree(well, run)
+        (run / "config.yaml").unlink()
+        if config is not None:
+            (run / "config.yaml").write_bytes(config)
+        assert "held-out reward" in page_of(run).text
+
+
+def test_a_run_of_an_earlier_version_makes_a_page(tmp_path):
+    shutil.copytree(DATA / "run_of_0d0afb5" / "old", tmp_path / "old")
+    text = page_of(tmp_path / "old").text
+    assert "held-out reward" in text and "What is 4 + 4?" in text and "optimizer.learning_rate 0.001" in text
+
+
+EVIL = "</pre></details><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7*7 }} {% raw %} &"
+EVIL += " \x00\x1b[31m \ud800 \u202e"
+
+
+def test_text_of_a_run_is_text_wherever_it_stands(tmp_path):
+    run = healthy(steps=3).write(tmp_path / "run")
+    name = "<b onclick=x>$\\frac{1}{2}$"
+    row = {"step": 4, "reward": 0.1, f"rewards/{name}/mean": 0.3, "rewards/_x/mean": 0.1, f"own/{name}": 1.0}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("".join(json.dumps(row | {"step": step, f"own/{name}": step}) + "\n" for step in (4, 5)))
+    answer = {"prompt": EVIL, "answer": EVIL, "completion": EVIL, f"rewards/{name}": 0.5, "advantage": [0.5, 0.0]}
+    talk = answer | {"prompt": [{"role": EVIL, "content": EVIL}, {"role": "user", "content": [1]}]}
+    (run / "completions" / "step_000005.jsonl").write_text(json.dumps(answer) + "\n" + json.dumps(talk) + "\n")
+    (run / "warnings.jsonl").write_text(
+        json.dumps({"step": 2, "warning": EVIL, "text": f"rollout.max_tokens {EVIL}", "answers": [EVIL]}) + "\n"
+    )
+    config = (
+        run / "config.yaml"
+    ).read_text() + f"model:  # grpo_jax.models:load\n  name: {json.dumps(EVIL)}  # <i>x</i>\n"
+    (run / "config.yaml").write_text(config)
+    page = page_of(run)
+    assert "b" not in {tag for tag, attributes in page.tags if attributes}
+    assert page.text.count("<script>alert(1)</script>") >= 6
+    assert "\x00" not in page.html and "\x1b" not in page.html and "\u202e" not in page.html
+    assert "{{ 7*7 }}" in page.text and "49" not in page.text.split("{{ 7*7 }}")[0][-5:]
+    assert name in page.text
+
+
+def test_the_lowest_and_the_highest_value_of_a_long_curve_are_drawn():
+    steps = np.arange(100_000)
+    values = np.sin(steps / 500)
+    values[54_321], values[77_777] = 9.0, -9.0
+    kept, drawn = thinned(steps, values)
+    assert len(kept) <= 2 * POINTS + 2
+    assert (drawn.max(), drawn.min(), kept[0], kept[-1]) == (9.0, -9.0, 0, 99_999)
+    np.testing.assert_array_equal(values[kept], drawn)
+
+
+@pytest.mark.slow
+def test_a_run_of_100_000_steps_makes_a_small_page_in_seconds(tmp_path):
+    run = healthy(steps=40).write(tmp_path / "run")
+    row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    with (run / "metrics.jsonl").open("w") as file:
+        for step in range(1, 100_001):
+            file.write(json.dumps(row | {"step": step, "reward": (step * 7919 % 1000) / 1000}) + "\n")
+    begun = time.process_time()
+    file = write_report(run)
+    assert time.process_time() - begun < 20  # 10 on a machine that does nothing else
+    assert file.stat().st_size < 10_000_000
+    Page(file).check()
+
+
+def test_answers_of_one_group_stand_side_by_side_with_rewards_and_advantages(tmp_path):
+    run = with_rows(tmp_path / "run", {"step": 1, "reward": 0.5})
+    (run / "completions").mkdir()
+    rows = [
+        {"prompt": "p", "answer": "a", "completion": f"said {n}", "rewards/x": n, "rewards/y": 0, "advantage": n - 0.5}
+        for n in (0, 1)
+    ]
+    (run / "completions" / "step_000001.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = page_of(run).text
+    assert "reward 1 advantage +0.500 6 characters x 1 y 0 said 1 reward 0 advantage -0.500" in text
+
+
+def test_held_out_answers_are_shown_first_against_last(tmp_path):
+    run = with_rows(tmp_path / "run", {"step": 0, "eval/reward": 0.0}, {"step": 8, "eval/reward": 1.0})
+    (run / "completions").mkdir()
+    for step, said in ((0, "wrong"), (8, "right")):
+        row = {
+            "step": step,
+            "prompt": "p",
+            "answer": "a",
+            "completion": f"it was {said}",
+            "rewards/x": float(step == 8),
+        }
+        row |= {"reward": float(step == 8), "length": 3, "truncated": step == 0, "sample": 0}
+        (run / "completions" / f"held_out_{step:06d}.jsonl").write_text(json.dumps(row) + "\n")
+    text = page_of(run).text
+    assert "1 questions are answered better than at step 0" in text
+    assert "step 0 reward 0 3 tokens, cut off it was wrong step 8 reward 1 3 tokens it was right" in text
+
+
+def test_a_long_text_is_cut_in_its_middle_and_says_so(tmp_path):
+    run = with_rows(tmp_path / "run", {"step": 1, "reward": 0.5})
+    (run / "completions").mkdir()
+    row = {"prompt": "p", "completion": "b" + "x" * 100_000 + "e", "rewards/x": 1.0}
+    (run / "completions" / "step_000001.jsonl").write_text(json.dumps(row) + "\n")
+    page = page_of(run)
+    assert "98,502 characters left out" in page.text and len(page.html) < 100_000
+
+
+# Several runs on one page, the commands, and training.
+
+
+def test_seeds_of_one_config_are_one_side_and_another_config_is_another(tmp_path):
+    runs = [healthy(steps=12, seed=seed).write(tmp_path / f"seed{seed}") for seed in (0, 1, 2)]
+    runs.append(healthy(steps=12, objective="grpo").write(tmp_path / "other"))
+    text = Page(write_comparison(runs, tmp_path / "c.html")).check().text
+    assert "seed0 (3 seeds) other" in text
+    assert "0.850 (range 0.850 to 0.850 of 3 runs)" in text or "of 3 runs" in text
+    assert "objective.use dapo grpo" in text and "train.seed" not in text
+
+
+def test_the_commands_write_a_page_and_print_its_path(well, tmp_path, capsys):
+    assert main(["report", str(well)]) == 0
+    assert capsys.readouterr().out.strip() == str(well / "report.html")
+    assert main(["report", str(well), str(well), "--out", str(tmp_path / "two.html")]) == 0
+    Page(tmp_path / "two.html").check()
+    assert main(["report", str(tmp_path / "none")]) == 2
+    assert "none is not a folder; give the directory of a run" in capsys.readouterr().err
+    assert main(["report", str(well), "--out", str(tmp_path / "none" / "x.html")]) == 2
+    assert "Give another file: --out FILE" in capsys.readouterr().err
+
+
+def test_watch_prints_the_headline_the_diagnosis_and_small_curves_once(well, tmp_path, capsys):
+    assert main(["watch", str(well), "--once"]) == 0
+    out = capsys.readouterr().out
+    assert "held-out reward 0.200" in out and "Nothing is wrong" in out and "Entropy" in out
+    make, title = FAILURES["all wrong"]
+    run = make().write(tmp_path / "run")
+    (run / "completions" / "step_000040.jsonl").write_text(
+        json.dumps({"prompt": "\x1b[31m", "completion": "\x1b]0;x\x07", "rewards/last_number": 0.0}) + "\n"
+    )
+    assert main(["watch", str(run), "--once"]) == 0
+    out = capsys.readouterr().out
+    assert title in out and "\x1b]0" not in out
+    assert main(["watch", str(tmp_path / "none"), "--once"]) == 2
+
+
+def test_watch_prints_plain_characters_where_the_terminal_knows_no_others(well):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "COLUMNS": "80"}
+    command = [sys.executable, "-m", "grpo_jax", "watch", str(well), "--once"]
+    found = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert found.returncode == 0, found.stderr.decode()
+    assert "held-out reward 0.200" in found.stdout.decode("ascii")
+
+
+def test_a_report_needs_no_jax(well):
+    program = (
+        f"import sys; from grpo_jax.report.page import write_report; write_report({str(well)!r}); print(*sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert {"jax", "flax", "orbax", "transformers", "matplotlib.pyplot"}.isdisjoint(out)
+
+
+def test_training_makes_a_report_in_a_process_of_its_own(well, tmp_path):
+    run, said, priority = tmp_path / "run", [], os.getpriority(os.PRIO_PROCESS, 0)
+    shutil.copytree(well, run)
+    (run / "report.html").unlink(missing_ok=True)
+    reporter = Reporter(run, 5.0, True, said.append)
+    reporter.after_step()
+    assert reporter.process is None, "it is not due yet"
+    reporter.begun -= 400
+    reporter.after_step()
+    assert reporter.process is not None and reporter.process.wait(120) == 0
+    assert os.getpriority(os.PRIO_PROCESS, 0) == priority
+    Page(run / "report.html").check()
+    reporter.after_step()
+    reporter.leave()
+    assert said == []
+
+
+def test_a_report_that_fails_is_one_warning(tmp_path):
+    said = []
+    reporter = Reporter(tmp_path / "gone", 5.0, True, said.append)
+    for _ in range(2):
+        reporter.begun -= 400
+        reporter.after_step()
+        reporter.process.wait(120)
+    reporter.after_step()
+    assert len(said) == 1 and said[0].startswith("warning: gone/report.html is not made (")
+    assert "The run is not affected" in said[0]
+
+
+def test_no_report_is_made_where_none_is_wanted_or_another_host_makes_it(tmp_path):
+    for minutes, writes in ((0.0, True), (5.0, False)):
+        reporter = Reporter(tmp_path, minutes, writes, print)
+        reporter.begun -= 400
+        reporter.after_step()
+        reporter.finish()
+        reporter.leave()
+        assert reporter.process is None and list(tmp_path.iterdir()) == []
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1400, 400])
+def test_a_browser_asks_for_nothing_and_prints_no_error(width, well, tmp_path):
+    """Its log of the network has the page itself and no other address."""
+    page = tmp_path / "report.html"
+    shutil.copy(write_report(well), page)
+    log, picture = tmp_path / "net.json", tmp_path / "page.png"
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--disable-background-networking", "--no-first-run"]
+    command += [f"--log-net-log={log}", f"--window-size={width},1200", f"--screenshot={picture}", page.as_uri()]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert picture.stat().st_size > 10_000, found.stderr
+    assert "CONSOLE" not in found.stderr
+    addresses = set(re.findall(r'"url":"([^"]+)"', log.read_text(errors="replace")))
+    assert {address for address in addresses if address.startswith("http") and "localhost" not in address} == set()

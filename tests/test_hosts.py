@@ -281,6 +281,7 @@ def test_multi_process_after_a_signal_to_one_host_both_save_the_same_step(tmp_pa
     assert ("Ctrl-C again ends them at once" in said(tmp_path, 1)) == (sent == signal.SIGINT)
 
 
+@pytest.mark.long
 def test_multi_process_a_signal_to_one_host_waits_for_no_reward_that_hangs_on_the_other(tmp_path):
     both = start(tmp_path, 2, 4, config=SMALL.replace("my_rewards:slow", "my_rewards:hangs_on_second"))
     wait_for(tmp_path, "hangs", index=1)
@@ -487,6 +488,7 @@ def test_a_host_that_waits_in_vain_prints_how_to_start_all_hosts(tmp_path):
     assert "tpu_scripts/run.sh" in said(tmp_path)
 
 
+@pytest.mark.long
 def test_a_run_resumed_after_sigterm_equals_one_that_was_not_stopped(alone, tmp_path):
     (one,) = start(tmp_path, 1, 8, "train.save_every=50")
     wait_for(tmp_path, "step 1/4")

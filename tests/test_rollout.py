@@ -108,7 +108,7 @@ def test_sampling_stops_when_every_row_has_ended():
     assert len(steps) == np.asarray(rollouts.action_PGT).sum(axis=2).max() - 1 < 100
 
 
-@pytest.mark.parametrize("at_once", [None, 4])
+@pytest.mark.parametrize("at_once", [None, pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_eight_devices_sample_the_tokens_of_one(at_once, monkeypatch):
     monkeypatch.setattr(sizes, "SHORTEST_RING", 4)

@@ -520,7 +520,7 @@ def change_of(objective: Objective, whole: Whole, layout: Layout | None = None, 
     return jax.tree.map(np.subtract, host(state.params), host(PARAMS))
 
 
-MORE_CUT = ("clip_cov", "top_entropy", "real")  # each much like one of the others
+MORE_CUT = ("clip_cov", "top_entropy", "real", "reinforce_pp")  # each much like one of the others
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in MORE_CUT else n for n in CUT])
@@ -545,8 +545,16 @@ def test_what_makes_an_objective_special_moves_the_parameters(name, whole):
     assert largest_change(expected, found) > 1e-3
 
 
-@pytest.mark.parametrize("objective", [ADAPTIVE, held(Reference(1, 0.5))], ids=["adaptive", "average"])
-@pytest.mark.parametrize("layout", [None, Layout(2, 2, 2)], ids=["one device", "mesh"])
+@pytest.mark.parametrize(
+    ("objective", "layout"),
+    [
+        (ADAPTIVE, None),
+        (held(Reference(1, 0.5)), None),
+        (ADAPTIVE, Layout(2, 2, 2)),
+        pytest.param(held(Reference(1, 0.5)), Layout(2, 2, 2), marks=pytest.mark.long),
+    ],
+    ids=["adaptive", "average", "adaptive on a mesh", "average on a mesh"],
+)
 @pytest.mark.slow
 def test_what_moves_between_steps_compiles_nothing_new(objective, layout):
     mesh = ONE if layout is None else layout.mesh()

@@ -49,6 +49,7 @@ def without_times(rows):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_resuming_gives_the_run_that_was_never_stopped(config, tmp_path, capsys):
     assert main(["train", str(config)]) == 0
     assert main(["train", str(config), "train.steps=2", "run.name=halted"]) == 0

@@ -75,43 +75,61 @@ def hostile() -> None:
         print(f"{name}, 4 workers: {time.perf_counter() - begun:.2f} s, {unscored} not scored")
 
 
-def beside() -> None:
-    """How much longer steps take with a judge that needs as long as the sampling, asked beside it and after it."""
+def beside(rounds: int = 5) -> None:
+    """How much longer steps take with a judge that needs as long as the sampling, asked beside it and after it.
+
+    One step of each kind in each round, so that a busy minute of the machine is a busy minute for all three.
+    """
     import jax
 
     import grpo_jax as gj
     from grpo_jax.devices.mesh import Layout
     from grpo_jax.models import tiny
 
-    model, prompts = tiny(remat="none"), 96
+    model, prompts = tiny(remat="none"), 256
     examples = [Example(f"{n} plus {n + 1} is?") for n in range(prompts)]
     encoded = model.tokenizer.encode_all([example.prompt for example in examples], max_tokens=64)
-    sampler = gj.Sampler(model.tokenizer.end_ids, responses=4, max_tokens=128, at_once=2)
+    sampler = gj.Sampler(model.tokenizer.end_ids, responses=4, max_tokens=64, at_once=2)
+    objective, optimizer = gj.objectives.dapo(), gj.adamw(1e-6, warmup_steps=1)
 
-    def steps(reward, overlapped: bool = True, count: int = 3) -> tuple[float, float]:
-        """Seconds of a step, and of its sampling: medians after a first step, which compiles."""
-        objective, optimizer = gj.objectives.dapo(), gj.adamw(1e-6, warmup_steps=1)
-        algorithm = gj.Algorithm(model.policy, sampler, model.tokenizer.decode, reward, objective, optimizer)
-        state, times = gj.init(algorithm, model.params(Layout().mesh(jax.devices()[:1]))), []
-        for _ in range(count + 1):
-            key, begun = jax.random.key(0), time.perf_counter()
-            with gj.scoring.EarlyScoring(algorithm, encoded, examples) as early:
-                early = early if overlapped else None
-                rollouts = gj.sample(algorithm, state, encoded, examples, key, early=early)
-                sampled = time.perf_counter() - begun
-                rewards = gj.score(algorithm, rollouts, examples, early=early)
-            state, _ = gj.update(algorithm, state, gj.prepare(algorithm, state, rollouts, rewards, key))
-            times.append((time.perf_counter() - begun, sampled))
-        whole, sampling = zip(*times[1:], strict=True)
-        return statistics.median(whole), statistics.median(sampling)
+    def algorithm(reward) -> gj.Algorithm:
+        return gj.Algorithm(model.policy, sampler, model.tokenizer.decode, reward, objective, optimizer)
 
-    free, sampling = steps(vowels)
+    def step(algorithm: gj.Algorithm, overlapped: bool) -> tuple[float, float, float]:
+        """Seconds of a step, of its sampling, and of the scoring that is left after it."""
+        state, key = gj.init(algorithm, model.params(Layout().mesh(jax.devices()[:1]))), jax.random.key(0)
+        jax.block_until_ready(state)
+        begun = time.perf_counter()
+        with gj.scoring.EarlyScoring(algorithm, encoded, examples) as early:
+            early = early if overlapped else None
+            rollouts = gj.sample(algorithm, state, encoded, examples, key, early=early)
+            sampled = time.perf_counter() - begun
+            rewards = gj.score(algorithm, rollouts, examples, early=early)
+            scored = time.perf_counter() - begun - sampled
+        state, _ = gj.update(algorithm, state, gj.prepare(algorithm, state, rollouts, rewards, key))
+        jax.block_until_ready(state)
+        return time.perf_counter() - begun, sampled, scored
+
+    free = algorithm(vowels)
+    sampling = statistics.median(step(free, False)[1] for _ in range(5))
     judge = Judge(16 * sampling / (4 * prompts), 16)
-    judged, after = steps(judge)[0], steps(judge, overlapped=False)[0]
+    judged = algorithm(judge)
+    kinds = [(free, False), (judged, True), (judged, False)]
+    times = []
+    for _ in range(rounds + 3):
+        times.append([step(*kind) for kind in kinds])
+        missing = statistics.median(a[1] - c[2] for a, _, c in times[-3:])  # calls cost something themselves
+        judge.seconds += 16 * missing / (4 * prompts) / 2
+    times = times[3:]
+    free_seconds, beside_ratio, after_ratio, sampling, scoring = (
+        statistics.median(numbers)
+        for numbers in zip(*[(a[0], b[0] / a[0], c[0] / a[0], c[1], c[2]) for a, b, c in times], strict=True)
+    )
     print(
-        f"sampling {prompts} x 4 answers, 2 prompts at once: {sampling:.2f} s; a step with a free reward: {free:.2f} s;"
-        f" with a judge of {judge.seconds:.3f} s, 16 at once: {judged / free:.3f} times as long beside sampling,"
-        f" {after / free:.3f} times after it"
+        f"sampling {prompts} x 4 answers, 2 prompts at once: {sampling:.2f} s; a step with a free reward:"
+        f" {free_seconds:.2f} s; with a judge that takes {scoring:.2f} s, {judge.seconds:.3f} s an answer and 16 at"
+        f" once: {beside_ratio:.3f} times as long beside sampling, {after_ratio:.3f} times after it (medians of"
+        f" {rounds} rounds)"
     )
 
 

@@ -17,7 +17,7 @@ from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.placing import place_prompts
 from grpo_jax.models import tiny
 from grpo_jax.rewards import Guarded, Mix, workers
-from grpo_jax.rollout import native, stages
+from grpo_jax.rollout import stages
 from grpo_jax.rollout.buffer import ResponseBuffer
 from grpo_jax.scoring import EarlyScoring, chosen_tokens, score_rollouts
 
@@ -29,11 +29,6 @@ EXAMPLES = [gj.Example(text, "e") for text in TEXTS]
 PROMPTS = MODEL.tokenizer.encode_all(TEXTS, max_tokens=64)
 ENDS = tuple(range(0, 257, 12))  # many tokens end a response, so that the groups of a random model end one by one
 SAMPLER = gj.Sampler(ENDS, responses=3, max_tokens=48)
-
-
-@pytest.fixture(autouse=True)
-def short_stages(monkeypatch):
-    monkeypatch.setattr(native, "HEARD_TOKENS", 2)
 
 
 async def evens(example: gj.Example, response: str) -> float:

@@ -40,7 +40,7 @@ from grpo_jax.rollout.sizes import (
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows, bucket, prompt_shapes
 
 STOP_TOKENS = 16  # between two looks at the text for a stop string
-HEARD_TOKENS = 32  # between two looks for groups that have ended, where somebody waits for them
+HEARD_LOOKS = 16  # of the prompts held, one in so many has ended at each look, where somebody waits for groups
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,6 @@ class _Sampling:
         self.few = max(self.shards, held // 4 // self.shards * self.shards)  # prompts that are admitted together
         self.shapes = row_shapes(held, G, self.shards)
         self.waiting = list(range(held, P))
-        self.look_after = STOP_TOKENS if sampler.stop else None if heard is None else HEARD_TOKENS
         self.buffer = ResponseBuffer(P, G, T, held, padding=sampler.ends[0])
         self.shared, self.own, self.rows = self._begin(np.arange(held), self.rings[0])
 
@@ -253,10 +252,10 @@ class _Sampling:
         smaller = self.shapes[self.shapes.index((P, G)) + 1 :][:1]
         narrow = smaller and not self.waiting
         until = stages.Until(
-            cursor=2**30 if self.look_after is None else int(self.rows.cursor) + self.look_after,
+            cursor=int(self.rows.cursor) + STOP_TOKENS if self.sampler.stop else 2**30,
             prompts=smaller[0][0] // self.shards if narrow else -1,
             width=smaller[0][1] if narrow else 1,
-            free=self.few if self.waiting else P + 1,
+            free=min(self.few if self.waiting else P + 1, self._heard_at(P)),
         )
         self.own, self.rows = stages.decode(
             self.policy,
@@ -270,6 +269,13 @@ class _Sampling:
             self.mesh,
         )
         return self._collect()
+
+    def _heard_at(self, P: int) -> int:
+        """How many of the P prompts have no active row when the host looks for ended groups; never, if nobody waits."""
+        if self.heard is None:
+            return P + 1
+        active_P = jax.device_get(self.rows.active_PG).any(axis=1)
+        return P - int(active_P.sum()) + max(1, P // HEARD_LOOKS)
 
     def _collect(self) -> np.ndarray:
         experts = () if self.policy.experts is None else self.policy.experts(self.own)

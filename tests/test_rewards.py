@@ -154,8 +154,8 @@ def test_a_hostile_response_scores_zero(piece):
 
 
 def test_only_the_end_of_a_response_is_searched():
-    assert last_number(answered("7"), "x" * MAX_SCANNED + "7") == 1.0
-    assert last_number(answered("7"), "7" + "x" * MAX_SCANNED) == 0.0
+    assert last_number(answered("7"), "x " * MAX_SCANNED + "7") == 1.0
+    assert last_number(answered("7"), "7" + " x" * MAX_SCANNED) == 0.0
 
 
 def test_a_run_of_digits_too_long_for_an_answer_is_no_number():

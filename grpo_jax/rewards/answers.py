@@ -46,11 +46,16 @@ _RELATION = re.compile(
 )
 _BEFORE = re.compile(r"^(?:[,'/_%}\u00b0]|\.{2,})+")
 _AFTER = ".,'/_^{\\\u2019"  # characters at the end of a run that belong to what follows
-_WORD = re.compile(  # whose digits are no number: cm^2, m2, H2O
+_MONEY = r"(?:USD|US|CAD|AUD|EUR|GBP|CHF|JPY|CNY|RMB|INR|Rs)"  # may be written directly before a number
+_WORD = re.compile(  # whose digits are no number: cm^2, m2, H2O, CO2, x_1
     r"\\?(?:(?:text|mathrm)\{[A-Za-z /]+\}|[A-Za-z]{2,}|[mshgl])\^\{?-?[1-9]\}?|[A-Za-z]+[0-9]+[A-Za-z][0-9A-Za-z]*"
     r"|(?:[kcdm]?m|ft|in|yd|mi)[23]"
+    rf"|(?!{_MONEY}[0-9])[A-Za-z_]+[0-9.]+"
 )
-_NAMED = re.compile(r"[A-Za-z_]+")  # directly before a digit, as in CO2
+_NAMED = re.compile(_MONEY)
+_FACTOR = re.compile(  # before a bracket that is a part of something larger: -(3), 2(3), 4 * (3)
+    r"(?:[-+0-9)\]}^]|(?:[*/\u00d7\u00b7\u22c5]|\\times|\\cdot)\s*)(?:\\left)?\(\s*[-+]?\s*$"
+)
 _SHORT_UNIT = re.compile(r"(?<=[0-9])[mgshlL]$")  # 15m; in a formula, where a mark is, it is a variable
 _LARGE = re.compile(r"\s(?:hundred|thousand|million|billion|trillion)\b", re.IGNORECASE)
 _NEGATIVE = re.compile(r"=\s*-\s*$")  # with a space after the minus, too
@@ -203,6 +208,8 @@ def _read_run(line: str, run: re.Match[str]) -> Fraction | None:
     text = _SHORT_UNIT.sub("", text[named.end() :] if named else text)
     if re.fullmatch(r"[0-9]{3}", text) and _GROUP_BEFORE.search(line[max(start - 40, 0) : start]):
         return None  # 12 000: one number, or two
+    if _FACTOR.search(line[max(start - 40, 0) : start]):
+        return None
     large = _LARGE.match(line, run.end())
     number = read_quantity(text + (large[0] if large else ""))
     return -number if number is not None and _is_negative(line, start) else number

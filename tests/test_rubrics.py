@@ -162,6 +162,7 @@ MISTAKES = {
     "rule missing": (GOOD + 'rule = {only = ["x"]}\n', "needs among, too"),
     "empty list": (GOOD + "rule = {any_of = []}\n", "4: any_of is an empty list"),
     "at most": (GOOD + 'rule = {any_of = ["x"], at_least = 3, at_most = 2}\n', "4: at_least must be 1 or more"),
+    "at least": (GOOD + 'rule = {any_of = ["x"], at_least = 3}\n', "4: at_least is 3, and any_of has 1 to mention"),
     "answers of a rule": (GOOD + 'rule = {any_of = ["x"]}\nanswers = ["a", "b"]\n', "5: a is judged by its rule"),
     "text in text": (
         '[[criteria]]\nname = "a"\ntext = """\nweight = 3\n[[criteria]]\n"""\nweight = "x"\n',
@@ -172,6 +173,28 @@ MISTAKES = {
     "other": ("criterion = 3\n", "1: a rubric has no criterion, did you mean criteria?"),
     "empty": ("criteria = []\n", "1: a rubric needs at least one criterion"),
 }
+
+
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        (None, "which is null in this example"),
+        ([], "the column places is an empty list"),
+        (["Namba", None], "got None in it"),
+        ({"Namba": 1}, "got {'Namba': 1} in it"),
+        (True, "got True in it"),
+    ],
+    ids=str,
+)
+def test_a_column_that_no_rule_can_look_for_is_refused_by_name(tmp_path, places, words):
+    with pytest.raises(ValueError, match="places") as caught:
+        rule(tmp_path, '{any_of = "{places}"}', "Namba", places=places)
+    assert words in str(caught.value)
+
+
+def test_a_column_may_hold_numbers_spellings_and_fewer_items_than_are_asked_for(tmp_path):
+    assert rule(tmp_path, '{any_of = "{rooms}"}', "in room 12", rooms=[12, 13]) == 1
+    assert rule(tmp_path, '{any_of = "{places}", at_least = 2}', "Nanba", places=[["Namba", "Nanba"]]) == 1
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -442,7 +465,14 @@ def test_rules_for_length_and_form(tmp_path):
     assert [rule(tmp_path, '{form = "json"}', text) for text in ('{"a": 1}', "NaN", "{'a': 1}", "")] == [1, 0, 0, 0]
     assert [rule(tmp_path, '{form = "list"}', text) for text in ("- a\n- b", "1. a\n2. b", "- a")] == [1, 1, 0]
     assert [rule(tmp_path, '{form = "plain"}', text) for text in ("a * b", "**a**", "# A", "")] == [1, 0, 0, 0]
-    assert [rule(tmp_path, '{form = "complete"}', text) for text in ("Yes.", '"Yes!"', "and", "")] == [1, 1, 0, 0]
+    assert [rule(tmp_path, '{form = "complete"}', text) for text in ("Yes.", '"Yes!"', "and", "", ".", "...")] == [
+        1,
+        1,
+        0,
+        0,
+        0,
+        0,
+    ]
     prose = ["Go to Namba in the evening and eat there.", "Namba, Tenma, takoyaki, evening, okonomiyaki, ramen", "Go"]
     assert [rule(tmp_path, '{form = "prose"}', text) for text in prose] == [1, 0, 0]
     assert [rule(tmp_path, '{pattern = "^{city}!{1,2}$"}', text, city="a.b") for text in ("a.b!!", "axb!")] == [1, 0]

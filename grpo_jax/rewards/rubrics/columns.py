@@ -23,7 +23,9 @@ def column(name: str, columns: Mapping[str, Any]) -> Any:
     """The value of a column by its name, or, with dots, of a field inside it."""
     value: Any = columns
     for part in [name] if name in columns else name.split("."):
-        if not isinstance(value, Mapping) or value.get(part) is None:
+        if isinstance(value, Mapping) and part in value and value[part] is None:
+            raise ValueError(f"the rubric speaks of {{{name}}}, which is null in this example; leave such rows out.")
+        if not isinstance(value, Mapping) or part not in value:
             known = ", ".join(map(str, columns)) if columns else "no columns"
             raise ValueError(f"the rubric speaks of {{{name}}}, and the example has {known}; name one of its columns.")
         value = value[part]
@@ -40,13 +42,29 @@ def phrases(written: str | Sequence[Any], columns: Mapping[str, Any]) -> list[tu
             found.append(tuple(filled(str(spelling), columns) for spelling in item))
             continue
         alone = COLUMN.fullmatch(item)
-        value = item if alone is None or alone[1] is None else column(alone[1], columns)
-        if isinstance(value, str):
-            found.append((filled(value, columns) if value is item else value,))
-        elif isinstance(value, Sequence):
-            found += [(each,) if isinstance(each, str) else tuple(map(str, each)) for each in value]
-        else:
-            found.append((str(value),))
+        found += [(filled(item, columns),)] if alone is None or alone[1] is None else _items(alone[1], columns)
     if not all(spelling.strip() for item in found for spelling in item) or not all(found):
         raise ValueError(f"a phrase of a rubric is empty, among {found!r}; leave it out.")
     return found
+
+
+def _items(name: str, columns: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The items of a column with their spellings: texts or numbers, one or a list, or a list of spellings for each."""
+    value = column(name, columns)
+    if isinstance(value, Sequence) and not value:
+        raise ValueError(
+            f"the column {name} is an empty list, which all answers are judged the same by; leave such rows out."
+        )
+    listed = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    found = [each if isinstance(each, Sequence) and not isinstance(each, str) else [each] for each in listed]
+    wrong = [
+        each
+        for spellings in found
+        for each in spellings
+        if isinstance(each, bool) or not isinstance(each, str | int | float)
+    ]
+    if wrong:
+        raise ValueError(
+            f"the column {name} is a text or a list of texts where a rule looks for it; got {wrong[0]!r} in it."
+        )
+    return [tuple(map(str, spellings)) for spellings in found]

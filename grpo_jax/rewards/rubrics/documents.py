@@ -76,9 +76,10 @@ def _read_yaml(text: str, name: str) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = 1 if mark is None else mark.line + 1
-        colon = error.problem is not None and "mapping values" in error.problem
-        hint = " Put a text with a colon in quotes." if colon else " Look at how the lines are indented."
-        raise ValueError(f"{name}:{line}: this is not YAML: {error.problem}.{hint}") from error
+        problem = "" if error.problem is None else error.problem
+        signs = "mapping values" in problem or "but got" in problem
+        hint = " Put a text with : or ? in quotes." if signs else " Look at how the lines are indented."
+        raise ValueError(f"{name}:{line}: this is not YAML: {problem}.{hint}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{name}: this is not YAML: {' '.join(str(error).split())}") from error
     if root is None:

@@ -4,15 +4,15 @@ Its table has the first field of one of the `KINDS` below as a key, such as `rul
 the others as options. `bound` gives it the columns of an example.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from grpo_jax.rewards.rubrics.columns import filled, phrases
+from grpo_jax.rewards.rubrics.columns import COLUMN, filled, phrases
 from grpo_jax.rewards.rubrics.language import LANGUAGES, is_written_in
 from grpo_jax.rewards.rubrics.wording import SENTENCE, Wording, plain, wording_of
+from grpo_jax.rewards.structured import read_json
 
 Phrases = str | tuple[str | tuple[str, ...], ...]  # an item is a phrase, or its spellings
 Test = Callable[[str], float]
@@ -39,7 +39,7 @@ class Rule(Protocol):
 class AnyOf:
     """How many of some things a text mentions, as a share of `at_least`; nothing if it is more than `at_most`.
 
-    What it denies does not count: see `wording`.
+    Of a column with fewer items than that, all of them. What it denies does not count: see `wording`.
     """
 
     any_of: Phrases
@@ -51,6 +51,9 @@ class AnyOf:
             raise ValueError(
                 f"at_least must be 1 or more, and at_most no less than that; got {self.at_least} and {self.at_most}."
             )
+        written = (self.any_of,) if isinstance(self.any_of, str) else self.any_of
+        if self.at_least > len(written) and not any(COLUMN.search(item) for item in written if isinstance(item, str)):
+            raise ValueError(f"at_least is {self.at_least}, and any_of has {len(written)} to mention; ask for no more.")
 
     def bound(self, columns: Mapping[str, Any]) -> Test:
         """The test with the phrases of an example."""
@@ -59,7 +62,7 @@ class AnyOf:
         def test(response: str) -> float:
             count = mentioned(wording_of(response[:LONGEST]), items)
             too_many = self.at_most is not None and count > self.at_most
-            return 0.0 if too_many else min(count / self.at_least, 1.0)
+            return 0.0 if too_many else min(count / min(self.at_least, len(items)), 1.0)
 
         return test
 
@@ -280,20 +283,20 @@ def _is_prose(text: str) -> bool:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
+        read_json(text)
+    except ValueError:
         return False
     return True
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
 
 
 IS_OF_FORM: Mapping[str, Callable[[str], bool]] = {
     "prose": _is_prose,
     "list": lambda text: len(re.findall(r"(?m)^[^\S\n]*(?:[-*\u2022\u2013]|[0-9]+[.)])\s+\S", text)) >= 2,
-    "plain": lambda text: bool(text) and not re.search(r"(?m)\*\*|__|^#{1,6} |```|^[^\S\n]*[-*\u2022]\s|\|.*\|", text),
+    "plain": lambda text: (
+        bool(text) and not re.search(r"(?m)\*\*|__|^#{1,6} |```|^[^\S\n]*[-*\u2022]\s|\|.*\||`", text)
+    ),
     "json": _is_json,
-    "complete": lambda text: bool(re.search(r"""[.!?\u3002\uff01\uff1f\u2026]["'\u201d\u2019)\]*_]*\Z""", text)),
+    "complete": lambda text: bool(
+        re.search(r"""[^\W_]\W*[.!?\u3002\uff01\uff1f\u2026]["'\u201d\u2019)\]*_]*\Z""", text)
+    ),
 }

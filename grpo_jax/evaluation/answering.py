@@ -17,11 +17,11 @@ from grpo_jax.evaluation.estimators import VOTERS, average, majority_at, pass_at
 from grpo_jax.evaluation.questions import MAX_PROMPT_TOKENS, Questions
 from grpo_jax.evaluation.result import Evaluated, intervals_of, with_ends
 from grpo_jax.evaluation.settings import Evaluation
-from grpo_jax.evaluation.voting import Said, said_by
+from grpo_jax.evaluation.voting import said_by
 from grpo_jax.grpo import Phase
 from grpo_jax.metrics import total_rewards
 from grpo_jax.models import Model
-from grpo_jax.rewards import Example, Mix
+from grpo_jax.rewards import Example, Mix, Said
 from grpo_jax.rollout import answer
 from grpo_jax.scoring import EarlyScoring, Rewards, aligned, score_rollouts
 from grpo_jax.structs import Params

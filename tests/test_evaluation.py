@@ -239,8 +239,26 @@ def test_held_out_answers_are_read_as_they_were_written_and_written_anew_in_plac
     assert found.held_out_steps() == [0, 8] and found.held_out(8) == [rows[0] | {"reward": None}]
     assert found.held_out(0) == [] == found.held_out(5)
     assert len(found.answers(9)) == 1 and found.answers(8) == []
-    record.held_out(16, rows, host=0)
-    record.held_out(16, rows, host=1)
+    record.held_out(16, rows, host=0, hosts=2)
+    record.held_out(16, rows, host=1, hosts=2)
     assert found.held_out_steps() == [0, 8, 16] and len(found.held_out(16)) == 2
     assert not list(tmp_path.rglob("*.new"))
+    record.close()
+
+
+@pytest.mark.parametrize("kind", ["held_out", "completions"])
+def test_answers_of_an_earlier_run_on_more_hosts_are_no_part_of_a_later_one(tmp_path, kind):
+    record, found = Record(tmp_path), gj.RunDirectory(tmp_path)
+    write, read = getattr(record, kind), found.held_out if kind == "held_out" else found.answers
+
+    def by(hosts: int, step: int = 100_000) -> list[int]:
+        for host in range(hosts):
+            write(step, [{"host": host, "of": hosts}], host, hosts)
+        return [row["host"] for row in read(step) if row["of"] == hosts or step == 1_000_000]
+
+    assert by(12) == list(range(12))  # in their order, not in that of file names
+    assert by(4, step=1_000_000) == [0, 1, 2, 3]
+    for hosts in (4, 2, 1, 2):
+        assert by(hosts) == list(range(hosts)) and len(read(100_000)) == hosts
+    assert len(read(1_000_000)) == 4 and len(list(tmp_path.rglob("*_100000*.jsonl"))) == 6
     record.close()

@@ -331,7 +331,7 @@ def take_step(
         solved = [example for example, mean in answers.means.items() if mean >= settings.retire]
     rows = list(answer_rows(algorithm.mix, answers.rewards, everywhere(batch.advantages), answers.rollouts))
     with writing("The answers", record.path):
-        record.completions(index + 1, rows, store.host_index() if store.host_count() > 1 else None)
+        record.completions(index + 1, rows, store.host_index(), store.host_count())
         record.retire(index + 1, solved)
     state, measured = update(algorithm, state, batch, progress.phase, lesson.largest_norm)
     metrics = {name: float(value) for name, value in measured.items()}

@@ -38,7 +38,7 @@ from grpo_jax.training.ending import writing
 from grpo_jax.training.long_prompts import fitted
 from grpo_jax.training.overview import copy_bytes
 from grpo_jax.training.progress import clock_text
-from grpo_jax.training.record import answers_file, write_rows
+from grpo_jax.training.record import write_answers
 
 MISTAKES = (ConfigError, FileNotFoundError)  # which the command line, too, prints as one line
 
@@ -208,9 +208,9 @@ def _report(
         folder = answers_folder(target, each.name if len(asked) > 1 else "", arguments)
         for column, result in zip(columns if folder is not None else (), results, strict=False):
             other = "before" if arguments.before is not None and column is not columns[-1] else ""
-            host, place = store.host_index() if store.host_count() > 1 else None, Path(str(folder)) / other
+            place, who = Path(str(folder)) / other, (store.host_index(), store.host_count())
             with writing("The answers", place):
-                write_rows(place / answers_file("held_out", column.step, host), result.answers)
+                write_answers(place, "held_out", column.step, result.answers, *who)
         names = [column.name for column in columns]
         figures.append(_figures(each, names, results, changed))
         if store.is_first():

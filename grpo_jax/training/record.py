@@ -208,18 +208,19 @@ def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _line(row: Mapping[str, Any]) -> str:
     """A row as a line of JSON, which has no word for NaN (null instead) and escapes for half a surrogate pair."""
-    finite = _without_nan(dict(row))
+    finite = without_nan(dict(row))
     text = json.dumps(finite, ensure_ascii=False, allow_nan=False, default=str)
     whole = all(not "\ud800" <= character <= "\udfff" for character in text)
     return (text if whole else json.dumps(finite, allow_nan=False, default=str)) + "\n"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """A value of JSON with None for each number that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return [_without_nan(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: without_nan(item) for key, item in value.items()}
+    return [without_nan(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _replace(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -235,7 +235,7 @@ def test_a_run_that_gets_no_better_ends_and_keeps_its_held_out_answers(tmp_path,
     assert len(answers) == 32 and {"step", "rewards/last_number", "reward", "length", "truncated"} <= answers[0].keys()
     assert {"length", "truncated", "advantage"} <= found.answers(1)[0].keys()
     checkpoints = tmp_path / "short" / "checkpoints"
-    assert steps_in(checkpoints) == [1, 2]  # the best, whose weights are no worse than later ones, and the newest
+    assert steps_in(checkpoints) == [1, 2]  # the first of the best, and the newest
 
     (found.path / "metrics.jsonl").write_text("".join(json.dumps(without_evaluation(row)) + "\n" for row in rows))
     assert main(["train", str(config), "--resume"]) == 0  # it was told to stop in the evaluation that ends it

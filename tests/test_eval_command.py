@@ -82,8 +82,13 @@ def test_the_reward_that_says_what_is_right_can_be_named():
     algorithm = algorithm_of(mix)
     named = gj.Evaluation(right="first", right_from=0.25)
     assert gj.evaluate(algorithm, MODEL, EXAMPLES, params_on(1), evaluation=named)["pass@1"] == 1
+    misspelt = gj.Evaluation(right="frist")
     with pytest.raises(ValueError, match=r"evaluation\.right is frist, and the rewards are odd, first"):
-        gj.Evaluation(right="frist").check(algorithm.engine, mix, MODEL.policy, MODEL.tokenizer.encode_all(["a"], 64))
+        gj.evaluate(algorithm, MODEL, EXAMPLES, {}, evaluation=misspelt)  # before anything is asked
+    with pytest.raises(ValueError, match=r"at least one example; got none\."):
+        gj.evaluate(algorithm, MODEL, [], {})
+    with pytest.raises(ValueError, match=r"evaluation\.right is frist, and the rewards are odd, first"):
+        misspelt.check(algorithm.engine, mix, MODEL.policy, MODEL.tokenizer.encode_all(["a"], 64))
 
 
 def test_an_engine_of_ones_own_answers_as_it_does_and_takes_no_settings_of_the_sampler():

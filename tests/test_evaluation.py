@@ -192,6 +192,19 @@ def test_the_reward_of_a_named_criterion_says_what_is_the_same():
         said_by(mix, "Guide/time")("It is 12")
 
 
+def test_a_reward_that_says_what_is_right_is_known_or_may_be_a_criterion_of_one_that_was_not_called_yet():
+    mix = Mix(((last_number, 1.0), (letters, 0.1)))  # functions, which may return criteria
+    gj.Evaluation(right="letters/first").check_right(mix)
+    assert gj.Evaluation(right="letters").column(mix) == 1 and gj.Evaluation().column(mix) is None
+    for wrong in ("latters", "letter/first"):
+        with pytest.raises(ValueError, match=r"and the rewards are last_number, letters\. Name one of them"):
+            gj.Evaluation(right=wrong).check_right(mix)
+    mix.learn({1: ("first", "last")})
+    assert gj.Evaluation(right="letters/last").column(mix) == 2
+    with pytest.raises(ValueError, match="the rewards are last_number, letters/first, letters/last"):
+        gj.Evaluation(right="letters").column(mix)
+
+
 def test_calls_are_alike_and_divide_over_the_devices():
     assert calls_of(5, 64, 8) == [[0, 1, 2, 3, 4, 0, 1, 2]]
     assert [len(call) for call in calls_of(100, 40, 1)] == [34, 34, 34]

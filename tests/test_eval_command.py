@@ -11,7 +11,7 @@ import pytest
 
 import grpo_jax as gj
 from grpo_jax.cli import main
-from grpo_jax.saved.manifest import write_manifest
+from grpo_jax.saved.manifest import steps_in, write_manifest
 
 OLD = Path(__file__).parent / "data" / "run_of_0d0afb5" / "old"
 MODEL = gj.tiny(remat="none")
@@ -82,8 +82,13 @@ def test_the_reward_that_says_what_is_right_can_be_named():
     algorithm = algorithm_of(mix)
     named = gj.Evaluation(right="first", right_from=0.25)
     assert gj.evaluate(algorithm, MODEL, EXAMPLES, params_on(1), evaluation=named)["pass@1"] == 1
+    misspelt = gj.Evaluation(right="frist")
     with pytest.raises(ValueError, match=r"evaluation\.right is frist, and the rewards are odd, first"):
-        gj.Evaluation(right="frist").check(algorithm.engine, mix, MODEL.policy, MODEL.tokenizer.encode_all(["a"], 64))
+        gj.evaluate(algorithm, MODEL, EXAMPLES, {}, evaluation=misspelt)  # before anything is asked
+    with pytest.raises(ValueError, match=r"at least one example; got none\."):
+        gj.evaluate(algorithm, MODEL, [], {})
+    with pytest.raises(ValueError, match=r"evaluation\.right is frist, and the rewards are odd, first"):
+        misspelt.check(algorithm.engine, mix, MODEL.policy, MODEL.tokenizer.encode_all(["a"], 64))
 
 
 def test_an_engine_of_ones_own_answers_as_it_does_and_takes_no_settings_of_the_sampler():
@@ -112,11 +117,15 @@ def test_a_run_is_measured_beside_its_base_and_its_export_gives_the_same_answers
         gj.load(str(run)), gj.load(str(run)).params(gj.Layout().mesh(jax.devices()[:1])), tmp_path / "m"
     )
     several = ["evaluation.responses=4", "evaluation.seed=7"]
-    assert main(["eval", str(run), *several]) == 0
+    figures_of = {name: tmp_path / f"{name}.json" for name in ("run", "exported")}
+    assert main(["eval", str(run), *several, "--json", str(figures_of["run"])]) == 0
     assert "4 sampled answers to each, seed 7" in capsys.readouterr().out
     as_task = ["--task", str(run / "config.yaml"), "--out", str(tmp_path / "out")]
-    assert main(["eval", str(exported), *as_task, *several]) == 0
+    assert main(["eval", str(exported), *as_task, *several, "--json", str(figures_of["exported"])]) == 0
     assert "difference" not in capsys.readouterr().out
+    of_run, of_export = (json.loads(file.read_text())[0]["models"][-1] for file in figures_of.values())
+    assert of_run["metrics"] == of_export["metrics"] and of_run["intervals"] == of_export["intervals"]
+    assert {"pass@1", "pass@4", "reward/low"} <= of_run["metrics"].keys()
     answers = completions(run / "evaluations", 3)
     assert len(answers) == 32 and answers == completions(tmp_path / "out", 0)
     assert answers != completions(run / "evaluations", 0)
@@ -142,7 +151,7 @@ def test_several_tasks_are_asked_one_after_the_other(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["tiny"], "tiny is a model, and says no task to measure it with. Add --task arithmetic"),
+        (["tiny"], "tiny is no run and no config, so a model, which says no task to measure it with. Add --task"),
         (["tiny", "--task", "arithmetik"], "unknown name arithmetik, did you mean arithmetic?"),
         (["tiny", "--task", "nowhere.yaml"], "there is no config file nowhere.yaml"),
         (["nowhere.yaml"], "there is no config file nowhere.yaml"),
@@ -151,6 +160,11 @@ def test_several_tasks_are_asked_one_after_the_other(tmp_path, capsys):
         (["tiny", "--task", "arithmetic", "evaluation.right=right"], "the rewards are exact, last_number"),
         (["tiny", "--task", "arithmetic", "evaluation.max_tokens=2000"], "the model has 1024"),
         (["RUN@4"], "has no step 4: its steps are 3"),
+        (["RUN", "task.held_out=0"], "The task arithmetic has no held-out examples, which are what is asked. Give it"),
+        (["RUN", "--out", "RUN/config.yaml"], "cannot be one (File exists). Name another one."),
+        (["RUN", "--json", "RUN"], "is a folder. Name a file."),
+        (["RUN", "--json", "RUN/nowhere/figures.json"], "in a folder that is not there. Make it first"),
+        (["RUN", "--before", "smollm2-135m-instruct"], "with a model of the same shape"),
         (["tinny", "--task", "arithmetic"], "'tinny' is none of them"),
     ],
 )
@@ -158,6 +172,31 @@ def test_a_mistake_is_one_sentence(run, argv, words, capsys):
     assert main(["eval", *(text.replace("RUN", str(run)) for text in argv)]) == 2
     message = capsys.readouterr().err
     assert words in message and message.startswith("error: ") and message.count("\n") == 1
+
+
+def test_a_run_that_has_saved_nothing_or_names_a_task_that_is_not_known_is_one_sentence(run, capsys):
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("use: arithmetic", "use: arithmetik"))
+    assert main(["eval", str(run)]) == 2
+    assert "unknown name arithmetik, did you mean arithmetic?" in capsys.readouterr().err
+    shutil.rmtree(run / "checkpoints")
+    assert main(["eval", str(run)]) == 2
+    message = capsys.readouterr().err
+    assert "has no checkpoint, so it has no weights. Train it until it has saved one" in message
+    assert message.startswith("error: ") and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("target", ["RUN", "org/not-here"])
+def test_without_a_network_the_sentence_names_what_is_there(run, target, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("name: tiny", "name: org/not-here"))
+    task = ["--task", "arithmetic"] if target != "RUN" else []
+    assert main(["eval", target.replace("RUN", str(run)), *task]) == 2
+    message = capsys.readouterr().err
+    assert "The model org/not-here is not a directory here" in message and "Name a directory that holds" in message
+    assert message.startswith("error: ") and message.count("\n") == 1
 
 
 CONFIG = """
@@ -170,8 +209,17 @@ objective: {use: grpo}
 optimizer: {learning_rate: 1e-30}
 mesh: {data: 1, fsdp: 2, tensor: 4}
 evaluation: {responses: 4, temperature: 0.7}
-train: {steps: 9, prompts: 4, evaluate_every: 1, save_every: 9, keep_best: eval/pass@4, patience: 2}
+train: {steps: 9, prompts: 4, evaluate_every: 1, save_every: 9, keep: 1, keep_best: eval/pass@4, patience: 2}
 """
+
+
+def without_evaluation(row: dict) -> dict:
+    """The row of metrics of step 2 as it is written when the run is told to stop in its evaluation."""
+    return {name: value for name, value in row.items() if row["step"] != 2 or not name.startswith("eval/")}
+
+
+def measured(row: dict) -> dict:
+    return {name: value for name, value in row.items() if name == "step" or name.startswith("eval/")}
 
 
 @pytest.mark.slow
@@ -191,11 +239,20 @@ def test_a_run_that_gets_no_better_ends_and_keeps_its_held_out_answers(tmp_path,
     answers = found.held_out(2)
     assert len(answers) == 32 and {"step", "rewards/last_number", "reward", "length", "truncated"} <= answers[0].keys()
     assert {"length", "truncated", "advantage"} <= found.answers(1)[0].keys()
-    assert (tmp_path / "short" / "checkpoints" / "2").is_dir()
+    checkpoints = tmp_path / "short" / "checkpoints"
+    assert steps_in(checkpoints) == [1, 2]  # the first of the best, and the newest
+
+    (found.path / "metrics.jsonl").write_text("".join(json.dumps(without_evaluation(row)) + "\n" for row in rows))
+    assert main(["train", str(config), "--resume"]) == 0  # it was told to stop in the evaluation that ends it
+    assert "as train.patience says" in capsys.readouterr().out
+    assert [measured(row) for row in found.metrics()] == [measured(row) for row in rows]
+    assert found.held_out(2) == answers
+
     again = [str(config), "--resume", "evaluation.seed=3"]
     assert main(["train", *again]) == 0  # it stays ended
     assert len(found.metrics()) == 3
     assert main(["train", *again, "train.patience=3"]) == 0
     assert [row["step"] for row in found.metrics()] == [0, 1, 2, 3] and len(found.held_out(3)) == 32
+    assert steps_in(checkpoints) == [1, 3]
     assert main(["eval", str(tmp_path / "short")]) == 0
     assert answers != found.held_out(2) or len(found.held_out(2)) == 32

@@ -12,7 +12,7 @@ from grpo_jax.evaluation.estimators import average, majority, majority_at, pass_
 from grpo_jax.evaluation.intervals import interval
 from grpo_jax.evaluation.result import Evaluated, changes
 from grpo_jax.evaluation.voting import said_by
-from grpo_jax.rewards import Mix, exact, last_number
+from grpo_jax.rewards import Mix, exact, last_number, says
 from grpo_jax.training.held_out import without_gain
 from grpo_jax.training.record import Record
 
@@ -148,11 +148,21 @@ def test_other_prompts_cannot_be_compared():
         changes(result([1, 2]), result([1, 2], ["other", "prompts"]))
 
 
-def says_letters(example, response):
+@says(lambda response: response.strip()[:1] or None)
+def letters(example, response):
     return 0.5
 
 
-says_letters.said = lambda response: response.strip()[:1] or None
+class Guide:
+    """A reward of two criteria that says what a response answers."""
+
+    criteria = ("dishes", "time")
+
+    def __call__(self, example, response):
+        return {"dishes": 1.0, "time": 0.0}
+
+    def said(self, response):
+        return response.split()
 
 
 def test_rewards_say_which_answers_are_the_same():
@@ -162,10 +172,37 @@ def test_rewards_say_which_answers_are_the_same():
     whole = said_by(Mix(((last_number, 0.1), (exact, 1.0))))  # the larger weight
     assert whole("12.") == whole("12") != whole("It is 12") and whole(" ") is None
     assert said_by(Mix(((exact, 1.0), (last_number, 0.1))), "last_number")("It is 12") == 12
-    assert said_by(Mix(((says_letters, 1.0),)))(" b) Rome") == "b"
+    assert said_by(Mix(((letters, 1.0),)))(" b) Rome") == "b"
+    assert said_by(Mix(((gj.rewards.Guarded(letters, workers=1), 1.0),)))(" b) Rome") == "b"
     assert said_by(Mix(((lambda example, response: 1.0, 1.0),))) is None
-    boxed = said_by(Mix(((gj.rewards.MathEqual(), 1.0),)))
-    assert boxed(r"so \boxed{\frac12}") == boxed(r"#### 0.5") and boxed(r"\boxed{ x + 1 }") == "x+1"
+    boxed = said_by(Mix(((gj.rewards.boxed_number, 1.0),)))
+    assert boxed(r"so \boxed{12.0}") == boxed(r"\boxed{ 12 }") != boxed(r"\boxed{}") is boxed("#### 12") is None
+
+
+def test_what_math_equal_marks_as_right_is_what_votes():
+    said = said_by(Mix(((gj.rewards.MathEqual(), 1.0),)))
+    assert said(r"so \boxed{\frac12}") == said("#### 0.5") == said(" 1/2 ")  # without a mark, all of it is the answer
+    assert said(r"\boxed{ x + 1 }") == "x+1" and said("") is said("x" * 2000) is None
+
+
+def test_the_reward_of_a_named_criterion_says_what_is_the_same():
+    mix = Mix(((last_number, 1.0), (Guide(), 0.1)))
+    assert said_by(mix)("It is 12") == 12
+    with pytest.raises(ValueError, match=r"said of reward Guide .* a string, a tuple.*got \['It', 'is', '12'\]"):
+        said_by(mix, "Guide/time")("It is 12")
+
+
+def test_a_reward_that_says_what_is_right_is_known_or_may_be_a_criterion_of_one_that_was_not_called_yet():
+    mix = Mix(((last_number, 1.0), (letters, 0.1)))  # functions, which may return criteria
+    gj.Evaluation(right="letters/first").check_right(mix)
+    assert gj.Evaluation(right="letters").column(mix) == 1 and gj.Evaluation().column(mix) is None
+    for wrong in ("latters", "letter/first"):
+        with pytest.raises(ValueError, match=r"and the rewards are last_number, letters\. Name one of them"):
+            gj.Evaluation(right=wrong).check_right(mix)
+    mix.learn({1: ("first", "last")})
+    assert gj.Evaluation(right="letters/last").column(mix) == 2
+    with pytest.raises(ValueError, match="the rewards are last_number, letters/first, letters/last"):
+        gj.Evaluation(right="letters").column(mix)
 
 
 def test_calls_are_alike_and_divide_over_the_devices():
@@ -215,8 +252,26 @@ def test_held_out_answers_are_read_as_they_were_written_and_written_anew_in_plac
     assert found.held_out_steps() == [0, 8] and found.held_out(8) == [rows[0] | {"reward": None}]
     assert found.held_out(0) == [] == found.held_out(5)
     assert len(found.answers(9)) == 1 and found.answers(8) == []
-    record.held_out(16, rows, host=0)
-    record.held_out(16, rows, host=1)
+    record.held_out(16, rows, host=0, hosts=2)
+    record.held_out(16, rows, host=1, hosts=2)
     assert found.held_out_steps() == [0, 8, 16] and len(found.held_out(16)) == 2
     assert not list(tmp_path.rglob("*.new"))
+    record.close()
+
+
+@pytest.mark.parametrize("kind", ["held_out", "completions"])
+def test_answers_of_an_earlier_run_on_more_hosts_are_no_part_of_a_later_one(tmp_path, kind):
+    record, found = Record(tmp_path), gj.RunDirectory(tmp_path)
+    write, read = getattr(record, kind), found.held_out if kind == "held_out" else found.answers
+
+    def by(hosts: int, step: int = 100_000) -> list[int]:
+        for host in range(hosts):
+            write(step, [{"host": host, "of": hosts}], host, hosts)
+        return [row["host"] for row in read(step) if row["of"] == hosts or step == 1_000_000]
+
+    assert by(12) == list(range(12))  # in their order, not in that of file names
+    assert by(4, step=1_000_000) == [0, 1, 2, 3]
+    for hosts in (4, 2, 1, 2):
+        assert by(hosts) == list(range(hosts)) and len(read(100_000)) == hosts
+    assert len(read(1_000_000)) == 4 and len(list(tmp_path.rglob("*_100000*.jsonl"))) == 6
     record.close()

@@ -44,6 +44,7 @@ def slow(example, response):
     time.sleep(0.02)
     return evens(example, response)
 
+slow.said = lambda response: response[:1] or None
 scored = 0
 
 def hangs_on_second(example, response):
@@ -196,12 +197,12 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 
 def answers(run: Path) -> list[list[tuple]]:
-    """The prompts, responses and rewards of each step, whichever host recorded them."""
+    """The prompts, responses and rewards of each step and evaluation, whichever host recorded them."""
     steps: dict[str, list] = {}
     for file in sorted((run / "completions").iterdir()):
         rows = map(json.loads, file.read_text().splitlines())
         told = [(json.dumps(row["prompt"]), row["completion"], round(row["rewards/evens"], 4)) for row in rows]
-        steps.setdefault(re.match(r"step_\d+", file.name)[0], []).extend(told)
+        steps.setdefault(re.match(r"(step|held_out)_\d+", file.name)[0], []).extend(told)
     return [sorted(rows) for rows in steps.values()]
 
 
@@ -235,8 +236,29 @@ def alone(tmp_path_factory) -> Path:
 def test_multi_process_a_run_of_two_processes_equals_the_run_of_one(alone, tmp_path):
     run = train(tmp_path, 2, 4)
     assert_same_run(alone, run)
-    assert len(list((run / "completions").iterdir())) == 8  # each host recorded its own responses
+    assert len(list((run / "completions").iterdir())) == 14  # each host recorded its own, of 4 steps and 3 evaluations
     assert "reward" in said(tmp_path, 0) and "reward" not in said(tmp_path, 1)  # the first host alone prints
+
+
+@pytest.mark.long
+def test_multi_process_an_evaluation_of_two_processes_equals_that_of_one_and_replaces_its_answers(tmp_path):
+    """Ten prompts in two calls; each asks some of them again, as eight fill the devices."""
+    fill(tmp_path, SMALL)
+    settings = ("evaluation.responses=4", "evaluation.responses_at_once=24", "task.held_out=10")
+    arguments = ("-m", "grpo_jax", "eval", "config.yaml", *settings, "--out", "completions", "--json", "figures.json")
+    found = []
+    for processes, devices in ((1, 4), (2, 2)):
+        variables = environment(processes, devices)
+        if processes == 1:
+            del variables["JAX_COORDINATOR_ADDRESS"], variables["JAX_NUM_PROCESSES"]
+        ended = finish([launch(tmp_path, host, variables, *arguments) for host in range(processes)])
+        assert ended == [0] * processes, said(tmp_path)[-3000:]
+        rows = sorted(gj.RunDirectory(tmp_path).held_out(0), key=lambda row: json.dumps(row["prompt"]))
+        found.append((rows, json.loads((tmp_path / "figures.json").read_text())))
+    assert found[0] == found[1] and len(found[0][0]) == 40
+    assert {"pass@4", "maj@4", "reward/low"} <= found[0][1][0]["models"][0]["metrics"].keys()
+    names = sorted(file.name for file in (tmp_path / "completions").iterdir())
+    assert names == ["held_out_000000.host_0.jsonl", "held_out_000000.host_1.jsonl"]
 
 
 EXPORT = """

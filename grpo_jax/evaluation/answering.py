@@ -17,11 +17,11 @@ from grpo_jax.evaluation.estimators import VOTERS, average, majority_at, pass_at
 from grpo_jax.evaluation.questions import MAX_PROMPT_TOKENS, Questions
 from grpo_jax.evaluation.result import Evaluated, intervals_of, with_ends
 from grpo_jax.evaluation.settings import Evaluation
-from grpo_jax.evaluation.voting import Said, said_by
+from grpo_jax.evaluation.voting import said_by
 from grpo_jax.grpo import Phase
 from grpo_jax.metrics import total_rewards
 from grpo_jax.models import Model
-from grpo_jax.rewards import Example, Mix
+from grpo_jax.rewards import Example, Mix, Said
 from grpo_jax.rollout import answer
 from grpo_jax.scoring import EarlyScoring, Rewards, aligned, score_rollouts
 from grpo_jax.structs import Params
@@ -46,6 +46,13 @@ def evaluate(
     An engine that cannot answer greedily answers as it does in training, with the same key each time. `step` is for
     TRL's reward functions that ask for it.
     """
+    if not examples:
+        raise ValueError(
+            "An evaluation asks at least one example; got none. Give it some that are not trained on, such as those of"
+            " a task with held_out above 0."
+        )
+    if evaluation is not None:
+        evaluation.check_right(algorithm.mix)
     questions = Questions(examples, model, max_prompt_tokens)
     return evaluate_questions(algorithm, questions, params, step, phase, evaluation)
 
@@ -130,8 +137,8 @@ class _Numbers:
 def _numbers(mix: Mix, calls: Sequence[_Call], evaluation: Evaluation) -> _Numbers:
     parts_PGR = np.concatenate([call.rewards.parts_PGR for call in calls])
     totals_PG = total_rewards(parts_PGR, mix)
-    name = evaluation.right
-    decisive_PG = totals_PG if name is None else parts_PGR[:, :, mix.names.index(name)]
+    column = evaluation.column(mix)
+    decisive_PG = totals_PG if column is None else parts_PGR[:, :, column]
     right_PG = np.where(np.isnan(decisive_PG), np.nan, decisive_PG >= evaluation.right_from - TOLERANCE)
     lengths = (np.concatenate([getattr(call, name) for call in calls]) for name in ("length_PG", "ended_PG"))
     return _Numbers(parts_PGR, totals_PG, right_PG, *lengths)

@@ -79,11 +79,24 @@ class Evaluation:
         self.engine(trained)
         longer = trained if self.max_tokens is None else _changed(trained, {"max_tokens": self.max_tokens})
         longer.check(policy, prompts)
-        if self.right is not None and self.right not in mix.names:
+        self.check_right(mix)
+
+    def check_right(self, mix: Mix) -> None:
+        """Refuses a reward that there is not. One may be a criterion that is known once its reward has been called."""
+        undecided = tuple(f"{mix.labels[index]}/" for index in mix.undecided)
+        if self.right is None or not self.right.startswith(undecided):
+            self.column(mix)
+
+    def column(self, mix: Mix) -> int | None:
+        """The column of the reward that says which answers are right; None for the total reward."""
+        if self.right is None:
+            return None
+        if self.right not in mix.names:
             raise ValueError(
                 f"evaluation.right is {self.right}, and the rewards are {', '.join(mix.names)}. Name one of them, or"
                 " leave it out: then the total reward says which answers are right."
             )
+        return mix.names.index(self.right)
 
 
 def _changed(engine: Engine, changes: dict[str, Any]) -> Engine:

@@ -14,6 +14,7 @@ from grpo_jax.rewards.mixing import Mix, Reward, as_mix
 from grpo_jax.rewards.needs import check_examples, needs
 from grpo_jax.rewards.puzzles import SolvesPuzzle
 from grpo_jax.rewards.rubrics import Rubric
+from grpo_jax.rewards.says import Said, said_of, says
 from grpo_jax.rewards.signatures import may_log
 from grpo_jax.rewards.steps import Steps, place_steps
 from grpo_jax.rewards.structured import follows_schema, same_json
@@ -35,6 +36,7 @@ __all__ = [
     "RepetitionPenalty",
     "Reward",
     "Rubric",
+    "Said",
     "SolvesPuzzle",
     "Steps",
     "alike",
@@ -52,6 +54,8 @@ __all__ = [
     "needs",
     "place_steps",
     "reaches_target",
+    "said_of",
     "same_json",
+    "says",
     "score",
 ]

@@ -13,6 +13,7 @@ from fractions import Fraction
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.needs import needs
 from grpo_jax.rewards.numbers import plain, read_number, read_quantity
+from grpo_jax.rewards.says import says
 
 MAX_SCANNED = 20_000  # characters at the end of a response that are searched for an answer
 
@@ -87,7 +88,14 @@ def _read_gold(answer: str) -> Fraction | None:
     return read_quantity(answer if mark is None else mark.text)
 
 
+def _whole(response: str) -> Fraction | str | None:
+    """The whole response as a number, or as text without a final full stop; None for an empty one."""
+    number = read_number(response)
+    return number if number is not None else _without_stop(response) or None
+
+
 @needs(_has_answer)
+@says(_whole)
 def exact(example: Example, response: str) -> float:
     """1 if the response is the answer and nothing else; a final full stop is ignored."""
     _has_answer(example)
@@ -97,7 +105,15 @@ def exact(example: Example, response: str) -> float:
     return float(_without_stop(response) == _without_stop(example.answer))
 
 
+def final_number(response: str) -> Fraction | None:
+    """The number that a response ends with or marks as its answer; None if what is there is no single number."""
+    text = response[-MAX_SCANNED:]
+    mark = final_mark(text)
+    return _last_number_of(text) if mark is None else read_quantity(mark.text)
+
+
 @needs(_gold_number)
+@says(final_number)
 def last_number(example: Example, response: str) -> float:
     r"""1 if the final number of the response is the answer.
 
@@ -107,18 +123,24 @@ def last_number(example: Example, response: str) -> float:
     return float(final_number(response) == _gold_number(example))
 
 
+def _in_box(response: str) -> Fraction | str | None:
+    """What the last box of a response holds, as `answer_in` gives it; None without a box."""
+    mark = _boxed(response[-MAX_SCANNED:])
+    return None if mark is None else answer_in(mark.text)
+
+
 @needs(_gold_number)
+@says(_in_box)
 def boxed_number(example: Example, response: str) -> float:
     r"""1 if the last `\boxed{}` of the response holds the answer, as in MATH; a response without one earns 0."""
     mark = _boxed(response[-MAX_SCANNED:])
     return float(mark is not None and read_quantity(mark.text) == _gold_number(example))
 
 
-def final_number(response: str) -> Fraction | None:
-    """The number that a response ends with or marks as its answer; None if what is there is no single number."""
-    text = response[-MAX_SCANNED:]
-    mark = final_mark(text)
-    return _last_number_of(text) if mark is None else read_quantity(mark.text)
+def answer_in(text: str) -> Fraction | str | None:
+    """The number that a text is, or else the text without spaces; None for an empty one. Equal answers are the same."""
+    number = read_quantity(text)
+    return number if number is not None else "".join(text.split()) or None
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ import importlib.util
 import re
 import sys
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from grpo_jax.ranges import check_range
-from grpo_jax.rewards.answers import MAX_SCANNED, final_mark
+from grpo_jax.rewards.answers import MAX_SCANNED, answer_in, final_mark
 from grpo_jax.rewards.child import Child
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.numbers import read_quantity
@@ -66,6 +67,11 @@ class MathEqual:
             return float(number == expected)
         equal = _child().ask([_boxed(gold), _boxed(answer), self.seconds], self.seconds + 1)
         return None if equal is None else float(equal)
+
+    def said(self, response: str) -> Fraction | str | None:
+        """What a response answers: a number, or a formula as it is written, without spaces; None for nothing."""
+        answer = _marked(response[-MAX_SCANNED:])
+        return answer_in(answer) if len(answer) <= MAX_FORMULA else None
 
 
 @functools.cache

@@ -48,19 +48,17 @@ class RunDirectory:
 
     def answers(self, step: int) -> list[dict[str, Any]]:
         """Every answer of a step with its rewards and advantage, from the files of all hosts."""
-        files = sorted((self.path / "completions").glob(f"step_{step:06d}*.jsonl"))
-        return [row for file in files for row in _read(file)]
+        files = answer_files(self.path / "completions", "step")
+        return [row for file in files.get(step, {}).values() for row in _read(file)]
 
     def held_out(self, step: int) -> list[dict[str, Any]]:
         """Every answer of the evaluation after a step, from the files of all hosts; step 0 is before the first one."""
-        files = sorted((self.path / "completions").glob(f"held_out_{step:06d}*.jsonl"))
-        return [row for file in files for row in _read(file)]
+        files = answer_files(self.path / "completions", "held_out")
+        return [row for file in files.get(step, {}).values() for row in _read(file)]
 
     def held_out_steps(self) -> list[int]:
         """The steps after which held-out answers were written, in order."""
-        names = (path.name for path in (self.path / "completions").glob("held_out_*.jsonl"))
-        found = (re.fullmatch(r"held_out_(\d+)(\.host_\d+)?\.jsonl", name) for name in names)
-        return sorted({int(match[1]) for match in found if match})
+        return sorted(answer_files(self.path / "completions", "held_out"))
 
     def retired(self) -> list[dict[str, Any]]:
         """The indices of the examples that a step found solved, one row for each such step."""
@@ -74,6 +72,18 @@ class RunDirectory:
         """config.yaml, and the files of the resumes that changed a setting, in order."""
         later = {int(path.suffixes[0][1:]): path for path in self.path.glob("config.*.yaml") if _is_numbered(path)}
         return [self.path / CONFIG, *(later[number] for number in sorted(later))]
+
+
+def answer_files(folder: Path, kind: str) -> dict[int, dict[int | None, Path]]:
+    """The files of answers in a folder by step, and for each by the number of the host that wrote it, in order; None
+    for the file of a run on one host. `kind` is step or held_out.
+    """
+    found: dict[int, dict[int | None, Path]] = {}
+    for path in folder.glob(f"{kind}_*.jsonl"):
+        match = re.fullmatch(rf"{kind}_(\d+)(?:\.host_(\d+))?\.jsonl", path.name)
+        if match is not None:
+            found.setdefault(int(match[1]), {})[None if match[2] is None else int(match[2])] = path
+    return {step: dict(sorted(files.items(), key=lambda item: item[0] or 0)) for step, files in found.items()}
 
 
 def _is_numbered(path: Path) -> bool:

@@ -39,8 +39,10 @@ class Whole:
 
 
 @contextmanager
-def writing(what: str, path: Path, size: int = 0) -> Generator[None]:
-    """Makes any error of the block a sentence: what could not be written, where, and what room there is."""
+def writing(what: str, path: Path, size: int = 0, other: str = "take another run.root") -> Generator[None]:
+    """Makes any error of the block a sentence: what could not be written, where, what room there is, and which `other`
+    place could be taken.
+    """
     try:
         yield
     except RunError:
@@ -48,7 +50,7 @@ def writing(what: str, path: Path, size: int = 0) -> Generator[None]:
     except Exception as error:
         needed = f", and this takes {size / 1e9:.3g} GB" if size else ""
         text = f"{what} could not be written to {path}{_room(path)}{needed} ({_reason(error)})."
-        raise RunError(f"{text} Make room or take another run.root.", NOT_WRITTEN) from error
+        raise RunError(f"{text} Make room or {other}.", NOT_WRITTEN) from error
 
 
 def _reason(error: Exception) -> str:

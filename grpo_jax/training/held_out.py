@@ -20,7 +20,7 @@ def evaluate_held_out(
         return {}
     found = evaluate_questions(session.algorithm, session.held_out, params, done, progress.phase, session.evaluation)
     with writing("The held-out answers", record.path):
-        record.held_out(done, found.answers, store.host_index() if store.host_count() > 1 else None)
+        record.held_out(done, found.answers, store.host_index(), store.host_count())
     names = session.algorithm.mix.names
     listed = ", ".join(f"{name} {found[f'rewards/{name}/mean']:.3f}" for name in names)
     several = [name for name in found.of_prompts if "@" in name and session.evaluation.responses > 1]

@@ -13,8 +13,8 @@ import optax
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.memory import device_memory
-from grpo_jax.devices.mesh import Layout
-from grpo_jax.devices.placing import everywhere, values_of_host
+from grpo_jax.devices.mesh import Layout, mesh_of
+from grpo_jax.devices.placing import everywhere, from_hosts, values_of_host
 from grpo_jax.evaluation.settings import Evaluation
 from grpo_jax.grpo import prepare, update
 from grpo_jax.hosts import ending, meeting, store
@@ -331,7 +331,7 @@ def take_step(
         solved = [example for example, mean in answers.means.items() if mean >= settings.retire]
     rows = list(answer_rows(algorithm.mix, answers.rewards, everywhere(batch.advantages), answers.rollouts))
     with writing("The answers", record.path):
-        record.completions(index + 1, rows, store.host_index() if store.host_count() > 1 else None)
+        record.completions(index + 1, rows, store.host_index(), store.host_count())
         record.retire(index + 1, solved)
     state, measured = update(algorithm, state, batch, progress.phase, lesson.largest_norm)
     metrics = {name: float(value) for name, value in measured.items()}
@@ -352,7 +352,10 @@ def answer_rows(mix: Mix, rewards: Rewards, advantages: np.ndarray, rollouts: Ro
     in tokens, and whether it was cut off.
     """
     parts_pGR, advantages = rewards.parts_PGR[rewards.index_p], advantages[rewards.index_p]
-    length_pG, ended_pG = values_of_host(rollouts.action_PGT).sum(axis=2), values_of_host(rollouts.ended_PG)
+    own = values_of_host(rollouts.action_PGT).sum(axis=2), values_of_host(rollouts.ended_PG)
+    length_pG, ended_pG = (  # a host may have the texts of prompts that lie on another's devices (train.resample)
+        everywhere(from_hosts(values_pG, mesh_of(rollouts)))[rewards.index_p] for values_pG in own
+    )
     for p, example in enumerate(rewards.examples):
         for g, text in enumerate(rewards.texts[p]):
             parts = {f"rewards/{name}": parts_pGR[p, g, r].item() for r, name in enumerate(mix.names)}

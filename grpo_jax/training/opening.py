@@ -82,7 +82,10 @@ def _check_best(best: str | None, names: Sequence[str], counted: Sequence[str] =
     known += [f"eval/{name}" for name in counted]
     if best is not None and best.startswith("eval/") and best not in known:
         listed = f"measured are {', '.join(known)}" if known else "this run has no held-out prompts"
-        raise ValueError(f"train.keep_best names {best}, which is never measured: {listed}.")
+        raise ValueError(
+            f"train.keep_best names {best}, which is none of the metrics of held-out prompts that are better where they"
+            f" are larger: {listed}."
+        )
 
 
 def _lock(path: Path, opened: ExitStack) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_jax.saved.directory import CONFIG, METRICS, RETIRED, RUN, RunDirectory, settings_of
+from grpo_jax.saved.directory import CONFIG, METRICS, RETIRED, RUN, RunDirectory, answer_files, settings_of
 from grpo_jax.training.events import Events
 
 
@@ -169,13 +169,13 @@ class Record:
             with self.solved.open("a") as file:
                 file.write(json.dumps({"step": step, "examples": list(examples)}) + "\n")
 
-    def completions(self, step: int, rows: Sequence[Mapping[str, Any]], host: int | None = None) -> None:
-        """Writes one line for each answer of a step. Each of several hosts has its own file, by its number `host`."""
-        write_rows(self.path / "completions" / answers_file("step", step, host), rows)
+    def completions(self, step: int, rows: Sequence[Mapping[str, Any]], host: int = 0, hosts: int = 1) -> None:
+        """Writes one line for each answer of a step. Each of several hosts writes those it has."""
+        write_answers(self.path / "completions", "step", step, rows, host, hosts)
 
-    def held_out(self, step: int, rows: Sequence[Mapping[str, Any]], host: int | None = None) -> None:
+    def held_out(self, step: int, rows: Sequence[Mapping[str, Any]], host: int = 0, hosts: int = 1) -> None:
         """Writes one line for each answer of the evaluation after a step, in place of those of an earlier one."""
-        write_rows(self.path / "completions" / answers_file("held_out", step, host), rows)
+        write_answers(self.path / "completions", "held_out", step, rows, host, hosts)
 
     def close(self) -> None:
         """Closes the files."""
@@ -183,10 +183,19 @@ class Record:
             self.events.close()
 
 
-def answers_file(kind: str, step: int, host: int | None) -> str:
-    """The name of the file with the answers of a step; each of several hosts has its own."""
-    part = "" if host is None else f".host_{host}"
-    return f"{kind}_{step:06d}{part}.jsonl"
+def write_answers(
+    folder: Path, kind: str, step: int, rows: Sequence[Mapping[str, Any]], host: int = 0, hosts: int = 1
+) -> None:
+    """Writes the answers of a step that this host has: each of several has a file of its own, by its number.
+
+    Files that another number of hosts wrote for this step are removed, as readers join the files of all hosts.
+    """
+    numbers = [None] if hosts == 1 else range(hosts)
+    part = "" if hosts == 1 else f".host_{host}"
+    write_rows(folder / f"{kind}_{step:06d}{part}.jsonl", rows)
+    for number, file in answer_files(folder, kind).get(step, {}).items():
+        if number not in numbers:
+            file.unlink(missing_ok=True)  # each host removes all of them, as they may see folders of their own
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -199,18 +208,19 @@ def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _line(row: Mapping[str, Any]) -> str:
     """A row as a line of JSON, which has no word for NaN (null instead) and escapes for half a surrogate pair."""
-    finite = _without_nan(dict(row))
+    finite = without_nan(dict(row))
     text = json.dumps(finite, ensure_ascii=False, allow_nan=False, default=str)
     whole = all(not "\ud800" <= character <= "\udfff" for character in text)
     return (text if whole else json.dumps(finite, allow_nan=False, default=str)) + "\n"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """A value of JSON with None for each number that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return [_without_nan(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: without_nan(item) for key, item in value.items()}
+    return [without_nan(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _replace(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

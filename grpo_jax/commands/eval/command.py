@@ -21,7 +21,7 @@ from grpo_jax.commands.eval.subjects import Subject, Target, targeted
 from grpo_jax.commands.eval.table import heading, table
 from grpo_jax.config import ConfigError, build, locate, render
 from grpo_jax.devices.cache import keep_programs
-from grpo_jax.devices.mesh import check_hosts
+from grpo_jax.devices.mesh import Layout, check_hosts
 from grpo_jax.devices.sharding import check_experts
 from grpo_jax.evaluation.answering import evaluate_questions
 from grpo_jax.evaluation.questions import Questions, check_rewards
@@ -38,7 +38,7 @@ from grpo_jax.training.ending import writing
 from grpo_jax.training.long_prompts import fitted
 from grpo_jax.training.overview import copy_bytes
 from grpo_jax.training.progress import clock_text
-from grpo_jax.training.record import answers_file, write_rows
+from grpo_jax.training.record import without_nan, write_answers
 
 MISTAKES = (ConfigError, FileNotFoundError)  # which the command line, too, prints as one line
 
@@ -103,7 +103,7 @@ def _prepared(target: Target, arguments: argparse.Namespace) -> tuple[Mesh, list
         keep_programs()
         parts = build(subject.config)
         model, layout = parts["model"], parts["layout"]
-        mesh = layout.mesh(copy_bytes=copy_bytes(model.policy))
+        mesh = _mesh(layout, target, model, arguments.overrides)
         check_hosts(mesh)
         check_experts(model.policy.shapes, mesh)
         asked = [_asked(subject, parts, model)]
@@ -118,10 +118,39 @@ def _prepared(target: Target, arguments: argparse.Namespace) -> tuple[Mesh, list
 
 def _check_places(arguments: argparse.Namespace) -> None:
     """Refuses places that nothing can be written to, before minutes of work."""
-    if arguments.out is not None and Path(arguments.out).expanduser().is_file():
-        raise ValueError(f"--out names the folder of the answers, and {arguments.out} is a file. Name another one.")
-    if arguments.json is not None and not Path(arguments.json).parent.is_dir():
-        raise ValueError(f"--json {arguments.json} is in a folder that is not there. Make it first, or name another.")
+    if arguments.out is not None:
+        try:
+            Path(arguments.out).expanduser().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"--out names the folder of the answers, and {arguments.out} cannot be one ({error.strerror}). Name"
+                " another one."
+            ) from error
+    if arguments.json is not None:
+        file = Path(arguments.json).expanduser()
+        if file.is_dir():
+            raise ValueError(f"--json names the file of the figures, and {arguments.json} is a folder. Name a file.")
+        if not file.parent.is_dir():
+            raise ValueError(
+                f"--json {arguments.json} is in a folder that is not there. Make it first, or name another."
+            )
+
+
+def _mesh(layout: Layout, target: Target, model: Model, overrides: Sequence[str]) -> Mesh:
+    """The mesh of the config; that of a run that was trained on other devices is replaced, which is said."""
+    size = copy_bytes(model.policy)
+    try:
+        return layout.mesh(copy_bytes=size)
+    except ValueError:
+        if target.run is None or any(override.startswith("mesh") for override in overrides):
+            raise
+    if store.is_first():
+        print(
+            f"{target.run.path} was trained on a mesh that the devices here cannot make, so it is measured on the"
+            " default one; mesh.data, mesh.fsdp and mesh.tensor choose another.",
+            file=sys.stderr,
+        )
+    return Layout().mesh(copy_bytes=size)
 
 
 def _asked(subject: Subject, parts: Mapping[str, Any], model: Model) -> Asked:
@@ -201,24 +230,32 @@ def _report(
     found: Sequence[Sequence[Evaluated]],
     arguments: argparse.Namespace,
 ) -> None:
-    """Prints the tables and keeps the answers, each host those that it scored."""
-    figures = []
+    """Prints the tables, and then keeps the answers and the figures: a full disk costs no table."""
+    names, figures = [column.name for column in columns], []
     for each, results in zip(asked, found, strict=True):
         changed = changes(*results) if len(results) == 2 else None
-        folder = answers_folder(target, each.name if len(asked) > 1 else "", arguments)
-        for column, result in zip(columns if folder is not None else (), results, strict=False):
-            other = "before" if arguments.before is not None and column is not columns[-1] else ""
-            host, place = store.host_index() if store.host_count() > 1 else None, Path(str(folder)) / other
-            with writing("The answers", place):
-                write_rows(place / answers_file("held_out", column.step, host), result.answers)
-        names = [column.name for column in columns]
         figures.append(_figures(each, names, results, changed))
         if store.is_first():
             print(heading(each.name, len(each.questions.examples), each.evaluation))
-            print(table(names, results, changed))
+            print(table(names, results, changed), flush=True)
+        folder = answers_folder(target, each.name if len(asked) > 1 else "", arguments)
+        if folder is not None:
+            _keep(folder, columns, results, arguments)
+        if store.is_first():
             print(f"answers: {folder}\n" if folder is not None else "answers are not kept; --out DIR keeps them\n")
     if arguments.json and store.is_first():
-        Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        file = Path(arguments.json).expanduser()
+        with writing("The figures", file, other="name another file"):
+            file.write_text(json.dumps(without_nan(figures), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _keep(folder: Path, columns: Sequence[Column], results: Sequence[Evaluated], arguments: argparse.Namespace) -> None:
+    """Keeps the answers of each model, each host those that it scored; those of `--before` in a folder of their own."""
+    for column, result in zip(columns, results, strict=True):
+        other = "before" if arguments.before is not None and column is not columns[-1] else ""
+        with writing("The answers", folder / other, other="name another folder with --out"):
+            who = (store.host_index(), store.host_count())
+            write_answers(folder / other, "held_out", column.step, result.answers, *who)
 
 
 def answers_folder(target: Target, task: str, arguments: argparse.Namespace) -> Path | None:
@@ -229,7 +266,8 @@ def answers_folder(target: Target, task: str, arguments: argparse.Namespace) -> 
         return Path(arguments.out).expanduser() / task
     if target.run is None:
         return None
-    own = not arguments.overrides and not arguments.task and arguments.before is None
+    other = [override for override in arguments.overrides if not override.startswith("mesh.")]
+    own = not other and not arguments.task and arguments.before is None
     return target.run.path / ("completions" if own else "evaluations") / task
 
 

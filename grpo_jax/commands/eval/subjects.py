@@ -41,8 +41,9 @@ def targeted(target: str, tasks: Sequence[str], overrides: Sequence[str]) -> Tar
         return Target(run, _subjects(path, tasks, overrides))
     if not tasks:
         raise ConfigError(
-            f"{target} is {'a run from Python' if run else 'a model'}, and says no task to measure it with. Add --task"
-            f" arithmetic, or another one that `grpo-jax tasks` lists, or --task with a config."
+            f"{target} is {'a run from Python' if run else 'no run and no config, so a model'}, which says no task to"
+            " measure it with. Add --task arithmetic, or another one that `grpo-jax tasks` lists, or --task with a"
+            " config."
         )
     name = target if run is None else run.name
     with tempfile.TemporaryDirectory() as folder:  # a config of defaults, which the command line completes

@@ -16,6 +16,7 @@ AGREE = 0.9  # of the groups, from which on nearly nothing is learned
 NEARLY = 0.6  # of the groups that agree, which have to be right (or wrong) to say so
 FOLLOWS = 0.8  # correlation of reward and length, from which on one is nearly the other
 LENGTH_MOVED = 1.5  # times the first length, or its inverse
+SURELY, LENGTH_MOVED_SURELY = 0.9, 1.1  # where longer answers earn more and there is hardly an exception
 FELL = 0.4  # of the reward's range
 MANY_CUT = 0.5  # of the responses
 FAINT = 2e-6  # the sum of all rates of a run, below which Adam moves no weight by a part that matters
@@ -131,7 +132,8 @@ def follows_length(seen: Seen, groups: Groups) -> str | None:
         return None
     few = min(3, len(lengths) // 2)
     first, last = fmean(lengths[:few]), fmean(lengths[-few:])
-    if (last if found > 0 else first) < LENGTH_MOVED * (first if found > 0 else last):
+    grew = (last / first if found > 0 else first / last) if min(first, last) > 0 else math.inf
+    if grew < (LENGTH_MOVED if found < SURELY else LENGTH_MOVED_SURELY):
         return None
     kind = "longer" if found > 0 else "shorter"
     return (
@@ -161,6 +163,9 @@ def all_wrong(seen: Seen, groups: Groups) -> str | None:
         return None
     never = extremes(groups)[0] == extremes(groups)[1]
     fired = "; the reward has never fired in the answers that were read" if never else ""
+    ratios = seen.last("completions/clipped_ratio", seen.limits.recent)
+    if ratios and fmean(ratios) >= MANY_CUT:
+        fired += f"; {share(fmean(ratios))} answers are cut off"
     return (
         f"{share(found.total)} groups teach nothing, because all their answers are wrong (reward {found.reward:.3g})"
         f"{fired}. The prompts are too hard for this model, or rewards do not read its answers. Read some below, ask"
@@ -178,6 +183,7 @@ def constant_reward(seen: Seen, groups: Groups) -> str | None:
     evidence = (
         f" {share(sum(known) / len(known))} answers that were read have the expected answer in them." if known else ""
     )
+    evidence += " If all of them are right, ask harder prompts (task)." if abs(found.reward - 1) <= SAME else ""
     return (
         f"every answer earned {found.reward:.4g}, right or wrong, so no group differs and nothing is learned.{evidence}"
         f" Look at rewards: {' and '.join(seen.setup.rewards) or 'they'} must tell a right answer from a wrong one, and"
@@ -227,6 +233,14 @@ def _constant(groups: Groups) -> bool:
         return right > 0.5 if right is not None else low < 0
     usual = abs(low - 1) <= SAME  # what a right answer earns as a rule
     return right < (0.5 if usual else 0.9) if right is not None else not usual
+
+
+def fell_at_once(seen: Seen, name: str) -> bool:
+    """Whether a metric fell to a tenth of its start within a few steps of being above a half of it."""
+    values = [float(row[name]) for row in seen.history if row.get(name) is not None]
+    high = [index for index, value in enumerate(values) if value > values[0] / 2]
+    low = [index for index, value in enumerate(values) if value < values[0] / 10]
+    return bool(low) and min(index for index in low) - max((index for index in high if index < low[0]), default=0) <= 3
 
 
 def learned(seen: Seen) -> bool:

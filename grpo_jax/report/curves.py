@@ -88,7 +88,8 @@ PLANS = (
          {r"padding_frac": "padding"}),
     Plan("Time of a step, by phase", "Compiling is part of the phases.", "seconds",
          {r"time/(sampling|scoring|learning|evaluating|saving)": r"\1"}, stacked=True),
-    Plan("Memory", "Most bytes in use so far.", "GB", {r"memory/(.+)": r"\1"}),
+    Plan("Memory", "The most in use so far: of the fullest device, where devices tell, and of the process.", "GB",
+         {r"memory/lifetime_peak/(.+)": r"\1"}),
 )  # fmt: skip
 HIDDEN = (r"step", r"eval/.*/(low|high)", r"step_time", r"time/.*", r"sampling/programs")
 

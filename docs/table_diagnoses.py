@@ -45,7 +45,10 @@ FAILURES: Mapping[str, tuple[str, Change]] = {
         "no answer can end, and the objective gives those nothing",
         {"objective": {"use": "verifiable"}, "rollout": {"min_tokens": 12}},
     ),
-    "rate too high": ("learning_rate 1", {"optimizer": {"learning_rate": 1.0}}),
+    "rate too high": (
+        "learning_rate 1",
+        {"optimizer": {"learning_rate": 1.0}, "rewards": [{"use": f"{HERE}:variety"}]},
+    ),
     "rate too low": ("learning_rate 1e-9", {"optimizer": {"learning_rate": 1e-9}}),
     "reward hacked by length": (
         "every token costs a part of the reward",
@@ -80,6 +83,11 @@ def letters(example: Example, response: str) -> float:
 def half(example: Example, response: str) -> float:
     """0.5, whatever was said."""
     return 0.5
+
+
+def variety(example: Example, response: str) -> float:
+    """The number of different characters in a response, of those of its longest length."""
+    return len(set(response)) / 12
 
 
 def brevity(example: Example, response: str) -> float:

@@ -22,6 +22,7 @@ MANY_CUT = 0.5  # of the responses
 FAINT = 2e-6  # the sum of all rates of a run, below which Adam moves no weight by a part that matters
 USUAL = 1e-6  # a learning rate that is usual for all weights of a language model
 MOVED = ("reward", "entropy", "completions/mean_length")  # what changes when a policy learns
+AT_ONCE = 3  # steps
 LEAST, ENOUGH = 5, 20  # steps, to say that a rate is faint, and that nothing has changed
 
 
@@ -60,14 +61,25 @@ def rate_too_high(seen: Seen, groups: Groups) -> str | None:
     noise = 4 * pstdev(values[best : best + width]) / math.sqrt(width)
     fall, reach = means[best] - means[-1], max(abs(max(values)), max(values) - min(values))
     moved = _moved(seen, best, width)
-    if fall < FELL * reach or fall <= noise or moved is None:
-        return None
+    if fall >= FELL * reach and fall > noise and moved is not None:
+        told = f"the reward fell from {means[best]:.3g} to {means[-1]:.3g} after step {rewards[best + width - 1][0]}"
+        return f"{told}, and {moved}: {_slower(seen, 'the fall')}"
+    if moves_at_once(seen, "entropy") and seen.setup.only_rewards_teach and not learned(seen):
+        entropies = [float(row["entropy"]) for row in seen.history if row.get("entropy") is not None]
+        return (
+            f"the entropy went from {entropies[0]:.3g} to {entropies[-1]:.3g} nats within few steps, and the reward is"
+            f" {means[-1]:.3g} where it was {values[0]:.3g}: {_slower(seen, 'that')}"
+        )
+    return None
+
+
+def _slower(seen: Seen, event: str) -> str:
+    """What to do about updates that are too large."""
     rate = seen.last("learning_rate", 1)
     lower = f" (it is {rate[0]:.3g}; try {rate[0] / 10:.3g})" if rate and rate[0] > 0 else ""
     return (
-        f"the reward fell from {means[best]:.3g} to {means[-1]:.3g} after step {rewards[best + width - 1][0]}, and"
-        f" {moved}: the updates are too large. Lower optimizer.learning_rate{lower}, go on from a checkpoint before"
-        " the fall, and keep the policy near its reference (objective.kl)."
+        f"the updates are too large. Lower optimizer.learning_rate{lower}, go on from a checkpoint before {event}, and"
+        " keep the policy near its reference (objective.kl)."
     )
 
 
@@ -235,12 +247,15 @@ def _constant(groups: Groups) -> bool:
     return right < (0.5 if usual else 0.9) if right is not None else not usual
 
 
-def fell_at_once(seen: Seen, name: str) -> bool:
-    """Whether a metric fell to a tenth of its start within a few steps of being above a half of it."""
+def moves_at_once(seen: Seen, name: str) -> bool:
+    """Whether a metric left its first level far behind within a few steps, and stayed there to the end."""
     values = [float(row[name]) for row in seen.history if row.get(name) is not None]
-    high = [index for index, value in enumerate(values) if value > values[0] / 2]
-    low = [index for index, value in enumerate(values) if value < values[0] / 10]
-    return bool(low) and min(index for index in low) - max((index for index in high if index < low[0]), default=0) <= 3
+    if len(values) < 4 or values[0] <= 0:
+        return False
+    far = [value < values[0] / 10 or value > 2 * values[0] + 1 for value in values]
+    near = [values[0] / 2 < value < 1.5 * values[0] + 0.5 for value in values]
+    last_near = max(index for index, is_near in enumerate(near) if is_near) if any(near) else 0
+    return last_near + AT_ONCE < len(values) and all(far[last_near + AT_ONCE :])
 
 
 def learned(seen: Seen) -> bool:

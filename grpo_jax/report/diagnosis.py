@@ -92,7 +92,8 @@ def _ordered(seen: Seen, found: Collection[str]) -> set[str]:
     """The causes that were found, without one of two that bring each other with them: the one that came first stays."""
     left_out = set()
     if {"low_entropy", "rate_too_high"} <= {*found}:
-        left_out |= {"low_entropy" if whole.fell_at_once(seen, "entropy") else "rate_too_high"}
+        too_fast = whole.moves_at_once(seen, "entropy") and seen.setup.only_rewards_teach
+        left_out |= {"low_entropy" if too_fast else "rate_too_high"}
     if "cut_off" in found and not seen.setup.cut_off_earns_nothing and len({*found} & FAILED):
         left_out |= {"cut_off"}  # cut-off answers count, so they alone stop nothing
     return {*found} - left_out

@@ -26,6 +26,7 @@ from grpo_jax.rewards import Example, Mix
 from grpo_jax.rollout.engine import FunctionEngine
 from grpo_jax.structs import Rollouts
 from grpo_jax.tasks import Task
+from grpo_jax.tasks.task import messages
 
 HERE = Path(__file__).stem
 BASE: dict[str, Any] = {
@@ -103,11 +104,13 @@ def wanted(example: Example, response: str) -> float:
 def halves(train: int = 64, held_out: int = 32) -> Task:
     """Prompts without an answer. Those for training want the first half of the alphabet, held-out ones the second."""
     sides = ("abcdefghijklm", train), ("nopqrstuvwxyz", held_out)
-    made = [
-        tuple(Example(f"Text {number} of {side[0]}: ", "", {"wanted": side}) for number in range(count))
-        for side, count in sides
-    ]
+    made = [tuple(asked(number, letters) for number in range(count)) for letters, count in sides]
     return Task(made[0], made[1], Mix(((wanted, 1.0),)))
+
+
+def asked(number: int, characters: str) -> Example:
+    """A prompt that asks for these characters."""
+    return Example(messages(f"Text {number} of {characters[0]}", "", None), "", {"wanted": characters})
 
 
 def noisy(ends: tuple[int, ...], decode: Callable[[Sequence[int]], str]) -> FunctionEngine:

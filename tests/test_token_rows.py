@@ -63,7 +63,7 @@ def test_only_the_rows_of_the_chosen_groups_have_tokens():
     logprobs_PGT = jnp.where(action_PGT, -0.12345, 0.0)
     known = (jnp.asarray(tokens_PGT), jnp.asarray(action_PGT), jnp.asarray(action_PGT), logprobs_PGT, logprobs_PGT)
     rollouts = Rollouts(prompt_shapes(2, 4), *known, jnp.ones((2, 2), bool), Distribution(ends=(9,)))
-    rewards = Rewards(np.array([[[0.5], [0.5]], [[0.0], [1.0]]]), texts=texts)
+    rewards = Rewards(np.array([[[0.5], [0.5]], [[0.0], [1.0]]], np.float32), texts=texts)
     rows = [{"completion": text} for group in texts for text in group]
     mix = Mix(((gj.rewards.exact, 1.0),))
     found = with_tokens(rows, rewards, rollouts, mix, BYTES.decode, 1)

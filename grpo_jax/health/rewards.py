@@ -73,8 +73,8 @@ def held_out_falls(seen: Seen) -> str | None:
     then = known([row for row in seen.history[max(index - few, 0) : index + few] if "reward" in row], "reward")
     now = seen.last("reward", few)
     noise = _noise(seen, seen.history[index], seen.history[rows[-1][0]], max(abs(value) for _, value in rows))
-    if not then or not now or max(fallen) >= best - noise or seen.above(fmean(then), fmean(now)):
-        return None
+    if not then or not now or max(fallen) >= best - noise or fmean(then) - fmean(now) > (best - fallen[-1]) / 2:
+        return None  # where the training reward falls as well, it is not the prompts
     step = seen.history[index]["step"]
     moved = "rises" if seen.above(fmean(now), fmean(then)) else "stays"
     return (

@@ -54,7 +54,7 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "all_wrong": ("equal_rewards", "agreeing_groups"),
     "cut_off": ("many_cut_off", "no_gradient", "all_wrong", "equal_rewards", "agreeing_groups"),
     "follows_length": ("growing_responses", "empty_responses", "cut_off", "many_cut_off"),
-    "rate_too_high": ("equal_rewards", "agreeing_groups", "all_wrong", "low_entropy", "rising_entropy"),
+    "rate_too_high": ("rate_too_low", "equal_rewards", "agreeing_groups", "all_wrong", "low_entropy", "rising_entropy"),
     "low_entropy": ("equal_rewards", "agreeing_groups", "all_wrong", "rate_too_low"),
     "mismatch": ("clipping",),
 }

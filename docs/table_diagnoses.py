@@ -29,6 +29,7 @@ from grpo_jax.rollout.engine import FunctionEngine
 from grpo_jax.structs import Rollouts
 from grpo_jax.tasks import Task
 from grpo_jax.tasks.task import messages
+from grpo_jax.training import Run
 
 HERE = Path(__file__).stem
 BASE: dict[str, Any] = {
@@ -154,7 +155,7 @@ def trained(name: str, change: Change, folder: Path) -> Path:
         status = command(["train", str(file)])
     if status:
         raise SystemExit(f"{name} ended with status {status}")
-    return folder / directory
+    return Run(directory, str(folder)).latest()
 
 
 def line(name: str, setting: str, run: Path) -> str:

@@ -16,14 +16,14 @@ AGREE = 0.9  # of the groups, from which on nearly nothing is learned
 NEARLY = 0.6  # of the groups that agree, which have to be right (or wrong) to say so
 FOLLOWS = 0.8  # correlation of reward and length, from which on one is nearly the other
 LENGTH_MOVED = 1.5  # times the first length, or its inverse
-SURELY, LENGTH_MOVED_SURELY = 0.9, 1.1  # where longer answers earn more and there is hardly an exception
+SURELY = 0.9  # correlation of reward and length, to which there is hardly an exception
 FELL = 0.4  # of the reward's range
 MANY_CUT = 0.5  # of the responses
 FAINT = 2e-6  # the sum of all rates of a run, below which Adam moves no weight by a part that matters
 USUAL = 1e-6  # a learning rate that is usual for all weights of a language model
 MOVED = ("reward", "entropy", "completions/mean_length")  # what changes when a policy learns
-AT_ONCE = 3  # steps
-LEAST, ENOUGH = 5, 20  # steps, to say that a rate is faint, and that nothing has changed
+AT_ONCE, EARLY = 3, 2  # steps
+LEAST, ENOUGH = 6, 20  # steps, to say that a rate is faint, and that nothing has changed
 
 
 class WholeCheck(Protocol):
@@ -60,6 +60,9 @@ def rate_too_high(seen: Seen, groups: Groups) -> str | None:
     best = max(range(len(means) - width + 1), key=lambda index: means[index])
     noise = 4 * pstdev(values[best : best + width]) / math.sqrt(width)
     fall, reach = means[best] - means[-1], max(abs(max(values)), max(values) - min(values))
+    if means[-1] < means[best] and _never_again(values, width):  # it fell within fewer steps than are compared
+        best, means[0], fall, noise = 0, fmean(values[:EARLY]), fmean(values[:EARLY]) - means[-1], 0.0
+        width = EARLY
     moved = _moved(seen, best, width)
     if fall >= FELL * reach and fall > noise and moved is not None:
         told = f"the reward fell from {means[best]:.3g} to {means[-1]:.3g} after step {rewards[best + width - 1][0]}"
@@ -71,6 +74,11 @@ def rate_too_high(seen: Seen, groups: Groups) -> str | None:
             f" {means[-1]:.3g} where it was {values[0]:.3g}: {_slower(seen, 'that')}"
         )
     return None
+
+
+def _never_again(values: Sequence[float], width: int) -> bool:
+    """Whether the rewards of the first steps are above all of the last ones."""
+    return len(values) >= EARLY + width and min(values[:EARLY]) > max(values[-width:])
 
 
 def _slower(seen: Seen, event: str) -> str:
@@ -144,8 +152,9 @@ def follows_length(seen: Seen, groups: Groups) -> str | None:
         return None
     few = min(3, len(lengths) // 2)
     first, last = fmean(lengths[:few]), fmean(lengths[-few:])
-    grew = (last / first if found > 0 else first / last) if min(first, last) > 0 else math.inf
-    if grew < (LENGTH_MOVED if found < SURELY else LENGTH_MOVED_SURELY):
+    grew = last / first if found > 0 else first / max(last, 1.0)
+    surely = found >= SURELY and grew >= 1 and learned(seen)  # lengths cannot grow much where many were cut off
+    if grew < LENGTH_MOVED and not surely:
         return None
     kind = "longer" if found > 0 else "shorter"
     return (

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from grpo_jax.health import CHECKS, whole
 from grpo_jax.health.groups import extremes
-from grpo_jax.health.seen import Seen
+from grpo_jax.health.seen import Limits, Seen
 from grpo_jax.health.whole import WholeCheck
 from grpo_jax.report.reading import Found
 
@@ -106,7 +106,7 @@ def _harmless(found: Found, causes: Collection[str]) -> set[str]:
         fine |= {*SUCCESS}
     if not whole.learned(seen):
         return fine
-    if min(seen.last("entropy", seen.limits.recent), default=0.0) >= seen.limits.entropy:
+    if min(seen.last("entropy", seen.limits.recent), default=0.0) >= Limits.entropy:
         fine |= {"low_entropy"}  # it fell as it does where a policy becomes sure of what is right
     if not seen.setup.cut_off_earns_nothing:
         fine |= {"cut_off"}

@@ -6,6 +6,7 @@ known, as the checks after each step do.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Protocol
 
@@ -52,33 +53,46 @@ def not_finite(seen: Seen, groups: Groups) -> str | None:
 def rate_too_high(seen: Seen, groups: Groups) -> str | None:
     """The reward has fallen far below what it was, while the policy has moved far."""
     rewards = [(int(row["step"]), float(row["reward"])) for row in seen.history if row.get("reward") is not None]
-    width = min(10, len(rewards) // 3)
-    if width < 2:
+    if len(rewards) < 6:
         return None
-    values = [value for _, value in rewards]
-    means = [fmean(values[end - width : end]) for end in range(width, len(values) + 1)]
-    best = max(range(len(means) - width + 1), key=lambda index: means[index])
-    noise = 4 * pstdev(values[best : best + width]) / math.sqrt(width)
-    fall, reach = means[best] - means[-1], max(abs(max(values)), max(values) - min(values))
-    if means[-1] < means[best] and _never_again(values, width):  # it fell within fewer steps than are compared
-        best, means[0], fall, noise = 0, fmean(values[:EARLY]), fmean(values[:EARLY]) - means[-1], 0.0
-        width = EARLY
-    moved = _moved(seen, best, width)
-    if fall >= FELL * reach and fall > noise and moved is not None:
-        told = f"the reward fell from {means[best]:.3g} to {means[-1]:.3g} after step {rewards[best + width - 1][0]}"
+    fall = _fall([value for _, value in rewards])
+    moved = _moved(seen, fall.start, fall.width)
+    if fall.is_large and moved is not None:
+        step = rewards[fall.start + fall.width - 1][0]
+        told = f"the reward fell from {fall.before:.3g} to {fall.after:.3g} after step {step}"
         return f"{told}, and {moved}: {_slower(seen, 'the fall')}"
     if moves_at_once(seen, "entropy") and seen.setup.only_rewards_teach and not learned(seen):
         entropies = [float(row["entropy"]) for row in seen.history if row.get("entropy") is not None]
         return (
             f"the entropy went from {entropies[0]:.3g} to {entropies[-1]:.3g} nats within few steps, and the reward is"
-            f" {means[-1]:.3g} where it was {values[0]:.3g}: {_slower(seen, 'that')}"
+            f" {fall.after:.3g} where it was {rewards[0][1]:.3g}: {_slower(seen, 'that')}"
         )
     return None
 
 
-def _never_again(values: Sequence[float], width: int) -> bool:
-    """Whether the rewards of the first steps are above all of the last ones."""
-    return len(values) >= EARLY + width and min(values[:EARLY]) > max(values[-width:])
+@dataclass(frozen=True)
+class _Fall:
+    """The mean reward of the best steps, from the index `start` on, and of the last ones."""
+
+    start: int
+    width: int
+    before: float
+    after: float
+    is_large: bool
+
+
+def _fall(values: Sequence[float]) -> _Fall:
+    """How far the reward has fallen since its best steps, or since the first two if it never came near them again."""
+    width = min(10, len(values) // 3)
+    after, reach = fmean(values[-width:]), max(abs(max(values)), max(values) - min(values))
+    early = fmean(values[:EARLY])
+    if min(values[:EARLY]) > max(values[-width:]) and early - after >= FELL * reach:
+        return _Fall(0, EARLY, early, after, is_large=True)
+    means = [fmean(values[end - width : end]) for end in range(width, len(values) + 1)]
+    best = max(range(len(means) - width + 1), key=lambda index: means[index])
+    noise = 4 * pstdev(values[best : best + width]) / math.sqrt(width)
+    fall = means[best] - after
+    return _Fall(best, width, means[best], after, fall >= FELL * reach and fall > noise)
 
 
 def _slower(seen: Seen, event: str) -> str:

@@ -263,6 +263,13 @@ def test_the_interval_of_an_evaluation_is_that_which_it_measured(tmp_path):
     assert "held-out reward 1.000 (0.000 to 2.000) → 5.000 (4.000 to 6.000)" in text
 
 
+def test_an_evaluation_without_an_interval_does_not_hide_those_of_the_others(tmp_path):
+    rows = [{"step": 0, "eval/reward": 0.5, "eval/reward/low": 0.4, "eval/reward/high": 0.7}]
+    run = with_rows(tmp_path / "run", *rows, {"step": 1, "reward": 1.0}, {"step": 2, "reward": 1.0, "eval/reward": 1.0})
+    (line,) = [line for curve in curves(read_run(run)) for line in curve.lines if line.label == "held-out"]
+    assert (line.low.tolist(), line.high.tolist()) == ([0.4, 1.0], [0.7, 1.0])
+
+
 def test_a_torn_line_is_left_out_and_said(well, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(well, run)

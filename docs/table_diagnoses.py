@@ -169,7 +169,7 @@ def line(name: str, setting: str, run: Path) -> str:
 def main(folder: Path, only: str) -> None:
     """Prints the table."""
     print("| run | setting | held-out reward | diagnosis |\n|---|---|---|---|", flush=True)
-    healthy = {f"healthy, {name}": case for name, case in HEALTHY.items()}
+    healthy = {f"healthy {name}": case for name, case in HEALTHY.items()}
     for name, (setting, change) in {**FAILURES, **healthy}.items():
         if re.search(only, name):
             print(line(name, setting, trained(name, change, folder)), flush=True)

@@ -1,5 +1,8 @@
 """The report of a real training with evaluations: held-out answers, pass@k, tokens with their log-probs, memory."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from grpo_jax.report.page import page_of
 from grpo_jax.report.reading import read_run
 from grpo_jax.saved.directory import RunDirectory
 
+DOCS = Path(__file__).parent.parent / "docs"
 pytestmark = pytest.mark.slow
 CONFIG = """
 run: {name: short, root: ROOT}
@@ -83,3 +87,22 @@ def test_the_change_is_that_of_each_prompt_between_two_evaluations(run):
     else:
         assert change.mean == pytest.approx(difference_P.mean()) and change.prompts == 8
         assert change.low <= change.mean <= change.high
+
+
+@pytest.mark.long
+def test_trainings_that_fail_in_ten_ways_get_the_diagnoses_of_the_docs_and_those_that_learn_get_none(tmp_path):
+    script, page = DOCS / "table_diagnoses.py", (DOCS / "report.md").read_text(encoding="utf-8")
+    command = [sys.executable, str(script), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(DOCS.parent), "XLA_FLAGS": ""}
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    documented = diagnosis_of_each(page[page.index("table_diagnoses.py") :])
+    found = diagnosis_of_each(printed)
+    assert found == documented and len(found) == 16
+    assert {diagnosis for name, diagnosis in found.items() if name.startswith("healthy")} == {"none"}
+    assert len({diagnosis for name, diagnosis in found.items() if not name.startswith("healthy")}) == 10
+
+
+def diagnosis_of_each(text: str) -> dict[str, str]:
+    """The first and the last column of a table of four; rewards differ a little from version to version."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {row[0]: row[-1] for row in rows if len(row) == 4 and row[0] != "run"}

@@ -59,6 +59,7 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "mismatch": ("clipping",),
 }
 FAILED = frozenset(check.__name__ for check in WHOLE) - {"many_cut_off"} | {"low_entropy", "mismatch", "held_out_falls"}
+OF_A_STEP = ("spike", "straggler")  # which say nothing of a run, if they are there in its last step
 SUCCESS = ("equal_rewards", "agreeing_groups", "low_entropy")  # where a run has learned to answer all its prompts
 
 
@@ -77,7 +78,8 @@ def diagnoses(found: Found) -> list[Diagnosis]:
     """What is wrong at the end of a run as far as it has come, in the order of `TITLES`."""
     seen, groups = found.seen, found.groups
     texts = {check.__name__: text for check in WHOLE if (text := check(seen, groups)) is not None}
-    texts |= {check.__name__: text for check in CHECKS if (text := check(seen)) is not None}
+    lasting = [check for check in CHECKS if check.__name__ not in OF_A_STEP]
+    texts |= {check.__name__: text for check in lasting if (text := check(seen)) is not None}
     causes = _ordered(seen, texts)
     explained = {effect for cause in causes for effect in EXPLAINS.get(cause, ())} | _harmless(found, causes)
     shown = {row["warning"]: row.get("answers") for row in found.warnings}
@@ -110,6 +112,9 @@ def _harmless(found: Found, causes: Collection[str]) -> set[str]:
         fine |= {"low_entropy"}  # it fell as it does where a policy becomes sure of what is right
     if not seen.setup.cut_off_earns_nothing:
         fine |= {"cut_off"}
+    evaluated = found.history.column("eval/reward")[1]
+    if len(evaluated) < 2 or seen.above(float(evaluated[-1]), float(evaluated[0])):
+        fine |= {"runaway_kl"}  # it has gone far, and to where the reward is higher
     return fine | {"no_learning_rate"}
 
 

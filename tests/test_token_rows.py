@@ -11,7 +11,7 @@ from grpo_jax.distribution import Distribution
 from grpo_jax.rewards import Mix
 from grpo_jax.scoring import Rewards
 from grpo_jax.structs import Rollouts, prompt_shapes
-from grpo_jax.training.token_rows import most_different, pieces, with_tokens
+from grpo_jax.training.token_rows import MOST, most_different, pieces, whole_characters, with_tokens
 
 BYTES = gj.tiny(remat="none").tokenizer
 
@@ -33,7 +33,7 @@ def sentences(ids):
     ids=["letters", "a letter of two bytes, and the end", "no letter", "spaces between words", "nothing"],
 )
 def test_the_texts_of_the_tokens_add_up_to_the_answer(decode, ids, expected):
-    found = pieces(decode, lambda token: decode([token]), ids, decode(ids))
+    found = pieces(decode, lambda token: decode([token]), ids)
     assert found == expected and "".join(found) == decode(ids)
 
 
@@ -41,8 +41,14 @@ def test_any_bytes_have_as_many_texts_as_tokens():
     random = np.random.default_rng(0)
     for _ in range(50):
         ids = random.integers(0, 256, size=12).tolist()
-        found = pieces(BYTES.decode, functools.cache(lambda token: BYTES.decode([token])), ids, BYTES.decode(ids))
-        assert found is None or (len(found) == 12 and "".join(found) == BYTES.decode(ids))
+        found = pieces(BYTES.decode, functools.cache(lambda token: BYTES.decode([token])), ids)
+        assert len(found) == 12
+
+
+def test_a_long_answer_is_cut_between_characters():
+    ids = list(("x" * (MOST - 1) + "é" * 9).encode())
+    assert len(whole_characters(BYTES.decode, ids)) == MOST - 1
+    assert whole_characters(BYTES.decode, ids[:MOST]) == ids[:MOST]
 
 
 def test_the_groups_whose_rewards_differ_most_come_first():

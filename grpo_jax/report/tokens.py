@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MOST = 300  # tokens of an answer that are coloured; the text goes on without
 PROBABILITIES = (0.9, 0.5, 0.1, 0.01)  # below the first a token is coloured, below the last most of all
 
 
@@ -23,11 +22,11 @@ def tokens_of(row: Mapping[str, Any]) -> list[Token]:
     texts, logprobs = row.get("tokens"), row.get("logprobs")
     if not isinstance(texts, list) or not isinstance(logprobs, list) or len(texts) != len(logprobs):
         return []
-    if not all(isinstance(text, str) for text in texts) or "".join(texts) != row["completion"]:
+    if not all(isinstance(text, str) for text in texts) or not row["completion"].startswith("".join(texts)):
         return []
     advantages = _advantages(row.get("advantage"), len(texts))
     each = zip(texts, logprobs, advantages, strict=True)
-    return [_token(text, _number(logprob), advantage) for text, logprob, advantage in list(each)[:MOST]]
+    return [_token(text, _number(logprob), advantage) for text, logprob, advantage in each]
 
 
 def _token(text: str, logprob: float, advantage: float) -> Token:

@@ -15,6 +15,8 @@ from grpo_jax.rewards import Mix
 from grpo_jax.scoring import Rewards
 from grpo_jax.structs import Rollouts
 
+MOST = 300  # tokens of an answer, so that rows stay short and steps fast
+WAITED = 8  # tokens, at most, that make a character together
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 Decode = Callable[[Sequence[int]], str]
 
@@ -22,7 +24,7 @@ Decode = Callable[[Sequence[int]], str]
 def with_tokens(
     rows: Sequence[dict[str, Any]], rewards: Rewards, rollouts: Rollouts, mix: Mix, decode: Decode, groups: int
 ) -> list[dict[str, Any]]:
-    """The rows of answers; those of so many groups have `tokens`, whose texts add up to the answer, and `logprobs`.
+    """The rows of answers; those of so many groups have the texts of their first `tokens`, and their `logprobs`.
 
     The log-probs are those that the sampler had, which are not known of every engine. An end token is an empty text.
     """
@@ -37,9 +39,10 @@ def with_tokens(
     for place, p in enumerate(chosen_p.tolist()):
         for g, text in enumerate(rewards.texts[p]):
             chosen_T = action_pGT[place, g]
-            texts = pieces(decode, one, tokens_pGT[place, g][chosen_T].tolist(), text)
-            if texts is not None:
-                logprobs = [round(value, 3) for value in logprobs_pGT[place, g][chosen_T].tolist()]
+            ids = whole_characters(decode, tokens_pGT[place, g][chosen_T].tolist())
+            texts = pieces(decode, one, ids)
+            if text.startswith("".join(texts)):
+                logprobs = [round(value, 3) for value in logprobs_pGT[place, g][chosen_T][: len(ids)].tolist()]
                 found[p * G + g] = found[p * G + g] | {"tokens": texts, "logprobs": logprobs}
     return found
 
@@ -52,20 +55,28 @@ def most_different(totals_pG: np.ndarray, count: int) -> np.ndarray:
     return np.argsort(-spread_p, kind="stable")[:count]
 
 
-def pieces(decode: Decode, one: Callable[[int], str], ids: Sequence[int], text: str) -> list[str] | None:
-    """What each token adds to a text; None if that cannot be told.
+def whole_characters(decode: Decode, ids: Sequence[int]) -> Sequence[int]:
+    """The first tokens, without the last ones of them if these are a part of a character."""
+    if len(ids) <= MOST:
+        return ids
+    ends = range(MOST, MOST - WAITED, -1)
+    return ids[: next((end for end in ends if not decode(ids[:end]).endswith(UNREADABLE)), MOST)]
 
-    `one` gives the text of a single token. A character that several tokens make together belongs to the last of them.
+
+def pieces(decode: Decode, one: Callable[[int], str], ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text. `one` gives the text of a single token.
+
+    A character that several tokens make together belongs to the last of them.
     """
     alone = [one(token) for token in ids]
-    if "".join(alone) == text:
+    if "".join(alone) == decode(ids):
         return alone
-    texts, begin, told = [], 0, 0  # what is not told yet is decoded with some tokens before it, as its text may need
+    texts, begin, told = [], 0, 0  # what is not told yet is decoded with the tokens before it, on which it depends
     for end in range(1, len(ids) + 1):
         before, after = decode(ids[begin:told]), decode(ids[begin:end])
-        if after.endswith(UNREADABLE) and end < len(ids):
+        if after.endswith(UNREADABLE) and end < len(ids) and end - told < WAITED:
             texts.append("")
         else:
             texts.append(after[len(before) :])
             begin, told = told, end
-    return texts if "".join(texts) == text else None
+    return texts

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes.run_directories import FAILURES, healthy
+from fakes.run_directories import FAILURES, Made, healthy
 
 from grpo_jax import objectives
 from grpo_jax.cli import main
@@ -27,6 +27,7 @@ from grpo_jax.training.reporting import Reporter
 
 DATA = Path(__file__).parent / "data"
 VOID = {"meta", "br", "img", "link", "input", "hr", "path", "use"}
+HELD_OUT = "The held-out reward falls"
 ADDRESSES = {"src", "srcset", "poster", "action", "formaction", "data", "background", "ping", "manifest"}
 
 
@@ -134,6 +135,61 @@ def test_runs_that_learn_get_no_diagnosis(given, tmp_path):
     assert diagnoses(read_run(healthy(**given).write(tmp_path / "run"))) == []
 
 
+def at_once(part: float) -> float:
+    """An entropy that is gone after two of forty steps."""
+    return 5.0 if part < 0.06 else 0.001
+
+
+WITH_TERM = Setup(40, ("last_number",), 8, 64, only_rewards_teach=False)  # a term has a gradient of its own
+
+
+@pytest.mark.parametrize(
+    ("made", "setup", "titles"),
+    [
+        (Made(cut=lambda part: 1.0), None, []),
+        (Made(cut=lambda part: 1.0, objective="verifiable"), None, ["Answers are cut off"]),
+        (Made(cut=lambda part: 1.0, right=lambda part: 0.0), None, ["All groups are wrong"]),
+        (Made(right=lambda part: 0.3, entropy=at_once), None, ["The learning rate is too high"]),
+        (Made(right=lambda part: 0.3, entropy=at_once), WITH_TERM, ["The entropy is gone"]),
+        (Made(entropy=at_once), None, []),
+        (Made(kl=lambda part: 3 * part), None, []),
+        (Made(kl=lambda part: 3 * part, right=lambda part: 0.4), None, ["The policy runs away from its reference"]),
+        (Made(steps=60, right=lambda part: 0.5, held_out=lambda part: 0.6 - 0.5 * part), None, [HELD_OUT]),
+        (Made(steps=60, right=lambda part: 0.0, held_out=lambda part: 0.0), None, ["All groups are wrong"]),
+    ],
+    ids=[
+        "it learns although all answers are cut off",
+        "cut-off answers that earn nothing",
+        "wrong, and cut off",
+        "the entropy goes within two steps",
+        "a term takes the entropy",
+        "the entropy goes, and the reward rises",
+        "the reference is left behind, and the reward rises",
+        "the reference is left behind",
+        "held-out falls, and training stays",
+        "held-out is never right",
+    ],
+)
+def test_two_causes_that_look_alike_are_told_apart(made, setup, titles, tmp_path):
+    run = made.write(tmp_path / "run")
+    if setup is not None:
+        write_setup(run, setup)
+    assert [diagnosis.title for diagnosis in diagnoses(read_run(run))] == titles
+
+
+def test_the_interval_of_evaluations_says_whether_the_held_out_reward_falls(tmp_path):
+    """0.6 to 0.55 is chance for 64 rewards of 0 or 1, and not for numbers whose interval is 0.01 wide."""
+    made = Made(steps=60, held_out=lambda part: 0.6 if part < 0.2 else 0.55)
+    assert diagnoses(read_run(made.write(tmp_path / "wide"))) == []
+    rows = [json.loads(line) for line in (tmp_path / "wide" / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if "eval/reward" in row:
+            row |= {"eval/reward/low": row["eval/reward"] - 0.005, "eval/reward/high": row["eval/reward"] + 0.005}
+    shutil.copytree(tmp_path / "wide", tmp_path / "narrow")
+    with_rows(tmp_path / "narrow", *rows)
+    assert [diagnosis.title for diagnosis in diagnoses(read_run(tmp_path / "narrow"))] == [HELD_OUT]
+
+
 def test_the_real_quickstart_gets_no_diagnosis(tmp_path):
     shutil.copy(DATA / "quickstart_metrics.jsonl", tmp_path / "metrics.jsonl")
     assert diagnoses(read_run(tmp_path)) == []
@@ -209,6 +265,13 @@ def test_the_interval_of_an_evaluation_is_that_which_it_measured(tmp_path):
     ]
     text = page_of(with_rows(tmp_path / "run", *rows)).text
     assert "held-out reward 1.000 (0.000 to 2.000) → 5.000 (4.000 to 6.000)" in text
+
+
+def test_an_evaluation_without_an_interval_does_not_hide_those_of_the_others(tmp_path):
+    rows = [{"step": 0, "eval/reward": 0.5, "eval/reward/low": 0.4, "eval/reward/high": 0.7}]
+    run = with_rows(tmp_path / "run", *rows, {"step": 1, "reward": 1.0}, {"step": 2, "reward": 1.0, "eval/reward": 1.0})
+    (line,) = [line for curve in curves(read_run(run)) for line in curve.lines if line.label == "held-out"]
+    assert (line.low.tolist(), line.high.tolist()) == ([0.4, 1.0], [0.7, 1.0])
 
 
 def test_a_torn_line_is_left_out_and_said(well, tmp_path):
@@ -321,6 +384,28 @@ def test_held_out_answers_are_shown_first_against_last(tmp_path):
     text = page_of(run).text
     assert "1 questions are answered better than at step 0" in text
     assert "step 0 reward 0 3 tokens, cut off it was wrong step 8 reward 1 3 tokens it was right" in text
+
+
+def test_tokens_are_coloured_by_their_probability_and_the_sign_of_the_advantage(tmp_path):
+    run = with_rows(tmp_path / "run", {"step": 1, "reward": 0.5})
+    (run / "completions").mkdir()
+    rows = [
+        {"completion": "It is", "tokens": ["It", " is", ""], "logprobs": [-0.01, -1.0, -5.0], "advantage": 0.5},
+        {"completion": "<b>", "tokens": ["<b>"], "logprobs": [-0.5], "advantage": [-0.25, 0.0]},
+        {"completion": "torn", "tokens": ["tor", "m"], "logprobs": [-9.0, -9.0], "advantage": 1.0},
+        {"completion": "x", "tokens": ["x"], "logprobs": [None], "advantage": 0.0},
+    ]
+    lines = [json.dumps({"prompt": "p", "answer": "a", "rewards/x": 0.5} | row) + "\n" for row in rows]
+    (run / "completions" / "step_000001.jsonl").write_text("".join(lines))
+    page = page_of(run)
+    spans = [attributes for tag, attributes in page.tags if tag == "span" and "title" in attributes]
+    assert spans[:4] == [
+        {"title": "log-prob -0.01 (99 %), advantage +0.500"},
+        {"class": "up-2", "title": "log-prob -1.00 (37 %), advantage +0.500"},
+        {"class": "down-1", "title": "log-prob -0.50 (61 %), advantage -0.250"},
+        {"title": "log-prob not known, advantage +0.000"},
+    ]
+    assert "It is" in page.text and "<b>" in page.text and "torn" in page.text
 
 
 def test_a_long_text_is_cut_in_its_middle_and_says_so(tmp_path):

@@ -132,6 +132,7 @@ ALLOWED = [
     ("train.max_skipped=9", "train.max_skipped"),
     ("train.watchdog_minutes=9.0", "train.watchdog_minutes"),
     ("train.report_minutes=9.0", "train.report_minutes"),
+    ("train.token_groups=3", "train.token_groups"),
     ("algorithm.reward_seconds=9.0", "algorithm.reward_seconds"),
     ("algorithm.responses_at_once=8", "algorithm.responses_at_once"),
     ("rollout.at_once=2", "rollout.at_once"),

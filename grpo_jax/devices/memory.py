@@ -2,6 +2,8 @@
 
 import math
 import os
+import resource
+import sys
 from typing import Any
 
 import jax
@@ -36,6 +38,22 @@ def free_bytes() -> int:
     if all(stats) and all("bytes_limit" in stat for stat in stats):
         return sum(stat["bytes_limit"] - stat["bytes_in_use"] for stat in stats)
     return _machine_bytes()
+
+
+def peak_gigabytes() -> dict[str, float]:
+    """Metrics of the most memory in use so far, in GB: of the fullest device here, where devices tell, and of this
+    process.
+    """
+    stats = [device.memory_stats() or {} for device in jax.local_devices() if device.platform != "cpu"]
+    peaks = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]
+    found = {"memory/lifetime_peak/device": max(peaks) / 1e9} if peaks else {}
+    return found | {"memory/lifetime_peak/process": _peak_of_process() / 1e9}
+
+
+def _peak_of_process() -> float:
+    """The most bytes that this process has held in memory."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def _machine_bytes() -> int:

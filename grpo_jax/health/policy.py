@@ -54,7 +54,8 @@ def mismatch(seen: Seen) -> str | None:
         return None
     size, gap, low, high = fmean(sizes), fmean(gaps), fmean(lows), fmean(highs)
     grows = bool(start) and gap > limits.k3_grew * fmean(start) and gap > limits.k3
-    if size >= limits.sample_size and 1 / limits.ratio < low and high < limits.ratio and not grows:
+    agree = size >= limits.sample_size and 1 / limits.ratio < low and high < limits.ratio and gap < limits.k3_most
+    if agree and not grows:
         return None
     return (
         f"trainer and sampler disagree about the tokens' probabilities: effective sample size {size:.2g}, k3 {gap:.2g}"

@@ -3,7 +3,9 @@
 import math
 from statistics import fmean
 
-from grpo_jax.health.seen import Seen, known
+from grpo_jax.health.seen import Row, Seen, known
+
+NOTHING = 0.02  # of the largest held-out reward: a smaller change is none, whatever the interval
 
 
 def no_scores(seen: Seen) -> str | None:
@@ -61,23 +63,32 @@ def agreeing_groups(seen: Seen) -> str | None:
 
 
 def held_out_falls(seen: Seen) -> str | None:
-    """The reward rises on training prompts and falls on held-out ones, by more than chance."""
+    """The reward falls on held-out prompts by more than chance, and does not on those of training."""
     rows = [(index, row["eval/reward"]) for index, row in enumerate(seen.history) if row.get("eval/reward") is not None]
     if len(rows) < 4:
         return None
     index, best = max(rows[:-2], key=lambda row: row[1])
     fallen = [value for _, value in rows[-2:]]
-    size = max(abs(value) for _, value in rows)
-    noise = seen.limits.deviations * 0.5 * size / math.sqrt(max(seen.setup.held_out, 1))
     few = seen.limits.recent
     then = known([row for row in seen.history[max(index - few, 0) : index + few] if "reward" in row], "reward")
     now = seen.last("reward", few)
-    if not then or not now or max(fallen) > best - noise or not seen.above(fmean(now), fmean(then)):
-        return None
+    noise = _noise(seen, seen.history[index], seen.history[rows[-1][0]], max(abs(value) for _, value in rows))
+    if not then or not now or max(fallen) >= best - noise or fmean(then) - fmean(now) > (best - fallen[-1]) / 2:
+        return None  # where the training reward falls as well, it is not the prompts
     step = seen.history[index]["step"]
+    moved = "rises" if seen.above(fmean(now), fmean(then)) else "stays"
     return (
-        f"the reward rises ({fmean(then):.3g} -> {fmean(now):.3g} since step {step}) while the held-out reward"
+        f"the reward {moved} ({fmean(then):.3g} -> {fmean(now):.3g} since step {step}) while the held-out reward"
         f" falls ({best:.3g} -> {fallen[-1]:.3g}): the policy learns these prompts by heart, or a weakness of the"
         " reward. Use more training prompts (task), a KL term (objective.kl) or a lower optimizer.learning_rate, or end"
         f" at step {step}."
     )
+
+
+def _noise(seen: Seen, first: Row, last: Row, size: float) -> float:
+    """By how much two evaluations may differ by chance: as their intervals say, else that of 0-or-1 rewards."""
+    ends = [[row.get(f"eval/reward/{side}") for side in ("low", "high")] for row in (first, last)]
+    known_ends = [(low, high) for low, high in ends if low is not None and high is not None]
+    if len(known_ends) == 2:
+        return max(math.hypot(*((high - low) / 2 for low, high in known_ends)), NOTHING * size)
+    return seen.limits.deviations * 0.5 * size / math.sqrt(max(seen.setup.held_out, 1))

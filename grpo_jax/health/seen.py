@@ -35,6 +35,7 @@ class Limits:
     ratio: float = 2.0  # of trainer to sampler, that one token in a hundred exceeds, or its inverse
     k3_grew: float = 20.0  # times the start
     k3: float = 0.001  # nats, below which growth does not matter
+    k3_most: float = 0.01  # nats, as of ratios that are all off by a seventh
     kl: float = 1.0  # nats a token
     kl_grew: float = 10.0  # times the time before
     kl_small: float = 0.1  # nats, below which growth does not matter

@@ -6,6 +6,7 @@ known, as the checks after each step do.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Protocol
 
@@ -16,12 +17,14 @@ AGREE = 0.9  # of the groups, from which on nearly nothing is learned
 NEARLY = 0.6  # of the groups that agree, which have to be right (or wrong) to say so
 FOLLOWS = 0.8  # correlation of reward and length, from which on one is nearly the other
 LENGTH_MOVED = 1.5  # times the first length, or its inverse
+SURELY = 0.9  # correlation of reward and length, to which there is hardly an exception
 FELL = 0.4  # of the reward's range
 MANY_CUT = 0.5  # of the responses
 FAINT = 2e-6  # the sum of all rates of a run, below which Adam moves no weight by a part that matters
 USUAL = 1e-6  # a learning rate that is usual for all weights of a language model
 MOVED = ("reward", "entropy", "completions/mean_length")  # what changes when a policy learns
-LEAST, ENOUGH = 5, 20  # steps, to say that a rate is faint, and that nothing has changed
+AT_ONCE, EARLY = 3, 2  # steps
+LEAST, ENOUGH = 6, 20  # steps, to say that a rate is faint, and that nothing has changed
 
 
 class WholeCheck(Protocol):
@@ -50,23 +53,55 @@ def not_finite(seen: Seen, groups: Groups) -> str | None:
 def rate_too_high(seen: Seen, groups: Groups) -> str | None:
     """The reward has fallen far below what it was, while the policy has moved far."""
     rewards = [(int(row["step"]), float(row["reward"])) for row in seen.history if row.get("reward") is not None]
-    width = min(10, len(rewards) // 3)
-    if width < 2:
+    if len(rewards) < 6:
         return None
-    values = [value for _, value in rewards]
+    fall = _fall([value for _, value in rewards])
+    moved = _moved(seen, fall.start, fall.width)
+    if fall.is_large and moved is not None:
+        step = rewards[fall.start + fall.width - 1][0]
+        told = f"the reward fell from {fall.before:.3g} to {fall.after:.3g} after step {step}"
+        return f"{told}, and {moved}: {_slower(seen, 'the fall')}"
+    if moves_at_once(seen, "entropy") and seen.setup.only_rewards_teach and not learned(seen):
+        entropies = [float(row["entropy"]) for row in seen.history if row.get("entropy") is not None]
+        return (
+            f"the entropy went from {entropies[0]:.3g} to {entropies[-1]:.3g} nats within few steps, and the reward is"
+            f" {fall.after:.3g} where it was {rewards[0][1]:.3g}: {_slower(seen, 'that')}"
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class _Fall:
+    """The mean reward of the best steps, from the index `start` on, and of the last ones."""
+
+    start: int
+    width: int
+    before: float
+    after: float
+    is_large: bool
+
+
+def _fall(values: Sequence[float]) -> _Fall:
+    """How far the reward has fallen since its best steps, or since the first two if it never came near them again."""
+    width = min(10, len(values) // 3)
+    after, reach = fmean(values[-width:]), max(abs(max(values)), max(values) - min(values))
+    early = fmean(values[:EARLY])
+    if min(values[:EARLY]) > max(values[-width:]) and early - after >= FELL * reach:
+        return _Fall(0, EARLY, early, after, is_large=True)
     means = [fmean(values[end - width : end]) for end in range(width, len(values) + 1)]
     best = max(range(len(means) - width + 1), key=lambda index: means[index])
     noise = 4 * pstdev(values[best : best + width]) / math.sqrt(width)
-    fall, reach = means[best] - means[-1], max(abs(max(values)), max(values) - min(values))
-    moved = _moved(seen, best, width)
-    if fall < FELL * reach or fall <= noise or moved is None:
-        return None
+    fall = means[best] - after
+    return _Fall(best, width, means[best], after, fall >= FELL * reach and fall > noise)
+
+
+def _slower(seen: Seen, event: str) -> str:
+    """What to do about updates that are too large."""
     rate = seen.last("learning_rate", 1)
     lower = f" (it is {rate[0]:.3g}; try {rate[0] / 10:.3g})" if rate and rate[0] > 0 else ""
     return (
-        f"the reward fell from {means[best]:.3g} to {means[-1]:.3g} after step {rewards[best + width - 1][0]}, and"
-        f" {moved}: the updates are too large. Lower optimizer.learning_rate{lower}, go on from a checkpoint before"
-        " the fall, and keep the policy near its reference (objective.kl)."
+        f"the updates are too large. Lower optimizer.learning_rate{lower}, go on from a checkpoint before {event}, and"
+        " keep the policy near its reference (objective.kl)."
     )
 
 
@@ -131,7 +166,9 @@ def follows_length(seen: Seen, groups: Groups) -> str | None:
         return None
     few = min(3, len(lengths) // 2)
     first, last = fmean(lengths[:few]), fmean(lengths[-few:])
-    if (last if found > 0 else first) < LENGTH_MOVED * (first if found > 0 else last):
+    grew = last / first if found > 0 else first / max(last, 1.0)
+    surely = found >= SURELY and grew >= 1 and learned(seen)  # lengths cannot grow much where many were cut off
+    if grew < LENGTH_MOVED and not surely:
         return None
     kind = "longer" if found > 0 else "shorter"
     return (
@@ -161,6 +198,9 @@ def all_wrong(seen: Seen, groups: Groups) -> str | None:
         return None
     never = extremes(groups)[0] == extremes(groups)[1]
     fired = "; the reward has never fired in the answers that were read" if never else ""
+    ratios = seen.last("completions/clipped_ratio", seen.limits.recent)
+    if ratios and fmean(ratios) >= MANY_CUT:
+        fired += f"; {share(fmean(ratios))} answers are cut off"
     return (
         f"{share(found.total)} groups teach nothing, because all their answers are wrong (reward {found.reward:.3g})"
         f"{fired}. The prompts are too hard for this model, or rewards do not read its answers. Read some below, ask"
@@ -178,6 +218,7 @@ def constant_reward(seen: Seen, groups: Groups) -> str | None:
     evidence = (
         f" {share(sum(known) / len(known))} answers that were read have the expected answer in them." if known else ""
     )
+    evidence += " If all of them are right, ask harder prompts (task)." if abs(found.reward - 1) <= SAME else ""
     return (
         f"every answer earned {found.reward:.4g}, right or wrong, so no group differs and nothing is learned.{evidence}"
         f" Look at rewards: {' and '.join(seen.setup.rewards) or 'they'} must tell a right answer from a wrong one, and"
@@ -227,6 +268,17 @@ def _constant(groups: Groups) -> bool:
         return right > 0.5 if right is not None else low < 0
     usual = abs(low - 1) <= SAME  # what a right answer earns as a rule
     return right < (0.5 if usual else 0.9) if right is not None else not usual
+
+
+def moves_at_once(seen: Seen, name: str) -> bool:
+    """Whether a metric left its first level far behind within a few steps, and stayed there to the end."""
+    values = [float(row[name]) for row in seen.history if row.get(name) is not None]
+    if len(values) < 4 or values[0] <= 0:
+        return False
+    far = [value < values[0] / 10 or value > 2 * values[0] + 1 for value in values]
+    near = [values[0] / 2 < value < 1.5 * values[0] + 0.5 for value in values]
+    last_near = max(index for index, is_near in enumerate(near) if is_near) if any(near) else 0
+    return last_near + AT_ONCE < len(values) and all(far[last_near + AT_ONCE :])
 
 
 def learned(seen: Seen) -> bool:

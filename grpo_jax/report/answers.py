@@ -8,6 +8,7 @@ from typing import Any
 
 from grpo_jax.report.reading import Answer, Found, advantage_of, length_of, parts_of, question_of, total_of
 from grpo_jax.report.text import clean, shortened
+from grpo_jax.report.tokens import Token, tokens_of
 
 GROUPS = 4  # of a step
 IN_GROUP = 16  # answers of a group
@@ -19,7 +20,10 @@ CHARACTERS = 1_500  # of a text
 
 @dataclass(frozen=True)
 class Card:
-    """An answer as it is shown. Numbers are texts; `level` is its reward's place from 0 (worst) to 1 (best)."""
+    """An answer as it is shown. Numbers are texts; `level` is its reward's place from 0 (worst) to 1 (best).
+
+    `tokens` are its first ones where they were written, and `text` is what comes after them.
+    """
 
     label: str
     text: str
@@ -29,6 +33,7 @@ class Card:
     advantage: str
     length: str
     cut: bool
+    tokens: Sequence[Token] = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,11 @@ class Question:
     cards: Sequence[Card]
     note: str = ""
     more: int = 0  # answers that are not shown
+
+    @property
+    def is_coloured(self) -> bool:
+        """Whether tokens of its answers are coloured."""
+        return any(card.tokens for card in self.cards)
 
 
 @dataclass(frozen=True)
@@ -63,15 +73,18 @@ class _Scale:
         total, advantage = total_of(row, self.weights), advantage_of(row)
         parts = [(clean(name), _number(value)) for name, value in parts_of(row).items()]
         unit = "tokens" if "length" in row else "characters"
+        tokens = tokens_of(row)
+        rest = row["completion"][sum(len(token.text) for token in tokens) :]
         return Card(
             label,
-            shortened(row["completion"], CHARACTERS),
+            shortened(rest, CHARACTERS),
             _number(total),
             0.5 if self.high <= self.low or math.isnan(total) else (total - self.low) / (self.high - self.low),
             parts if len(parts) > 1 else [],
             "" if math.isnan(advantage) else f"{advantage:+.3f}",
             f"{length_of(row):.0f} {unit}",
             row.get("truncated") is True,
+            tokens,
         )
 
 

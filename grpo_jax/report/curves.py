@@ -88,7 +88,8 @@ PLANS = (
          {r"padding_frac": "padding"}),
     Plan("Time of a step, by phase", "Compiling is part of the phases.", "seconds",
          {r"time/(sampling|scoring|learning|evaluating|saving)": r"\1"}, stacked=True),
-    Plan("Memory", "Most bytes in use so far.", "GB", {r"memory/(.+)": r"\1"}),
+    Plan("Memory", "The most in use so far: of the fullest device, where devices tell, and of the process.", "GB",
+         {r"memory/lifetime_peak/(.+)": r"\1"}),
 )  # fmt: skip
 HIDDEN = (r"step", r"eval/.*/(low|high)", r"step_time", r"time/.*", r"sampling/programs")
 
@@ -129,9 +130,12 @@ def _curve(found: Found, plan: Plan) -> Curve | None:
 def _line(found: Found, name: str, label: str) -> Line:
     """A metric of the run, thinned; an evaluation has points, and its interval if that was measured."""
     steps, values = found.history.column(name)
-    bounds = [found.history.column(f"{name}/{side}") for side in ("low", "high")]
-    if all(len(low) == len(steps) for low, _ in bounds) and len(steps):
-        return Line(label, steps, values, bounds[0][1], bounds[1][1], points=True)
+    bounds = [dict(zip(*found.history.column(f"{name}/{side}"), strict=True)) for side in ("low", "high")]
+    if all(bounds):  # an evaluation whose answers all earned the same has none
+        low, high = (
+            np.array([bound.get(step, value) for step, value in zip(steps, values, strict=True)]) for bound in bounds
+        )
+        return Line(label, steps, values, low, high, points=True)
     return Line(label, *thinned(steps, values), points=name.startswith("eval/"))
 
 

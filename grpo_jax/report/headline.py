@@ -7,11 +7,13 @@ from statistics import fmean, stdev
 
 import numpy as np
 
+from grpo_jax.evaluation.intervals import interval
 from grpo_jax.report.diagnosis import is_solved
-from grpo_jax.report.reading import Answer, Found, total_of
+from grpo_jax.report.reading import Answer, Found, question_of, total_of
 
 FEW = 3  # steps whose mean is compared
 HELD_OUT, TRAINING = "eval/reward", "reward"
+CHANCE = "no more than chance"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,20 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Change:
+    """How much more the answers of the last evaluation earn than those of the first, prompt by prompt."""
+
+    mean: float
+    low: float
+    high: float
+    prompts: int
+
+    def __str__(self) -> str:
+        bounds = f"{self.low:+.3f} to {self.high:+.3f}"
+        return f"a difference of {self.mean:+.3f} ({bounds}) over {self.prompts} prompts, compared in pairs"
+
+
+@dataclass(frozen=True)
 class Headline:
     """The first and the last level of the best-known reward. `name` is empty where nothing was measured."""
 
@@ -38,19 +54,23 @@ class Headline:
     state: str  # how far the run has come
     interval: str  # what the bounds are
     notes: Sequence[str]
+    change: Change | None = None  # where both evaluations have written their answers
 
     @property
     def verdict(self) -> str:
         """Whether the reward rose, in words: by more than its intervals allow, or not."""
         if self.first is None or self.last is None:
             return "nothing has been measured yet"
+        if self.change is not None:
+            rose, fell = self.change.low > 0, self.change.high < 0
+            return "it rose by more than chance" if rose else "it fell by more than chance" if fell else CHANCE
         gap = self.last.value - self.first.value
         bounds = (self.first.low, self.first.high, self.last.low, self.last.high)
         if not all(map(math.isfinite, bounds)):
             return "it rose" if gap > 0 else "it fell" if gap < 0 else "it did not change"
         noise = math.hypot((self.first.high - self.first.low) / 2, (self.last.high - self.last.low) / 2)
         if abs(gap) <= noise:
-            return "no more than chance"
+            return CHANCE
         return "it rose by more than chance" if gap > 0 else "it fell by more than chance"
 
 
@@ -63,7 +83,8 @@ def headline(found: Found) -> Headline:
         best = max(levels, key=lambda level: level.value)
         if best.value > levels[-1].value:
             notes = [f"the best evaluation was at step {best.step}: {best}", *notes]
-        return Headline("held-out reward", levels[0], levels[-1], _state(found), _interval(found, levels[-1]), notes)
+        change, what = _change(found, levels[0].step, levels[-1].step), _interval(found, levels[-1])
+        return Headline("held-out reward", levels[0], levels[-1], _state(found), what, notes, change)
     rewards = found.history.column(TRAINING)
     if not len(rewards[0]):
         return Headline("", None, None, _state(found), "", notes)
@@ -84,7 +105,7 @@ def _held_out(found: Found, step: int, value: float) -> Level:
     bounds = [_at(found, f"{HELD_OUT}/{side}", step) for side in ("low", "high")]
     if all(map(math.isfinite, bounds)):
         return Level(step, value, *bounds)
-    means = _means(found.held_out.get(step, ()), found.weights)
+    means = [mean for mean in _means(found.held_out.get(step, ()), found.weights) if not math.isnan(mean)]
     count = len(means) or found.setup.held_out
     if len(means) > 1:
         error = stdev(means) / math.sqrt(count)
@@ -101,10 +122,24 @@ def _interval(found: Found, level: Level) -> str:
     return "with two standard errors to each side" if math.isfinite(level.low) else ""
 
 
+def _change(found: Found, first: int, last: int) -> Change | None:
+    """The difference of two evaluations whose answers were written; None where there are too few, or all alike."""
+    earned = []
+    for step in (first, last):
+        groups = found.held_out.get(step, ())
+        means = zip(groups, _means(groups, found.weights), strict=True)
+        earned.append({question_of(group[0]): mean for group, mean in means})
+    values = np.array([mean - earned[0][key] for key, mean in earned[1].items() if key in earned[0]])
+    confidence = found.settings.get("evaluation.confidence", ("0.95", ""))[0]
+    known = values[~np.isnan(values)]
+    ends = interval(known, float(confidence)) if len(known) > 1 else None
+    return None if ends is None else Change(float(known.mean()), ends.low, ends.high, len(known))
+
+
 def _means(groups: Sequence[Sequence[Answer]], weights: Mapping[str, float]) -> list[float]:
-    """The mean total of each prompt that has one."""
+    """The mean total of each prompt; NaN for one without."""
     totals = [[total for row in group if math.isfinite(total := total_of(row, weights))] for group in groups]
-    return [fmean(each) for each in totals if each]
+    return [fmean(each) if each else math.nan for each in totals]
 
 
 def _at(found: Found, name: str, step: int) -> float:

@@ -87,7 +87,8 @@ def _bounded(found: Sequence[Chapter], most: int = 6_000_000) -> list[Chapter]:
     """The chapters that fit into so many characters, in their order."""
     kept, used = [], 0
     for chapter in found:
-        used += sum(len(card.text) + 600 for question in chapter.questions for card in question.cards)
+        cards = [card for question in chapter.questions for card in question.cards]
+        used += sum(len(card.text) + 600 + 100 * len(card.tokens) for card in cards)
         used += sum(len(text) for question in chapter.questions for _, text in question.prompt)
         if used <= most:
             kept.append(chapter)

@@ -17,6 +17,9 @@ from grpo_jax.report.rows import MOST_BYTES, History, rows_of
 from grpo_jax.saved.directory import METRICS, RunDirectory, settings_of
 
 CHANCE = 3.0  # standard errors, by which a reward rises more than by chance
+FAINT = (
+    0.05  # nats, below which the entropy is gone; more than warnings take, as reports know whether a run has learned
+)
 STEPS_READ = 12  # whose answers are read
 Answer = dict[str, Any]
 
@@ -42,7 +45,7 @@ class Found:
     @property
     def seen(self) -> Seen:
         """The run as the checks of its health see it."""
-        return Seen(self.history, self.setup, Limits(chance=CHANCE))
+        return Seen(self.history, self.setup, Limits(chance=CHANCE, entropy=FAINT))
 
     @property
     def groups(self) -> Groups:

@@ -61,6 +61,7 @@ def _shown(found: Found, console: Console) -> RenderableType:
     if head.first is not None and head.last is not None:
         arrow = _either(console, "→", "->")
         parts.append(Text(f"{head.name} {head.first} {arrow} {head.last}: {head.verdict}", style="bold cyan"))
+        parts += [Text(str(head.change), style="dim")] if head.change is not None else []
     parts += [Text(clean(note), style="dim") for note in head.notes]
     for diagnosis in wrong:
         box = Panel(Text(clean(diagnosis.text)), title=Text(diagnosis.title), title_align="left", border_style="red")

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from grpo_jax.algorithm import Algorithm
-from grpo_jax.devices.memory import device_memory
+from grpo_jax.devices.memory import device_memory, peak_gigabytes
 from grpo_jax.devices.mesh import Layout, mesh_of
 from grpo_jax.devices.placing import everywhere, from_hosts, values_of_host
 from grpo_jax.evaluation.settings import Evaluation
@@ -40,6 +40,7 @@ from grpo_jax.training.record import METRICS, Record, Run
 from grpo_jax.training.reporting import Reporter
 from grpo_jax.training.session import Session, Settings, assemble
 from grpo_jax.training.summary import conclusion, introduction
+from grpo_jax.training.token_rows import with_tokens
 
 
 @dataclass(frozen=True)
@@ -329,13 +330,15 @@ def take_step(
     solved: list[int] = []
     if settings.retire is not None:
         solved = [example for example, mean in answers.means.items() if mean >= settings.retire]
-    rows = list(answer_rows(algorithm.mix, answers.rewards, everywhere(batch.advantages), answers.rollouts))
+    pair = (answers.rewards, answers.rollouts)
+    rows = list(answer_rows(algorithm.mix, pair[0], everywhere(batch.advantages), pair[1]))
+    rows = with_tokens(rows, *pair, algorithm.mix, algorithm.decode, settings.token_groups)
     with writing("The answers", record.path):
         record.completions(index + 1, rows, store.host_index(), store.host_count())
         record.retire(index + 1, solved)
     state, measured = update(algorithm, state, batch, progress.phase, lesson.largest_norm)
     metrics = {name: float(value) for name, value in measured.items()}
-    metrics |= {"learning_rate": learning_rate(state), "sampling/programs": programs()}
+    metrics |= {"learning_rate": learning_rate(state), "sampling/programs": programs()} | peak_gigabytes()
     if settings.retire is not None:
         retired |= set(solved)
         metrics["retired_prompts"] = len(retired)

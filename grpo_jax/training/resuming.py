@@ -42,6 +42,7 @@ FREE = (
     "train.max_skipped",
     "train.watchdog_minutes",
     "train.report_minutes",
+    "train.token_groups",
     "algorithm.reward_seconds",
     "judge.at_once",
     "judge.seconds",

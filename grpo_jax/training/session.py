@@ -50,6 +50,7 @@ class Settings:
     skip_spikes: float | None = None  # leave out gradients with a norm so many times the recent median; null: none
     retire: float | None = None  # mean reward from which a prompt is not asked again; null never (ScaleRL's is 0.9)
     watchdog_minutes: float = 60.0  # after which a phase (sampling, learning, ...) counts as stuck; 0 never
+    token_groups: int = 1  # of a step, whose answers are written with their tokens and log-probs, for its report
     report_minutes: float = 5.0  # between refreshes of report.html, which is made at the end, too; 0 never
 
     def __post_init__(self) -> None:
@@ -57,6 +58,7 @@ class Settings:
             check_range(f"train.{name}", getattr(self, name), least=1, most=WHOLE)
         for name in ("evaluate_every", "keep_every"):
             check_range(f"train.{name}", getattr(self, name), least=0, most=WHOLE, note="(0 is never)")
+        check_range("train.token_groups", self.token_groups, least=0, most=WHOLE, note="(0 writes none)")
         check_range("train.resample", self.resample, least=1, most=1000, note="(1 asks once)")
         check_range("train.seed", self.seed, least=0, below=2**32)
         if self.retire is not None:

@@ -122,6 +122,7 @@ class Made:
             "step_time": 10.1,
             "time/compile": 0.0,
         }
+        row |= {"kl": self._at("kl", step)} if "kl" in self.curves else {}
         return row | ({"eval/reward": self._at("held_out", step)} if step % 10 == 0 else {})
 
 

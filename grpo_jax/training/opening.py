@@ -73,7 +73,7 @@ def open_run(session: Session, run: Run, path: Path | None, config: str, resume:
         if int(state.step) == 0 and store.is_first():
             _begin_again(path)
         _keep(path, run, session, known, record, config)
-        _track(record, int(state.step), session, known)
+        _track(record, int(state.step), settings, known)
         return Opened(state, checkpoints, record, opened.pop_all())
 
 
@@ -181,11 +181,11 @@ def _begin_again(path: Path) -> None:
         forget(path)
 
 
-def _track(record: Record, step: int, session: Session, known: Fingerprint) -> None:
+def _track(record: Record, step: int, settings: Settings, known: Fingerprint) -> None:
     """Hands the metrics to the trackers, on the one host that writes."""
     if record.writes:
         texts = known.settings if known.settings else known.parts
-        record.hand_to(feeds_of(session.settings.trackers, record.path, step, {k: _plain(v) for k, v in texts.items()}))
+        record.hand_to(feeds_of(settings.trackers, record.path, step, {k: _plain(v) for k, v in texts.items()}))
 
 
 def _plain(text: str) -> str | int | float | bool | None:

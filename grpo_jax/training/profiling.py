@@ -26,14 +26,15 @@ class Profile:
     @contextmanager
     def step(self, number: int) -> Generator[None]:
         """The block is step `number`: it is traced if it is one of those to trace."""
-        if self.steps is None or not self.steps[0] <= number <= self.steps[1]:
+        first, last = (0, 0) if self.steps is None else self.steps
+        if not first <= number <= last:
             yield
             return
         if not self.running:
             self._start()
         with jax.profiler.StepTraceAnnotation("step", step_num=number):
             yield
-        if number == self.steps[1]:
+        if number == last:
             self.close()
 
     def close(self) -> None:

@@ -29,6 +29,7 @@ class Child:
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.process.poll() is not None:
+            self._let_go()
             self.process = self._started()
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._ask({"step": step, "metrics": finite})

@@ -135,8 +135,8 @@ class Feed:
             first, self.warned = not self.warned and not self.done, True
         if first:
             say(
-                f"warning: tracker {self.label} has failed ({reason}), so what it has is incomplete. The run is not"
-                " affected, and metrics.jsonl has everything."
+                f"warning: tracker {self.label}: {reason}. What it has may be incomplete from here on; the run is not"
+                " affected, and metrics.jsonl has everything"
             )
 
 

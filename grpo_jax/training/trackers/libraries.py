@@ -70,8 +70,13 @@ class Trackio:
         )
 
 
+def is_installed(library: str) -> bool:
+    """Whether a library can be imported. A folder of its name, such as wandb writes, is none."""
+    spec = importlib.util.find_spec(library)
+    return spec is not None and spec.origin is not None
+
+
 def check_installed(library: str, place: str) -> None:
     """Refuses a library that is not installed, with the command that installs it."""
-    spec = importlib.util.find_spec(library)
-    if spec is None or spec.origin is None:  # a folder of the name, such as wandb writes, is no library
+    if not is_installed(library):
         raise ValueError(f'{place} is {library}, which is not installed. Install it: pip install "grpo-jax[{library}]"')

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
@@ -21,7 +20,7 @@ from grpo_jax.cli import main
 from grpo_jax.config import ConfigError, read, render
 from grpo_jax.training import Settings, opening, profiling
 from grpo_jax.training.record import Record
-from grpo_jax.training.resuming import Change
+from grpo_jax.training.resuming import Change, Fingerprint
 from grpo_jax.training.trackers import feed, libraries, tensorboard, trackio, wandb
 from grpo_jax.training.trackers.feed import WAITING, close_all, feeds_of
 from grpo_jax.training.trackers.tracker import check_trackers
@@ -29,8 +28,8 @@ from grpo_jax.training.trackers.tracker import check_trackers
 CONFIG = """
 run: {name: t}
 model: {name: tiny, remat: none}
-task: {use: arithmetic, train: 8, held_out: 4, largest: 9}
-rollout: {responses: 4, max_tokens: 4}
+task: {use: arithmetic, train: 32, held_out: 8, largest: 9}
+rollout: {responses: 4, max_tokens: 6}
 objective: {use: dr_grpo}
 optimizer: {learning_rate: 1e-3, warmup_steps: 1}
 mesh: {data: 1, fsdp: 2, tensor: 4}
@@ -272,10 +271,9 @@ def test_tensorboard_takes_steps_again_and_leaves_out_what_is_not_finite(tmp_pat
 
 
 def test_only_the_first_of_several_hosts_hands_anything_over(tmp_path):
-    session = SimpleNamespace(settings=Settings(steps=3))
     for writes in (False, True):
         record = Record(tmp_path, writes=writes)
-        opening._track(record, 0, session, SimpleNamespace(settings={"train.steps": "3"}, parts={}))
+        opening._track(record, 0, Settings(steps=3), Fingerprint({}, {"train.steps": "3"}))
         assert len(record.feeds) == writes
         record.close()
 
@@ -401,9 +399,8 @@ def test_a_library_that_fails_or_dies_goes_on_with_the_next_step(tmp_path, libra
 
 def own_processes(word):
     """The processes that this one has started and whose command has a word in it."""
-    found = [
-        int(process) for file in Path("/proc/self/task").glob("*/children") for process in file.read_text().split()
-    ]
+    files = Path("/proc/self/task").glob("*/children")
+    found = [int(process) for file in files for process in file.read_text().split()]
     return [process for process in found if word.encode() in Path(f"/proc/{process}/cmdline").read_bytes()]
 
 

@@ -153,6 +153,10 @@ OTHERS = {
     "stop_strings": "rollout.stop",
     "dataset": DATA,
     "dtype": "model.activations",
+    "wandb": TRACKERS,
+    "use_wandb": TRACKERS,
+    "wandb_project": TRACKERS,
+    "loggers": TRACKERS,
 }
 
 

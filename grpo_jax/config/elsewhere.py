@@ -22,6 +22,7 @@ DATA = "task.path, of `task: {use: data, path: questions.parquet}`"
 ENTROPY = "part of objective.terms: [{use: Term, value: entropy, coefficient: 0.001}]"
 NONE_ENGINE = "not needed: the package's own sampler answers on the devices that train; leave it out"
 NONE_LOG = "not needed: every step is written to metrics.jsonl, events/ and completions/; leave it out"
+TRACKERS = "train.trackers, a list such as [tensorboard, wandb, {use: trackio, project: mine}, my_file:function]"
 NONE_ADAPTER = "not here: all weights are trained; leave it out"
 NONE_SHARDING = "not here: weights are divided by mesh.fsdp and mesh.tensor; leave it out"
 RESUME = "not a setting: give the command line option --resume"
@@ -77,7 +78,7 @@ TRL = {
     "logging_steps": NONE_LOG,
     "logging_dir": NONE_LOG,
     "log_completions": NONE_LOG,
-    "report_to": NONE_LOG,
+    "report_to": TRACKERS,
     "use_vllm": NONE_ENGINE,
     "use_liger_kernel": NONE_ENGINE,
     "use_peft": NONE_ADAPTER,
@@ -131,7 +132,9 @@ VERL = {
     "trainer.test_freq": EVALUATE,
     "trainer.experiment_name": "run.name",
     "trainer.default_local_dir": "run.root, the folder of all runs",
-    "trainer.logger": NONE_LOG,
+    "trainer.logger": TRACKERS,
+    "trainer.project_name": "part of train.trackers, as in [{use: wandb, project: mine}]",
+    "global_profiler.steps": "train.profile_steps, the first and the last step of a trace",
     "trainer.n_gpus_per_node": NONE_SHARDING,
     "trainer.nnodes": NONE_SHARDING,
     "trainer.resume_mode": RESUME,
@@ -150,6 +153,10 @@ OTHERS = {
     "stop_strings": "rollout.stop",
     "dataset": DATA,
     "dtype": "model.activations",
+    "wandb": TRACKERS,
+    "use_wandb": TRACKERS,
+    "wandb_project": TRACKERS,
+    "loggers": TRACKERS,
 }
 
 

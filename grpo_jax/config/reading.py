@@ -12,7 +12,17 @@ import yaml
 from grpo_jax.config.advice import unknown_key, unknown_name, usable_names
 from grpo_jax.config.names import public_names, split
 from grpo_jax.config.retired import is_ignored
-from grpo_jax.config.sections import OBJECTIVE, PARTS, SECTIONS, Call, Config, RewardPart, Section, limits_of_rewards
+from grpo_jax.config.sections import (
+    OBJECTIVE,
+    PARTS,
+    SECTIONS,
+    TRACKERS,
+    Call,
+    Config,
+    RewardPart,
+    Section,
+    limits_of_rewards,
+)
 from grpo_jax.config.signatures import Default, Parameter, Signature, parameters, signature
 from grpo_jax.config.similar import suggestion
 from grpo_jax.config.trust import check_section_name
@@ -57,7 +67,7 @@ def _choices(written: Written, known: Mapping[str, Parameter]) -> dict[str, Any]
 
 def _value(node: yaml.Node, parameter: Parameter, key: str) -> Any:
     """The value of a parameter, which may be a choice with arguments of its own, or a list of choices."""
-    section = PARTS.get(parameter.name) if key.startswith("objective.") else None
+    section = _section_of_choices(parameter.name, key)
     if section is None or _is_never_a_choice(parameter.type) or _is_number_or_null(node, parameter.type, key):
         return read_value(node, parameter.type, key)
     several = typing.get_origin(parameter.type) is tuple
@@ -68,6 +78,13 @@ def _value(node: yaml.Node, parameter: Parameter, key: str) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return tuple(_choice(item, section, f"{key}[{index}]") for index, item in enumerate(node.value))
     return _choice(node, section, key)
+
+
+def _section_of_choices(name: str, key: str) -> Section | None:
+    """Where the choices of a parameter are looked up; None if its value is none."""
+    if key == "train.trackers":
+        return TRACKERS
+    return PARTS.get(name) if key.startswith("objective.") else None
 
 
 def _is_never_a_choice(expected: Any) -> bool:

@@ -84,6 +84,7 @@ PARTS = {
     "terms": Section("grpo_jax.objectives.terms", "Term"),
     "value": Section("grpo_jax.objectives.terms", takes=("tokens",)),
 }
+TRACKERS = Section("grpo_jax.training.trackers")  # of train: functions, and objects that open one
 OBJECTIVE = "grpo_jax.objectives:Objective"
 # Parameters that name a file, which may stand beside the config; `held_out` may be the name of a split instead.
 FILES = {"path": os.path.exists, "held_out": os.path.isfile}

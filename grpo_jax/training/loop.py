@@ -35,6 +35,7 @@ from grpo_jax.training.held_out import evaluate_held_out, is_spent, why_spent
 from grpo_jax.training.nonfinite import are_usable, describe_skipped, dump, failed, failed_in_a_row, largest_norm
 from grpo_jax.training.opening import Resume, open_run
 from grpo_jax.training.order import step_key
+from grpo_jax.training.profiling import Profile
 from grpo_jax.training.progress import Progress
 from grpo_jax.training.record import METRICS, Record, Run
 from grpo_jax.training.reporting import Reporter
@@ -193,13 +194,16 @@ def _steps(started: Started, whole: Whole) -> Trained:
     health = Health(setup_of(session), record, progress.say)
     reporter = Reporter(record.path, settings.report_minutes, store.is_first(), progress.say)
     started.files.callback(reporter.leave)
+    profile = Profile(record.path, settings.profile_steps, progress.say)
+    started.files.callback(profile.close)
     stop.catch_interrupts()
     progress.say(introduction(session, whole.state, record.path))
     _evaluate_first(started, whole, progress)
     for _ in range(first, settings.steps):
         if used_up(session, retired) or is_spent(settings, record):
             break
-        ended = _whole_step(started, whole, first, retired, progress)
+        with profile.step(whole.step + 1):
+            ended = _whole_step(started, whole, first, retired, progress)
         ended = ended or is_spent(settings, record)
         _check_best(settings.keep_best, record)
         health.look()

@@ -1,5 +1,6 @@
 """The state, the directory and the checkpoints of a run before its first step, whether it is new or resumed."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -24,6 +25,7 @@ from grpo_jax.training.resuming import (
     write_fingerprint,
 )
 from grpo_jax.training.session import Session, Settings, first_state
+from grpo_jax.training.trackers.feed import feeds_of, forget
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ def open_run(session: Session, run: Run, path: Path | None, config: str, resume:
         way_out = f"They do not see the same {path} yet, or not any more: start all of them again, with --resume."
         meeting.check_same({"history of the run": repr((record.history, record.retired))}, way_out)
         if int(state.step) == 0 and store.is_first():
-            (path / SAVED).unlink(missing_ok=True)  # it begins again
+            _begin_again(path)
         _keep(path, run, session, known, record, config)
+        _track(record, int(state.step), settings, known)
         return Opened(state, checkpoints, record, opened.pop_all())
 
 
@@ -172,3 +175,26 @@ def _keep(path: Path, run: Run, session: Session, known: Fingerprint, record: Re
     if store.is_first():
         record.write_config(config)
         write_fingerprint(path, run.name, known, session.model)
+
+
+def _begin_again(path: Path) -> None:
+    """A run that has lost its checkpoints is another one to its trackers."""
+    if (path / SAVED).exists():
+        (path / SAVED).unlink()
+        forget(path)
+
+
+def _track(record: Record, step: int, settings: Settings, known: Fingerprint) -> None:
+    """Hands the metrics to the trackers, on the one host that writes."""
+    if record.writes:
+        texts = known.settings if known.settings else known.parts
+        record.hand_to(feeds_of(settings.trackers, record.path, step, {k: _plain(v) for k, v in texts.items()}))
+
+
+def _plain(text: str) -> str | int | float | bool | None:
+    """A setting as a number where it is one: trackers compare these."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, str | int | float | bool | None) else text

@@ -79,7 +79,8 @@ class Progress:
         )
         begun, longest = time.monotonic(), self.longest.get(name, 0.0)
         with watched(name, self.watchdog_minutes and max(60 * self.watchdog_minutes, SLOWER * longest)):
-            yield
+            with jax.profiler.TraceAnnotation(name):  # its name in a trace; costs nothing without one
+                yield
         seconds = time.monotonic() - begun
         self.longest[name] = max(longest, seconds)
         self.times[name] = self.times.get(name, 0.0) + seconds

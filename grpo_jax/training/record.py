@@ -12,7 +12,8 @@ completions/held_out_000012.jsonl   every answer of the evaluation after a step 
 health.json, warnings.jsonl what the checks of its health have to know, and the warnings (grpo_jax/health/kept.py)
 report.html                 all of this as a page for people (training/reporting.py)
 retired.jsonl               the examples that are not asked any more, by the step that found them solved
-events/                     the same metrics for TensorBoard
+events/, trackers/          the same metrics for TensorBoard, and what other trackers need (training/trackers/)
+profile/                    the trace of some steps (training/profiling.py)
 checkpoints/                the train state (training/checkpoint.py); unusable/ has those that were skipped
 """
 
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_jax.saved.directory import CONFIG, METRICS, RETIRED, RUN, RunDirectory, answer_files, settings_of
-from grpo_jax.training.events import Events
+from grpo_jax.training.trackers.feed import Feed, close_all
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,15 @@ class Record:
         self.history = [row for row in found.metrics() if row["step"] <= step]
         kept = [row for row in found.retired() if row["step"] <= step]
         self.retired = [index for row in kept for index in row["examples"]]
-        self.events = None
+        self.feeds: Sequence[Feed] = ()
         if writes:
             _replace(self.file, self.history)
             if kept or self.solved.exists():
                 _replace(self.solved, kept)
-            self.events = Events(path / "events", step)
+
+    def hand_to(self, feeds: Sequence[Feed]) -> None:
+        """Hands all metrics from now on to these trackers, too, until `close`."""
+        self.feeds = feeds
 
     def write_config(self, text: str) -> None:
         """Keeps the text of a config, beside those before it if a setting differs. A run from Python may have none."""
@@ -138,19 +142,21 @@ class Record:
         numbers = {name: float(value) for name, value in metrics.items()}
         finite = {"step": step} | {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self.history.append(finite)
-        if self.events is None:
+        if not self.writes:
             return
         with self.file.open("a") as file:
             file.write(json.dumps(finite) + "\n")
-        self.events.write(step, numbers)
+        for feed in self.feeds:
+            feed.write(step, numbers)
 
     def amend(self, metrics: Mapping[str, float]) -> None:
         """Adds to the metrics of the last step: those of an evaluation that was due when the run was stopped."""
-        finite = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
-        self.history[-1] |= finite
-        if self.events is not None:
+        numbers = {name: float(value) for name, value in metrics.items()}
+        self.history[-1] |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        if self.writes:
             _replace(self.file, self.history)
-            self.events.write(self.history[-1]["step"], metrics)
+        for feed in self.feeds:
+            feed.write(self.history[-1]["step"], numbers, amends=True)
 
     def lacks(self, step: int, name: str) -> bool:
         """Whether the last row is that of `step`, without a metric. It is not if its line was cut off."""
@@ -178,9 +184,8 @@ class Record:
         write_answers(self.path / "completions", "held_out", step, rows, host, hosts)
 
     def close(self) -> None:
-        """Closes the files."""
-        if self.events is not None:
-            self.events.close()
+        """Waits for the trackers, for some seconds at most."""
+        close_all(self.feeds)
 
 
 def write_answers(

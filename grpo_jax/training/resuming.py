@@ -43,6 +43,8 @@ FREE = (
     "train.watchdog_minutes",
     "train.report_minutes",
     "train.token_groups",
+    "train.trackers",
+    "train.profile_steps",
     "algorithm.reward_seconds",
     "judge.at_once",
     "judge.seconds",
@@ -82,7 +84,8 @@ class Change:
     @property
     def is_free(self) -> bool:
         """Whether it may change without being allowed."""
-        return any(self.name == free or (free[-1] == "." and self.name.startswith(free)) for free in FREE)
+        name = self.name.partition("[")[0]  # of a list, and of what is in it
+        return any(name == free or (free[-1] == "." and self.name.startswith(free)) for free in FREE)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.before} -> {self.now}"

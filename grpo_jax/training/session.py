@@ -25,6 +25,8 @@ from grpo_jax.structs import TrainState
 from grpo_jax.tasks import Task
 from grpo_jax.training.long_prompts import LongPrompts, fitted
 from grpo_jax.training.overview import copy_bytes
+from grpo_jax.training.trackers import tensorboard
+from grpo_jax.training.trackers.tracker import Tracker, Write, check_trackers
 
 UNKNOWN_LENGTH = 16  # tokens, in place of the longest response of an engine that does not say it
 
@@ -52,6 +54,8 @@ class Settings:
     watchdog_minutes: float = 60.0  # after which a phase (sampling, learning, ...) counts as stuck; 0 never
     token_groups: int = 1  # of a step, whose answers are written with their tokens and log-probs, for its report
     report_minutes: float = 5.0  # between refreshes of report.html, which is made at the end, too; 0 never
+    trackers: tuple[Tracker | Write, ...] = (tensorboard(),)  # or wandb, trackio, my_file:function of (step, metrics)
+    profile_steps: tuple[int, int] | None = None  # first and last step of a trace by JAX's profiler; null: none
 
     def __post_init__(self) -> None:
         for name in ("steps", "prompts", "max_prompt_tokens", "evaluate_prompts", "save_every", "keep", "max_skipped"):
@@ -72,6 +76,8 @@ class Settings:
                 f"train.keep_best is {self.keep_best}, which is measured when held-out prompts are answered, and"
                 " train.evaluate_every is 0: that is never. Set it, or choose another metric."
             )
+        if self.profile_steps is not None:
+            _check_traced(self.profile_steps, self.steps)
         if self.patience is not None:
             check_range("train.patience", self.patience, least=1, most=WHOLE, note="(null is never)")
             if self.keep_best is None or not self.keep_best.startswith("eval/"):
@@ -111,6 +117,7 @@ def assemble(
     evaluation: Evaluation | None = None,
 ) -> Session:
     """The session of these parts, once the checks that need more than one of them have passed."""
+    check_trackers(settings.trackers)
     mesh = (layout or Layout()).mesh(copy_bytes=copy_bytes(model.policy))
     check_hosts(mesh)
     check_experts(model.policy.shapes, mesh)
@@ -136,6 +143,16 @@ def _fitted(task: Task, model: Model, settings: Settings) -> tuple[Sequence[Exam
     train = fitted(task.train, model, limit, choice, "training")
     held_out = fitted(task.held_out, model, limit, choice, "held-out") if settings.evaluate_every else ()
     return train, held_out[: settings.evaluate_prompts]
+
+
+def _check_traced(traced: tuple[int, int], steps: int) -> None:
+    """Refuses to trace steps that a run does not have."""
+    first, last = traced
+    if not 1 <= first <= last <= steps:
+        raise ValueError(
+            f"train.profile_steps names the first and the last step to trace, [first, last] with 1 <= first <= last <="
+            f" train.steps ({steps}); got [{first}, {last}]."
+        )
 
 
 def _check_sizes(algorithm: Algorithm, settings: Settings, examples: int) -> None:

@@ -1,0 +1,91 @@
+"""A library in a process of its own: a hang, a signal or an exit handler of it is not the run's.
+
+The process reads lines of JSON and answers each one. What the library prints goes to a file in the run directory. If
+the run ends first, the process sends what it still has, by itself.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from grpo_jax.hosts.signals import say
+from grpo_jax.training.trackers.tracker import TrackedRun, file_name
+
+FOLDER = "trackers"  # in a run directory: the id and the last step of each tracker, and what its library prints
+PROGRAM = "import sys; sys.path[:] = {paths!r}; from grpo_jax.training.trackers.serving import serve; serve()"
+
+
+class Child:
+    """A process that logs metrics with a library; one that has ended is started again at the next step."""
+
+    def __init__(self, label: str, library: str, run: TrackedRun, options: Mapping[str, Any]):
+        self.label, self.log = label, run.path / FOLDER / f"{file_name(label)}.log"
+        self.first = {"library": library, "run": asdict(run) | {"path": str(run.path)}, "options": options}
+        self.process = self._started()
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self.process.poll() is not None:
+            self._let_go()
+            self.process = self._started()
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._ask({"step": step, "metrics": finite})
+
+    def close(self) -> None:
+        """Tells the process that the run has ended, and waits until it has sent everything."""
+        if self.process.poll() is None:
+            self._ask({"complete": True})
+        self._let_go()
+
+    def _started(self) -> subprocess.Popen[str]:
+        """A process in which the library has opened the run."""
+        self.log.parent.mkdir(exist_ok=True)
+        with self.log.open("a") as log:
+            # In a session of its own, so that Ctrl-C in the terminal does not reach it.
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM.format(paths=sys.path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+        try:
+            place = self._ask(self.first)
+        except RuntimeError:
+            self._let_go()
+            raise
+        if place:
+            say(f"tracker {self.label}: {place}")
+        return self.process
+
+    def _ask(self, message: Mapping[str, Any]) -> str:
+        """What the process answers to a message; an error of the library is one here."""
+        sent, answers = self.process.stdin, self.process.stdout
+        if sent is None or answers is None:
+            raise RuntimeError("its process has no pipes")
+        try:
+            sent.write(json.dumps(message) + "\n")
+            sent.flush()
+            line = answers.readline()
+        except OSError:  # it has ended
+            line = ""
+        if not line:
+            raise RuntimeError(f"its process has ended; see {self.log}")
+        answer = json.loads(line)
+        if answer["error"]:
+            raise RuntimeError(f"{answer['error']}; see {self.log}")
+        return str(answer["place"])
+
+    def _let_go(self) -> None:
+        """Closes the pipes, which ends the process once it has sent everything, and waits for that."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:  # what was not yet written to a process that has ended
+                    continue
+        self.process.wait()

@@ -3,8 +3,8 @@ compares with the others, and how much likelier the step made it.
 
     python docs/figure_grpo.py configs/quickstart.yaml docs/images/a_step_of_grpo.svg
 
-It takes the first steps of the config, draws the last of them, and prints it as a table in Markdown. A minute on two
-cores. The question is the one whose answers differ most in what they earned.
+It takes the first step of the config, or some more of them, draws the last one, and prints it as a table in Markdown.
+A minute on two quiet cores. The question is the one whose answers differ most in what they earned.
 """
 
 import argparse
@@ -31,15 +31,15 @@ class Group:
 
     question: str
     answers: list[str]
-    rewards: np.ndarray
-    advantages: np.ndarray
-    before: np.ndarray  # log-prob of the whole answer, before the step
-    after: np.ndarray
+    rewards_G: np.ndarray
+    advantages_G: np.ndarray
+    before_G: np.ndarray  # log-prob of the whole answer, before the step
+    after_G: np.ndarray
 
     @property
-    def factors(self) -> np.ndarray:
+    def factors_G(self) -> np.ndarray:
         """How many times as likely each answer is after the step."""
-        return np.exp(self.after - self.before)
+        return np.exp(self.after_G - self.before_G)
 
 
 def last_group(config: str, steps: int, rate: float) -> Group:
@@ -75,7 +75,7 @@ def answer_logprobs(policy: gj.Policy, params: Any, rollouts: gj.Rollouts) -> np
 def draw(group: Group, picture: Path) -> None:
     """Writes the group as an SVG: a row for each answer, the best first."""
     plt.rcParams |= {"svg.hashsalt": "grpo_jax", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    order = np.lexsort((-group.factors, -group.rewards))
+    order = np.lexsort((-group.factors_G, -group.rewards_G))
     rows = np.arange(len(order))
     figure, (texts, *panels) = plt.subplots(
         1, 4, figsize=(10, 0.38 * len(order) + 1.3), layout="constrained", sharey=True, width_ratios=[2.6, 1, 1, 1.2]
@@ -84,16 +84,20 @@ def draw(group: Group, picture: Path) -> None:
     texts.set_title("answer", loc="left")
     for row, index in enumerate(order):
         texts.text(0, row, _short(group.answers[index]), va="center", family="monospace", parse_math=False)
-    named = [("1. reward", group.rewards), ("2. advantage", group.advantages), ("3. times as likely", group.factors)]
-    for panel, (title, values), base in zip(panels, named, (0.0, 0.0, 1.0), strict=True):
-        shown = values[order]
-        colours = [GOOD if value > base else BAD if value < base else NONE for value in shown]
-        panel.barh(rows, shown - base, left=base, color=colours, height=0.6)
+    named = [
+        ("1. reward", group.rewards_G),
+        ("2. advantage", group.advantages_G),
+        ("3. times as likely", group.factors_G),
+    ]
+    for panel, (title, values_G), base in zip(panels, named, (0.0, 0.0, 1.0), strict=True):
+        shown_G = values_G[order]
+        colours = [GOOD if value > base else BAD if value < base else NONE for value in shown_G]
+        panel.barh(rows, shown_G - base, left=base, color=colours, height=0.6)
         panel.axvline(base, color="0.3", linewidth=0.8)
         panel.set(title=title, yticks=[])
         panel.margins(x=0.35)
         panel.spines["left"].set_visible(False)
-        for row, value in enumerate(shown):
+        for row, value in enumerate(shown_G):
             panel.annotate(
                 f"{value:.2f}",
                 (value, row),
@@ -103,7 +107,7 @@ def draw(group: Group, picture: Path) -> None:
                 ha="left" if value >= base else "right",
                 fontsize=8,
             )
-    panels[0].axvline(group.rewards.mean(), color="0.5", linewidth=0.8, linestyle=":")
+    panels[0].axvline(group.rewards_G.mean(), color="0.5", linewidth=0.8, linestyle=":")
     texts.set_ylim(len(order) - 0.4, -0.6)
     figure.suptitle(group.question, x=0.01, ha="left", parse_math=False)
     picture.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +122,7 @@ def _short(answer: str) -> str:
 def table(group: Group) -> str:
     """The group in Markdown."""
     rows = ["| answer | reward | advantage | log-prob before | after | times as likely |", "|---|---|---|---|---|---|"]
-    numbers = zip(group.rewards, group.advantages, group.before, group.after, group.factors, strict=True)
+    numbers = zip(group.rewards_G, group.advantages_G, group.before_G, group.after_G, group.factors_G, strict=True)
     for answer, values in zip(group.answers, numbers, strict=True):
         rows.append(f"| {_short(answer)} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
     return "\n".join(rows)
@@ -129,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("picture", type=Path)
-    parser.add_argument("--steps", type=int, default=3, help="of which the last is drawn; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=1, help="of which the last is drawn; default: %(default)s")
     parser.add_argument("--rate", type=float, default=1e-5, help="the learning rate; default: %(default)s")
     arguments = parser.parse_args()
     group = last_group(arguments.config, arguments.steps, arguments.rate)

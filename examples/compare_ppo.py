@@ -34,13 +34,13 @@ Steps = Callable[[int], list[float]]  # from a seed to the mean reward of each s
 class Curves:
     """The mean reward of each step, a row for each seed, and the time of a step once compiled."""
 
-    rewards_NX: np.ndarray
+    rewards_nX: np.ndarray
     seconds: float
 
     @property
-    def final_N(self) -> np.ndarray:
+    def final_n(self) -> np.ndarray:
         """The mean reward of the last steps, for each seed."""
-        return self.rewards_NX[:, -LAST:].mean(axis=1)
+        return self.rewards_nX[:, -LAST:].mean(axis=1)
 
 
 def compare(steps: int, seeds: int) -> dict[str, Curves]:
@@ -92,9 +92,9 @@ def draw(found: dict[str, Curves], picture: Path) -> None:
     plt.rcParams.update(style | {"axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     for (name, curves), line in zip(found.items(), ("-", "--", "-."), strict=True):
-        steps = np.arange(1, curves.rewards_NX.shape[1] + 1)
-        (drawn,) = axes.plot(steps, curves.rewards_NX.mean(axis=0), line, label=name)
-        low, high = curves.rewards_NX.min(axis=0), curves.rewards_NX.max(axis=0)
+        steps = np.arange(1, curves.rewards_nX.shape[1] + 1)
+        (drawn,) = axes.plot(steps, curves.rewards_nX.mean(axis=0), line, label=name)
+        low, high = curves.rewards_nX.min(axis=0), curves.rewards_nX.max(axis=0)
         axes.fill_between(steps, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel=f"step, of {tokens_of_a_step()} sampled tokens at most", ylabel="mean reward", ylim=(0, 1))
     axes.legend(frameon=False, loc="upper left")
@@ -112,8 +112,8 @@ def table(found: dict[str, Curves]) -> str:
     """The final rewards in Markdown, with the seconds of a step."""
     rows = ["| | final reward | lowest | highest | a step |", "|---|---|---|---|---|"]
     for name, curves in found.items():
-        final_N = curves.final_N
-        numbers = f"{final_N.mean():.3f} | {final_N.min():.3f} | {final_N.max():.3f}"
+        final_n = curves.final_n
+        numbers = f"{final_n.mean():.3f} | {final_n.min():.3f} | {final_n.max():.3f}"
         rows.append(f"| {name} | {numbers} | {1e3 * curves.seconds:.0f} ms |")
     return "\n".join(rows)
 

@@ -42,14 +42,15 @@ class Group:
         return np.exp(self.after_G - self.before_G)
 
 
-def last_group(config: str, steps: int, rate: float) -> Group:
-    """The group of the last of these steps whose rewards vary most."""
+def last_group(config: str, first: int, steps: int, rate: float) -> Group:
+    """The group of the last of these steps whose rewards vary most. They ask the questions from the `first` one on."""
     changes = [f"optimizer.learning_rate={rate}", "optimizer.warmup_steps=0"]
     parts: dict[str, Any] = gj.config.build(gj.config.read(config, changes))
     model, task, algorithm, settings = (parts[name] for name in ("model", "task", "algorithm", "settings"))
     state = gj.init(algorithm, model.params(gj.Layout().mesh(jax.devices()[:1])))
     for step in range(steps):
-        examples = task.train[step * settings.prompts : (step + 1) * settings.prompts]
+        begin = first + step * settings.prompts
+        examples = task.train[begin : begin + settings.prompts]
         prompts = model.tokenizer.encode_all([each.prompt for each in examples], max_tokens=settings.max_prompt_tokens)
         key = jax.random.fold_in(jax.random.key(settings.seed), step)
         rollouts = gj.sample(algorithm, state, prompts, examples, key)
@@ -133,10 +134,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("picture", type=Path)
+    parser.add_argument("--first", type=int, default=32, help="question of the first step; default: %(default)s")
     parser.add_argument("--steps", type=int, default=1, help="of which the last is drawn; default: %(default)s")
     parser.add_argument("--rate", type=float, default=1e-5, help="the learning rate; default: %(default)s")
     arguments = parser.parse_args()
-    group = last_group(arguments.config, arguments.steps, arguments.rate)
+    group = last_group(arguments.config, arguments.first, arguments.steps, arguments.rate)
     draw(group, arguments.picture)
     print(f"\n{group.question}\n\n{table(group)}")
 

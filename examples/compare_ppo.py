@@ -8,7 +8,6 @@ writes the curves of all seeds: their mean, and a band from the worst to the bes
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +31,9 @@ Steps = Callable[[int], list[float]]  # from a seed to the mean reward of each s
 
 @dataclass(frozen=True)
 class Curves:
-    """The mean reward of each step, a row for each seed, and the time of a step once compiled."""
+    """The mean reward of each step, a row for each seed."""
 
     rewards_nX: np.ndarray
-    seconds: float
 
     @property
     def final_n(self) -> np.ndarray:
@@ -45,30 +43,24 @@ class Curves:
 
 def compare(steps: int, seeds: int) -> dict[str, Curves]:
     """The curves of each method, by its name."""
-    shared, own = ppo.PPO(epochs=1), ppo.PPO(epochs=1, own_critic=True)
-    return {
-        "GRPO": trained(None, steps, seeds),
-        "PPO, a head on the policy": trained(shared, steps, seeds),
-        "PPO, a critic of its own": trained(own, steps, seeds),
-    }
+    return {"GRPO": trained(None, steps, seeds), "PPO": trained(ppo.PPO(epochs=1), steps, seeds)}
 
 
 def trained(settings: ppo.PPO | None, steps: int, seeds: int) -> Curves:
     """The curves of one method; all seeds share its compiled programs."""
-    algorithm, rewards, seconds = build(settings), [], []
+    algorithm, rewards = build(settings), []
     for seed in range(seeds):
         task, row = ppo.letters(seed), []
         params = task.model.params(gj.Layout().mesh(jax.devices()[:1]))
         state = gj.init(algorithm, params) if settings is None else ppo.init(algorithm, settings, params)
         for index in range(steps):
-            begun, key = time.perf_counter(), jax.random.fold_in(jax.random.key(seed), index)
+            key = jax.random.fold_in(jax.random.key(seed), index)
             inputs = state, task.prompts, task.examples, key
             state, metrics = gj.step(algorithm, *inputs) if settings is None else ppo.step(algorithm, settings, *inputs)
             row.append(float(metrics["reward"]))
-            seconds.append(time.perf_counter() - begun)
         rewards.append(row)
         print(f"{settings or 'GRPO'}, seed {seed}: {np.mean(row[-LAST:]):.3f}", flush=True)
-    return Curves(np.array(rewards), float(np.median(seconds)))
+    return Curves(np.array(rewards))
 
 
 def build(settings: ppo.PPO | None) -> gj.Algorithm:
@@ -89,9 +81,9 @@ def build(settings: ppo.PPO | None) -> gj.Algorithm:
 def draw(found: dict[str, Curves], picture: Path) -> None:
     """Writes the curves as an SVG."""
     style: dict[str, Any] = {"svg.hashsalt": "grpo_jax", "font.size": 10}
-    plt.rcParams.update(style | {"axes.spines.top": False, "axes.spines.right": False})
+    plt.rcParams |= style | {"axes.spines.top": False, "axes.spines.right": False}
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    for (name, curves), line in zip(found.items(), ("-", "--", "-."), strict=True):
+    for (name, curves), line in zip(found.items(), ("-", "--"), strict=True):
         steps = np.arange(1, curves.rewards_nX.shape[1] + 1)
         (drawn,) = axes.plot(steps, curves.rewards_nX.mean(axis=0), line, label=name)
         low, high = curves.rewards_nX.min(axis=0), curves.rewards_nX.max(axis=0)
@@ -109,12 +101,12 @@ def tokens_of_a_step() -> int:
 
 
 def table(found: dict[str, Curves]) -> str:
-    """The final rewards in Markdown, with the seconds of a step."""
-    rows = ["| | final reward | lowest | highest | a step |", "|---|---|---|---|---|"]
+    """The final rewards in Markdown."""
+    rows = ["| | final reward | lowest | highest |", "|---|---|---|---|"]
     for name, curves in found.items():
         final_n = curves.final_n
         numbers = f"{final_n.mean():.3f} | {final_n.min():.3f} | {final_n.max():.3f}"
-        rows.append(f"| {name} | {numbers} | {1e3 * curves.seconds:.0f} ms |")
+        rows.append(f"| {name} | {numbers} |")
     return "\n".join(rows)
 
 

@@ -44,7 +44,7 @@ class Sizes:
     """How much is learned from at once."""
 
     prompts: int = 2
-    responses: int = 8
+    responses: int = 4
     prompt_tokens: int = 32
     response_tokens: int = 64
 
@@ -85,18 +85,23 @@ def planned(case: Case, settings: ppo.PPO) -> tuple[int, int]:
 
 
 def measure(name: str, sizes: Sizes, repeat: int) -> None:
-    """Prints the median time of an update, after one that compiles, and the peak memory."""
+    """Prints the processor time and the time of an update, medians after one that compiles, and the peak memory.
+
+    The processor time is that of all cores together, which says what is computed also where others use the machine.
+    """
     context = multiprocessing.get_context("spawn")  # a peak is that of a whole process
     print(f"{name}: {sizes.prompts} x {sizes.responses} answers of {sizes.response_tokens} tokens\n")
-    print("| | an update | peak memory |\n|---|---|---|")
+    print("| | processor time of an update | time | peak memory |\n|---|---|---|---|")
     for method in METHODS:
         with context.Pool(1) as pool:
-            seconds, peak = pool.apply(measured, (method, name, sizes, repeat))
-        print(f"| {method} | {seconds:.1f} s | {peak / 1e9:.1f} GB |", flush=True)
+            computing, waiting, peak = pool.apply(measured, (method, name, sizes, repeat))
+        print(f"| {method} | {computing:.1f} s | {waiting:.1f} s | {peak / 1e9:.1f} GB |", flush=True)
 
 
-def measured(method: str, name: str, sizes: Sizes, repeat: int) -> tuple[float, int]:
-    """Seconds of an update of random answers, what comes before its gradient included, and peak bytes."""
+def measured(method: str, name: str, sizes: Sizes, repeat: int) -> tuple[float, float, int]:
+    """Seconds of an update of random answers, what comes before its gradient included, and peak bytes: of the
+    processor, and on the clock.
+    """
     shape, settings = find_shape(name), METHODS[method]
     policy = decoder_policy(shape, jnp.float32, "products")
     objective = gj.objectives.grpo(kl=0.0) if settings is None else ppo.objective()
@@ -108,15 +113,16 @@ def measured(method: str, name: str, sizes: Sizes, repeat: int) -> tuple[float, 
     state = gj.init(algorithm, params) if settings is None else ppo.init(algorithm, settings, params)
     del params
     for _ in range(repeat + 1):
-        begun = time.perf_counter()
+        begun = time.process_time(), time.perf_counter()
         if settings is None:
             state, _ = gj.update(algorithm, state, gj.prepare(algorithm, state, rollouts, rewards, key))
         else:
             valued = ppo.prepare(algorithm, settings, state, rollouts, rewards, key)
             state, _ = ppo.update(algorithm, settings, state, valued)
         jax.block_until_ready(state)
-        found.append(time.perf_counter() - begun)
-    return median(found[1:]), peak_bytes()
+        found.append((time.process_time() - begun[0], time.perf_counter() - begun[1]))
+    computing, waiting = (median(each) for each in zip(*found[1:], strict=True))
+    return computing, waiting, peak_bytes()
 
 
 def random_answers(vocabulary: int, sizes: Sizes) -> gj.Rollouts:

@@ -42,7 +42,9 @@ def prepared(settings: ppo.PPO, algorithm: gj.Algorithm = ALGORITHM):
     key = jax.random.key(0)
     state = ppo.init(algorithm, settings, jax.tree.map(jnp.copy, PARAMS))
     rollouts = gj.sample(algorithm, ppo.of_policy(state), TASK.prompts, TASK.examples, key)
-    rewards = replace(gj.score(algorithm, rollouts, TASK.examples), parts_PGR=DRAW.uniform(size=(6, 8, 1)).astype(np.float32))
+    rewards = replace(
+        gj.score(algorithm, rollouts, TASK.examples), parts_PGR=DRAW.uniform(size=(6, 8, 1)).astype(np.float32)
+    )
     return state, ppo.prepare(algorithm, settings, state, rollouts, rewards, key)
 
 
@@ -86,7 +88,8 @@ def test_whitened_advantages_have_mean_zero_and_deviation_one_over_actions():
     assert not white_PGT[~ACTION_PGT].any()
 
 
-@pytest.mark.parametrize("own_critic", [False, True])
+@pytest.mark.slow
+@pytest.mark.parametrize("own_critic", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_critic_learns_the_rewards_of_a_batch(own_critic):
     settings = ppo.PPO(own_critic=own_critic, trace=1.0)
     state, valued = prepared(settings)
@@ -99,6 +102,7 @@ def test_the_critic_learns_the_rewards_of_a_batch(own_critic):
     assert losses[-1] < losses[0] / 3
 
 
+@pytest.mark.slow
 def test_log_probs_are_those_of_the_library_and_a_value_is_known_before_its_token():
     settings = ppo.PPO()
     state, valued = prepared(settings)
@@ -119,8 +123,7 @@ def test_a_value_that_moved_too_far_has_no_gradient():
     """Before the update 0, target 1, clip 0.2: a value of 0.1 is still pulled up, one of 0.5 no more; one that moved
     away from its target is."""
     ones_PGT = jnp.ones((1, 1, 3))
-    _, valued = prepared(ppo.PPO())
-    valued = replace(valued, values_PGT=0 * ones_PGT, targets_PGT=ones_PGT)
+    valued = ppo.Valued(None, values_PGT=0 * ones_PGT, targets_PGT=ones_PGT)
 
     def total(values_PGT):
         return ppo._errors(ppo.PPO(value_clip=0.2), values_PGT, valued).sum()
@@ -129,6 +132,7 @@ def test_a_value_that_moved_too_far_has_no_gradient():
     np.testing.assert_allclose(gradient_PGT, [[[-1.8, 0.0, -3.0]]], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_steps_in_minibatches_count_as_one_and_describe_the_rewards():
     algorithm, settings = build(minibatches=2), ppo.PPO(epochs=2)
     state = ppo.init(algorithm, settings, jax.tree.map(jnp.copy, PARAMS))

@@ -43,7 +43,11 @@ class Curves:
 
 def compare(steps: int, seeds: int) -> dict[str, Curves]:
     """The curves of each method, by its name."""
-    return {"GRPO": trained(None, steps, seeds), "PPO": trained(ppo.PPO(epochs=1), steps, seeds)}
+    return {
+        "GRPO": trained(None, steps, seeds),
+        "PPO, a critic of its own": trained(ppo.PPO(own_critic=True), steps, seeds),
+        "PPO, a head on the policy": trained(ppo.PPO(), steps, seeds),
+    }
 
 
 def trained(settings: ppo.PPO | None, steps: int, seeds: int) -> Curves:
@@ -83,7 +87,7 @@ def draw(found: dict[str, Curves], picture: Path) -> None:
     style: dict[str, Any] = {"svg.hashsalt": "grpo_jax", "font.size": 10}
     plt.rcParams |= style | {"axes.spines.top": False, "axes.spines.right": False}
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    for (name, curves), line in zip(found.items(), ("-", "--"), strict=True):
+    for (name, curves), line in zip(found.items(), ("-", "--", "-."), strict=True):
         steps = np.arange(1, curves.rewards_nX.shape[1] + 1)
         (drawn,) = axes.plot(steps, curves.rewards_nX.mean(axis=0), line, label=name)
         low, high = curves.rewards_nX.min(axis=0), curves.rewards_nX.max(axis=0)

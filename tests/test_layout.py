@@ -15,6 +15,7 @@ import grpo_jax
 
 PACKAGE = Path(grpo_jax.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+EXAMPLES = sorted((PACKAGE.parent / "examples").glob("*.py"))  # which read like the package
 LAYERS = [
     {"distribution", "network", "ranges", "redaction"},
     {"structs"},
@@ -41,6 +42,11 @@ def unit(module: Path) -> str:
 
 def layer(unit_name: str) -> int:
     return next(index for index, units in enumerate(LAYERS) if unit_name in units)
+
+
+def named(module: Path) -> str:
+    """A file of the package by its path in it, another one by its path beside it."""
+    return str(module.relative_to(PACKAGE.parent) if module.is_absolute() else module)
 
 
 def imports(module: Path) -> set[str]:
@@ -158,7 +164,9 @@ def test_importing_every_module_starts_no_backend():
 def test_no_linter_is_silenced_in_the_package():
     silencers = [f"# {word}" for word in ("noqa", "type: ignore", "fmt: off", "nosec")]
     assert [
-        str(module) for module in MODULES if any(word in (PACKAGE / module).read_text() for word in silencers)
+        str(module)
+        for module in [*MODULES, *EXAMPLES]
+        if any(word in (PACKAGE / module).read_text() for word in silencers)
     ] == []
 
 
@@ -171,6 +179,13 @@ LETTERS = set(re.findall(r"(?:^|  )([A-Z12]) (?=[a-z])", LEGEND, re.MULTILINE))
 def functions(module: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
     return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def test_an_example_is_read_in_one_sitting():
+    assert EXAMPLES
+    for path in EXAMPLES:
+        assert len(path.read_text().splitlines()) < 300
+        assert max(node.end_lineno - node.lineno + 1 for node in functions(path)) <= 45
 
 
 def nearly_all(sizes: list[int]) -> int:
@@ -212,7 +227,7 @@ def axes(name: str) -> str | None:
     return found[1] if known else None
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
+@pytest.mark.parametrize("module", [*MODULES, *EXAMPLES], ids=named)
 def test_every_axis_has_its_letter_in_the_legend(module):
     tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
@@ -223,7 +238,7 @@ def test_every_axis_has_its_letter_in_the_legend(module):
             assert letter.upper() in LETTERS, f"{name}: {letter} is not in the legend of structs.py"
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
+@pytest.mark.parametrize("module", [*MODULES, *EXAMPLES], ids=named)
 def test_every_public_name_has_a_docstring(module):
     tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
     assert ast.get_docstring(tree) is not None or not tree.body

@@ -1,6 +1,8 @@
 """`grpo-jax eval` and `gj.evaluate`, and evaluations during a run, with the tiny model."""
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 
 import grpo_jax as gj
 from grpo_jax.cli import main
+from grpo_jax.commands.eval import command
+from grpo_jax.hosts import codes
 from grpo_jax.saved.manifest import steps_in, write_manifest
 
 OLD = Path(__file__).parent / "data" / "run_of_0d0afb5" / "old"
@@ -130,6 +134,24 @@ def test_a_run_is_measured_beside_its_base_and_its_export_gives_the_same_answers
     assert len(answers) == 32 and answers == completions(tmp_path / "out", 0)
     assert answers != completions(run / "evaluations", 0)
     assert len(gj.RunDirectory(run).held_out(3)) == 8  # those with the run's own settings stay
+
+
+@pytest.mark.slow
+def test_a_run_of_other_devices_is_measured_and_a_full_disk_costs_no_table(run, monkeypatch, capsys):
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("tensor: 4", "tensor: 3"))
+    assert main(["eval", str(run), "mesh.tensor=3"]) == 2
+    assert "does not cover 8 device(s)" in capsys.readouterr().err
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(command, "write_answers", full)
+    assert main(["eval", str(run), "evaluation.responses=1"]) == codes.NOT_WRITTEN
+    printed = capsys.readouterr()
+    assert f"{run} was trained on a mesh that the devices here cannot make" in printed.err
+    assert "difference" in printed.out and "The answers could not be written to" in printed.err
+    assert printed.err.endswith("(No space left on device). Make room or name another folder with --out.\n")
 
 
 @pytest.mark.slow

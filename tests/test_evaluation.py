@@ -261,17 +261,20 @@ def test_held_out_answers_are_read_as_they_were_written_and_written_anew_in_plac
 
 @pytest.mark.parametrize("kind", ["held_out", "completions"])
 def test_answers_of_an_earlier_run_on_more_hosts_are_no_part_of_a_later_one(tmp_path, kind):
-    record, found = Record(tmp_path), gj.RunDirectory(tmp_path)
-    write, read = getattr(record, kind), found.held_out if kind == "held_out" else found.answers
+    found = gj.RunDirectory(tmp_path)
+    read = found.held_out if kind == "held_out" else found.answers
 
-    def by(hosts: int, step: int = 100_000) -> list[int]:
-        for host in range(hosts):
-            write(step, [{"host": host, "of": hosts}], host, hosts)
-        return [row["host"] for row in read(step) if row["of"] == hosts or step == 1_000_000]
+    def hosts_of(step: int, hosts: int) -> list[int]:
+        """The hosts whose answers to a step are read, once so many have written theirs."""
+        records = [Record(tmp_path, step, writes=False) for _ in range(hosts)]
+        for host, record in enumerate(records):
+            getattr(record, kind)(step, [{"host": host, "of": hosts}], host, hosts)
+        assert all(row["of"] == hosts for row in read(step))
+        return [row["host"] for row in read(step)]
 
-    assert by(12) == list(range(12))  # in their order, not in that of file names
-    assert by(4, step=1_000_000) == [0, 1, 2, 3]
+    assert hosts_of(100_000, 12) == list(range(12))  # in their order, not in that of file names
+    assert hosts_of(1_000_000, 4) == [0, 1, 2, 3]
+    (tmp_path / "completions" / f"{'held_out' if kind == 'held_out' else 'step'}_100000.host_1.jsonl").unlink()
     for hosts in (4, 2, 1, 2):
-        assert by(hosts) == list(range(hosts)) and len(read(100_000)) == hosts
+        assert hosts_of(100_000, hosts) == list(range(hosts))
     assert len(read(1_000_000)) == 4 and len(list(tmp_path.rglob("*_100000*.jsonl"))) == 6
-    record.close()

@@ -117,6 +117,7 @@ class Record:
         kept = [row for row in found.retired() if row["step"] <= step]
         self.retired = [index for row in kept for index in row["examples"]]
         self.feeds: Sequence[Feed] = ()
+        self.earlier = {kind: answer_files(path / "completions", kind) for kind in ("step", "held_out")}
         if writes:
             _replace(self.file, self.history)
             if kept or self.solved.exists():
@@ -177,11 +178,11 @@ class Record:
 
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]], host: int = 0, hosts: int = 1) -> None:
         """Writes one line for each answer of a step. Each of several hosts writes those it has."""
-        write_answers(self.path / "completions", "step", step, rows, host, hosts)
+        write_answers(self.path / "completions", "step", step, rows, self.earlier["step"], host, hosts)
 
     def held_out(self, step: int, rows: Sequence[Mapping[str, Any]], host: int = 0, hosts: int = 1) -> None:
         """Writes one line for each answer of the evaluation after a step, in place of those of an earlier one."""
-        write_answers(self.path / "completions", "held_out", step, rows, host, hosts)
+        write_answers(self.path / "completions", "held_out", step, rows, self.earlier["held_out"], host, hosts)
 
     def close(self) -> None:
         """Waits for the trackers, for some seconds at most."""
@@ -189,16 +190,23 @@ class Record:
 
 
 def write_answers(
-    folder: Path, kind: str, step: int, rows: Sequence[Mapping[str, Any]], host: int = 0, hosts: int = 1
+    folder: Path,
+    kind: str,
+    step: int,
+    rows: Sequence[Mapping[str, Any]],
+    earlier: Mapping[int, Mapping[int | None, Path]],
+    host: int = 0,
+    hosts: int = 1,
 ) -> None:
     """Writes the answers of a step that this host has: each of several has a file of its own, by its number.
 
-    Files that another number of hosts wrote for this step are removed, as readers join the files of all hosts.
+    Of the files that were there `earlier`, those that another number of hosts wrote for this step are removed, as
+    readers join the files of all hosts.
     """
     numbers = [None] if hosts == 1 else range(hosts)
     part = "" if hosts == 1 else f".host_{host}"
     write_rows(folder / f"{kind}_{step:06d}{part}.jsonl", rows)
-    for number, file in answer_files(folder, kind).get(step, {}).items():
+    for number, file in earlier.get(step, {}).items():
         if number not in numbers:
             file.unlink(missing_ok=True)  # each host removes all of them, as they may see folders of their own
 

@@ -32,7 +32,7 @@ from grpo_jax.hosts.codes import COMPLETE, STEP_FAILED, RunError
 from grpo_jax.hosts.telling import tell
 from grpo_jax.learner.finite import check_weights
 from grpo_jax.models import Model, load
-from grpo_jax.saved.directory import RunDirectory
+from grpo_jax.saved.directory import RunDirectory, answer_files
 from grpo_jax.scoring import FailedOnAHost
 from grpo_jax.training.ending import writing
 from grpo_jax.training.long_prompts import fitted
@@ -252,10 +252,10 @@ def _report(
 def _keep(folder: Path, columns: Sequence[Column], results: Sequence[Evaluated], arguments: argparse.Namespace) -> None:
     """Keeps the answers of each model, each host those that it scored; those of `--before` in a folder of their own."""
     for column, result in zip(columns, results, strict=True):
-        other = "before" if arguments.before is not None and column is not columns[-1] else ""
-        with writing("The answers", folder / other, other="name another folder with --out"):
-            who = (store.host_index(), store.host_count())
-            write_answers(folder / other, "held_out", column.step, result.answers, *who)
+        place = folder / ("before" if arguments.before is not None and column is not columns[-1] else "")
+        who = (store.host_index(), store.host_count())
+        with writing("The answers", place, other="name another folder with --out"):
+            write_answers(place, "held_out", column.step, result.answers, answer_files(place, "held_out"), *who)
 
 
 def answers_folder(target: Target, task: str, arguments: argparse.Namespace) -> Path | None:

@@ -79,12 +79,12 @@ def headline(found: Found) -> Headline:
     steps, values = found.history.column(HELD_OUT)
     notes = _notes(found)
     if len(steps) >= 2:
-        levels = [_held_out(found, int(step), float(value)) for step, value in zip(steps, values, strict=True)]
-        best = max(levels, key=lambda level: level.value)
-        if best.value > levels[-1].value:
+        places = (0, int(values.argmax()), len(values) - 1)
+        first, best, last = (_held_out(found, int(steps[place]), float(values[place])) for place in places)
+        if best.value > last.value:
             notes = [f"the best evaluation was at step {best.step}: {best}", *notes]
-        change, what = _change(found, levels[0].step, levels[-1].step), _interval(found, levels[-1])
-        return Headline("held-out reward", levels[0], levels[-1], _state(found), what, notes, change)
+        change, what = _change(found, first.step, last.step), _interval(found, last)
+        return Headline("held-out reward", first, last, _state(found), what, notes, change)
     rewards = found.history.column(TRAINING)
     if not len(rewards[0]):
         return Headline("", None, None, _state(found), "", notes)

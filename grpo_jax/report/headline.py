@@ -1,6 +1,7 @@
 """What a run has learned, from what to what, in sentences that stand at the top."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -13,6 +14,7 @@ from grpo_jax.report.reading import Answer, Found, question_of, total_of
 
 FEW = 3  # steps whose mean is compared
 HELD_OUT, TRAINING = "eval/reward", "reward"
+CONFIDENCE = 0.95  # of a difference, for a run whose config does not tell
 CHANCE = "no more than chance"
 
 
@@ -130,10 +132,13 @@ def _change(found: Found, first: int, last: int) -> Change | None:
         means = zip(groups, _means(groups, found.weights), strict=True)
         earned.append({question_of(group[0]): mean for group, mean in means})
     values = np.array([mean - earned[0][key] for key, mean in earned[1].items() if key in earned[0]])
-    confidence = found.settings.get("evaluation.confidence", ("0.95", ""))[0]
-    known = values[~np.isnan(values)]
-    ends = interval(known, float(confidence)) if len(known) > 1 else None
-    return None if ends is None else Change(float(known.mean()), ends.low, ends.high, len(known))
+    written = found.settings.get("evaluation.confidence", ("", ""))[0]
+    confidence = float(written) if re.fullmatch(r"0\.\d*[1-9]\d*", written) else CONFIDENCE
+    known = values[np.isfinite(values)]
+    ends = interval(known, confidence) if len(known) > 1 else None
+    if ends is None or not math.isfinite(ends.low) or not math.isfinite(ends.high):
+        return None
+    return Change(float(known.mean()), ends.low, ends.high, len(known))
 
 
 def _means(groups: Sequence[Sequence[Answer]], weights: Mapping[str, float]) -> list[float]:

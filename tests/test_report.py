@@ -274,6 +274,13 @@ def test_an_evaluation_without_an_interval_does_not_hide_those_of_the_others(tmp
     assert (line.low.tolist(), line.high.tolist()) == ([0.4, 1.0], [0.7, 1.0])
 
 
+def test_the_intervals_of_many_evaluations_are_thinned_with_their_values(tmp_path):
+    value = {"eval/reward": 0.5, "eval/reward/low": 0.4, "eval/reward/high": 0.7}
+    run = with_rows(tmp_path / "run", *({"step": step, **value} for step in range(5 * POINTS)))
+    (line,) = [line for curve in curves(read_run(run)) for line in curve.lines if line.label == "held-out"]
+    assert len(line.steps) == len(line.values) == len(line.low) == len(line.high) <= 2 * POINTS + 2
+
+
 def test_a_torn_line_is_left_out_and_said(well, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(well, run)

@@ -135,7 +135,8 @@ def _line(found: Found, name: str, label: str) -> Line:
         low, high = (
             np.array([bound.get(step, value) for step, value in zip(steps, values, strict=True)]) for bound in bounds
         )
-        return Line(label, steps, values, low, high, points=True)
+        kept, _ = thinned(np.arange(len(steps)), values)
+        return Line(label, steps[kept], values[kept], low[kept], high[kept], points=True)
     return Line(label, *thinned(steps, values), points=name.startswith("eval/"))
 
 

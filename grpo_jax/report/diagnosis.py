@@ -81,7 +81,7 @@ def diagnoses(found: Found) -> list[Diagnosis]:
     lasting = [check for check in CHECKS if check.__name__ not in OF_A_STEP]
     texts |= {check.__name__: text for check in lasting if (text := check(seen)) is not None}
     causes = _ordered(seen, texts)
-    explained = {effect for cause in causes for effect in EXPLAINS.get(cause, ())} | _harmless(found, causes)
+    explained = {effect for cause in causes for effect in EXPLAINS.get(cause, ())} | _harmless(found)
     shown = {row["warning"]: row.get("answers") for row in found.warnings}
     return [
         Diagnosis(cause, title, _sentence(texts[cause]), answers=_texts(shown.get(cause)))
@@ -101,7 +101,7 @@ def _ordered(seen: Seen, found: Collection[str]) -> set[str]:
     return {*found} - left_out
 
 
-def _harmless(found: Found, causes: Collection[str]) -> set[str]:
+def _harmless(found: Found) -> set[str]:
     """What is no fault in a run that has learned."""
     seen, fine = found.seen, set()
     if is_solved(found):

@@ -1,6 +1,7 @@
 """What a run has learned, from what to what, in sentences that stand at the top."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -13,6 +14,7 @@ from grpo_jax.report.reading import Answer, Found, question_of, total_of
 
 FEW = 3  # steps whose mean is compared
 HELD_OUT, TRAINING = "eval/reward", "reward"
+CONFIDENCE = 0.95  # of a difference, for a run whose config does not tell
 CHANCE = "no more than chance"
 
 
@@ -79,12 +81,12 @@ def headline(found: Found) -> Headline:
     steps, values = found.history.column(HELD_OUT)
     notes = _notes(found)
     if len(steps) >= 2:
-        levels = [_held_out(found, int(step), float(value)) for step, value in zip(steps, values, strict=True)]
-        best = max(levels, key=lambda level: level.value)
-        if best.value > levels[-1].value:
+        places = (0, int(values.argmax()), len(values) - 1)
+        first, best, last = (_held_out(found, int(steps[place]), float(values[place])) for place in places)
+        if best.value > last.value:
             notes = [f"the best evaluation was at step {best.step}: {best}", *notes]
-        change, what = _change(found, levels[0].step, levels[-1].step), _interval(found, levels[-1])
-        return Headline("held-out reward", levels[0], levels[-1], _state(found), what, notes, change)
+        change, what = _change(found, first.step, last.step), _interval(found, last)
+        return Headline("held-out reward", first, last, _state(found), what, notes, change)
     rewards = found.history.column(TRAINING)
     if not len(rewards[0]):
         return Headline("", None, None, _state(found), "", notes)
@@ -130,10 +132,13 @@ def _change(found: Found, first: int, last: int) -> Change | None:
         means = zip(groups, _means(groups, found.weights), strict=True)
         earned.append({question_of(group[0]): mean for group, mean in means})
     values = np.array([mean - earned[0][key] for key, mean in earned[1].items() if key in earned[0]])
-    confidence = found.settings.get("evaluation.confidence", ("0.95", ""))[0]
-    known = values[~np.isnan(values)]
-    ends = interval(known, float(confidence)) if len(known) > 1 else None
-    return None if ends is None else Change(float(known.mean()), ends.low, ends.high, len(known))
+    written = found.settings.get("evaluation.confidence", ("", ""))[0]
+    confidence = float(written) if re.fullmatch(r"0\.\d*[1-9]\d*", written) else CONFIDENCE
+    known = values[np.isfinite(values)]
+    ends = interval(known, confidence) if len(known) > 1 else None
+    if ends is None or not math.isfinite(ends.low) or not math.isfinite(ends.high):
+        return None
+    return Change(float(known.mean()), ends.low, ends.high, len(known))
 
 
 def _means(groups: Sequence[Sequence[Answer]], weights: Mapping[str, float]) -> list[float]:

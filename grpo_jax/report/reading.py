@@ -17,9 +17,7 @@ from grpo_jax.report.rows import MOST_BYTES, History, rows_of
 from grpo_jax.saved.directory import METRICS, RunDirectory, settings_of
 
 CHANCE = 3.0  # standard errors, by which a reward rises more than by chance
-FAINT = (
-    0.05  # nats, below which the entropy is gone; more than warnings take, as reports know whether a run has learned
-)
+FAINT = 0.05  # nats, below which the entropy is gone; warnings, which do not see whether a run has learned, take less
 STEPS_READ = 12  # whose answers are read
 Answer = dict[str, Any]
 

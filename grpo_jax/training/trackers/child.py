@@ -29,16 +29,17 @@ class Child:
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.process.poll() is not None:
-            self._let_go()
             self.process = self._started()
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._ask({"step": step, "metrics": finite})
 
     def close(self) -> None:
         """Tells the process that the run has ended, and waits until it has sent everything."""
-        if self.process.poll() is None:
-            self._ask({"complete": True})
-        self._let_go()
+        try:
+            if self.process.poll() is None:
+                self._ask({"complete": True})
+        finally:
+            self._let_go()
 
     def _started(self) -> subprocess.Popen[str]:
         """A process in which the library has opened the run."""
@@ -74,6 +75,7 @@ class Child:
         except OSError:  # it has ended
             line = ""
         if not line:
+            self._let_go()
             raise RuntimeError(f"its process has ended; see {self.log}")
         answer = json.loads(line)
         if answer["error"]:

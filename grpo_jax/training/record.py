@@ -117,6 +117,7 @@ class Record:
         kept = [row for row in found.retired() if row["step"] <= step]
         self.retired = [index for row in kept for index in row["examples"]]
         self.feeds: Sequence[Feed] = ()
+        self.failed = False  # whether the run ends by an error, which trackers are told
         if writes:
             _replace(self.file, self.history)
             if kept or self.solved.exists():
@@ -185,7 +186,7 @@ class Record:
 
     def close(self) -> None:
         """Waits for the trackers, for some seconds at most."""
-        close_all(self.feeds)
+        close_all(self.feeds, self.failed)
 
 
 def answers_file(kind: str, step: int, host: int | None) -> str:

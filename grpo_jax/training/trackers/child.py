@@ -39,7 +39,17 @@ class Child:
             if self.process.poll() is None:
                 self._ask({"complete": True})
         finally:
-            self._let_go()
+            self.fail()
+
+    def fail(self) -> None:
+        """Closes the pipes, so that the process sends what it has of a run that failed, and waits for its end."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:  # what was not yet written to a process that has ended
+                    continue
+        self.process.wait()
 
     def _started(self) -> subprocess.Popen[str]:
         """A process in which the library has opened the run."""
@@ -57,7 +67,7 @@ class Child:
         try:
             place = self._ask(self.first)
         except RuntimeError:
-            self._let_go()
+            self.fail()
             raise
         if place:
             say(f"tracker {self.label}: {place}")
@@ -75,19 +85,9 @@ class Child:
         except OSError:  # it has ended
             line = ""
         if not line:
-            self._let_go()
+            self.fail()
             raise RuntimeError(f"its process has ended; see {self.log}")
         answer = json.loads(line)
         if answer["error"]:
             raise RuntimeError(f"{answer['error']}; see {self.log}")
         return str(answer["place"])
-
-    def _let_go(self) -> None:
-        """Closes the pipes, which ends the process once it has sent everything, and waits for that."""
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except OSError:  # what was not yet written to a process that has ended
-                    continue
-        self.process.wait()

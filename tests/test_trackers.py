@@ -385,6 +385,14 @@ def test_a_key_is_the_librarys_and_what_it_prints_stays_in_its_file(tmp_path, li
     assert not any("planted-key" in text for text in ours)
 
 
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_library_is_told_whether_the_run_failed(tmp_path, library, failed):
+    (fed,) = feeds_of((wandb(),), tmp_path, 0, {})
+    fed.write(1, {})
+    close_all([fed], failed)
+    assert library("finish") == [int(failed)]
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize(("what", "reached"), [("fail", [1, 2, 3]), ("die", [1, 2, 3])])
 def test_a_library_that_fails_or_dies_goes_on_with_the_next_step(tmp_path, library, what, reached, capsys):

@@ -149,6 +149,7 @@ def finish(started: Started) -> Trained:
         try:
             trained = _loop(started, whole)
         except BaseException as error:
+            started.record.failed = True
             saved = _save_whole(started, whole)
             with suppress(Exception):  # has been said
                 started.files.close()

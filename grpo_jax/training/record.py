@@ -118,6 +118,7 @@ class Record:
         self.retired = [index for row in kept for index in row["examples"]]
         self.feeds: Sequence[Feed] = ()
         self.earlier = {kind: answer_files(path / "completions", kind) for kind in ("step", "held_out")}
+        self.failed = False  # whether the run ends by an error, which trackers are told
         if writes:
             _replace(self.file, self.history)
             if kept or self.solved.exists():
@@ -186,7 +187,7 @@ class Record:
 
     def close(self) -> None:
         """Waits for the trackers, for some seconds at most."""
-        close_all(self.feeds)
+        close_all(self.feeds, self.failed)
 
 
 def write_answers(

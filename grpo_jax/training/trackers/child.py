@@ -29,16 +29,27 @@ class Child:
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.process.poll() is not None:
-            self._let_go()
             self.process = self._started()
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._ask({"step": step, "metrics": finite})
 
     def close(self) -> None:
         """Tells the process that the run has ended, and waits until it has sent everything."""
-        if self.process.poll() is None:
-            self._ask({"complete": True})
-        self._let_go()
+        try:
+            if self.process.poll() is None:
+                self._ask({"complete": True})
+        finally:
+            self.fail()
+
+    def fail(self) -> None:
+        """Closes the pipes, so that the process sends what it has of a run that failed, and waits for its end."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:  # what was not yet written to a process that has ended
+                    continue
+        self.process.wait()
 
     def _started(self) -> subprocess.Popen[str]:
         """A process in which the library has opened the run."""
@@ -56,7 +67,7 @@ class Child:
         try:
             place = self._ask(self.first)
         except RuntimeError:
-            self._let_go()
+            self.fail()
             raise
         if place:
             say(f"tracker {self.label}: {place}")
@@ -74,18 +85,9 @@ class Child:
         except OSError:  # it has ended
             line = ""
         if not line:
+            self.fail()
             raise RuntimeError(f"its process has ended; see {self.log}")
         answer = json.loads(line)
         if answer["error"]:
             raise RuntimeError(f"{answer['error']}; see {self.log}")
         return str(answer["place"])
-
-    def _let_go(self) -> None:
-        """Closes the pipes, which ends the process once it has sent everything, and waits for that."""
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except OSError:  # what was not yet written to a process that has ended
-                    continue
-        self.process.wait()

@@ -52,7 +52,7 @@ class Feed:
         self.waiting: deque[tuple[int, dict[str, float]]] = deque()
         self.changed, self.closing = threading.Condition(), threading.Event()
         self.given = self.lost = 0
-        self.in_hand = self.warned = self.done = False
+        self.in_hand = self.warned = self.done = self.failed = False
         self.thread = threading.Thread(target=self._feed, daemon=True, name=f"tracker {label}")
         self.thread.start()
 
@@ -71,8 +71,9 @@ class Feed:
         if full:
             self._warn(f"{WAITING} steps wait for it, so the oldest are dropped")
 
-    def end(self) -> None:
-        """Tells the thread that there are no more steps."""
+    def end(self, failed: bool = False) -> None:
+        """Tells the thread that there are no more steps, and whether the run has failed."""
+        self.failed = failed
         self.closing.set()
         with self.changed:
             self.changed.notify()
@@ -105,6 +106,7 @@ class Feed:
             self.in_hand = False
         try:
             close = getattr(write, "close", None)
+            close = getattr(write, "fail", close) if self.failed else close
             if close is not None:
                 close()
         except (Exception, SystemExit) as error:
@@ -161,10 +163,10 @@ def forget(path: Path) -> None:
         file.unlink()
 
 
-def close_all(feeds: Sequence[Feed]) -> None:
+def close_all(feeds: Sequence[Feed], failed: bool = False) -> None:
     """Waits until all trackers have every step, for `CLOSING_SECONDS` at most."""
     deadline = time.monotonic() + CLOSING_SECONDS
     for feed in feeds:
-        feed.end()
+        feed.end(failed)
     for feed in feeds:
         feed.leave(deadline)

@@ -24,7 +24,10 @@ class TrackedRun:
 
 @runtime_checkable
 class Tracker(Protocol):
-    """A tracker that is told of the run. What it opens may have a method `close`, which is called at the end."""
+    """A tracker that is told of the run.
+
+    What it opens may have a method `close`, called at the end, and `fail`, called instead if the run ends by an error.
+    """
 
     def open(self, run: TrackedRun) -> Write:
         """The function that takes the metrics of each step. It is called in the thread of this tracker."""

@@ -43,7 +43,7 @@ class PPO:
 
     discount: float = 1.0  # of later rewards, for each token: gamma
     trace: float = 0.95  # how far an advantage looks beyond the critic: lambda; 1 is up to the end of the answer
-    epochs: int = 2  # passes over each batch
+    epochs: int = 4  # passes over each batch
     value_weight: float = 0.5  # of the critic's loss beside the policy's: c1
     value_clip: float | None = None  # how far a value may move in a step before its loss stops falling; None: any
     own_critic: bool = False  # the critic is a model of its own, and no head on the policy

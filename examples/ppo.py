@@ -31,6 +31,7 @@ from jax import Array
 
 import grpo_jax as gj
 from grpo_jax.objectives.advantages import outcome_at_end
+from grpo_jax.objectives.kl import k1, kl_term
 from grpo_jax.objectives.surrogates import ClippedRatio
 from grpo_jax.objectives.weightings import token_mean
 from grpo_jax.structs import Metrics, Params
@@ -42,7 +43,7 @@ class PPO:
 
     discount: float = 1.0  # of later rewards, for each token: gamma
     trace: float = 0.95  # how far an advantage looks beyond the critic: lambda; 1 is up to the end of the answer
-    epochs: int = 2  # passes over each batch
+    epochs: int = 4  # passes over each batch
     value_weight: float = 0.5  # of the critic's loss beside the policy's: c1
     value_clip: float | None = None  # how far a value may move in a step before its loss stops falling; None: any
     own_critic: bool = False  # the critic is a model of its own, and no head on the policy
@@ -241,17 +242,22 @@ def share_of_the_letter(example: gj.Example, response: str) -> float:
     return response.count(example.answer) / max(len(response), 1)
 
 
-def main(steps: int = 60) -> None:
-    """Trains the tiny model with PPO, and prints the reward and how well the critic foresees it."""
-    task, ppo = letters(), PPO()
-    algorithm = gj.Algorithm(
+def algorithm_for(task: Letters, objective: gj.Objective) -> gj.Algorithm:
+    """Everything but the critic: 32 answers of at most four letters to each question, and the learning rate."""
+    return gj.Algorithm(
         policy=task.model.policy,
         sample=gj.Sampler(task.model.tokenizer.end_ids, responses=32, max_tokens=4),
         decode=task.model.tokenizer.decode,
         reward=share_of_the_letter,
-        objective=objective(),
+        objective=objective,
         optimizer=gj.adamw(3e-3),
     )
+
+
+def main(steps: int = 60) -> None:
+    """Trains the tiny model with PPO, and prints the reward and how well the critic foresees it."""
+    task, ppo = letters(), PPO(own_critic=True)
+    algorithm = algorithm_for(task, objective(kl=kl_term(0.04, k1, place="token_reward")))
     state = init(algorithm, ppo, task.model.params(gj.Layout().mesh(jax.devices()[:1])))
     for index in range(steps):
         key = jax.random.fold_in(jax.random.key(0), index)

@@ -13,6 +13,7 @@ import grpo_jax as gj
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 
+import compare_ppo
 import ppo
 
 DRAW = np.random.default_rng(0)
@@ -148,3 +149,11 @@ def test_steps_in_minibatches_count_as_one_and_describe_the_rewards():
 def test_settings_out_of_range_are_refused(wrong, rule):
     with pytest.raises(ValueError, match=rule):
         ppo.PPO(**wrong)
+
+
+def test_the_comparison_has_the_mean_and_the_spread_of_the_last_steps(tmp_path):
+    rewards_nX = np.array([[0.0] * 5 + [0.5] * 5, [1.0] * 5 + [0.7] * 5])
+    found = dict.fromkeys(("GRPO", "one", "other"), compare_ppo.Curves(rewards_nX))
+    assert compare_ppo.table(found).splitlines()[2] == "| GRPO | 0.600 | 0.500 | 0.700 |"
+    compare_ppo.draw(found, tmp_path / "picture.svg")
+    assert "<svg" in (tmp_path / "picture.svg").read_text()

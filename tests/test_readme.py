@@ -44,3 +44,13 @@ def test_the_page_about_python_runs_from_top_to_bottom(capsys, tmp_path, monkeyp
     per_token = np.minimum(ratio * advantages_PG, np.clip(ratio, 0.8, 1.2) * advantages_PG)
     np.testing.assert_allclose(names["loss"], -per_token.mean(), rtol=1e-5)
     assert isinstance(names["gradient_PGT"], jax.Array)
+
+
+@pytest.mark.slow
+def test_the_block_of_the_page_about_evaluation_runs(capsys):
+    (block,) = blocks("docs/evaluation.md")
+    names: dict = {"__name__": "page"}
+    exec(compile(block, "docs/evaluation.md", "exec"), names)
+    found = names["found"]
+    assert len(found.answers) == 32 and len(found.of_prompts["pass@4"]) == 8 and "maj@4" in found
+    assert f"{found['reward']} " in capsys.readouterr().out

@@ -51,10 +51,6 @@ def phrases(written: str | Sequence[Any], columns: Mapping[str, Any]) -> list[tu
 def _items(name: str, columns: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The items of a column with their spellings: texts or numbers, one or a list, or a list of spellings for each."""
     value = column(name, columns)
-    if isinstance(value, Sequence) and not value:
-        raise ValueError(
-            f"the column {name} is an empty list, which all answers are judged the same by; leave such rows out."
-        )
     listed = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     found = [each if isinstance(each, Sequence) and not isinstance(each, str) else [each] for each in listed]
     wrong = [

@@ -62,7 +62,7 @@ class AnyOf:
         def test(response: str) -> float:
             count = mentioned(wording_of(response[:LONGEST]), items)
             too_many = self.at_most is not None and count > self.at_most
-            return 0.0 if too_many else min(count / min(self.at_least, len(items)), 1.0)
+            return 0.0 if too_many else min(count / max(1, min(self.at_least, len(items))), 1.0)
 
         return test
 

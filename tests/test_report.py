@@ -374,7 +374,26 @@ def test_answers_of_one_group_stand_side_by_side_with_rewards_and_advantages(tmp
     ]
     (run / "completions" / "step_000001.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = page_of(run).text
-    assert "reward 1 advantage +0.500 6 characters x 1 y 0 said 1 reward 0 advantage -0.500" in text
+    assert "reward not known advantage +0.500 6 characters x 1 y 0 said 1" in text  # no weights: no total
+    rows = [row | {"reward": 0.25 * row["rewards/x"]} for row in rows]
+    (run / "completions" / "step_000001.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = page_of(run).text
+    assert "reward 0.25 advantage +0.500 6 characters x 1 y 0 said 1 reward 0 advantage -0.500" in text
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["weights", "a gate"])
+def test_totals_that_were_not_written_follow_from_the_metrics_if_they_can(closed, tmp_path):
+    """An earlier version wrote the parts alone; each answer has the criteria good (0.3) and bad (-0.2)."""
+    parts = [(1, 0), (1, 1), (0, 1), (1, 0.5)]
+    totals = [0.3 * good - 0.2 * bad for good, bad in parts]
+    totals[3] = 0.0 if closed else totals[3]
+    means = [{"rewards/r/good/mean": good, "rewards/r/bad/mean": bad} for good, bad in parts]
+    steps = zip(totals, means, strict=True)
+    run = with_rows(tmp_path / "run", *({"step": n, "reward": t} | mean for n, (t, mean) in enumerate(steps, 1)))
+    (run / "completions").mkdir()
+    row = {"prompt": "p", "answer": "a", "completion": "said", "rewards/r/good": 1.0, "rewards/r/bad": 1.0}
+    (run / "completions" / "step_000002.jsonl").write_text(json.dumps(row) + "\n")
+    assert ("reward not known" if closed else "reward 0.1 ") in page_of(run).text
 
 
 def test_held_out_answers_are_shown_first_against_last(tmp_path):

@@ -196,7 +196,8 @@ def all_wrong(seen: Seen, groups: Groups) -> str | None:
     found = agreed(seen, groups)
     if found is None or _constant(groups) or found.wrong < NEARLY * found.total:
         return None
-    never = extremes(groups)[0] == extremes(groups)[1]
+    low, high = extremes(groups)
+    never = low == high and any(group.scored for each in groups.values() for group in each)
     fired = "; the reward has never fired in the answers that were read" if never else ""
     ratios = seen.last("completions/clipped_ratio", seen.limits.recent)
     if ratios and fmean(ratios) >= MANY_CUT:

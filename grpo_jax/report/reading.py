@@ -9,6 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from grpo_jax.health.groups import Group, Groups
 from grpo_jax.health.kept import WARNINGS, read_setup, setup_from
 from grpo_jax.health.seen import Limits, Seen, Setup
@@ -53,13 +55,17 @@ class Found:
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The weight of each reward by its name in the rows; empty where the config does not tell."""
+        """The weight of each reward by its name in the rows, for rows without a total; empty where nothing tells it.
+
+        A config tells those of its rewards. Those of a task's rewards and of criteria follow from the metrics.
+        """
+        rows = [group[0] for each in self.answers.values() for group in each]
+        names = list(dict.fromkeys(name for row in rows for name in parts_of(row)))
         keys = [key for key in self.settings if re.fullmatch(r"rewards\[\d+\].weight", key)]
         written = [_number(self.settings[key][0]) for key in keys]
-        names = next((parts_of(group[0]) for each in self.answers.values() for group in each), {})
-        labels = list(dict.fromkeys(name.partition("/")[0] for name in names))
-        known = dict(zip(labels, written, strict=True)) if len(labels) == len(written) else {}
-        return {name: known[name.partition("/")[0]] for name in names if name.partition("/")[0] in known}
+        if len(names) == len(written) and not any("/" in name for name in names):
+            return dict(zip(names, written, strict=True))
+        return dict.fromkeys(names, 1.0) if len(names) == 1 else weights_from(self.history, names)
 
 
 def read_run(path: Path) -> Found:
@@ -134,12 +140,33 @@ def parts_of(row: Answer) -> dict[str, float]:
     return {name: _number(value) for name, value in parts.items()}
 
 
+def weights_from(history: History, names: Sequence[str]) -> dict[str, float]:
+    """The weights with which the means of these rewards add up to the mean total of every step; empty if none do.
+
+    None do where a criterion is a gate, and where too few steps differ to tell one reward from another.
+    """
+    columns = [history.values.get(name) for name in ("reward", *(f"rewards/{name}/mean" for name in names))]
+    if not names or any(column is None for column in columns):
+        return {}
+    table = np.stack([column for column in columns if column is not None], axis=1)
+    table = table[np.isfinite(table).all(axis=1)]
+    totals, means = table[:, 0], table[:, 1:]
+    if np.linalg.matrix_rank(means) < len(names):
+        return {}
+    weights = np.linalg.lstsq(means, totals)[0]
+    fits = len(table) > len(names) and bool(np.allclose(means @ weights, totals, rtol=1e-4, atol=1e-5))
+    return dict(zip(names, weights.tolist(), strict=True)) if fits else {}
+
+
 def total_of(row: Answer, weights: Mapping[str, float]) -> float:
-    """The total reward of an answer: as it was written, else the weighted sum of its parts; NaN without a score."""
+    """The total reward of an answer: as it was written, else the weighted sum of its parts.
+
+    NaN without a score, and where a weight is not known.
+    """
     if "reward" in row:
         return _number(row["reward"])
     parts = {name: value for name, value in parts_of(row).items() if math.isfinite(value)}
-    return sum(weights.get(name, 1.0) * value for name, value in parts.items()) if parts else math.nan
+    return sum(weights.get(name, math.nan) * value for name, value in parts.items()) if parts else math.nan
 
 
 def advantage_of(row: Answer) -> float:

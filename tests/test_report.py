@@ -19,10 +19,12 @@ from grpo_jax.cli import main
 from grpo_jax.health.kept import GIVE_NOTHING, read_setup, write_setup
 from grpo_jax.health.seen import Setup
 from grpo_jax.objectives.shaping import nothing_for_truncated
+from grpo_jax.report.answers import Card, Chapter, Question
 from grpo_jax.report.curves import POINTS, curves, thinned
 from grpo_jax.report.diagnosis import TITLES, diagnoses
-from grpo_jax.report.page import write_comparison, write_report
+from grpo_jax.report.page import bounded, write_comparison, write_report
 from grpo_jax.report.reading import read_run
+from grpo_jax.report.tokens import Token
 from grpo_jax.training.reporting import Reporter
 
 DATA = Path(__file__).parent / "data"
@@ -443,6 +445,40 @@ def test_a_long_text_is_cut_in_its_middle_and_says_so(tmp_path):
     (run / "completions" / "step_000001.jsonl").write_text(json.dumps(row) + "\n")
     page = page_of(run)
     assert "98,502 characters left out" in page.text and len(page.html) < 100_000
+
+
+def chapter_of(title: str, tokens: int = 0, is_of_step: bool = True) -> Chapter:
+    """A chapter with 16 answers of so many coloured tokens of two characters."""
+    coloured = [Token("ab", "up-1", "")] * tokens
+    card = Card("", "" if tokens else "ab", "1", 1.0, [], "", "", False, coloured)
+    return Chapter(title, "", [Question([("prompt", "p")], "", [card] * 16)], is_of_step=is_of_step)
+
+
+def test_a_page_that_would_be_too_large_loses_colours_first_and_says_so():
+    """16 answers of 300 tokens are nearly half a million characters: twelve steps of them do not fit into two."""
+    steps = [chapter_of(f"Step {step}", tokens=300) for step in range(12, 0, -1)]
+    given = [*steps, chapter_of("Best", is_of_step=False)]
+    kept, said = bounded(given, most=2_000_000)
+    assert [chapter.title for chapter in kept] == [chapter.title for chapter in given]
+    assert [chapter.title for chapter in kept if chapter.questions[0].is_coloured] == ["Step 12", "Step 11", "Step 1"]
+    assert all(chapter.questions[0].cards[0].text == "ab" * 300 for chapter in kept[2:11])
+    assert said == ["the tokens of 9 chapter(s) of answers have no colours: the page would be too large"]
+    kept, said = bounded(given, most=50_000)
+    assert [chapter.title for chapter in kept] == ["Step 12", "Step 1", "Best"]
+    assert len(said) == 11 and "'Step 2' is left out: the page would be too large" in said
+    assert bounded(given, most=10_000_000) == (given, [])
+
+
+def test_a_page_that_cannot_be_written_leaves_no_file(well, tmp_path):
+    (tmp_path / "report.html" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError):
+        write_report(well, tmp_path / "report.html")
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    left = tmp_path / "page.html.123.new"
+    left.write_text("half of a page")
+    os.utime(left, (0, 0))
+    write_report(well, tmp_path / "page.html")
+    assert not left.exists()
 
 
 # Several runs on one page, the commands, and training.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -37,6 +37,12 @@ class Card:
     cut: bool
     tokens: Sequence[Token] = ()
 
+    def without_tokens(self) -> "Card":
+        """The same answer as a text alone."""
+        return replace(
+            self, text=shortened("".join(token.text for token in self.tokens) + self.text, CHARACTERS), tokens=()
+        )
+
 
 @dataclass(frozen=True)
 class Question:
@@ -62,6 +68,7 @@ class Chapter:
     says: str
     questions: Sequence[Question]
     is_open: bool = False
+    is_of_step: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,7 @@ def _steps(found: Found, scale: _Scale) -> Iterator[Chapter]:
             " above 0 makes an answer more probable, one below 0 less.",
             [_question(group, scale) for group in ordered[:GROUPS]],
             is_open=index == 0,
+            is_of_step=True,
         )
 
 

@@ -19,9 +19,12 @@ def rows_of(file: Path, problems: list[str], most: int | None = None) -> Iterato
     try:
         with file.open("rb") as opened:
             lines = opened.readlines() if most is None else opened.readlines(most)
+            is_cut = most is not None and bool(opened.read(1))
     except OSError as error:
         problems.append(f"{file.name} cannot be read ({error.strerror})")
         return
+    if is_cut:
+        problems.append(f"{file.name} is larger than {most:,} bytes: only its first {len(lines)} answers are read")
     torn = []
     for start in range(0, len(lines), AT_ONCE):
         for number, row in enumerate(_decoded(lines[start : start + AT_ONCE]), start + 1):

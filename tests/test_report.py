@@ -22,6 +22,7 @@ from grpo_jax.objectives.shaping import nothing_for_truncated
 from grpo_jax.report.answers import Card, Chapter, Question
 from grpo_jax.report.curves import POINTS, curves, thinned
 from grpo_jax.report.diagnosis import TITLES, diagnoses
+from grpo_jax.report.headline import headline
 from grpo_jax.report.page import bounded, write_comparison, write_report
 from grpo_jax.report.reading import read_run
 from grpo_jax.report.tokens import Token
@@ -289,12 +290,68 @@ def test_a_torn_line_is_left_out_and_said(well, tmp_path):
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines[3] = lines[3][:50]
     (run / "metrics.jsonl").write_text("\n".join(lines)[:-40] + "\n\0\0\0")
-    (run / "completions" / "step_000040.jsonl").write_bytes(b'{"prompt": "a", "compl\xff\xfe')
+    (run / "completions" / "step_000039.jsonl").write_bytes(b'{"prompt": "a", "compl\xff\xfe')
     (run / "run.json").write_text("{")
     (run / "warnings.jsonl").write_text('{"step": 1, "warning": ["x"], "text": "t"}\n[1]\n{"text"')
     text = page_of(run).text
     assert "metrics.jsonl has 2 line(s) that cannot be read and are left out (line 4, 41)" in text
-    assert "step_000040.jsonl has 1 line(s)" in text and "run.json cannot be read" in text
+    assert "step_000039.jsonl has 1 line(s)" in text and "run.json cannot be read" in text
+
+
+def evaluation(run: Path, step: int, rewards: list[float], size: int = 1) -> None:
+    """Writes two held-out answers to each prompt, of so many characters; the rewards are those of the prompts."""
+    rows = [
+        {"step": step, "prompt": f"p{n}", "answer": "", "completion": "x" * size, "rewards/x": reward, "reward": reward}
+        for n, reward in enumerate(rewards)
+        for _ in range(2)
+    ]
+    (run / "completions").mkdir(exist_ok=True)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (run / "completions" / f"held_out_{step:06d}.jsonl").write_text(lines)
+
+
+def test_a_file_of_answers_that_is_read_in_part_is_said_and_compared_with_none(tmp_path, monkeypatch):
+    run = with_rows(tmp_path / "run", {"step": 0, "eval/reward": 0.2}, {"step": 8, "eval/reward": 0.5})
+    evaluation(run, 0, [0.0, 0.1, 0.3, 0.4], size=1000)
+    evaluation(run, 8, [0.5, 0.4, 0.9, 0.2], size=1000)
+    whole = headline(read_run(run))
+    assert (
+        whole.change is not None
+        and whole.change.prompts == 4
+        and not [each for each in read_run(run).problems if "larger" in each]
+    )
+    monkeypatch.setattr("grpo_jax.report.reading.EVALUATION_BYTES", 4_500)  # ends within the third prompt's answers
+    found = read_run(run)
+    assert headline(found).change is None
+    assert [len(group) for group in found.held_out[8]] == [2, 2]
+    said = [f"held_out_00000{n}.jsonl is larger than 4,500 bytes: only its first 5 answers are read" for n in (0, 8)]
+    assert [problem for problem in found.problems if "larger" in problem] == said
+
+
+def test_answers_of_steps_after_the_last_are_those_from_before_a_resume_and_left_out(tmp_path):
+    run = healthy(steps=20).write(tmp_path / "run")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("".join(line + "\n" for line in lines[:13]))  # resumed from step 12
+    evaluation(run, 0, [0.0, 0.1])
+    evaluation(run, 12, [0.5, 0.4])
+    evaluation(run, 20, [0.5, 0.4])
+    found = read_run(run)
+    assert max(found.answers) == 12 and [*found.held_out] == [0, 12]
+    said = ["answers of 7 step(s) after step 12 are left out", "answers of 1 step(s) after step 12 are left out"]
+    assert [problem.partition(":")[0] for problem in found.problems] == said
+
+
+def test_a_number_that_no_float_can_hold_is_none(tmp_path):
+    large = "1" + 400 * "0"
+    (tmp_path / "metrics.jsonl").write_text(
+        f'{{"step": 1, "reward": {large}}}\n{{"step": 2, "reward": 0.5}}\n{{"step": {large}}}\n'
+    )
+    (tmp_path / "completions").mkdir()
+    row = f'{{"prompt": "p", "completion": "c", "rewards/x": {large}, "length": {large}, "advantage": {large}'
+    row += f', "tokens": ["c"], "logprobs": [{large}]}}\n'
+    (tmp_path / "completions" / "step_000001.jsonl").write_text(row)
+    assert "1 row(s) without a step" in page_of(tmp_path).text
+    assert read_run(tmp_path).history[0]["reward"] is None
 
 
 def test_a_run_without_a_config_or_with_a_torn_one_makes_a_page(well, tmp_path):

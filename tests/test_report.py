@@ -17,7 +17,8 @@ from fakes.run_directories import FAILURES, Made, healthy
 from grpo_jax import objectives
 from grpo_jax.cli import main
 from grpo_jax.health.kept import GIVE_NOTHING, read_setup, write_setup
-from grpo_jax.health.seen import Setup
+from grpo_jax.health.seen import Seen, Setup
+from grpo_jax.health.whole import learned
 from grpo_jax.objectives.shaping import nothing_for_truncated
 from grpo_jax.report.answers import Card, Chapter, Question
 from grpo_jax.report.curves import POINTS, curves, thinned
@@ -197,6 +198,23 @@ def test_the_real_quickstart_gets_no_diagnosis(tmp_path):
     shutil.copy(DATA / "quickstart_metrics.jsonl", tmp_path / "metrics.jsonl")
     assert diagnoses(read_run(tmp_path)) == []
     assert "Nothing is wrong" in page_of(tmp_path).text
+
+
+@pytest.mark.parametrize(
+    ("rewards", "is_learned"),
+    [
+        ([0.0] * 19 + [1 / 256], False),
+        ([0.0] * 18 + [1 / 256, 1 / 256], False),
+        ([-0.01, 0.01, -0.02, 0.0] * 5 + [0.01, 0.02, -0.01, 0.01], False),
+        ([0.0] * 4 + [1 / 256] * 16, True),
+        ([0.1, 0.9] + [1.0] * 14, True),
+        ([step / 10 for step in range(6)], True),
+        ([0.1, 0.5], True),
+    ],
+)
+def test_a_run_has_learned_if_its_reward_rose_by_more_than_chance(rewards, is_learned):
+    rows = [{"step": step, "reward": reward} for step, reward in enumerate(rewards, 1)]
+    assert learned(Seen(rows, Setup(len(rows)))) is is_learned
 
 
 def test_every_check_has_a_title():
@@ -607,6 +625,17 @@ def test_training_makes_a_report_in_a_process_of_its_own(well, tmp_path):
     reporter.after_step()
     reporter.leave()
     assert said == []
+
+
+def test_a_run_that_is_stopped_makes_the_report_anew_that_was_being_made(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(Reporter, "_start", lambda self, nice: started.append(nice))
+    reporter = Reporter(tmp_path, 5.0, True, print)
+    reporter.process = older = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    half = tmp_path / f"report.html.{older.pid}.new"
+    half.write_text("half of a page")
+    reporter.leave()
+    assert older.poll() is not None and started == [19] and not half.exists()
 
 
 def test_a_report_that_fails_is_one_warning(tmp_path):

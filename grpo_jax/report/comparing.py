@@ -38,7 +38,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Compared:
-    """A line of the table: a value of each side; `differs` if they are not all the same."""
+    """A line of the table: a value for each side."""
 
     name: str
     values: Sequence[str]

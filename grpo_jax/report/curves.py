@@ -60,7 +60,7 @@ PLANS = (
     Plan("Held-out rewards", "The mean of each reward on held-out prompts.", "reward",
          {r"eval/rewards/(.+)/mean": r"\1"}, alone=False),
     Plan("pass@k and maj@k", "Held-out prompts that one of k answers solves, or that the majority of k does.",
-         "part of prompts", {r"eval/((?:pass|maj|avg)@\d+)": r"\1"}),
+         "part of prompts", {r"eval/((?:pass|maj)@\d+)": r"\1"}),
     Plan("Spread of rewards within groups", "What a group learns from: 0 where all its answers earn the same.",
          "reward", {r"reward_std": "standard deviation"}),
     Plan("Length", "Tokens of an answer, its end included.", "tokens",

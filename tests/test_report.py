@@ -21,6 +21,7 @@ from grpo_jax.health.seen import Seen, Setup
 from grpo_jax.health.whole import learned
 from grpo_jax.objectives.shaping import nothing_for_truncated
 from grpo_jax.report.answers import Card, Chapter, Question
+from grpo_jax.report.comparing import compared, sides_of
 from grpo_jax.report.curves import POINTS, curves, thinned
 from grpo_jax.report.diagnosis import TITLES, diagnoses
 from grpo_jax.report.headline import headline
@@ -566,6 +567,21 @@ def test_seeds_of_one_config_are_one_side_and_another_config_is_another(tmp_path
     assert "seed0 (3 seeds) other" in text
     assert "0.850 (range 0.850 to 0.850 of 3 runs)" in text or "of 3 runs" in text
     assert "objective.use dapo grpo" in text and "train.seed" not in text
+
+
+def test_the_mean_and_the_band_of_long_runs_are_those_of_each_step(tmp_path):
+    generator, rewards = np.random.default_rng(0), []
+    for seed in (0, 1, 2):
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "config.yaml").write_text(f"train:\n  seed: {seed}  # made.yaml:1\n  steps: 3000\n")
+        rewards.append(generator.random(3000))
+        with_rows(tmp_path / str(seed), *({"step": n, "reward": r} for n, r in enumerate(rewards[-1].tolist())))
+    (side,) = sides_of([read_run(tmp_path / str(seed)) for seed in (0, 1, 2)])
+    (line,) = compared([side])[0].lines
+    assert POINTS < len(line.steps) <= 2 * POINTS
+    values = np.stack(rewards)[:, line.steps]
+    np.testing.assert_allclose(line.values, values.mean(axis=0))
+    np.testing.assert_allclose((line.low, line.high), (values.min(axis=0), values.max(axis=0)))
 
 
 def test_the_commands_write_a_page_and_print_its_path(well, tmp_path, capsys):

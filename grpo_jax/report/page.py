@@ -4,6 +4,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -157,8 +158,9 @@ def _marked(text: str) -> Markup:
 def _write(file: Path, text: str) -> None:
     """Replaces a file at once, so that a browser never reads half of one."""
     for old in file.parent.glob(f"{file.name}.*.new"):  # of a process that was killed
-        if time.time() - old.stat().st_mtime > ABANDONED:
-            old.unlink(missing_ok=True)
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime > ABANDONED:
+                old.unlink()
     new = file.with_name(f"{file.name}.{os.getpid()}.new")
     try:
         new.write_text(text, encoding="utf-8")

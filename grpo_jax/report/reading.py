@@ -67,9 +67,9 @@ class Found:
         names = list(dict.fromkeys(name for row in rows for name in parts_of(row)))
         keys = [key for key in self.settings if re.fullmatch(r"rewards\[\d+\].weight", key)]
         written = [_number(self.settings[key][0]) for key in keys]
-        if len(names) == len(written) and not any("/" in name for name in names):
-            return dict(zip(names, written, strict=True))
-        return dict.fromkeys(names, 1.0) if len(names) == 1 else weights_from(self.history, names)
+        if any("/" in name for name in names) or len(names) not in (1, len(written)):
+            return weights_from(self.history, names)
+        return dict(zip(names, written if len(names) == len(written) else [1.0], strict=True))
 
 
 def read_run(path: Path) -> Found:

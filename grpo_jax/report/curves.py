@@ -145,7 +145,7 @@ def _line(found: Found, name: str, label: str) -> Line:
 
 
 def thin(line: Line) -> Line:
-    """A line with at most twice `POINTS` points, and its bounds there."""
+    """A line with at most twice `POINTS` points and its ends, and the bounds there."""
     kept, values = thinned(np.arange(len(line.steps)), line.values)
     low, high = (None if bound is None else bound[kept] for bound in (line.low, line.high))
     return replace(line, steps=line.steps[kept], values=values, low=low, high=high)

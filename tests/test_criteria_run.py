@@ -65,6 +65,9 @@ def test_a_run_records_each_criterion_and_what_rewards_log(tmp_path, monkeypatch
     assert last["rewards/late_frac"] == 0 and 0 <= last["rewards/failed_frac"] < 1 and last["tokens"] > 0
     answers = [json.loads(line) for line in Path("runs/t/completions/step_000002.jsonl").read_text().splitlines()]
     assert len(answers) == 16 and all(row["seven"] == 7 for row in answers)
+    totals = [row["reward"] for row in answers if row["reward"] is not None]  # with gates, and weights of criteria
+    assert np.mean(totals) == pytest.approx(last["reward"], abs=1e-6)
+    assert any(row["reward"] != sum(v or 0 for k, v in row.items() if k.startswith("rewards/")) for row in answers)
     for row in answers:
         failed = "1" in row["completion"]
         expected = None if failed or not row["completion"] else len(row["completion"]) % 2

@@ -15,6 +15,7 @@ from grpo_jax import RunDirectory
 from grpo_jax.cli import main
 from grpo_jax.devices import programs
 from grpo_jax.training.health import CHECKS, Health, Limits, Seen, Setup
+from grpo_jax.training.health.saying import two_answers
 from grpo_jax.training.progress import Progress, compile_clock
 from grpo_jax.training.record import Record
 
@@ -398,3 +399,18 @@ def test_objectives_in_turn_leave_no_threads_files_or_programs_behind(tmp_path, 
     assert files_after < files + 7  # one for each of the seven runs between would be 7
     assert threads_after < threads + 7  # the pools of Orbax begin their threads as they need them, so some come later
     assert maps_after < maps + 700
+
+
+def test_the_best_and_the_worst_answer_are_those_by_the_total_not_by_the_sum_of_its_parts(tmp_path):
+    """A rubric's fault has a column of 1 where it is found, and takes away from the total."""
+    rows = [
+        {"prompt": "p", "completion": said, "rewards/r/good": good, "rewards/r/fault": fault, "reward": total}
+        for said, good, fault, total in (
+            ("faulty", 0.0, 1.0, -0.2),
+            ("nothing", 0.0, 0.0, 0.0),
+            ("good", 1.0, 0.0, 0.3),
+        )
+    ]
+    (tmp_path / "completions").mkdir()
+    (tmp_path / "completions" / "step_000001.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [line.rpartition(": ")[2] for line in two_answers(tmp_path, 1)] == ['"faulty"', '"good"']

@@ -17,12 +17,17 @@ from fakes.run_directories import FAILURES, Made, healthy
 from grpo_jax import objectives
 from grpo_jax.cli import main
 from grpo_jax.health.kept import GIVE_NOTHING, read_setup, write_setup
-from grpo_jax.health.seen import Setup
+from grpo_jax.health.seen import Seen, Setup
+from grpo_jax.health.whole import learned
 from grpo_jax.objectives.shaping import nothing_for_truncated
+from grpo_jax.report.answers import Card, Chapter, Question
+from grpo_jax.report.comparing import compared, sides_of
 from grpo_jax.report.curves import POINTS, curves, thinned
 from grpo_jax.report.diagnosis import TITLES, diagnoses
-from grpo_jax.report.page import write_comparison, write_report
+from grpo_jax.report.headline import headline
+from grpo_jax.report.page import bounded, write_comparison, write_report
 from grpo_jax.report.reading import read_run
+from grpo_jax.report.tokens import Token
 from grpo_jax.training.reporting import Reporter
 
 DATA = Path(__file__).parent / "data"
@@ -196,6 +201,23 @@ def test_the_real_quickstart_gets_no_diagnosis(tmp_path):
     assert "Nothing is wrong" in page_of(tmp_path).text
 
 
+@pytest.mark.parametrize(
+    ("rewards", "is_learned"),
+    [
+        ([0.0] * 19 + [1 / 256], False),
+        ([0.0] * 18 + [1 / 256, 1 / 256], False),
+        ([-0.01, 0.01, -0.02, 0.0] * 5 + [0.01, 0.02, -0.01, 0.01], False),
+        ([0.0] * 4 + [1 / 256] * 16, True),
+        ([0.1, 0.9] + [1.0] * 14, True),
+        ([step / 10 for step in range(6)], True),
+        ([0.1, 0.5], True),
+    ],
+)
+def test_a_run_has_learned_if_its_reward_rose_by_more_than_chance(rewards, is_learned):
+    rows = [{"step": step, "reward": reward} for step, reward in enumerate(rewards, 1)]
+    assert learned(Seen(rows, Setup(len(rows)))) is is_learned
+
+
 def test_every_check_has_a_title():
     from grpo_jax.health import CHECKS
     from grpo_jax.report.diagnosis import EXPLAINS, WHOLE
@@ -287,12 +309,68 @@ def test_a_torn_line_is_left_out_and_said(well, tmp_path):
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines[3] = lines[3][:50]
     (run / "metrics.jsonl").write_text("\n".join(lines)[:-40] + "\n\0\0\0")
-    (run / "completions" / "step_000040.jsonl").write_bytes(b'{"prompt": "a", "compl\xff\xfe')
+    (run / "completions" / "step_000039.jsonl").write_bytes(b'{"prompt": "a", "compl\xff\xfe')
     (run / "run.json").write_text("{")
     (run / "warnings.jsonl").write_text('{"step": 1, "warning": ["x"], "text": "t"}\n[1]\n{"text"')
     text = page_of(run).text
     assert "metrics.jsonl has 2 line(s) that cannot be read and are left out (line 4, 41)" in text
-    assert "step_000040.jsonl has 1 line(s)" in text and "run.json cannot be read" in text
+    assert "step_000039.jsonl has 1 line(s)" in text and "run.json cannot be read" in text
+
+
+def evaluation(run: Path, step: int, rewards: list[float], size: int = 1) -> None:
+    """Writes two held-out answers to each prompt, of so many characters; the rewards are those of the prompts."""
+    rows = [
+        {"step": step, "prompt": f"p{n}", "answer": "", "completion": "x" * size, "rewards/x": reward, "reward": reward}
+        for n, reward in enumerate(rewards)
+        for _ in range(2)
+    ]
+    (run / "completions").mkdir(exist_ok=True)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (run / "completions" / f"held_out_{step:06d}.jsonl").write_text(lines)
+
+
+def test_a_file_of_answers_that_is_read_in_part_is_said_and_compared_with_none(tmp_path, monkeypatch):
+    run = with_rows(tmp_path / "run", {"step": 0, "eval/reward": 0.2}, {"step": 8, "eval/reward": 0.5})
+    evaluation(run, 0, [0.0, 0.1, 0.3, 0.4], size=1000)
+    evaluation(run, 8, [0.5, 0.4, 0.9, 0.2], size=1000)
+    whole = headline(read_run(run))
+    assert (
+        whole.change is not None
+        and whole.change.prompts == 4
+        and not [each for each in read_run(run).problems if "larger" in each]
+    )
+    monkeypatch.setattr("grpo_jax.report.reading.EVALUATION_BYTES", 4_500)  # ends within the third prompt's answers
+    found = read_run(run)
+    assert headline(found).change is None
+    assert [len(group) for group in found.held_out[8]] == [2, 2]
+    said = [f"held_out_00000{n}.jsonl is larger than 4,500 bytes: only its first 5 answers are read" for n in (0, 8)]
+    assert [problem for problem in found.problems if "larger" in problem] == said
+
+
+def test_answers_of_steps_after_the_last_are_those_from_before_a_resume_and_left_out(tmp_path):
+    run = healthy(steps=20).write(tmp_path / "run")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("".join(line + "\n" for line in lines[:13]))  # resumed from step 12
+    evaluation(run, 0, [0.0, 0.1])
+    evaluation(run, 12, [0.5, 0.4])
+    evaluation(run, 20, [0.5, 0.4])
+    found = read_run(run)
+    assert max(found.answers) == 12 and [*found.held_out] == [0, 12]
+    said = ["answers of 7 step(s) after step 12 are left out", "answers of 1 step(s) after step 12 are left out"]
+    assert [problem.partition(":")[0] for problem in found.problems] == said
+
+
+def test_a_number_that_no_float_can_hold_is_none(tmp_path):
+    large = "1" + 400 * "0"
+    (tmp_path / "metrics.jsonl").write_text(
+        f'{{"step": 1, "reward": {large}}}\n{{"step": 2, "reward": 0.5}}\n{{"step": {large}}}\n'
+    )
+    (tmp_path / "completions").mkdir()
+    row = f'{{"prompt": "p", "completion": "c", "rewards/x": {large}, "length": {large}, "advantage": {large}'
+    row += f', "tokens": ["c"], "logprobs": [{large}]}}\n'
+    (tmp_path / "completions" / "step_000001.jsonl").write_text(row)
+    assert "1 row(s) without a step" in page_of(tmp_path).text
+    assert read_run(tmp_path).history[0]["reward"] is None
 
 
 def test_a_run_without_a_config_or_with_a_torn_one_makes_a_page(well, tmp_path):
@@ -374,7 +452,26 @@ def test_answers_of_one_group_stand_side_by_side_with_rewards_and_advantages(tmp
     ]
     (run / "completions" / "step_000001.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = page_of(run).text
-    assert "reward 1 advantage +0.500 6 characters x 1 y 0 said 1 reward 0 advantage -0.500" in text
+    assert "reward not known advantage +0.500 6 characters x 1 y 0 said 1" in text  # no weights: no total
+    rows = [row | {"reward": 0.25 * row["rewards/x"]} for row in rows]
+    (run / "completions" / "step_000001.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = page_of(run).text
+    assert "reward 0.25 advantage +0.500 6 characters x 1 y 0 said 1 reward 0 advantage -0.500" in text
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["weights", "a gate"])
+def test_totals_that_were_not_written_follow_from_the_metrics_if_they_can(closed, tmp_path):
+    """An earlier version wrote the parts alone; each answer has the criteria good (0.3) and bad (-0.2)."""
+    parts = [(1, 0), (1, 1), (0, 1), (1, 0.5)]
+    totals = [0.3 * good - 0.2 * bad for good, bad in parts]
+    totals[3] = 0.0 if closed else totals[3]
+    means = [{"rewards/r/good/mean": good, "rewards/r/bad/mean": bad} for good, bad in parts]
+    steps = zip(totals, means, strict=True)
+    run = with_rows(tmp_path / "run", *({"step": n, "reward": t} | mean for n, (t, mean) in enumerate(steps, 1)))
+    (run / "completions").mkdir()
+    row = {"prompt": "p", "answer": "a", "completion": "said", "rewards/r/good": 1.0, "rewards/r/bad": 1.0}
+    (run / "completions" / "step_000002.jsonl").write_text(json.dumps(row) + "\n")
+    assert ("reward not known" if closed else "reward 0.1 ") in page_of(run).text
 
 
 def test_held_out_answers_are_shown_first_against_last(tmp_path):
@@ -426,6 +523,40 @@ def test_a_long_text_is_cut_in_its_middle_and_says_so(tmp_path):
     assert "98,502 characters left out" in page.text and len(page.html) < 100_000
 
 
+def chapter_of(title: str, tokens: int = 0, is_of_step: bool = True) -> Chapter:
+    """A chapter with 16 answers of so many coloured tokens of two characters."""
+    coloured = [Token("ab", "up-1", "")] * tokens
+    card = Card("", "" if tokens else "ab", "1", 1.0, [], "", "", False, coloured)
+    return Chapter(title, "", [Question([("prompt", "p")], "", [card] * 16)], is_of_step=is_of_step)
+
+
+def test_a_page_that_would_be_too_large_loses_colours_first_and_says_so():
+    """16 answers of 300 tokens are nearly half a million characters: twelve steps of them do not fit into two."""
+    steps = [chapter_of(f"Step {step}", tokens=300) for step in range(12, 0, -1)]
+    given = [*steps, chapter_of("Best", is_of_step=False)]
+    kept, said = bounded(given, most=2_000_000)
+    assert [chapter.title for chapter in kept] == [chapter.title for chapter in given]
+    assert [chapter.title for chapter in kept if chapter.questions[0].is_coloured] == ["Step 12", "Step 11", "Step 1"]
+    assert all(chapter.questions[0].cards[0].text == "ab" * 300 for chapter in kept[2:11])
+    assert said == ["the tokens of 9 chapter(s) of answers have no colours: the page would be too large"]
+    kept, said = bounded(given, most=50_000)
+    assert [chapter.title for chapter in kept] == ["Step 12", "Step 1", "Best"]
+    assert len(said) == 11 and "'Step 2' is left out: the page would be too large" in said
+    assert bounded(given, most=10_000_000) == (given, [])
+
+
+def test_a_page_that_cannot_be_written_leaves_no_file(well, tmp_path):
+    (tmp_path / "report.html" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError):
+        write_report(well, tmp_path / "report.html")
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    left = tmp_path / "page.html.123.new"
+    left.write_text("half of a page")
+    os.utime(left, (0, 0))
+    write_report(well, tmp_path / "page.html")
+    assert not left.exists()
+
+
 # Several runs on one page, the commands, and training.
 
 
@@ -436,6 +567,21 @@ def test_seeds_of_one_config_are_one_side_and_another_config_is_another(tmp_path
     assert "seed0 (3 seeds) other" in text
     assert "0.850 (range 0.850 to 0.850 of 3 runs)" in text or "of 3 runs" in text
     assert "objective.use dapo grpo" in text and "train.seed" not in text
+
+
+def test_the_mean_and_the_band_of_long_runs_are_those_of_each_step(tmp_path):
+    generator, rewards = np.random.default_rng(0), []
+    for seed in (0, 1, 2):
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "config.yaml").write_text(f"train:\n  seed: {seed}  # made.yaml:1\n  steps: 3000\n")
+        rewards.append(generator.random(3000))
+        with_rows(tmp_path / str(seed), *({"step": n, "reward": r} for n, r in enumerate(rewards[-1].tolist())))
+    (side,) = sides_of([read_run(tmp_path / str(seed)) for seed in (0, 1, 2)])
+    (line,) = compared([side])[0].lines
+    assert POINTS < len(line.steps) <= 2 * POINTS + 2
+    values = np.stack(rewards)[:, line.steps]
+    np.testing.assert_allclose(line.values, values.mean(axis=0))
+    np.testing.assert_allclose((line.low, line.high), (values.min(axis=0), values.max(axis=0)))
 
 
 def test_the_commands_write_a_page_and_print_its_path(well, tmp_path, capsys):
@@ -495,6 +641,17 @@ def test_training_makes_a_report_in_a_process_of_its_own(well, tmp_path):
     reporter.after_step()
     reporter.leave()
     assert said == []
+
+
+def test_a_run_that_is_stopped_makes_the_report_anew_that_was_being_made(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(Reporter, "_start", lambda self, nice: started.append(nice))
+    reporter = Reporter(tmp_path, 5.0, True, print)
+    reporter.process = older = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    half = tmp_path / f"report.html.{older.pid}.new"
+    half.write_text("half of a page")
+    reporter.leave()
+    assert older.poll() is not None and started == [19] and not half.exists()
 
 
 def test_a_report_that_fails_is_one_warning(tmp_path):

@@ -7,7 +7,7 @@ known, as the checks after each step do.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, pstdev
+from statistics import fmean, pstdev, pvariance
 from typing import Protocol
 
 from grpo_jax.health.groups import SAME, Agreement, Groups, agreement, extremes, follows
@@ -24,6 +24,7 @@ FAINT = 2e-6  # the sum of all rates of a run, below which Adam moves no weight 
 USUAL = 1e-6  # a learning rate that is usual for all weights of a language model
 MOVED = ("reward", "entropy", "completions/mean_length")  # what changes when a policy learns
 AT_ONCE, EARLY = 3, 2  # steps
+SURE, SPREAD = 2.0, 10  # standard errors of so many steps at most, by which a reward rises more than by chance
 LEAST, ENOUGH = 6, 20  # steps, to say that a rate is faint, and that nothing has changed
 
 
@@ -196,7 +197,8 @@ def all_wrong(seen: Seen, groups: Groups) -> str | None:
     found = agreed(seen, groups)
     if found is None or _constant(groups) or found.wrong < NEARLY * found.total:
         return None
-    never = extremes(groups)[0] == extremes(groups)[1]
+    low, high = extremes(groups)
+    never = low == high and any(group.scored for each in groups.values() for group in each)
     fired = "; the reward has never fired in the answers that were read" if never else ""
     ratios = seen.last("completions/clipped_ratio", seen.limits.recent)
     if ratios and fmean(ratios) >= MANY_CUT:
@@ -282,13 +284,20 @@ def moves_at_once(seen: Seen, name: str) -> bool:
 
 
 def learned(seen: Seen) -> bool:
-    """Whether the reward has risen from the first steps to the last: then right answers are what was wanted."""
+    """Whether the reward has risen from the first steps to the last: then right answers are what was wanted.
+
+    It has to rise by a tenth, and by more than chance, of which the last steps tell: the first ones also differ where
+    a run learns fast.
+    """
     rewards = [float(row["reward"]) for row in seen.history if row.get("reward") is not None]
     few = min(3, len(rewards) // 2)
     if not few:
         return False
     first, last = fmean(rewards[:few]), fmean(rewards[-few:])
-    return last - first > 0.1 * max(abs(first), abs(last))
+    many = max(few, min(len(rewards) // 5, SPREAD))
+    before, now = rewards[:many], rewards[-many:]
+    chance = SURE * math.sqrt(2 * pvariance(now) / many)
+    return last - first > 0.1 * max(abs(first), abs(last)) and fmean(now) - fmean(before) > chance
 
 
 def evenly(steps: Sequence[int], count: int) -> list[int]:

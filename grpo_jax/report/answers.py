@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from grpo_jax.report.reading import Answer, Found, advantage_of, length_of, parts_of, question_of, total_of
 from grpo_jax.report.text import clean, shortened
@@ -13,7 +15,7 @@ from grpo_jax.report.tokens import Token, tokens_of
 GROUPS = 4  # of a step
 IN_GROUP = 16  # answers of a group
 EXTREME = 3  # best and worst answers
-CHANGED = 6  # questions that changed most, and as many that did worst
+CHANGED = 6  # questions that changed most
 HELD_OUT = 64  # questions, first against last
 CHARACTERS = 1_500  # of a text
 
@@ -34,6 +36,12 @@ class Card:
     length: str
     cut: bool
     tokens: Sequence[Token] = ()
+
+    def without_tokens(self) -> "Card":
+        """The same answer as a text alone."""
+        return replace(
+            self, text=shortened("".join(token.text for token in self.tokens) + self.text, CHARACTERS), tokens=()
+        )
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class Chapter:
     says: str
     questions: Sequence[Question]
     is_open: bool = False
+    is_of_step: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class _Scale:
         return Card(
             label,
             shortened(rest, CHARACTERS),
-            _number(total),
+            "not known" if math.isnan(total) and _has_score(row) else _number(total),
             0.5 if self.high <= self.low or math.isnan(total) else (total - self.low) / (self.high - self.low),
             parts if len(parts) > 1 else [],
             "" if math.isnan(advantage) else f"{advantage:+.3f}",
@@ -90,9 +99,9 @@ class _Scale:
 
 def chapters(found: Found) -> list[Chapter]:
     """All answers that a report shows."""
-    each = [*found.answers.values(), *found.held_out.values()]
-    totals = [t for groups in each for g in groups for row in g if math.isfinite(t := total_of(row, found.weights))]
-    scale = _Scale(found.weights, min(totals, default=0.0), max(totals, default=0.0))
+    weights, each = found.weights, [*found.answers.values(), *found.held_out.values()]
+    totals = [t for groups in each for g in groups for row in g if math.isfinite(t := total_of(row, weights))]
+    scale = _Scale(weights, min(totals, default=0.0), max(totals, default=0.0))
     made = [*_held_out(found, scale), *_steps(found, scale), _extremes(found, scale), _changed(found, scale)]
     return [chapter for chapter in made if chapter is not None and chapter.questions]
 
@@ -107,6 +116,7 @@ def _steps(found: Found, scale: _Scale) -> Iterator[Chapter]:
             " above 0 makes an answer more probable, one below 0 less.",
             [_question(group, scale) for group in ordered[:GROUPS]],
             is_open=index == 0,
+            is_of_step=True,
         )
 
 
@@ -138,7 +148,8 @@ def _changed(found: Found, scale: _Scale) -> Chapter | None:
         for group in each:
             groups.setdefault(question_of(group[0]), []).append((step, group))
     pairs = [(asked[0], asked[-1]) for asked in groups.values() if len(asked) > 1]
-    pairs.sort(key=lambda pair: -abs(_mean(pair[1][1], scale.weights) - _mean(pair[0][1], scale.weights)))
+    changes = [(pair, _change(pair[0][1], pair[1][1], scale.weights)) for pair in pairs]
+    pairs = [pair for pair, _ in sorted((each for each in changes if math.isfinite(each[1])), key=lambda e: -abs(e[1]))]
     questions = [_pair(first, last, scale) for first, last in pairs[:CHANGED]]
     return Chapter("What changed most", "Training prompts that were asked more than once.", questions)
 
@@ -149,11 +160,11 @@ def _held_out(found: Found, scale: _Scale) -> Iterator[Chapter]:
     if not steps:
         return
     first, last = ({question_of(group[0]): group for group in found.held_out[step]} for step in (steps[0], steps[-1]))
-    both = [(key, _mean(last[key], scale.weights) - _mean(first[key], scale.weights)) for key in last if key in first]
-    both.sort(key=lambda pair: -abs(pair[1]))
-    better, worse = (sum(sign * change > 0 for _, change in both) for sign in (1, -1))
-    same = len(both) - better - worse
+    both = [(key, _change(first[key], last[key], scale.weights)) for key in last if key in first]
+    both.sort(key=lambda pair: -abs(pair[1]) if math.isfinite(pair[1]) else 0.0)
+    better, worse, same = (sum(np.sign(change) == sign for _, change in both) for sign in (1, -1, 0))
     says = f"{better} questions are answered better than at step {steps[0]}, {worse} worse, {same} as before."
+    says += f" {unknown} have no score." if (unknown := len(both) - better - worse - same) else ""
     shown = [_pair((steps[0], first[key]), (steps[-1], last[key]), scale) for key, _ in both[:HELD_OUT]]
     yield Chapter(f"Held-out answers: step {steps[0]} against step {steps[-1]}", says, shown)
 
@@ -168,12 +179,18 @@ def _pair(first: tuple[int, Sequence[Answer]], last: tuple[int, Sequence[Answer]
 def _typical(group: Sequence[Answer], weights: Mapping[str, float]) -> Answer:
     """The answer whose reward is nearest to the mean of its group."""
     mean = _mean(group, weights)
-    return min(group, key=lambda row: abs(_known(total_of(row, weights)) - mean))
+    known = [row for row in group if math.isfinite(total_of(row, weights))]
+    return min(known, key=lambda row: abs(total_of(row, weights) - mean)) if known else group[0]
 
 
 def _mean(group: Sequence[Answer], weights: Mapping[str, float]) -> float:
     known = [total for row in group if math.isfinite(total := total_of(row, weights))]
-    return fmean(known) if known else 0.0
+    return fmean(known) if known else math.nan
+
+
+def _change(first: Sequence[Answer], last: Sequence[Answer], weights: Mapping[str, float]) -> float:
+    """How much more a question earns in the mean than it did; NaN where one of both is not known."""
+    return _mean(last, weights) - _mean(first, weights)
 
 
 def _spread(group: Sequence[Answer], weights: Mapping[str, float]) -> float:
@@ -193,6 +210,10 @@ def _prompt(row: Answer) -> list[tuple[str, str]]:
 def _expected(row: Answer) -> str:
     answer = row.get("answer")
     return "" if answer in (None, "") else shortened(str(answer), CHARACTERS)
+
+
+def _has_score(row: Answer) -> bool:
+    return any(math.isfinite(value) for value in parts_of(row).values()) and "reward" not in row
 
 
 def _known(value: float) -> float:

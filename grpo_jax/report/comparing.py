@@ -6,7 +6,7 @@ from statistics import fmean
 
 import numpy as np
 
-from grpo_jax.report.curves import Curve, Line, curves, thinned
+from grpo_jax.report.curves import Curve, Line, thin, whole_curves
 from grpo_jax.report.diagnosis import diagnoses
 from grpo_jax.report.headline import Headline, headline
 from grpo_jax.report.reading import Found
@@ -38,7 +38,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Compared:
-    """A line of the table: a value of each side; `differs` if they are not all the same."""
+    """A line of the table: a value for each side."""
 
     name: str
     values: Sequence[str]
@@ -94,7 +94,7 @@ def _differences(sides: Sequence[Side]) -> Iterator[Compared]:
 
 def compared(sides: Sequence[Side]) -> list[Curve]:
     """The curves of all runs, one picture for each metric: a line for each side, with the range of its runs."""
-    made = {run.path: {curve.title: curve for curve in curves(run)} for side in sides for run in side.runs}
+    made = {run.path: {curve.title: curve for curve in whole_curves(run)} for side in sides for run in side.runs}
     titles = dict.fromkeys(title for each in made.values() for title in each)
     pictures = []
     for title in titles:
@@ -112,7 +112,7 @@ def _together(side: Side, made: dict, title: str, label: str) -> Line | None:
     found = [made[run.path][title] for run in side.runs if title in made[run.path]]
     lines = [line for curve in found for line in curve.lines if line.label == label]
     if len(lines) < 2:
-        return Line(side.label, lines[0].steps, lines[0].values, points=lines[0].points) if lines else None
+        return thin(Line(side.label, lines[0].steps, lines[0].values, points=lines[0].points)) if lines else None
     start, end = max(line.steps[0] for line in lines), min(line.steps[-1] for line in lines)
     steps = np.unique(np.concatenate([line.steps for line in lines]))
     steps = steps[(steps >= start) & (steps <= end)]
@@ -120,7 +120,4 @@ def _together(side: Side, made: dict, title: str, label: str) -> Line | None:
         return None
     values = np.stack([np.interp(steps, line.steps, line.values) for line in lines])
     low, high = values.min(axis=0), values.max(axis=0)
-    if len(steps) > 1000:
-        kept, _ = thinned(np.arange(len(steps)), values.mean(axis=0))
-        steps, values, low, high = steps[kept], values[:, kept], low[kept], high[kept]
-    return Line(side.label, steps, values.mean(axis=0), low, high, points=lines[0].points)
+    return thin(Line(side.label, steps, values.mean(axis=0), low, high, points=lines[0].points))

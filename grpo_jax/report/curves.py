@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -60,7 +60,7 @@ PLANS = (
     Plan("Held-out rewards", "The mean of each reward on held-out prompts.", "reward",
          {r"eval/rewards/(.+)/mean": r"\1"}, alone=False),
     Plan("pass@k and maj@k", "Held-out prompts that one of k answers solves, or that the majority of k does.",
-         "part of prompts", {r"eval/((?:pass|maj|avg)@\d+)": r"\1"}),
+         "part of prompts", {r"eval/((?:pass|maj)@\d+)": r"\1"}),
     Plan("Spread of rewards within groups", "What a group learns from: 0 where all its answers earn the same.",
          "reward", {r"reward_std": "standard deviation"}),
     Plan("Length", "Tokens of an answer, its end included.", "tokens",
@@ -95,6 +95,11 @@ HIDDEN = (r"step", r"eval/.*/(low|high)", r"step_time", r"time/.*", r"sampling/p
 
 
 def curves(found: Found) -> list[Curve]:
+    """All curves of a run as they are drawn: of long lines the extremes alone."""
+    return [replace(curve, lines=[thin(line) for line in curve.lines]) for curve in whole_curves(found)]
+
+
+def whole_curves(found: Found) -> list[Curve]:
     """All curves for which the run has numbers, those of the answers and of the speed among them."""
     drawn = [_curve(found, plan) for plan in PLANS]
     agree = _agreeing(found)
@@ -107,7 +112,7 @@ def others(found: Found) -> list[Curve]:
     """Metrics that no other curve shows, such as what a reward logs itself, each with a curve of its own."""
     known = [*HIDDEN, "frac_reward_zero_std", *(pattern for plan in PLANS for pattern in plan.metrics)]
     names = [name for name in found.history.names() if not any(re.fullmatch(each, name) for each in known)]
-    lines = [(name, _line(found, name, name)) for name in names[:OTHERS]]
+    lines = [(name, thin(_line(found, name, name))) for name in names[:OTHERS]]
     return [Curve(name, "", "", [line]) for name, line in lines if np.ptp(line.values) > 0]
 
 
@@ -128,16 +133,22 @@ def _curve(found: Found, plan: Plan) -> Curve | None:
 
 
 def _line(found: Found, name: str, label: str) -> Line:
-    """A metric of the run, thinned; an evaluation has points, and its interval if that was measured."""
+    """A metric of the run; an evaluation has points, and its interval if that was measured."""
     steps, values = found.history.column(name)
     bounds = [dict(zip(*found.history.column(f"{name}/{side}"), strict=True)) for side in ("low", "high")]
     if all(bounds):  # an evaluation whose answers all earned the same has none
         low, high = (
             np.array([bound.get(step, value) for step, value in zip(steps, values, strict=True)]) for bound in bounds
         )
-        kept, _ = thinned(np.arange(len(steps)), values)
-        return Line(label, steps[kept], values[kept], low[kept], high[kept], points=True)
-    return Line(label, *thinned(steps, values), points=name.startswith("eval/"))
+        return Line(label, steps, values, low, high, points=True)
+    return Line(label, steps, values, points=name.startswith("eval/"))
+
+
+def thin(line: Line) -> Line:
+    """A line with at most twice `POINTS` points and its ends, and the bounds there."""
+    kept, values = thinned(np.arange(len(line.steps)), line.values)
+    low, high = (None if bound is None else bound[kept] for bound in (line.low, line.high))
+    return replace(line, steps=line.steps[kept], values=values, low=low, high=high)
 
 
 def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -183,7 +194,7 @@ def _speed(found: Found) -> Curve | None:
     known = np.isfinite(speed)
     if not known.any():
         return None
-    line = Line("tokens a second", *thinned(found.history.steps[known], speed[known]))
+    line = Line("tokens a second", found.history.steps[known], speed[known])
     return Curve("Speed", "Tokens of answers for each second of a step, all phases together.", "tokens/s", [line])
 
 

@@ -125,7 +125,11 @@ def _interval(found: Found, level: Level) -> str:
 
 
 def _change(found: Found, first: int, last: int) -> Change | None:
-    """The difference of two evaluations whose answers were written; None where there are too few, or all alike."""
+    """The difference of two evaluations whose answers were written; None where some lack, or there are too few, or all
+    are alike.
+    """
+    if {first, last} & {*found.lacking}:
+        return None  # the prompts that were read first are not all prompts
     earned = []
     for step in (first, last):
         groups = found.held_out.get(step, ())

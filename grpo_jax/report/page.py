@@ -1,10 +1,11 @@
 """One page of HTML about one run or several: no script, no address, every text of a run escaped."""
 
+import os
 import re
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from grpo_jax import __version__
-from grpo_jax.report.answers import Chapter, chapters
+from grpo_jax.report.answers import Chapter, Question, chapters
 from grpo_jax.report.comparing import compared, rows_of_sides, sides_of
 from grpo_jax.report.curves import Curve, curves, others
 from grpo_jax.report.diagnosis import diagnoses, earlier
@@ -24,6 +25,8 @@ from grpo_jax.report.text import clean
 from grpo_jax.saved.directory import REPORT
 
 SETTING = re.compile(r"\b(?:optimizer|objective|rollout|algorithm|train|task|model|mesh|rewards)\.\w+(?:=[\w.]+)?")
+
+ABANDONED = 3600.0  # seconds, after which nobody writes a page any more
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def write_comparison(runs: Sequence[str | Path], file: Path) -> Path:
 def page_of(found: Found) -> str:
     """The page about one run."""
     now = diagnoses(found)
+    shown, left_out = bounded(chapters(found))
     return _render(
         "run.html",
         title=found.name,
@@ -76,23 +80,46 @@ def page_of(found: Found) -> str:
         earlier=earlier(found, now),
         pictures=_pictures(curves(found)),
         others=_pictures(others(found), first="other"),
-        chapters=_bounded(chapters(found)),
+        chapters=shown,
         settings=written(found),
         has_metrics=len(found.history) > 0,
-        problems=found.problems,
+        problems=[*found.problems, *left_out],
     )
 
 
-def _bounded(found: Sequence[Chapter], most: int = 6_000_000) -> list[Chapter]:
-    """The chapters that fit into so many characters, in their order."""
-    kept, used = [], 0
-    for chapter in found:
-        cards = [card for question in chapter.questions for card in question.cards]
-        used += sum(len(card.text) + 600 + 100 * len(card.tokens) for card in cards)
-        used += sum(len(text) for question in chapter.questions for _, text in question.prompt)
-        if used <= most:
-            kept.append(chapter)
-    return kept
+def bounded(found: Sequence[Chapter], most: int = 6_000_000) -> tuple[list[Chapter], list[str]]:
+    """The chapters that fit into so many characters, in their order, and sentences on what is left out for that.
+
+    Colours go first, then answers; those of the first and of the last step stay longest.
+    """
+    middle = [index for index, chapter in enumerate(found) if chapter.is_of_step][1:-1]
+    order = [*(index for index in range(len(found)) if index not in middle), *middle]
+    plain = {
+        index: replace(found[index], questions=[_plain(each) for each in found[index].questions]) for index in order
+    }
+    used, kept = sum(map(_size, plain.values())), dict(plain)
+    for index in order:
+        if used + (colours := _size(found[index]) - _size(plain[index])) <= most:
+            kept[index], used = found[index], used + colours
+    for index in reversed(order):
+        if used > most:
+            used -= _size(kept.pop(index))
+    dropped = [f"{chapter.title!r} is left out" for index, chapter in enumerate(found) if index not in kept]
+    bare = sum(chapter != found[index] for index, chapter in kept.items())
+    dropped += [f"the tokens of {bare} chapter(s) of answers have no colours"] if bare else []
+    return [kept[index] for index in sorted(kept)], [f"{each}: the page would be too large" for each in dropped]
+
+
+def _plain(question: Question) -> Question:
+    """The question with answers whose tokens are not coloured."""
+    return replace(question, cards=[card.without_tokens() for card in question.cards])
+
+
+def _size(chapter: Chapter) -> int:
+    """About how many characters a chapter takes on the page."""
+    cards = [card for question in chapter.questions for card in question.cards]
+    prompts = sum(len(text) for question in chapter.questions for _, text in question.prompt)
+    return prompts + sum(len(card.text) + 600 + sum(100 + len(token.text) for token in card.tokens) for card in cards)
 
 
 def _pictures(drawn: Sequence[Curve], first: str = "curve") -> list[Picture]:
@@ -130,8 +157,14 @@ def _marked(text: str) -> Markup:
 
 def _write(file: Path, text: str) -> None:
     """Replaces a file at once, so that a browser never reads half of one."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, suffix=".new", delete=False) as new:
-        new.write(text)
-    path = Path(new.name)
-    path.chmod(0o644)
-    path.replace(file)
+    for old in file.parent.glob(f"{file.name}.*.new"):  # of a process that was killed
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime > ABANDONED:
+                old.unlink()
+    new = file.with_name(f"{file.name}.{os.getpid()}.new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        new.replace(file)
+    except BaseException:  # half a page on a full disk would keep it full
+        new.unlink(missing_ok=True)
+        raise

@@ -3,23 +3,28 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from grpo_jax.health.groups import Group, Groups
 from grpo_jax.health.kept import WARNINGS, read_setup, setup_from
 from grpo_jax.health.seen import Limits, Seen, Setup
 from grpo_jax.health.whole import evenly
-from grpo_jax.report.rows import MOST_BYTES, History, rows_of
+from grpo_jax.report.rows import History, first_rows, number_of, rows_of
 from grpo_jax.saved.directory import METRICS, RunDirectory, settings_of
 
 CHANCE = 3.0  # standard errors, by which a reward rises more than by chance
 FAINT = 0.05  # nats, below which the entropy is gone; warnings, which do not see whether a run has learned, take less
 STEPS_READ = 12  # whose answers are read
+MOST_BYTES = 2_000_000  # of a file of answers, which may be far larger
+EVALUATION_BYTES = 10 * MOST_BYTES  # of the first and of the last evaluation, which are compared
 Answer = dict[str, Any]
+Rows = list[Answer]
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Found:
     warnings: Sequence[Mapping[str, Any]]
     answers: Mapping[int, Sequence[Sequence[Answer]]]
     held_out: Mapping[int, Sequence[Sequence[Answer]]]
+    lacking: Collection[int]  # evaluations of which not all answers were read
     problems: Sequence[str]
 
     @property
@@ -53,13 +59,17 @@ class Found:
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The weight of each reward by its name in the rows; empty where the config does not tell."""
+        """The weight of each reward by its name in the rows, for rows without a total; empty where nothing tells it.
+
+        A config tells those of its rewards. Those of a task's rewards and of criteria follow from the metrics.
+        """
+        rows = [group[0] for each in self.answers.values() for group in each]
+        names = list(dict.fromkeys(name for row in rows for name in parts_of(row)))
         keys = [key for key in self.settings if re.fullmatch(r"rewards\[\d+\].weight", key)]
         written = [_number(self.settings[key][0]) for key in keys]
-        names = next((parts_of(group[0]) for each in self.answers.values() for group in each), {})
-        labels = list(dict.fromkeys(name.partition("/")[0] for name in names))
-        known = dict(zip(labels, written, strict=True)) if len(labels) == len(written) else {}
-        return {name: known[name.partition("/")[0]] for name in names if name.partition("/")[0] in known}
+        if any("/" in name for name in names) or len(names) not in (1, len(written)):
+            return weights_from(self.history, names)
+        return dict(zip(names, written if len(names) == len(written) else [1.0], strict=True))
 
 
 def read_run(path: Path) -> Found:
@@ -78,8 +88,10 @@ def read_run(path: Path) -> Found:
     wanted = {"step": int, "warning": str, "text": str}
     warnings = [row for row in kept if all(type(row.get(name)) is kind for name, kind in wanted.items())]
     targets = dict(re.findall(r"^(\w+):  # (\S+:\w+)$", text, re.MULTILINE))
-    answers, held_out = (_answers(path, kind, problems) for kind in ("step", "held_out"))
-    found = (history, setup, settings, targets, warnings, answers, held_out, problems)
+    last = int(history.steps[-1]) if len(history) else None
+    answers, _ = _answers(path, "step", last, problems)
+    held_out, lacking = _answers(path, "held_out", last, problems)
+    found = (history, setup, settings, targets, warnings, answers, held_out, lacking, problems)
     return Found(path, _name(path, problems), *found)
 
 
@@ -101,21 +113,38 @@ def _name(path: Path, problems: list[str]) -> str:
     return folder if name is None or folder.startswith(name) else f"{name} ({folder})"
 
 
-def _answers(path: Path, kind: str, problems: list[str]) -> dict[int, list[list[Answer]]]:
-    """The answers of some steps, from the files of all hosts, in groups."""
+def _answers(path: Path, kind: str, last: int | None, problems: list[str]) -> tuple[dict[int, list[Rows]], set[int]]:
+    """The answers of some steps up to the `last`, from the files of all hosts, in groups; and which steps lack some.
+
+    A step writes its answers before its metrics. Those of still later steps are from before the run was resumed.
+    """
+    files = _files(path, kind)
+    if late := [step for step in files if last is not None and step > last + 1]:
+        problems.append(f"answers of {len(late)} step(s) after step {last} are left out: no metrics belong to them")
+    steps = evenly([step for step in sorted(files) if last is None or step <= last], STEPS_READ)
+    found, lacking = {}, set()
+    for step in steps:
+        most = EVALUATION_BYTES if kind == "held_out" and step in (steps[0], steps[-1]) else MOST_BYTES
+        groups = []
+        for file in files[step]:
+            rows, is_cut = first_rows(file, problems, most)
+            whole = grouped(row for row in rows if isinstance(row.get("completion"), str) and "prompt" in row)
+            groups += whole[:-1] if is_cut else whole  # the last one lacks answers
+            lacking |= {step} if is_cut else set()
+        if groups:
+            found[step] = groups
+    return found, lacking
+
+
+def _files(path: Path, kind: str) -> dict[int, list[Path]]:
+    """The files of answers by their steps."""
     files: dict[int, list[Path]] = {}
     folder = path / "completions"
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
         match = re.fullmatch(rf"{kind}_(\d+)(\.host_\d+)?\.jsonl", file.name)
         if match is not None:
             files.setdefault(int(match[1]), []).append(file)
-    found = {}
-    for step in evenly(sorted(files), STEPS_READ):
-        rows = [row for file in files[step] for row in rows_of(file, problems, MOST_BYTES)]
-        groups = grouped(row for row in rows if isinstance(row.get("completion"), str) and "prompt" in row)
-        if groups:
-            found[step] = groups
-    return found
+    return files
 
 
 def grouped(rows: Iterable[Answer]) -> list[list[Answer]]:
@@ -134,12 +163,33 @@ def parts_of(row: Answer) -> dict[str, float]:
     return {name: _number(value) for name, value in parts.items()}
 
 
+def weights_from(history: History, names: Sequence[str]) -> dict[str, float]:
+    """The weights with which the means of these rewards add up to the mean total of every step; empty if none do.
+
+    None do where a criterion is a gate, and where too few steps differ to tell one reward from another.
+    """
+    columns = [history.values.get(name) for name in ("reward", *(f"rewards/{name}/mean" for name in names))]
+    if not names or any(column is None for column in columns):
+        return {}
+    table = np.stack([column for column in columns if column is not None], axis=1)
+    table = table[np.isfinite(table).all(axis=1)]
+    totals, means = table[:, 0], table[:, 1:]
+    if np.linalg.matrix_rank(means) < len(names):
+        return {}
+    weights = np.linalg.lstsq(means, totals)[0]
+    fits = len(table) > len(names) and bool(np.allclose(means @ weights, totals, rtol=1e-4, atol=1e-5))
+    return dict(zip(names, weights.tolist(), strict=True)) if fits else {}
+
+
 def total_of(row: Answer, weights: Mapping[str, float]) -> float:
-    """The total reward of an answer: as it was written, else the weighted sum of its parts; NaN without a score."""
+    """The total reward of an answer: as it was written, else the weighted sum of its parts.
+
+    NaN without a score, and where a weight is not known.
+    """
     if "reward" in row:
         return _number(row["reward"])
     parts = {name: value for name, value in parts_of(row).items() if math.isfinite(value)}
-    return sum(weights.get(name, 1.0) * value for name, value in parts.items()) if parts else math.nan
+    return sum(weights.get(name, math.nan) * value for name, value in parts.items()) if parts else math.nan
 
 
 def advantage_of(row: Answer) -> float:
@@ -180,4 +230,4 @@ def _number(value: Any) -> float:
             return float(value)
         except ValueError:
             return math.nan
-    return float(value) if type(value) in (int, float) else math.nan
+    return number_of(value)

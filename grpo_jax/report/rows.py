@@ -10,18 +10,34 @@ import numpy as np
 
 from grpo_jax.health import Row
 
+LARGEST = 2**53  # step; no run has so many
 AT_ONCE = 1000  # lines that are decoded together
-MOST_BYTES = 2_000_000  # of a file of answers, which may be far larger
 
 
-def rows_of(file: Path, problems: list[str], most: int | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a file that can be read, of its first `most` bytes. What cannot is added to `problems`."""
+def rows_of(file: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a file that can be read. What cannot is added to `problems`."""
+    return _rows(file, _lines(file, problems), problems)
+
+
+def first_rows(file: Path, problems: list[str], most: int) -> tuple[list[dict[str, Any]], bool]:
+    """The rows of a file that can be read, of its first `most` bytes, and whether there are more."""
+    lines = _lines(file, problems, most)
+    is_cut = bool(lines) and sum(map(len, lines)) < file.stat().st_size
+    if is_cut:
+        problems.append(f"{file.name} is larger than {most:,} bytes: only its first {len(lines)} answers are read")
+    return list(_rows(file, lines, problems)), is_cut
+
+
+def _lines(file: Path, problems: list[str], most: int = -1) -> list[bytes]:
     try:
         with file.open("rb") as opened:
-            lines = opened.readlines() if most is None else opened.readlines(most)
+            return opened.readlines(most)
     except OSError as error:
         problems.append(f"{file.name} cannot be read ({error.strerror})")
-        return
+        return []
+
+
+def _rows(file: Path, lines: Sequence[bytes], problems: list[str]) -> Iterator[dict[str, Any]]:
     torn = []
     for start in range(0, len(lines), AT_ONCE):
         for number, row in enumerate(_decoded(lines[start : start + AT_ONCE]), start + 1):
@@ -92,14 +108,14 @@ class History(Sequence[Row]):
         strays = 0
         for row in rows:
             step = row.get("step")
-            if type(step) is not int or (steps and step < steps[-1]):
+            if type(step) is not int or abs(step) > LARGEST or (steps and step < steps[-1]):
                 strays += 1
                 continue
             for name, value in row.items():
                 if name != "step" and (value is None or type(value) in (int, float)):
                     places, values = columns.setdefault(name, ([], []))
                     places.append(len(steps))
-                    values.append(float("nan") if value is None else float(value))
+                    values.append(number_of(value))
             steps.append(step)
         if strays:
             problems.append(f"metrics.jsonl has {strays} row(s) without a step, or before the one above, left out")
@@ -134,6 +150,14 @@ class History(Sequence[Row]):
     def names(self) -> list[str]:
         """The metrics that have a finite number in some step, in the order in which they came."""
         return [name for name, values in self.values.items() if np.isfinite(values).any()]
+
+
+def number_of(value: Any) -> float:
+    """A number of JSON; NaN for anything else, and for a whole number that is too large for a float."""
+    try:
+        return float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def _filled(size: int, places: list[int], values: list[float]) -> np.ndarray:

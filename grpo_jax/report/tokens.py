@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grpo_jax.report.rows import number_of
+
 PROBABILITIES = (0.9, 0.5, 0.1, 0.01)  # below the first a token is coloured, below the last most of all
 
 
@@ -26,7 +28,7 @@ def tokens_of(row: Mapping[str, Any]) -> list[Token]:
         return []
     advantages = _advantages(row.get("advantage"), len(texts))
     each = zip(texts, logprobs, advantages, strict=True)
-    return [_token(text, _number(logprob), advantage) for text, logprob, advantage in each]
+    return [_token(text, number_of(logprob), advantage) for text, logprob, advantage in each]
 
 
 def _token(text: str, logprob: float, advantage: float) -> Token:
@@ -45,9 +47,5 @@ def _percent(probability: float) -> str:
 def _advantages(value: Any, count: int) -> Sequence[float]:
     """The advantage of each token: its own where it has one, else that of the answer."""
     if isinstance(value, list):
-        return [*map(_number, value[:count]), *[0.0] * max(count - len(value), 0)]
-    return [_number(value)] * count
-
-
-def _number(value: Any) -> float:
-    return float(value) if type(value) in (int, float) else math.nan
+        return [*map(number_of, value[:count]), *[0.0] * max(count - len(value), 0)]
+    return [number_of(value)] * count

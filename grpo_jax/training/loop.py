@@ -21,6 +21,7 @@ from grpo_jax.hosts import ending, meeting, store
 from grpo_jax.hosts.codes import NOT_FINITE, STEP_FAILED, RunError
 from grpo_jax.hosts.signals import StopRequested, say
 from grpo_jax.learner.update import NONFINITE
+from grpo_jax.metrics import total_rewards
 from grpo_jax.models import Model
 from grpo_jax.rewards import Mix
 from grpo_jax.rollout import programs
@@ -356,10 +357,11 @@ def used_up(session: Session, retired: set[int]) -> bool:
 
 
 def answer_rows(mix: Mix, rewards: Rewards, advantages: np.ndarray, rollouts: Rollouts) -> Iterator[dict[str, Any]]:
-    """One row for each answer of this host's prompts: what was asked and said, every reward, its advantage, its length
-    in tokens, and whether it was cut off.
+    """One row for each answer of this host's prompts: what was asked and said, every reward and their total, its
+    advantage, its length in tokens, and whether it was cut off.
     """
     parts_pGR, advantages = rewards.parts_PGR[rewards.index_p], advantages[rewards.index_p]
+    totals_pG = total_rewards(parts_pGR, mix)
     own = values_of_host(rollouts.action_PGT).sum(axis=2), values_of_host(rollouts.ended_PG)
     length_pG, ended_pG = (  # a host may have the texts of prompts that lie on another's devices (train.resample)
         everywhere(from_hosts(values_pG, mesh_of(rollouts)))[rewards.index_p] for values_pG in own
@@ -369,7 +371,7 @@ def answer_rows(mix: Mix, rewards: Rewards, advantages: np.ndarray, rollouts: Ro
             parts = {f"rewards/{name}": parts_pGR[p, g, r].item() for r, name in enumerate(mix.names)}
             row = {"prompt": example.prompt, "answer": example.answer, "completion": text}
             logged = {name: values[p][g] for name, values in rewards.extras.items()}
-            row |= parts | logged | {"advantage": advantages[p, g].tolist()}
+            row |= parts | logged | {"reward": totals_pG[p, g].item(), "advantage": advantages[p, g].tolist()}
             yield row | {"length": int(length_pG[p, g]), "truncated": not ended_pG[p, g]}
 
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -53,8 +54,12 @@ class Reporter:
             self._let_go()
 
     def leave(self) -> None:
-        """Starts the report of a run that ends before its last step, and waits for nothing."""
-        if self.seconds and self.writes and not self.finished and self.process is None:
+        """Starts the report of a run that ends before its last step, and waits for nothing.
+
+        One that is being made lacks the last steps, so it is made anew.
+        """
+        if self.seconds and self.writes and not self.finished:
+            self._end()
             self._start(NICE)
         self._let_go()
 
@@ -98,7 +103,9 @@ class Reporter:
         """Ends a process that is still at an older report."""
         if self.process is not None:
             self.process.kill()
-            self.process.wait()
+            with suppress(subprocess.TimeoutExpired):  # a file system that does not answer holds it
+                self.process.wait(1.0)
+            (self.path / f"{REPORT}.{self.process.pid}.new").unlink(missing_ok=True)  # half a page
             self.process = None
         if self.errors is not None:
             self.errors.close()

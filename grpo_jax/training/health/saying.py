@@ -89,7 +89,8 @@ def two_answers(path: Path, step: int) -> list[str]:
 
 
 def _total(row: Mapping[str, Any]) -> float:
-    parts = [value for name, value in row.items() if name.startswith("rewards/")]
+    """The total reward of an answer; of one that an earlier version wrote, the sum of its parts."""
+    parts = [row["reward"]] if "reward" in row else [v for name, v in row.items() if name.startswith("rewards/")]
     return sum(value for value in parts if value is not None and value == value)  # NaN is no score
 
 

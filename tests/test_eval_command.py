@@ -196,6 +196,24 @@ def test_a_mistake_is_one_sentence(run, argv, words, capsys):
     assert words in message and message.startswith("error: ") and message.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("identity", "target", "words"),
+    [
+        ('{"name": "old"}', "RUN", "does not say which model it was trained from, as its model was made in Python"),
+        ('{"name": "o', "RUN", "run.json cannot be read; put a copy of it there, or move the folder away."),
+        ('{"name": "old"}', "FOLDER@3", "Only a run has steps, and"),
+    ],
+)
+def test_a_run_directory_that_does_not_tell_its_model_is_one_sentence(run, identity, target, words, tmp_path, capsys):
+    (tmp_path / "folder").mkdir()
+    (run / "config.yaml").unlink()
+    (run / "run.json").write_text(identity)
+    target = target.replace("RUN", str(run)).replace("FOLDER", str(tmp_path / "folder"))
+    assert main(["eval", target, "--task", "arithmetic"]) == 2
+    message = capsys.readouterr().err
+    assert words in message and message.startswith("error: ") and message.count("\n") == 1
+
+
 def test_a_run_that_has_saved_nothing_or_names_a_task_that_is_not_known_is_one_sentence(run, capsys):
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("use: arithmetic", "use: arithmetik"))

@@ -100,7 +100,9 @@ def test_a_host_gives_tokens_only_to_prompts_on_its_own_devices(own, index, colo
     own, index = np.array(own, int), np.array(index, int)
     monkeypatch.setattr(token_rows, "prompts_of_host", lambda mesh, P: own)
     monkeypatch.setattr(token_rows, "values_of_host", lambda array: np.asarray(array)[own])
-    parts_PGR = np.stack([np.zeros(8), np.arange(8)], axis=1)[..., None].astype(np.float32)  # those of later prompts differ more
+    parts_PGR = np.stack([np.zeros(8), np.arange(8)], axis=1)[..., None].astype(
+        np.float32
+    )  # those of later prompts differ more
     rewards = Rewards(parts_PGR, texts=[texts[p] for p in index], index_p=index)
     rows = [{"p": int(p)} for p in index for _ in "78"]
     found = with_tokens(rows, rewards, rollouts_of(texts), Mix(((gj.rewards.exact, 1.0),)), BYTES.decode, 2)

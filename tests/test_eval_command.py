@@ -14,6 +14,7 @@ import pytest
 import grpo_jax as gj
 from grpo_jax.cli import main
 from grpo_jax.commands.eval import command
+from grpo_jax.commands.eval.subjects import targeted
 from grpo_jax.hosts import codes
 from grpo_jax.saved.manifest import steps_in, write_manifest
 
@@ -170,6 +171,27 @@ def test_several_tasks_are_asked_one_after_the_other(tmp_path, capsys):
     assert "maj@4" in printed and "pass@4" in printed and "--out DIR keeps them" in printed
 
 
+def test_what_overrides_say_of_a_task_is_kept_and_tasks_of_one_name_are_told_apart(tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.yaml").write_text(CONFIG.replace("ROOT", str(tmp_path)))
+    config, twin = (str(tmp_path / folder / "x.yaml") for folder in "ab")
+
+    def found(tasks, *overrides):
+        return targeted(config, tasks, overrides).subjects
+
+    (own,) = found(["arithmetic"], "task.held_out=3")
+    assert own.config.rewards == () and own.config.task.arguments["held_out"] == 3
+    (given,) = found(["arithmetic"], "rewards=[exact, last_number]")
+    assert [reward.target.rpartition(":")[2] for reward in given.config.rewards] == ["exact", "last_number"]
+    (changed,) = found(["arithmetic"], "rewards[0].weight=0.5")
+    assert len(changed.config.rewards) == 1
+    (of_other,) = found([twin], "mesh={data: 2}")
+    assert of_other.config.mesh.arguments["data"] == 2
+    names = [subject.name for subject in found([config, twin, "arithmetic", "arithmetic"])]
+    assert names == ["x", "x-2", "arithmetic", "arithmetic-2"]
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -188,6 +210,10 @@ def test_several_tasks_are_asked_one_after_the_other(tmp_path, capsys):
         (["RUN", "--json", "RUN/nowhere/figures.json"], "in a folder that is not there. Make it first"),
         (["RUN", "--before", "smollm2-135m-instruct"], "with a model of the same shape"),
         (["tinny", "--task", "arithmetic"], "'tinny' is none of them"),
+        (["tiny", "--task", "arithmetic", "task={use: gsm8k}"], "names the task, so task={use: gsm8k} cannot name one"),
+        (["tiny", "--task", "arithmetic", "rewards=[exakt]"], "rewards[0]: unknown name exakt, did you mean exact?"),
+        (["RUN", "model.name=tiny"], "is what is measured, so model.name cannot name another model."),
+        (["RUN", "--task", "arithmetic", "evaluation.right=last_number", "rewards=[exact]"], "the rewards are exact."),
     ],
 )
 def test_a_mistake_is_one_sentence(run, argv, words, capsys):

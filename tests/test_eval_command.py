@@ -15,7 +15,9 @@ import grpo_jax as gj
 from grpo_jax.cli import main
 from grpo_jax.commands.eval import command
 from grpo_jax.commands.eval.subjects import targeted
+from grpo_jax.commands.eval.table import heading
 from grpo_jax.hosts import codes
+from grpo_jax.rollout.engine import FunctionEngine
 from grpo_jax.saved.manifest import steps_in, write_manifest
 
 OLD = Path(__file__).parent / "data" / "run_of_0d0afb5" / "old"
@@ -100,9 +102,32 @@ def test_an_engine_of_ones_own_answers_as_it_does_and_takes_no_settings_of_the_s
     algorithm = algorithm_of(odd)
     own = replace(algorithm, sample=lambda policy, params, prompts, key: algorithm.sample(policy, params, prompts, key))
     found = gj.evaluate(own, MODEL, EXAMPLES, params_on(1))
-    assert len(found.answers) == 20 and "pass@4" in found
+    assert len(found.answers) == 20 and "pass@4" in found and found.responses == 4
+    assert "5 held-out prompts, 4 answers to each, as the engine gives them" in heading(
+        "t", gj.Evaluation(), own.engine, found
+    )
     with pytest.raises(ValueError, match=r"evaluation\.responses is a setting of the native sampler.*FunctionEngine"):
         gj.evaluate(own, MODEL, EXAMPLES, params_on(1), evaluation=gj.Evaluation(responses=2))
+
+
+def test_one_call_has_as_many_answers_as_the_engine_gives():
+    sampler = algorithm_of(odd).sample
+    told = FunctionEngine(lambda *given: None, responses=4)
+    untold = FunctionEngine(lambda *given: None)
+    evaluation = gj.Evaluation()
+    assert [evaluation.answers(engine) for engine in (sampler, told, untold)] == [1, 4, 1]
+    assert gj.Evaluation(responses=3).answers(sampler) == 3
+    calls, algorithm = [], algorithm_of(odd)
+
+    def own(policy, params, prompts, key):
+        calls.append(len(prompts.tokens_PL))
+        return algorithm.sample(policy, params, prompts, key)
+
+    own.responses = 4
+    gj.evaluate(
+        replace(algorithm, sample=own), MODEL, EXAMPLES, params_on(1), evaluation=gj.Evaluation(responses_at_once=12)
+    )
+    assert calls == [3, 3]  # of twelve answers
 
 
 @pytest.mark.slow
@@ -183,9 +208,9 @@ def test_what_overrides_say_of_a_task_is_kept_and_tasks_of_one_name_are_told_apa
     (own,) = found(["arithmetic"], "task.held_out=3")
     assert own.config.rewards == () and own.config.task.arguments["held_out"] == 3
     (given,) = found(["arithmetic"], "rewards=[exact, last_number]")
-    assert [reward.target.rpartition(":")[2] for reward in given.config.rewards] == ["exact", "last_number"]
+    assert [reward.call.target.rpartition(":")[2] for reward in given.config.rewards] == ["exact", "last_number"]
     (changed,) = found(["arithmetic"], "rewards[0].weight=0.5")
-    assert len(changed.config.rewards) == 1
+    assert [reward.weight for reward in changed.config.rewards] == [0.5]
     (of_other,) = found([twin], "mesh={data: 2}")
     assert of_other.config.mesh.arguments["data"] == 2
     names = [subject.name for subject in found([config, twin, "arithmetic", "arithmetic"])]

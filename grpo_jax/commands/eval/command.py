@@ -246,7 +246,7 @@ def _report(
         changed = changes(*results) if len(results) == 2 else None
         figures.append(_figures(each, names, results, changed))
         if store.is_first():
-            print(heading(each.name, len(each.questions.examples), each.evaluation))
+            print(heading(each.name, each.evaluation, each.algorithm.engine, results[-1]))
             print(table(names, results, changed), flush=True)
         folder = answers_folder(target, each.name if len(asked) > 1 else "", arguments)
         if folder is not None:

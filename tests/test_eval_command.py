@@ -14,7 +14,10 @@ import pytest
 import grpo_jax as gj
 from grpo_jax.cli import main
 from grpo_jax.commands.eval import command
+from grpo_jax.commands.eval.subjects import targeted
+from grpo_jax.commands.eval.table import heading
 from grpo_jax.hosts import codes
+from grpo_jax.rollout.engine import FunctionEngine
 from grpo_jax.saved.manifest import steps_in, write_manifest
 
 OLD = Path(__file__).parent / "data" / "run_of_0d0afb5" / "old"
@@ -99,9 +102,32 @@ def test_an_engine_of_ones_own_answers_as_it_does_and_takes_no_settings_of_the_s
     algorithm = algorithm_of(odd)
     own = replace(algorithm, sample=lambda policy, params, prompts, key: algorithm.sample(policy, params, prompts, key))
     found = gj.evaluate(own, MODEL, EXAMPLES, params_on(1))
-    assert len(found.answers) == 20 and "pass@4" in found
+    assert len(found.answers) == 20 and "pass@4" in found and found.responses == 4
+    assert "5 held-out prompts, 4 answers to each, as the engine gives them" in heading(
+        "t", gj.Evaluation(), own.engine, found
+    )
     with pytest.raises(ValueError, match=r"evaluation\.responses is a setting of the native sampler.*FunctionEngine"):
         gj.evaluate(own, MODEL, EXAMPLES, params_on(1), evaluation=gj.Evaluation(responses=2))
+
+
+def test_one_call_has_as_many_answers_as_the_engine_gives():
+    sampler = algorithm_of(odd).sample
+    told = FunctionEngine(lambda *given: None, responses=4)
+    untold = FunctionEngine(lambda *given: None)
+    evaluation = gj.Evaluation()
+    assert [evaluation.answers(engine) for engine in (sampler, told, untold)] == [1, 4, 1]
+    assert gj.Evaluation(responses=3).answers(sampler) == 3
+    calls, algorithm = [], algorithm_of(odd)
+
+    def own(policy, params, prompts, key):
+        calls.append(len(prompts.tokens_PL))
+        return algorithm.sample(policy, params, prompts, key)
+
+    own.responses = 4
+    gj.evaluate(
+        replace(algorithm, sample=own), MODEL, EXAMPLES, params_on(1), evaluation=gj.Evaluation(responses_at_once=12)
+    )
+    assert calls == [3, 3]  # of twelve answers
 
 
 @pytest.mark.slow
@@ -170,6 +196,27 @@ def test_several_tasks_are_asked_one_after_the_other(tmp_path, capsys):
     assert "maj@4" in printed and "pass@4" in printed and "--out DIR keeps them" in printed
 
 
+def test_what_overrides_say_of_a_task_is_kept_and_tasks_of_one_name_are_told_apart(tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.yaml").write_text(CONFIG.replace("ROOT", str(tmp_path)))
+    config, twin = (str(tmp_path / folder / "x.yaml") for folder in "ab")
+
+    def found(tasks, *overrides):
+        return targeted(config, tasks, overrides).subjects
+
+    (own,) = found(["arithmetic"], "task.held_out=3")
+    assert own.config.rewards == () and own.config.task.arguments["held_out"] == 3
+    (given,) = found(["arithmetic"], "rewards=[exact, last_number]")
+    assert [reward.call.target.rpartition(":")[2] for reward in given.config.rewards] == ["exact", "last_number"]
+    (changed,) = found(["arithmetic"], "rewards[0].weight=0.5")
+    assert [reward.weight for reward in changed.config.rewards] == [0.5]
+    (of_other,) = found([twin], "mesh={data: 2}")
+    assert of_other.config.mesh.arguments["data"] == 2
+    names = [subject.name for subject in found([config, twin, "arithmetic", "arithmetic"])]
+    assert names == ["x", "x-2", "arithmetic", "arithmetic-2"]
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -188,10 +235,32 @@ def test_several_tasks_are_asked_one_after_the_other(tmp_path, capsys):
         (["RUN", "--json", "RUN/nowhere/figures.json"], "in a folder that is not there. Make it first"),
         (["RUN", "--before", "smollm2-135m-instruct"], "with a model of the same shape"),
         (["tinny", "--task", "arithmetic"], "'tinny' is none of them"),
+        (["tiny", "--task", "arithmetic", "task={use: gsm8k}"], "names the task, so task={use: gsm8k} cannot name one"),
+        (["tiny", "--task", "arithmetic", "rewards=[exakt]"], "rewards[0].use: unknown name exakt, did you mean"),
+        (["RUN", "model.name=tiny"], "is what is measured, so model.name cannot name another model."),
+        (["RUN", "--task", "arithmetic", "evaluation.right=last_number", "rewards=[exact]"], "the rewards are exact."),
     ],
 )
 def test_a_mistake_is_one_sentence(run, argv, words, capsys):
     assert main(["eval", *(text.replace("RUN", str(run)) for text in argv)]) == 2
+    message = capsys.readouterr().err
+    assert words in message and message.startswith("error: ") and message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("identity", "target", "words"),
+    [
+        ('{"name": "old"}', "RUN", "does not say which model it was trained from, as its model was made in Python"),
+        ('{"name": "o', "RUN", "run.json cannot be read; put a copy of it there, or move the folder away."),
+        ('{"name": "old"}', "FOLDER@3", "Only a run has steps, and"),
+    ],
+)
+def test_a_run_directory_that_does_not_tell_its_model_is_one_sentence(run, identity, target, words, tmp_path, capsys):
+    (tmp_path / "folder").mkdir()
+    (run / "config.yaml").unlink()
+    (run / "run.json").write_text(identity)
+    target = target.replace("RUN", str(run)).replace("FOLDER", str(tmp_path / "folder"))
+    assert main(["eval", target, "--task", "arithmetic"]) == 2
     message = capsys.readouterr().err
     assert words in message and message.startswith("error: ") and message.count("\n") == 1
 

@@ -70,7 +70,9 @@ class Run:
         if metrics["step"] == 2 and (pathlib.Path(__file__).parent / "DO").exists():
             what = (pathlib.Path(__file__).parent / "DO").read_text()
             (pathlib.Path(__file__).parent / "DO").unlink()
-            time.sleep(600) if what == "hang" else os._exit(9) if what == "die" else 1 / 0
+            if what == "die":
+                os._exit(9)
+            time.sleep({"hang": 600, "slow": 2}[what]) if what != "fail" else 1 / 0
 
     def finish(self, exit_code):
         note(finish=exit_code)
@@ -390,6 +392,25 @@ def test_a_library_is_told_whether_the_run_failed(tmp_path, library, failed):
     (fed,) = feeds_of((wandb(),), tmp_path, 0, {})
     fed.write(1, {})
     close_all([fed], failed)
+    assert library("finish") == [int(failed)]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_library_that_is_busy_for_longer_than_the_run_still_learns_how_it_ended(
+    tmp_path, library, failed, monkeypatch, capsys
+):
+    (tmp_path / "DO").write_text("slow")
+    monkeypatch.setattr(feed, "CLOSING_SECONDS", 0.1)
+    (fed,) = feeds_of((wandb(),), tmp_path, 0, {})
+    fed.write(2, {})
+    while (tmp_path / "DO").exists():
+        time.sleep(0.01)
+    close_all([fed], failed)
+    assert "1 of 1 step(s) did not reach it" in capsys.readouterr().err
+    assert not (tmp_path / "calls.jsonl").read_text().count("finish")
+    fed.child.process.stdin.close()  # as the end of this process does
+    fed.thread.join(20)
     assert library("finish") == [int(failed)]
 
 

@@ -70,7 +70,7 @@ def evaluate_questions(
     evaluation = Evaluation() if evaluation is None else evaluation
     count, mesh = len(questions.examples), mesh_of(params)
     shards, calls = 1 if mesh is None else prompt_shards(mesh), []
-    divided = calls_of(count, evaluation.responses_at_once // evaluation.responses, shards)
+    divided = calls_of(count, evaluation.responses_at_once // evaluation.answers(algorithm.engine), shards)
     for number, indices in enumerate(divided):
         calls.append(_ask(algorithm, questions, indices, params, step, phase, evaluation, number))
         tell(min(len(indices) * (number + 1), count), count)
@@ -150,7 +150,8 @@ def _counted(mix: Mix, calls: Sequence[_Call], questions: Questions, step: int, 
     numbers, prompts = _numbers(mix, calls, evaluation), [repr(example.prompt) for example in questions.examples]
     values = {"reward": average(numbers.totals_PG)}
     values |= {f"rewards/{name}/mean": average(numbers.parts_PGR[:, :, r]) for r, name in enumerate(mix.names)}
-    ks, said, left_out = sizes(numbers.right_PG.shape[1]), said_by(mix, evaluation.right), {}
+    G = numbers.right_PG.shape[1]
+    ks, said, left_out = sizes(G), said_by(mix, evaluation.right), {}
     values |= {f"pass@{k}": pass_at(numbers.right_PG, k) for k in ks}
     votes = [k for k in ks if k >= VOTERS]
     if said is not None and votes:
@@ -166,7 +167,9 @@ def _counted(mix: Mix, calls: Sequence[_Call], questions: Questions, step: int, 
     }
     intervals = intervals_of(values, evaluation.confidence)
     rows = list(_rows(mix, calls, numbers, len(prompts), step))
-    return Evaluated(with_ends(metrics, intervals), values, intervals, rows, prompts, evaluation.confidence, left_out)
+    return Evaluated(
+        with_ends(metrics, intervals), values, intervals, rows, prompts, evaluation.confidence, left_out, G
+    )
 
 
 def _mean(values_P: np.ndarray) -> float:

@@ -27,6 +27,7 @@ class Evaluated(Mapping[str, float]):
     prompts: Sequence[str] = ()
     confidence: float = 0.95
     left_out: Mapping[str, str] = field(default_factory=dict)
+    responses: int = 1  # answers to each prompt
 
     def __getitem__(self, name: str) -> float:
         return self.metrics[name]

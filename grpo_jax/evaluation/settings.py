@@ -68,9 +68,14 @@ class Evaluation:
             changes.pop("responses")
         return _changed(base, changes)
 
+    def answers(self, trained: Engine) -> int:
+        """The answers to each prompt; as many as are asked for if an engine of one's own does not tell."""
+        told = self.engine(trained).responses
+        return self.responses if told is None else told
+
     def counted(self, trained: Engine, mix: Mix) -> list[str]:
         """The metrics of right answers that this evaluation measures: pass@k and maj@k."""
-        ks = sizes(self.engine(trained).responses or 1)
+        ks = sizes(self.answers(trained))
         votes = [k for k in ks if k >= VOTERS] if said_by(mix, self.right) is not None else []
         return [*(f"pass@{k}" for k in ks), *(f"maj@{k}" for k in votes)]
 

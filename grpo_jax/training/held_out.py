@@ -23,7 +23,7 @@ def evaluate_held_out(
         record.held_out(done, found.answers, store.host_index(), store.host_count())
     names = session.algorithm.mix.names
     listed = ", ".join(f"{name} {found[f'rewards/{name}/mean']:.3f}" for name in names)
-    several = [name for name in found.of_prompts if "@" in name and session.evaluation.responses > 1]
+    several = [name for name in found.of_prompts if "@" in name and found.responses > 1]
     passed = "".join(f", {name} {found[name]:.3f}" for name in several)
     count = len(session.held_out.examples)
     progress.finish("evaluating", f"{count} held-out prompts: reward {found['reward']:.3f} ({listed}){passed}")

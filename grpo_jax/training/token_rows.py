@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from grpo_jax.devices.placing import values_of_host
+from grpo_jax.devices.mesh import mesh_of
+from grpo_jax.devices.placing import prompts_of_host, values_of_host
 from grpo_jax.metrics import total_rewards
 from grpo_jax.rewards import Mix
 from grpo_jax.scoring import Rewards
@@ -28,11 +29,11 @@ def with_tokens(
 
     The log-probs are those that the sampler had, which are not known of every engine. An end token is an empty text.
     """
-    chosen_p = most_different(total_rewards(rewards.parts_PGR[rewards.index_p], mix), groups)
+    chosen_p, row_p = _placed(rewards, rollouts, mix, groups)
     if not len(chosen_p):
         return list(rows)
     tokens_pGT, action_pGT, logprobs_pGT = (
-        values_of_host(array)[chosen_p] for array in (rollouts.tokens_PGT, rollouts.action_PGT, rollouts.logprobs_PGT)
+        values_of_host(array)[row_p] for array in (rollouts.tokens_PGT, rollouts.action_PGT, rollouts.logprobs_PGT)
     )
     found, G = list(rows), rewards.parts_PGR.shape[1]
     one = functools.cache(lambda token: decode([token]))
@@ -45,6 +46,19 @@ def with_tokens(
                 logprobs = [round(value, 3) for value in logprobs_pGT[place, g][chosen_T][: len(ids)].tolist()]
                 found[p * G + g] = found[p * G + g] | {"tokens": texts, "logprobs": logprobs}
     return found
+
+
+def _placed(rewards: Rewards, rollouts: Rollouts, mix: Mix, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """The groups that have tokens: their positions in `rewards.texts`, and those in this host's part of the rollouts.
+
+    With train.resample a host may have the texts of prompts whose tokens are on another's devices; these have none.
+    """
+    P = len(rewards.parts_PGR)
+    own_p, index_p = prompts_of_host(mesh_of(rollouts), P), np.arange(P)[rewards.index_p]
+    here_p = np.flatnonzero(np.isin(index_p, own_p))
+    totals_pG = total_rewards(rewards.parts_PGR[index_p[here_p]], mix)
+    chosen_p = here_p[most_different(totals_pG, groups)] if len(here_p) else here_p
+    return chosen_p, np.searchsorted(own_p, index_p[chosen_p])
 
 
 def most_different(totals_pG: np.ndarray, count: int) -> np.ndarray:

@@ -65,7 +65,7 @@ class Column:
 @ending.end_all_hosts_on_error(*MISTAKES)
 def run(arguments: argparse.Namespace) -> int:
     """Prints a table for each task; the exit code. On several hosts, all of them run this at once."""
-    target = targeted(arguments.target, arguments.task or [], arguments.overrides)
+    target = _target(arguments)
     mesh, asked, columns = _prepared(target, arguments)
     clock = Clock(len(columns) * sum(len(each.questions.examples) for each in asked))
     found: list[list[Evaluated]] = [[] for _ in asked]
@@ -90,6 +90,16 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     except Exception as error:
         return tell(error, otherwise=STEP_FAILED)[0]
+
+
+def _target(arguments: argparse.Namespace) -> Target:
+    """What is measured. A run directory that does not tell, or cannot be read, is a mistake as well."""
+    try:
+        return targeted(arguments.target, arguments.task or [], arguments.overrides)
+    except MISTAKES:
+        raise
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def _prepared(target: Target, arguments: argparse.Namespace) -> tuple[Mesh, list[Asked], list[Column]]:
@@ -236,7 +246,7 @@ def _report(
         changed = changes(*results) if len(results) == 2 else None
         figures.append(_figures(each, names, results, changed))
         if store.is_first():
-            print(heading(each.name, len(each.questions.examples), each.evaluation))
+            print(heading(each.name, each.evaluation, each.algorithm.engine, results[-1]))
             print(table(names, results, changed), flush=True)
         folder = answers_folder(target, each.name if len(asked) > 1 else "", arguments)
         if folder is not None:

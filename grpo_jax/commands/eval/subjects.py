@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from grpo_jax.config import Call, Config, ConfigError, find_config, read
+from grpo_jax.config.overrides import read_override
 from grpo_jax.models.runs import TrainedRun, find_run
 from grpo_jax.saved.directory import CONFIG, RunDirectory
+from grpo_jax.training.trackers.tracker import numbered
 
 CONFIGS = (".yaml", ".yml")
 NO_LEARNING = Call("grpo_jax.objectives:verifiable", {}, {"use": "default"}, "the objective")
@@ -35,6 +37,11 @@ def targeted(target: str, tasks: Sequence[str], overrides: Sequence[str]) -> Tar
     """What the arguments of the command stand for. Nothing that they name is imported yet."""
     path = _config_of(target)
     run = find_run(target) if path is None else None
+    if path is None and any(_key(override) == ("model", "name") for override in overrides):
+        raise ConfigError(
+            f"{target} is what is measured, so model.name cannot name another model. Leave it out, or write that model"
+            f" in place of {target}."
+        )
     if run is not None:
         overrides, path = [f"model.name={json.dumps(run.name)}", *overrides], _config_of_run(run)
     if path is not None and (run is None or path.is_file()):
@@ -80,19 +87,40 @@ def _subjects(path: Path, tasks: Sequence[str], overrides: Sequence[str]) -> lis
     if not tasks:
         config = read(path, overrides)
         return [_subject(config.task.target.rpartition(":")[2], config)]
-    return [_subject(*_of_task(task, path, overrides)) for task in tasks]
+    found = [_of_task(task, path, overrides) for task in tasks]
+    names = numbered([name for name, _ in found])  # as each task has a folder of answers
+    return [_subject(name, config) for name, (_, config) in zip(names, found, strict=True)]
 
 
 def _of_task(task: str, path: Path, overrides: Sequence[str]) -> tuple[str, Config]:
-    """A task by its name, with its own rewards, or that of another config with all that it says but the model."""
+    """A task by its name, with its own rewards unless others are given, or that of another config with all that it says
+    but the model.
+    """
     if not task.endswith(CONFIGS):
-        return task, replace(read(path, [*overrides, f"task={{use: {json.dumps(task)}}}"]), rewards=())
+        return task, _of_name(task, path, overrides)
     other = find_config(task)
     _find_modules_beside(other)
-    model = [override for override in overrides if override.startswith(("model.", "mesh."))]
+    model = [override for override in overrides if _key(override)[0] in ("model", "mesh")]
     own = [override for override in overrides if override not in model]
     asked = read(path, [*model, "task={use: arithmetic}"])  # any task, as only model and mesh are looked at
     return other.stem, replace(read(other, own), model=asked.model, mesh=asked.mesh)
+
+
+def _of_name(task: str, path: Path, overrides: Sequence[str]) -> Config:
+    """The config with a task in place of its own. The rewards of the config stay only if an override names them."""
+    other = [override for override in overrides if _key(override) in (("task",), ("task", "use"))]
+    if other:
+        raise ConfigError(
+            f"--task {task} names the task, so {other[0]} cannot name one, too. Leave one of them out; single settings"
+            " of the task are written as task.held_out=64."
+        )
+    config = read(path, [f"task={{use: {json.dumps(task)}}}", *overrides])
+    return config if any(_key(override)[0] == "rewards" for override in overrides) else replace(config, rewards=())
+
+
+def _key(override: str) -> tuple[str | int, ...]:
+    """The section that an override replaces, or the key in it, and so on."""
+    return read_override(override).parts
 
 
 def _subject(name: str, config: Config) -> Subject:

@@ -5,15 +5,19 @@ from collections.abc import Sequence
 from grpo_jax.evaluation.intervals import Interval
 from grpo_jax.evaluation.result import Change, Evaluated
 from grpo_jax.evaluation.settings import Evaluation
+from grpo_jax.rollout import Engine
 
 LENGTH, TRUNCATED, UNSCORED = "length in tokens", "cut off", "without a score"
 
 
-def heading(name: str, prompts: int, evaluation: Evaluation) -> str:
+def heading(name: str, evaluation: Evaluation, engine: Engine, found: Evaluated) -> str:
     """What was asked, and how it was answered."""
+    prompts = len(found.prompts)
     warmth = "" if evaluation.temperature is None else f" at temperature {evaluation.temperature:g}"
     several = f"{evaluation.responses} sampled answers to each{warmth}, seed {evaluation.seed}"
     how = "one greedy answer to each" if evaluation.is_greedy else several
+    if evaluation.is_greedy and engine.greedy() is None:
+        how = f"{found.responses} answer{'s' if found.responses > 1 else ''} to each, as the engine gives them"
     return f"{name}: {prompts} held-out prompts, {how}; {100 * evaluation.confidence:g} % intervals over prompts"
 
 

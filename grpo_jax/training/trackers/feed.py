@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_jax.hosts.signals import say
-from grpo_jax.training.trackers.child import FOLDER
+from grpo_jax.training.trackers.child import FOLDER, Child
 from grpo_jax.training.trackers.tracker import TrackedRun, Write, file_name, labels, opened
 
 WAITING = 100  # steps that may wait for a tracker
@@ -53,6 +53,7 @@ class Feed:
         self.changed, self.closing = threading.Condition(), threading.Event()
         self.given = self.lost = 0
         self.in_hand = self.warned = self.done = self.failed = False
+        self.child: Child | None = None
         self.thread = threading.Thread(target=self._feed, daemon=True, name=f"tracker {label}")
         self.thread.start()
 
@@ -77,6 +78,7 @@ class Feed:
         self.closing.set()
         with self.changed:
             self.changed.notify()
+        self._complete()
 
     def leave(self, deadline: float) -> None:
         """Waits for the thread, until the deadline at most, and says what was lost."""
@@ -94,6 +96,9 @@ class Feed:
         write = self._opened()
         if write is None:
             return
+        with self.changed:
+            self.child = write if isinstance(write, Child) else None
+        self._complete()
         while (item := self._next()) is not None:
             step, metrics = item
             try:
@@ -101,9 +106,12 @@ class Feed:
                 if self.mark is not None:
                     self.mark.write(step)
             except (Exception, SystemExit) as error:
-                self.lost += 1
                 self._warn(_reason(error))
-            self.in_hand = False
+                with self.changed:
+                    self.lost, self.in_hand = self.lost + 1, False
+            else:
+                with self.changed:
+                    self.in_hand = False
         try:
             close = getattr(write, "close", None)
             close = getattr(write, "fail", close) if self.failed else close
@@ -111,6 +119,13 @@ class Feed:
                 close()
         except (Exception, SystemExit) as error:
             self._warn(_reason(error))
+
+    def _complete(self) -> None:
+        """Tells the process of a library that the run has ended and is complete, also while it is busy."""
+        with self.changed:
+            child = self.child
+        if child is not None and self.closing.is_set() and not self.failed:
+            child.complete()
 
     def _opened(self) -> Write | None:
         """The tracker's function. Tries again after a failure, until the run ends."""

@@ -54,31 +54,32 @@ def open_trackio(run: Mapping[str, Any], options: Mapping[str, Any]) -> Opened:
 OPENS = {"wandb": open_wandb, "trackio": open_trackio}
 
 
-def serve() -> None:
-    """Does what the lines of standard input say, and answers each on standard output. At their end it finishes."""
+def serve(outcome: int) -> None:
+    """Does what the lines of standard input say, and answers each on standard output. At their end it finishes.
+
+    The pipe with the descriptor `outcome` has a byte then if the run is complete.
+    """
     os.nice(NICE)
     sys.excepthook = print_redacted
     lines, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # it may ask for nothing
     os.dup2(2, 1)  # and what it prints is not an answer
     opened = None
-    complete = False
     for line in lines:
         message = json.loads(line)
         error = ""
         try:
             if opened is None:
                 opened = OPENS[message["library"]](message["run"], message["options"])
-            elif "step" in message:
+            else:
                 opened.log(message["step"], message["metrics"])
-            complete = "complete" in message
         except Exception as failure:
             error = redact(f"{type(failure).__name__}: {failure}")
         _answer(answers, {"error": error, "place": "" if opened is None else opened.place})
-        if opened is None or complete:
+        if opened is None:
             break
     if opened is not None:
-        opened.finish(complete)
+        opened.finish(os.read(outcome, 1) != b"")
 
 
 def _answer(answers: TextIO, answer: Mapping[str, Any]) -> None:

@@ -70,9 +70,13 @@ def _check_function(tracker: Any, place: str) -> None:
 
 def labels(trackers: Sequence[Any]) -> list[str]:
     """What each tracker is called in messages and files; the second of the same name is `name-2`."""
+    return numbered([label_of(tracker) for tracker in trackers])
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """The names, of which the second of the same is `name-2`."""
     found: list[str] = []
-    for tracker in trackers:
-        name = label_of(tracker)
+    for name in names:
         found.append(name)
         if found.count(name) > 1 or name in found[:-1]:
             found[-1] = next(f"{name}-{n}" for n in range(2, len(found) + 2) if f"{name}-{n}" not in found)

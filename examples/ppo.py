@@ -37,6 +37,8 @@ from grpo_jax.objectives.surrogates import ClippedRatio
 from grpo_jax.objectives.weightings import token_mean
 from grpo_jax.structs import Metrics, Params
 
+RATE = 3e-3  # of learning, for both methods in the comparison
+
 
 @dataclass(frozen=True)
 class PPO:
@@ -104,8 +106,8 @@ def _refuse_what_is_missing(algorithm: gj.Algorithm) -> None:
         )
     if algorithm.responses_at_once is not None:
         raise ValueError(
-            "This PPO learns from all answers of a minibatch at once; got"
-            f" responses_at_once={algorithm.responses_at_once}. Leave it out, and use more minibatches where memory is short."
+            f"This PPO learns from a minibatch at once; got responses_at_once={algorithm.responses_at_once}. Leave it"
+            " out, and use more minibatches where memory is short."
         )
 
 
@@ -146,8 +148,8 @@ def prepare(
 def estimate(rewards_PGT: Array, values_PGT: Array, action_PGT: Array, discount: float, trace: float) -> Array:
     """Generalized advantage estimates of tokens, 0 where there is no action (arXiv:1506.02438, equation 16).
 
-    A_t = d_t + discount trace A_(t+1), with the temporal-difference errors d_t = r_t + discount V_(t+1) - V_t. All of it
-    is 0 after the last action.
+    A_t = d_t + discount trace A_(t+1), with the temporal-difference error d_t = r_t + discount V_(t+1) - V_t. All are 0
+    after the last action.
     """
 
     def add(ahead: tuple[Array, Array], token: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
@@ -268,15 +270,15 @@ def share_of_the_letter(example: gj.Example, response: str) -> float:
     return response.count(example.answer) / max(len(response), 1)
 
 
-def algorithm_for(task: Letters, objective: gj.Objective) -> gj.Algorithm:
-    """Everything but the critic: 32 answers of at most four letters to each question, and the learning rate."""
+def algorithm_for(task: Letters, objective: gj.Objective, rate: float = RATE) -> gj.Algorithm:
+    """Everything but the critic: 32 answers of at most four tokens to each question, and the learning rate."""
     return gj.Algorithm(
         policy=task.model.policy,
         sample=gj.Sampler(task.model.tokenizer.end_ids, responses=32, max_tokens=4),
         decode=task.model.tokenizer.decode,
         reward=share_of_the_letter,
         objective=objective,
-        optimizer=gj.adamw(3e-3),
+        optimizer=gj.adamw(rate),
     )
 
 

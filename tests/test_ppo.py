@@ -184,7 +184,23 @@ def test_an_objective_with_one_advantage_for_each_answer_is_refused():
 
 def test_the_comparison_has_the_mean_and_the_spread_of_the_last_steps(tmp_path):
     rewards_nX = np.array([[0.0] * 5 + [0.5] * 5, [1.0] * 5 + [0.7] * 5])
-    found = dict.fromkeys(("GRPO", "one", "other"), compare_ppo.Curves(rewards_nX))
-    assert compare_ppo.table(found).splitlines()[2] == "| GRPO | 0.600 | 0.500 | 0.700 |"
+    found = dict.fromkeys(compare_ppo.LINES, compare_ppo.Curves(rewards_nX))
+    assert compare_ppo.table(found).splitlines()[2] == "| GRPO | 0.500 | 0.600 | 0.500 | 0.700 |"
     compare_ppo.draw(found, tmp_path / "picture.svg")
     assert "<svg" in (tmp_path / "picture.svg").read_text()
+
+
+def test_the_options_of_the_comparison_are_the_settings_of_its_methods(capsys):
+    found = compare_ppo.compared(compare_ppo.options([]))
+    assert [None if each is None else (each.epochs, each.own_critic) for each in found.values()] == [
+        None,
+        (4, True),
+        (2, False),
+    ]
+    given = compare_ppo.options(["--methods", "head", "--epochs", "1", "--trace", "1", "--kl", "0"])
+    (settings,) = compare_ppo.compared(given).values()
+    assert settings == ppo.PPO(epochs=1, trace=1.0)
+    assert compare_ppo.build(settings, given.rate, given.kl).objective.kl is None
+    with pytest.raises(SystemExit):
+        compare_ppo.options(["--methods", "grpo", "--epochs", "2"])
+    assert "settings of PPO" in capsys.readouterr().err

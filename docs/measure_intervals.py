@@ -48,7 +48,7 @@ for count, mean in CASES:
     print(f"| {count} | {mean} | {' | '.join(f'{part:.3f}' for part in parts)} |", flush=True)
 
 truth = passed(np.random.default_rng(1), 500_000).mean()
-for count in (16, 32, 64):
+for count in (16, 32, 64, 256):
     rng = np.random.default_rng(0)
     part = np.mean([held(interval(passed(rng, count), LEVEL, 0.0, 1.0), truth) for _ in range(ROUNDS)])
     print(f"pass@4, {count} prompts with a mean of {truth:.3f}: {part:.3f}", flush=True)

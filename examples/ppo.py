@@ -31,10 +31,13 @@ from jax import Array
 
 import grpo_jax as gj
 from grpo_jax.objectives.advantages import outcome_at_end
+from grpo_jax.objectives.coefficients import adaptive
 from grpo_jax.objectives.kl import k1, kl_term
 from grpo_jax.objectives.surrogates import ClippedRatio
 from grpo_jax.objectives.weightings import token_mean
 from grpo_jax.structs import Metrics, Params
+
+RATE = 3e-3  # of learning, for both methods in the comparison
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,32 @@ def objective(clip: float = ClippedRatio.low, **choices: Any) -> gj.Objective:
 
 def init(algorithm: gj.Algorithm, ppo: PPO, params: Params) -> gj.TrainState:
     """The state before the first update: weights of the policy and of a critic whose values are all 0."""
-    if algorithm.policy.balanced is not None:
-        raise ValueError("This PPO has no load-balancing loss, and the model has experts: use a model without any.")
+    _refuse_what_is_missing(algorithm)
     critic = {"value_D": jnp.zeros(params["norm_D"].shape)}
     if ppo.own_critic:
         critic = jax.tree.map(jnp.copy, params) | critic
-    return gj.init(algorithm, {"policy": params, "critic": critic})
+    state = gj.init(algorithm, {"policy": params, "critic": critic})
+    return state if state.reference is None else replace(state, reference=state.reference["policy"])
+
+
+def _refuse_what_is_missing(algorithm: gj.Algorithm) -> None:
+    """Refuses what `gj.update` does and the update of this file does not."""
+    kl = algorithm.objective.counted_kl
+    if algorithm.policy.balanced is not None:
+        raise ValueError("This PPO has no load-balancing loss, and the model has experts: use a model without any.")
+    if adaptive(algorithm.objective):
+        names = ", ".join(adaptive(algorithm.objective))
+        raise ValueError(f"The coefficients of this PPO are constant, and that of {names} adapts: give it a number.")
+    if kl is not None and kl.reference.every:
+        raise ValueError(
+            f"The reference of this PPO is the first policy, and stays it; got one that moves every"
+            f" {kl.reference.every} steps. Leave `reference` out of the KL term."
+        )
+    if algorithm.responses_at_once is not None:
+        raise ValueError(
+            f"This PPO learns from a minibatch at once; got responses_at_once={algorithm.responses_at_once}. Leave it"
+            " out, and use more minibatches where memory is short."
+        )
 
 
 def step(
@@ -100,8 +123,7 @@ def step(
 
 def of_policy(state: gj.TrainState) -> gj.TrainState:
     """The state as GRPO's functions take it: without the critic."""
-    reference = None if state.reference is None else state.reference["policy"]
-    return replace(state, params=state.params["policy"], reference=reference)
+    return replace(state, params=state.params["policy"])
 
 
 def prepare(
@@ -109,6 +131,11 @@ def prepare(
 ) -> Valued:
     """The batch to learn from: what the policy and the critic say before the update, advantages and targets."""
     batch = gj.prepare(algorithm, of_policy(state), rollouts, rewards, key)
+    if batch.advantages.ndim != 3:
+        raise ValueError(
+            "This PPO takes a reward for each token, and the objective's `advantage` gives one for each answer: use"
+            " ppo.objective(), or an advantage such as outcome_at_end."
+        )
     logprobs_PGT, _, values_PGT = look_once(algorithm.policy, state.params, batch.rollouts)
     action_PGT = batch.rollouts.action_PGT
     advantages_PGT = estimate(batch.advantages, values_PGT, action_PGT, ppo.discount, ppo.trace)
@@ -121,14 +148,15 @@ def prepare(
 def estimate(rewards_PGT: Array, values_PGT: Array, action_PGT: Array, discount: float, trace: float) -> Array:
     """Generalized advantage estimates of tokens, 0 where there is no action (arXiv:1506.02438, equation 16).
 
-    A_t = d_t + discount trace A_(t+1), where d_t = r_t + discount V_(t+1) - V_t and all is 0 after the last action.
+    A_t = d_t + discount trace A_(t+1), with the temporal-difference error d_t = r_t + discount V_(t+1) - V_t. All are 0
+    after the last action.
     """
 
     def add(ahead: tuple[Array, Array], token: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
         value_PG, advantage_PG = ahead  # of the next action
         reward_PG, now_PG, action_PG = token
-        surprise_PG = reward_PG + discount * value_PG - now_PG
-        found_PG = surprise_PG + discount * trace * advantage_PG
+        error_PG = reward_PG + discount * value_PG - now_PG
+        found_PG = error_PG + discount * trace * advantage_PG
         ahead = jnp.where(action_PG, now_PG, value_PG), jnp.where(action_PG, found_PG, advantage_PG)
         return ahead, jnp.where(action_PG, found_PG, 0.0)
 
@@ -242,15 +270,15 @@ def share_of_the_letter(example: gj.Example, response: str) -> float:
     return response.count(example.answer) / max(len(response), 1)
 
 
-def algorithm_for(task: Letters, objective: gj.Objective) -> gj.Algorithm:
-    """Everything but the critic: 32 answers of at most four letters to each question, and the learning rate."""
+def algorithm_for(task: Letters, objective: gj.Objective, rate: float = RATE) -> gj.Algorithm:
+    """Everything but the critic: 32 answers of at most four tokens to each question, and the learning rate."""
     return gj.Algorithm(
         policy=task.model.policy,
         sample=gj.Sampler(task.model.tokenizer.end_ids, responses=32, max_tokens=4),
         decode=task.model.tokenizer.decode,
         reward=share_of_the_letter,
         objective=objective,
-        optimizer=gj.adamw(3e-3),
+        optimizer=gj.adamw(rate),
     )
 
 

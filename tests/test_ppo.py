@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 
 import grpo_jax as gj
+from grpo_jax.objectives.coefficients import Proportional, Stepwise
+from grpo_jax.objectives.kl import KL, Reference, k1, kl_term
+from grpo_jax.objectives.terms import Term, entropy
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 
@@ -55,9 +59,9 @@ def estimates_by_loop(rewards_PGT, values_PGT, action_PGT, discount, trace):
     for p, g in np.ndindex(*rewards_PGT.shape[:2]):
         actions = np.flatnonzero(action_PGT[p, g])
         rewards, values = rewards_PGT[p, g, actions], np.append(values_PGT[p, g, actions], 0.0)
-        surprises = [r + discount * after - now for r, now, after in zip(rewards, values, values[1:], strict=False)]
+        errors = [r + discount * after - now for r, now, after in zip(rewards, values, values[1:], strict=False)]
         for t in range(len(actions)):
-            found_PGT[p, g, actions[t]] = sum((discount * trace) ** n * d for n, d in enumerate(surprises[t:]))
+            found_PGT[p, g, actions[t]] = sum((discount * trace) ** n * d for n, d in enumerate(errors[t:]))
     return found_PGT
 
 
@@ -151,9 +155,52 @@ def test_settings_out_of_range_are_refused(wrong, rule):
         ppo.PPO(**wrong)
 
 
+def test_the_reference_is_a_copy_of_the_policy_and_not_of_the_critic():
+    algorithm = build(objective=ppo.objective(kl=kl_term(0.04, k1, place="token_reward")))
+    state = jax.eval_shape(partial(ppo.init, algorithm, ppo.PPO(own_critic=True)), PARAMS)
+    assert jax.tree.structure(state.reference) == jax.tree.structure(PARAMS)
+    assert ppo.of_policy(state).reference is state.reference
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"objective": ppo.objective(kl=KL(Proportional(0.04), k1))}, "that of kl adapts"),
+        ({"objective": ppo.objective(terms=(Term(Stepwise(0.1), entropy),))}, "that of term 1 adapts"),
+        ({"objective": ppo.objective(kl=KL(0.04, k1, reference=Reference(every=5)))}, "moves every 5 steps"),
+        ({"responses_at_once": 8}, "got responses_at_once=8"),
+    ],
+)
+def test_what_this_ppo_lacks_is_refused_before_the_first_step(changes, rule):
+    with pytest.raises(ValueError, match=rule):
+        ppo.init(build(**changes), ppo.PPO(), PARAMS)
+
+
+@pytest.mark.slow
+def test_an_objective_with_one_advantage_for_each_answer_is_refused():
+    with pytest.raises(ValueError, match="one for each answer"):
+        prepared(ppo.PPO(), build(objective=gj.objectives.grpo(kl=0.0)))
+
+
 def test_the_comparison_has_the_mean_and_the_spread_of_the_last_steps(tmp_path):
     rewards_nX = np.array([[0.0] * 5 + [0.5] * 5, [1.0] * 5 + [0.7] * 5])
-    found = dict.fromkeys(("GRPO", "one", "other"), compare_ppo.Curves(rewards_nX))
-    assert compare_ppo.table(found).splitlines()[2] == "| GRPO | 0.600 | 0.500 | 0.700 |"
+    found = dict.fromkeys(compare_ppo.LINES, compare_ppo.Curves(rewards_nX))
+    assert compare_ppo.table(found).splitlines()[2] == "| GRPO | 0.500 | 0.600 | 0.500 | 0.700 |"
     compare_ppo.draw(found, tmp_path / "picture.svg")
     assert "<svg" in (tmp_path / "picture.svg").read_text()
+
+
+def test_the_options_of_the_comparison_are_the_settings_of_its_methods(capsys):
+    found = compare_ppo.compared(compare_ppo.options([]))
+    assert [None if each is None else (each.epochs, each.own_critic) for each in found.values()] == [
+        None,
+        (4, True),
+        (2, False),
+    ]
+    given = compare_ppo.options(["--methods", "head", "--epochs", "1", "--trace", "1", "--kl", "0"])
+    (settings,) = compare_ppo.compared(given).values()
+    assert settings == ppo.PPO(epochs=1, trace=1.0)
+    assert compare_ppo.build(settings, given.rate, given.kl).objective.kl is None
+    with pytest.raises(SystemExit):
+        compare_ppo.options(["--methods", "grpo", "--epochs", "2"])
+    assert "settings of PPO" in capsys.readouterr().err

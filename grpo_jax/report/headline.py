@@ -175,7 +175,9 @@ def _notes(found: Found) -> list[str]:
     notes = []
     seconds = found.history.column("step_time")[1]
     if len(seconds):
-        notes.append(f"{seconds.sum() / 3600:.2g} hours of steps, {float(np.median(seconds)):.3g} s each in the median")
+        hours = float(seconds.sum()) / 3600
+        length = f"{hours:.1f} hours" if hours >= 2 else f"{60 * hours:.2g} minutes"
+        notes.append(f"{length} of steps, {float(np.median(seconds)):.3g} s each in the median")
     if is_solved(found):
         notes.append("nearly all groups of the last steps are right: more steps on these prompts would teach little")
     return notes

@@ -374,7 +374,7 @@ LINE = b'{"prompt": "a", "answer": "b"}'
         ("a.jsonl", b"PK\x03\x04xyz", r":1: the file is a zip archive"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", r":1: the file is a git-lfs pointer"),
         ("a.jsonl.gz", LINE, r"a\.jsonl\.gz is named as if it were compressed"),
-        ("a.jsonl.gz", gzip.compress(LINE * 99)[:-9], r"a\.jsonl\.gz cannot be unpacked"),
+        ("a.jsonl.gz", gzip.compress(LINE * 99, mtime=0)[:-9], r"a\.jsonl\.gz cannot be unpacked"),
         ("a.jsonl.gz", b"\x1f\x8b" + bytes(40), r"a\.jsonl\.gz cannot be unpacked"),
         ("a.parquet", b"PAR1" + bytes(40), r"a\.parquet cannot be read as Parquet"),
         ("a.parquet", b"", r"a\.parquet cannot be read as Parquet"),
@@ -384,7 +384,7 @@ LINE = b'{"prompt": "a", "answer": "b"}'
         ("a.jsonl", b"[" + LINE + b"]", r"a\.jsonl:1: .* got a list\. .* set task\.format: json"),
         ("a.jsonl", b"[\n" + LINE + b"\n]", r"a\.jsonl:1:\d: not JSON: .* set task\.format: json"),
         ("a.jsonl", LINE + b"\r" + LINE, r"a\.jsonl:1:32: not JSON: Extra data"),
-        ("a.jsonl.gz", gzip.compress(LINE) + b"junk", r"a\.jsonl\.gz cannot be unpacked"),
+        ("a.jsonl.gz", gzip.compress(LINE, mtime=0) + b"junk", r"a\.jsonl\.gz cannot be unpacked"),
         ("a.csv", b"Prompt, answer\na,b\n", r"a\.csv:2: no column 'prompt'; .* task\.prompt, such as 'Prompt'"),
         ("a.csv", b"prompt, answer\na,b\n", r"a\.csv:2: no column 'answer'; .* task\.answer, such as ' answer'"),
         (

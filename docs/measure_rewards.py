@@ -116,11 +116,11 @@ def beside(rounds: int = 5) -> None:
     judged = algorithm(judge)
     kinds = [(free, False), (judged, True), (judged, False)]
     times = []
-    for _ in range(rounds + 3):
+    for _ in range(rounds + 4):
         times.append([step(*kind) for kind in kinds])
         missing = statistics.median(a[1] - c[2] for a, _, c in times[-3:])  # calls cost something themselves
-        judge.seconds += 16 * missing / (4 * prompts) / 2
-    times = times[3:]
+        judge.seconds += 16 * missing / (4 * prompts)
+    times = times[4:]
     free_seconds, beside_ratio, after_ratio, sampling, scoring = (
         statistics.median(numbers)
         for numbers in zip(*[(a[0], b[0] / a[0], c[0] / a[0], c[1], c[2]) for a, b, c in times], strict=True)

@@ -111,11 +111,15 @@ class History(Sequence[Row]):
             if type(step) is not int or abs(step) > LARGEST or (steps and step < steps[-1]):
                 strays += 1
                 continue
+            index = len(steps)
             for name, value in row.items():
-                if name != "step" and (value is None or type(value) in (int, float)):
-                    places, values = columns.setdefault(name, ([], []))
-                    places.append(len(steps))
-                    values.append(number_of(value))
+                kind = type(value)  # a call for each of millions of numbers would take as long as reading them
+                if (kind is float or kind is int or value is None) and name != "step":
+                    column = columns.get(name)
+                    if column is None:
+                        column = columns[name] = ([], [])
+                    column[0].append(index)
+                    column[1].append(value if kind is float else number_of(value))
             steps.append(step)
         if strays:
             problems.append(f"metrics.jsonl has {strays} row(s) without a step, or before the one above, left out")

@@ -18,7 +18,7 @@ launch() { # the same launch again is no error: gcloud repeats a command when it
   (umask 077 && printf '%q ' "${@:2}" >run.command) # it may hold a secret
   echo "$1" >run.number
   setsid nohup bash $scripts/train.sh "${@:2}" </dev/null >>run.log 2>&1 &
-  echo "$host started the training job"
+  echo $! >run.pid && echo "$host started the training job"
 }
 
 status() {

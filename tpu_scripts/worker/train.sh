@@ -4,7 +4,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
-echo $$ >run.pid
 trap : TERM # at a shutdown the training job gets SIGTERM too, and this script waits until it has saved
 code=0
 cd source

@@ -79,7 +79,7 @@ class Algorithm:
         if objective.needs_old_logprobs or (self.minibatches > 1 and objective.compares_with_old):
             compared["old_logprobs_PGT"] = self.policy, state.params
         if objective.needs_reference:
-            compared["ref_logprobs_PGT"] = self.policy, state.reference
+            compared["ref_logprobs_PGT"] = self.policy, state.params | (state.reference or {})
         if objective.distillation:
             compared["teacher_logprobs_PGT"] = self.teacher
         return compared

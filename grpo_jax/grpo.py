@@ -45,8 +45,9 @@ Phase = Callable[[str], AbstractContextManager]  # entered around "sampling", "s
 @partial(jax.jit, static_argnames="algorithm")
 def init(algorithm: Algorithm, params: Params) -> TrainState:
     """The state before the first update, which frees `params`; a reference policy is a copy of them."""
-    reference = jax.tree.map(jnp.copy, params) if algorithm.objective.needs_reference else None
-    opt_state, coefficients = algorithm.optimizer.init(params), first_coefficients(algorithm.objective)
+    trained = algorithm.policy.trained(params)
+    reference = jax.tree.map(jnp.copy, trained) if algorithm.objective.needs_reference else None
+    opt_state, coefficients = algorithm.optimizer.init(trained), first_coefficients(algorithm.objective)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, reference, coefficients)
 
 

@@ -191,7 +191,8 @@ class Batch:
 class TrainState:
     """Everything a checkpoint holds: `step` counts updates, one for each batch of rollouts.
 
-    `reference` is the policy that a KL term compares with, None without one; `coefficients` are those that adapt.
+    `reference` are the trained parameters of the policy that a KL term compares with, None without one; `coefficients`
+    are those that adapt. A checkpoint has no frozen parameters.
     """
 
     step: Array
@@ -226,6 +227,9 @@ class Policy:
     A policy with `experts` records in its cache which experts computed each token: `experts(shared)` and `experts(own)`
     give an array `[P, e, L]` or `[P, G, e, S]` for each layer. `respond` and `balanced` then take those of prompts and
     responses in place of what the router would choose now, the latter as `experts_PGTNe` after `start_PGT`.
+
+    Parameters whose first name is in `frozen` are never trained: they have no gradient, no optimiser state, no copy as
+    a reference, and are in no checkpoint.
     """
 
     init: Callable[..., Params]
@@ -238,6 +242,11 @@ class Policy:
     max_positions: int
     balanced: Callable[..., tuple[Array, Array, Array]] | None = None  # None: a model without experts
     experts: Callable[[Any], list[Array]] | None = None  # None: it records none
+    frozen: frozenset[str] = frozenset()  # names in the dict of parameters
+
+    def trained(self, params: Params) -> Params:
+        """The parameters that are trained. `params | trained` are all of them again."""
+        return {name: value for name, value in params.items() if name not in self.frozen}
 
     @cached_property
     def shapes(self) -> Params:

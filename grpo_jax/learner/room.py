@@ -60,13 +60,13 @@ def choices_of(P: int, G: int, mesh: Mesh | None, whole_groups: bool = False) ->
 
 def needed_bytes(algorithm: Algorithm, n: int, most: int, G: int, L: int, T: int, mesh: Mesh | None) -> int:
     """The estimated peak, on one device, of learning from n responses at once, of `most` in a minibatch."""
-    shapes = algorithm.policy.shapes
-    weights = _device_bytes(shapes, mesh)
-    held = weights + _device_bytes(jax.eval_shape(algorithm.optimizer.init, shapes), mesh)
-    held += weights if algorithm.objective.needs_reference else 0
+    shapes, trained = algorithm.policy.shapes, algorithm.policy.trained(algorithm.policy.shapes)
+    learned = _device_bytes(trained, mesh)
+    held = _device_bytes(shapes, mesh) + _device_bytes(jax.eval_shape(algorithm.optimizer.init, trained), mesh)
+    held += learned if algorithm.objective.needs_reference else 0
     held += _device_bytes(algorithm.teacher[1], mesh) if algorithm.teacher is not None else 0
     held += _judge_bytes(algorithm, mesh)
-    gradients = weights * (1 if n == most else 2)  # the sum, and that of one microbatch
+    gradients = learned * (1 if n == most else 2)  # the sum, and that of one microbatch
     kept, D, V = _kept_bytes(algorithm.policy, max(n // G, 1), min(n, G), L, T)
     tensor = 1 if mesh is None else mesh.shape["tensor"]
     divided = mesh is not None and prompt_shards(mesh) > mesh.shape["data"]  # along D
@@ -92,7 +92,10 @@ def _kept_bytes(policy: Policy, P: int, G: int, L: int, T: int) -> tuple[int, in
     rollouts = rollout_shapes(prompts, G, T, Distribution())
 
     def kept(params: Params, rollouts: Rollouts, slots_PBW: Array) -> Any:
-        return jax.vjp(lambda params: token_logprobs(policy, params, rollouts, slots_PBW), params)[1]
+        def logprobs(trained: Params) -> tuple[Array, Array]:
+            return token_logprobs(policy, params | trained, rollouts, slots_PBW)
+
+        return jax.vjp(logprobs, policy.trained(params))[1]
 
     residuals = jax.eval_shape(kept, policy.shapes, rollouts, rollouts.tokens_PGT)
     last_PD = jax.eval_shape(policy.read, policy.shapes, prompts)[0]

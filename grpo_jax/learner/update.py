@@ -170,7 +170,7 @@ def follow(algorithm: Algorithm, state: TrainState, batch: Batch, metrics: Metri
         state = replace(state, coefficients=coefficients)
     moves = objective.kl.reference if objective.kl is not None else None
     if state.reference is not None and moves is not None and moves.every and int(state.step) % moves.every == 0:
-        state = replace(state, reference=closer(state.reference, state.params, moves.share))
+        state = replace(state, reference=closer(state.reference, algorithm.policy.trained(state.params), moves.share))
     return state, metrics | used
 
 
@@ -193,7 +193,7 @@ def zeros(
     """The loss, statistics and gradient that `add_gradient` adds the first microbatch to."""
     shapes, _ = jax.eval_shape(partial(add_gradient, algorithm, shardings), params, None, chosen, slots_PBW)
     value, sums, gradient = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    return value, sums, _sharded(shardings, gradient)
+    return value, sums, _sharded(algorithm, shardings, gradient)
 
 
 @program(static_argnames=("algorithm", "shardings"), donate_argnames="total")
@@ -204,18 +204,20 @@ def add_gradient(
     Donates `total`.
     """
 
-    def loss_of(params: Params) -> tuple[Array, tuple[Metrics, Array]]:
-        logprobs_PGT, entropy_PGT, balance = balanced_logprobs(algorithm.policy, params, chosen.rollouts, slots_PBW)
+    def loss_of(trained: Params) -> tuple[Array, tuple[Metrics, Array]]:
+        inputs = (params | trained, chosen.rollouts, slots_PBW)
+        logprobs_PGT, entropy_PGT, balance = balanced_logprobs(algorithm.policy, *inputs)
         value, sums = loss(algorithm.objective, logprobs_PGT, entropy_PGT, chosen)
         if balance is not None:
             value = value if chosen.balance is None else value + chosen.balance * balance
             sums |= {"load_balancing_loss": balance * jnp.sum(chosen.rollouts.action_PGT)}
         return value, (sums | {NONFINITE: nonfinite_logprobs(logprobs_PGT, chosen.rollouts)}, logprobs_PGT)
 
-    (value, (sums, logprobs_PGT)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+    trained = algorithm.policy.trained(params)
+    (value, (sums, logprobs_PGT)), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
     found = value, sums, gradient
     value, sums, gradient = found if total is None else jax.tree.map(jnp.add, total, found)
-    return (value, sums, _sharded(shardings, gradient)), logprobs_PGT
+    return (value, sums, _sharded(algorithm, shardings, gradient)), logprobs_PGT
 
 
 def nonfinite_logprobs(logprobs_PGT: Array, rollouts: Rollouts) -> Array:
@@ -245,8 +247,9 @@ def descend(
     spike = finite & (norm > largest_norm)
     taken = finite & ~spike
     # A conditional updates in place, as no condition would; a choice between two states would hold both.
-    params, opt_state = jax.lax.cond(taken, partial(_stepped, algorithm), _unchanged, state, gradient)
-    state = replace(state, step=state.step + steps, params=params, opt_state=opt_state)
+    before = algorithm.policy.trained(state.params), state.opt_state
+    trained, opt_state = jax.lax.cond(taken, partial(_stepped, algorithm), _unchanged, *before, gradient)
+    state = replace(state, step=state.step + steps, params=state.params | trained, opt_state=opt_state)
     leaves, tree = jax.tree.flatten(state)
     pinned = [_pinned(array, sharding) for array, sharding in zip(leaves, shardings[1], strict=True)]
     skipped = {"skipped_updates": ~taken, "skipped_spikes": spike}
@@ -265,30 +268,31 @@ def _has_finite_step(algorithm: Algorithm, state: TrainState, gradient: Params) 
     certain = reduce(jnp.logical_and, (jnp.all(rate <= 1) for rate in rates), jnp.array(bounded))
     return jax.lax.cond(
         certain,
-        lambda state, gradient: jnp.array(True),
-        lambda state, gradient: _is_finite(*_stepped(algorithm, state, gradient)),
-        state,
+        lambda *inputs: jnp.array(True),
+        lambda *inputs: _is_finite(*_stepped(algorithm, *inputs)),
+        algorithm.policy.trained(state.params),
+        state.opt_state,
         gradient,
     )
 
 
-def _is_finite(params: Any, opt_state: Any) -> Array:
-    return all_finite((jax.tree.map(jnp.square, params), opt_state))
+def _is_finite(trained: Any, opt_state: Any) -> Array:
+    return all_finite((jax.tree.map(jnp.square, trained), opt_state))
 
 
-def _stepped(algorithm: Algorithm, state: TrainState, gradient: Params) -> tuple[Any, Any]:
-    """The parameters and the optimiser's state after its step."""
-    updates, opt_state = algorithm.optimizer.update(gradient, state.opt_state, state.params)
-    return optax.apply_updates(state.params, updates), opt_state
+def _stepped(algorithm: Algorithm, trained: Params, opt_state: Any, gradient: Params) -> tuple[Any, Any]:
+    """The trained parameters and the optimiser's state after its step."""
+    updates, opt_state = algorithm.optimizer.update(gradient, opt_state, trained)
+    return optax.apply_updates(trained, updates), opt_state
 
 
-def _unchanged(state: TrainState, gradient: Params) -> tuple[Any, Any]:
-    return state.params, state.opt_state
+def _unchanged(trained: Params, opt_state: Any, gradient: Params) -> tuple[Any, Any]:
+    return trained, opt_state
 
 
-def _sharded(shardings: Shardings, gradient: Params) -> Params:
+def _sharded(algorithm: Algorithm, shardings: Shardings, gradient: Params) -> Params:
     """A gradient sharded like the parameters of the state: left alone, the compiler might choose otherwise."""
-    return jax.tree.map(_pinned, gradient, jax.tree.unflatten(*shardings).params)
+    return jax.tree.map(_pinned, gradient, algorithm.policy.trained(jax.tree.unflatten(*shardings).params))
 
 
 def _pinned(array: Array, sharding: Sharding) -> Array:

@@ -8,7 +8,7 @@ once one was.
 import shutil
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -36,11 +36,16 @@ class Keep:
         return set(sorted(steps)[-self.newest :]) | divided | {step for step in steps if step == best}
 
 
-class Checkpoints:
-    """The states of a run, each saved whole while training goes on."""
+def saved_part(state: TrainState, frozen: frozenset[str]) -> TrainState:
+    """What a checkpoint holds of a state: all but the frozen parameters, which are those of the model as it was."""
+    return replace(state, params={name: value for name, value in state.params.items() if name not in frozen})
 
-    def __init__(self, directory: Path, keep: Keep):
-        self.directory, self.keep = directory.absolute(), keep
+
+class Checkpoints:
+    """The states of a run, each saved whole while training goes on, but for the `frozen` parameters."""
+
+    def __init__(self, directory: Path, keep: Keep, frozen: frozenset[str] = frozenset()):
+        self.directory, self.keep, self.frozen = directory.absolute(), keep, frozen
         options = ocp.CheckpointManagerOptions(max_to_keep=None, cleanup_tmp_directories=True)  # deleted here instead
         handler = ocp.StandardCheckpointHandler()  # named, so that `shapes` can ask before anything is restored
         self.manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handler)
@@ -55,7 +60,7 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, best: int | None = None) -> None:
         """Starts saving; the state may be donated as soon as this returns. The step `best`, if any, stays too."""
         self.wait()
-        self.manager.save(step, args=ocp.args.StandardSave(state))
+        self.manager.save(step, args=ocp.args.StandardSave(saved_part(state, self.frozen)))
         self.unfinished = self.worker.submit(self._finish, step, best)
 
     def _finish(self, step: int, best: int | None) -> None:
@@ -82,9 +87,12 @@ class Checkpoints:
         return described(self.manager.item_metadata(step).tree)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of a step with the types of `like` (arrays, or shapes with shardings), sharded like it."""
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return cast(TrainState, self.manager.restore(step, args=ocp.args.StandardRestore(shapes)))
+        """The state of a step with the types of `like` (arrays, or shapes with shardings), sharded like it. Frozen
+        parameters are those of `like`.
+        """
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, saved_part(like, self.frozen))
+        found = cast(TrainState, self.manager.restore(step, args=ocp.args.StandardRestore(shapes)))
+        return replace(found, params=like.params | found.params)
 
     def forget(self) -> None:
         """Looks at the directory again, after steps have been moved away."""
@@ -99,6 +107,6 @@ class Checkpoints:
             self.manager.close()
 
 
-def size_of(state: TrainState) -> int:
+def size_of(state: TrainState, frozen: frozenset[str]) -> int:
     """The bytes of a checkpoint, before they are compressed."""
-    return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(state))
+    return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(saved_part(state, frozen)))

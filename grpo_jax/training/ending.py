@@ -32,11 +32,6 @@ class Whole:
         """Whether the arrays have not been donated."""
         return not any(array.is_deleted() for array in jax.tree.leaves(self.state))
 
-    @property
-    def size(self) -> int:
-        """The bytes of a checkpoint, about."""
-        return sum(array.nbytes for array in jax.tree.leaves(self.state))
-
 
 @contextmanager
 def writing(what: str, path: Path, size: int = 0, other: str = "take another run.root") -> Generator[None]:

@@ -29,7 +29,7 @@ from grpo_jax.scoring import FailedOnAHost, Rewards
 from grpo_jax.structs import Batch, Rollouts, TrainState
 from grpo_jax.tasks import Task
 from grpo_jax.training.asking import Answers, ask
-from grpo_jax.training.checkpoint import Checkpoints
+from grpo_jax.training.checkpoint import Checkpoints, size_of
 from grpo_jax.training.ending import Whole, check_before_saving, save_whole, writing
 from grpo_jax.training.health import Health, setup_of
 from grpo_jax.training.held_out import evaluate_held_out, is_spent, why_spent
@@ -217,7 +217,8 @@ def _steps(started: Started, whole: Whole) -> Trained:
         due = ended or stopped or whole.step % settings.save_every == 0 or best == whole.step
         if whole.usable and due:
             check_before_saving(whole.state, whole.step)
-            with writing(f"The checkpoint of step {whole.step}", started.checkpoints.directory, whole.size):
+            size = size_of(whole.state, session.model.policy.frozen)
+            with writing(f"The checkpoint of step {whole.step}", started.checkpoints.directory, size):
                 _save(started.checkpoints, whole.state, whole.step, best, progress, wait=ended or stopped)
         if stopped:
             progress.say("told to stop: go on with --resume")

@@ -58,14 +58,15 @@ def open_run(session: Session, run: Run, path: Path | None, config: str, resume:
         INTERRUPTS.check()
         state = first_state(session)
         INTERRUPTS.check()
-        _check_space(run.folder if path is None else path, state, session.settings)
+        frozen = session.model.policy.frozen
+        _check_space(run.folder if path is None else path, size_of(state, frozen), session.settings)
         if path is None:
             path = Path(store.decide(lambda: str(run.create())))
             _lock(path, opened)
         meeting.check_shared_directory(path)
         if not _has_steps(path):
             _check_start_over(path, session.settings, resume)
-        checkpoints = _with_checkpoints(path, session.settings, opened)
+        checkpoints = _with_checkpoints(path, session.settings, frozen, opened)
         state = _restored(path, checkpoints, state, session.settings, resume)
         record = opened.enter_context(closing(Record(path, int(state.step), store.is_first())))
         way_out = f"They do not see the same {path} yet, or not any more: start all of them again, with --resume."
@@ -96,9 +97,9 @@ def _lock(path: Path, opened: ExitStack) -> None:
         opened.enter_context(closing(Lock(path)))
 
 
-def _with_checkpoints(path: Path, settings: Settings, opened: ExitStack) -> Checkpoints:
+def _with_checkpoints(path: Path, settings: Settings, frozen: frozenset[str], opened: ExitStack) -> Checkpoints:
     keep = Keep(settings.keep, settings.keep_every)
-    return opened.enter_context(closing(Checkpoints(path / "checkpoints", keep)))
+    return opened.enter_context(closing(Checkpoints(path / "checkpoints", keep, frozen)))
 
 
 def _restored(
@@ -155,17 +156,17 @@ def most_at_once(settings: Settings) -> int:
     return settings.keep + 1 + (settings.keep_best is not None) + divided
 
 
-def _check_space(place: Path, state: TrainState, settings: Settings) -> None:
+def _check_space(place: Path, size: int, settings: Settings) -> None:
     """Refuses a disk that is too small for the checkpoints, before anything is trained."""
     if not store.is_first():
         return
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     used = sum(file.stat().st_size for file in (place / "checkpoints").rglob("*") if file.is_file())
     count = min(most_at_once(settings), settings.steps + 1)
-    needed, free = count * size_of(state) - used, shutil.disk_usage(there).free
+    needed, free = count * size - used, shutil.disk_usage(there).free
     if needed > free:
         raise ValueError(
-            f"{count} checkpoints of {size_of(state) / 1e9:.3g} GB may be on disk at once, but {there} has"
+            f"{count} checkpoints of {size / 1e9:.3g} GB may be on disk at once, but {there} has"
             f" {free / 1e9:.3g} GB free. Free some, set run.root to another disk, or lower train.keep."
         )
 

@@ -12,7 +12,7 @@ from grpo_jax.saved.arrays import described
 from grpo_jax.saved.manifest import write_manifest
 from grpo_jax.saved.steps import Candidate, find_candidate
 from grpo_jax.structs import TrainState
-from grpo_jax.training.checkpoint import Checkpoints
+from grpo_jax.training.checkpoint import Checkpoints, saved_part
 
 UNUSABLE = "unusable"  # the folder that newer steps which cannot be used are moved into
 
@@ -58,7 +58,8 @@ def _restored(
 ) -> tuple[TrainState | None, str]:
     """The state of `step`, or why it cannot be used. A state of another run than `like` is an error."""
     try:
-        _check_arrays(f"{checkpoints.directory}/{step}", checkpoints.shapes(step), described(like), convert)
+        wanted = described(saved_part(like, checkpoints.frozen))
+        _check_arrays(f"{checkpoints.directory}/{step}", checkpoints.shapes(step), wanted, convert)
         state = checkpoints.restore(step, like)
     except ValueError as error:
         if sealed or isinstance(error, OtherArraysError):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from grpo_jax.saved.directory import REPORT
-from grpo_jax.structs import TrainState
+from grpo_jax.structs import Params, TrainState
 from grpo_jax.training.checkpoint import SAVED, size_of
 from grpo_jax.training.opening import most_at_once
 from grpo_jax.training.overview import table as overview
@@ -19,23 +19,30 @@ from grpo_jax.training.session import Session
 def introduction(session: Session, state: TrainState, path: Path) -> str:
     """What is about to happen, in numbers."""
     settings, algorithm = session.settings, session.algorithm
-    size = sum(array.size for array in jax.tree.leaves(state.params))
+    size, frozen = _count(state.params), algorithm.policy.frozen
+    adapted = f", {_count(algorithm.policy.trained(state.params)) / 1e6:.2f} M of them trained" if frozen else ""
     kl = algorithm.objective.kl if algorithm.objective.needs_reference else None
     devices = overview(
         session.mesh, jax.process_count(), algorithm.policy, state, settings.prompts, algorithm.engine.responses
     )
+    kept = f"{size_of(state, frozen) / 1e9:.2g} GB at most; {most_at_once(settings)} at most on disk"
     first = "" if session.model.first_weights is None else f"first weights: {session.model.first_weights}\n"
     return (
         f"{first}"
-        f"{size / 1e6:.1f} M parameters on {session.mesh.size} {session.mesh.devices.flat[0].platform} device(s);"
+        f"{size / 1e6:.1f} M parameters{adapted} on {session.mesh.size} {session.mesh.devices.flat[0].platform}"
+        " device(s);"
         f" {len(session.questions.examples)} training prompts,"
         f" {len(session.held_out.examples) if session.held_out else 'no'} held-out ones\n"
         f"{settings.prompts} prompts a step, {algorithm.minibatches} optimiser step(s) each;"
         f" {'no reference policy, as there is no KL term' if kl is None else f'KL coefficient {kl.coefficient}'}\n"
         f"{devices}\n"
-        f"{'each checkpoint':<22} {size_of(state) / 1e9:.2f} GB at most; {most_at_once(settings)} at most on disk\n"
+        f"{'each checkpoint':<22} {kept}\n"
         f"{'resuming at' if int(state.step) else 'from'} step {int(state.step)} to {settings.steps}, into {path}"
     )
+
+
+def _count(params: Params) -> int:
+    return sum(array.size for array in jax.tree.leaves(params))
 
 
 def conclusion(record: Record, progress: Progress) -> str:

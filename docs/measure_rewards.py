@@ -75,21 +75,21 @@ def hostile() -> None:
         print(f"{name}, 4 workers: {time.perf_counter() - begun:.2f} s, {unscored} not scored")
 
 
-def beside(rounds: int = 5) -> None:
+def beside(rounds: int = 3) -> None:
     """How much longer steps take with a judge that needs as long as the sampling, asked beside it and after it.
 
-    One step of each kind in each round, so that a busy minute of the machine is a busy minute for all three.
+    One step of each kind in each round, so that a busy minute of the machine is a busy minute for all three. The judge
+    of a round takes as long as sampling took in the step with a free reward before it.
     """
     import jax
 
     import grpo_jax as gj
     from grpo_jax.devices.mesh import Layout
-    from grpo_jax.models import tiny
 
-    model, prompts = tiny(remat="none"), 256
+    model, prompts = gj.load("smollm2-135m-instruct", remat="products"), 32
     examples = [Example(f"{n} plus {n + 1} is?") for n in range(prompts)]
     encoded = model.tokenizer.encode_all([example.prompt for example in examples], max_tokens=64)
-    sampler = gj.Sampler(model.tokenizer.end_ids, responses=4, max_tokens=64, at_once=2)
+    sampler = gj.Sampler(model.tokenizer.end_ids, responses=4, max_tokens=24, at_once=2)
     objective, optimizer = gj.objectives.dapo(), gj.adamw(1e-6, warmup_steps=1)
 
     def algorithm(reward) -> gj.Algorithm:
@@ -111,23 +111,22 @@ def beside(rounds: int = 5) -> None:
         return time.perf_counter() - begun, sampled, scored
 
     free = algorithm(vowels)
-    sampling = statistics.median(step(free, False)[1] for _ in range(5))
-    judge = Judge(16 * sampling / (4 * prompts), 16)
+    sampling = [step(free, False)[1] for _ in range(2)][-1]  # the first compiles
+    judge = Judge(8 * sampling / (4 * prompts), 8)  # set anew in each round
     judged = algorithm(judge)
-    kinds = [(free, False), (judged, True), (judged, False)]
     times = []
-    for _ in range(rounds + 4):
-        times.append([step(*kind) for kind in kinds])
-        missing = statistics.median(a[1] - c[2] for a, _, c in times[-3:])  # calls cost something themselves
-        judge.seconds += 16 * missing / (4 * prompts)
-    times = times[4:]
+    for _ in range(rounds):
+        without = step(free, False)
+        judge.seconds = 8 * without[1] / (4 * prompts)
+        times.append((without, step(judged, True), step(judged, False)))
+        print(*(" ".join(f"{seconds:.2f}" for seconds in kind) for kind in times[-1]), sep=" | ", flush=True)
     free_seconds, beside_ratio, after_ratio, sampling, scoring = (
         statistics.median(numbers)
         for numbers in zip(*[(a[0], b[0] / a[0], c[0] / a[0], c[1], c[2]) for a, b, c in times], strict=True)
     )
     print(
         f"sampling {prompts} x 4 answers, 2 prompts at once: {sampling:.2f} s; a step with a free reward:"
-        f" {free_seconds:.2f} s; with a judge that takes {scoring:.2f} s, {judge.seconds:.3f} s an answer and 16 at"
+        f" {free_seconds:.2f} s; with a judge that takes {scoring:.2f} s, {judge.seconds:.3f} s an answer and 8 at"
         f" once: {beside_ratio:.3f} times as long beside sampling, {after_ratio:.3f} times after it (medians of"
         f" {rounds} rounds)"
     )

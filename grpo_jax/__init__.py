@@ -32,6 +32,7 @@ _MODULE_OF = {
     "export": "models",
     "init": "grpo",
     "load": "models",
+    "lora": "models.lora",
     "prepare": "grpo",
     "sample": "grpo",
     "score": "grpo",

@@ -1,6 +1,6 @@
 """A decoder: the Llama layout and what other families change in it. Attention and feed-forward blocks as NNX modules.
 
-A weight's output axes come first, as in Hugging Face files. It is cast to the activations' dtype where it is used.
+A weight's output axes come first, as in Hugging Face files. `project` casts it to the dtype of the activations.
 """
 
 import math
@@ -16,6 +16,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from grpo_jax.models.adapted import Adapted, adapted_product
 from grpo_jax.models.attention import KeyValues
 from grpo_jax.models.remat import PRODUCT
 from grpo_jax.models.rope import Rope, rotate
@@ -95,26 +96,35 @@ def rms_norm(x: Array, weight: Array, epsilon: float, offset: float = 0.0) -> Ar
 
 
 def project(
-    x: Array, weight: Array, inputs: int = 1, platform: str = "", result_dtype: DTypeLike | None = None
+    x: Array, weight: Array | Adapted, inputs: int = 1, platform: str = "", result_dtype: DTypeLike | None = None
 ) -> Array:
     """x times a weight, summed over the last `inputs` axes of both; the result has x's leading axes, then the outputs.
 
-    The result has `result_dtype`, or that of the factors if it is None. On a CPU, XLA's product of 32 vectors reaches
-    0.6 of its matmul rate with the weight on the right and 0.75 with it on the left; the barriers keep XLA from
-    swapping the two again.
+    The weight is cast to the dtype of x. The result has `result_dtype`, or that of x if it is None.
     """
     leading, outputs = x.shape[: x.ndim - inputs], weight.shape[: weight.ndim - inputs]
-    vectors, matrix = x.reshape(-1, math.prod(x.shape[x.ndim - inputs :])), weight.reshape(math.prod(outputs), -1)
+    vectors, multiply = x.reshape(-1, math.prod(x.shape[x.ndim - inputs :])), partial(_product, platform, result_dtype)
+    if isinstance(weight, Adapted):
+        y = adapted_product(multiply, vectors, weight)
+    else:
+        y = multiply(vectors, weight.astype(x.dtype).reshape(math.prod(outputs), -1))
+    return checkpoint_name(y, PRODUCT).reshape(*leading, *outputs)
+
+
+def _product(platform: str, result_dtype: DTypeLike | None, vectors: Array, matrix: Array) -> Array:
+    """Vectors times a transposed matrix.
+
+    On a CPU, XLA's product of 32 vectors reaches 0.6 of its matmul rate with the weight on the right and 0.75 with it
+    on the left; the barriers keep XLA from swapping the two again.
+    """
     if platform == "cpu" and len(vectors) <= FEW_VECTORS:
         columns = jax.lax.optimization_barrier(vectors.T)
-        y = jax.lax.optimization_barrier(jnp.matmul(matrix, columns, preferred_element_type=result_dtype)).T
-    elif platform == "cpu" and x.dtype == jnp.float32:
-        y = _cpu_product(vectors, matrix)
-    elif result_dtype is not None:
-        y = _mixed_product(vectors, matrix, result_dtype)
-    else:
-        y = vectors @ matrix.T
-    return checkpoint_name(y, PRODUCT).reshape(*leading, *outputs)
+        return jax.lax.optimization_barrier(jnp.matmul(matrix, columns, preferred_element_type=result_dtype)).T
+    if platform == "cpu" and vectors.dtype == jnp.float32:
+        return _cpu_product(vectors, matrix)
+    if result_dtype is not None:
+        return _mixed_product(vectors, matrix, result_dtype)
+    return vectors @ matrix.T
 
 
 @jax.custom_vjp
@@ -214,7 +224,7 @@ class Attention(nnx.Module):
         """The output of attention, and the keys and values that `store` returned."""
         dtype = x_PGTD.dtype
         query_PGTHC, key_PGTKC, value_PGTKC = (
-            project(x_PGTD, weight[...].astype(dtype), platform=self.platform)
+            project(x_PGTD, weight[...], platform=self.platform)
             for weight in (self.query_HCD, self.key_KCD, self.value_KCD)
         )
         if self.shape.attention_bias:
@@ -230,7 +240,7 @@ class Attention(nnx.Module):
             query_PGHTC = (query_PGHTC.astype(jnp.float32) * factor).astype(dtype)  # the factor is not rounded
         own = store(KeyValues(key_PGKTC, value_PGKTC))
         output_PGTHC = jnp.swapaxes(attend(query_PGHTC, own), 2, 3)
-        output_PGTD = project(output_PGTHC, self.out_DHC[...].astype(dtype), 2, self.platform)
+        output_PGTD = project(output_PGTHC, self.out_DHC[...], 2, self.platform)
         if self.shape.out_bias:
             output_PGTD += self.out_bias_D[...].astype(dtype)[None, None, None]
         return output_PGTD, own
@@ -262,13 +272,13 @@ class FeedForward(nnx.Module):
     def __call__(self, x_PGTD: Array) -> Array:
         """The output of the block, without the residual."""
         dtype = x_PGTD.dtype
-        gate_PGTF = project(x_PGTD, self.gate_FD[...].astype(dtype), platform=self.platform)
-        up_PGTF = project(x_PGTD, self.up_FD[...].astype(dtype), platform=self.platform)
+        gate_PGTF = project(x_PGTD, self.gate_FD[...], platform=self.platform)
+        up_PGTF = project(x_PGTD, self.up_FD[...], platform=self.platform)
         if self.shape.mlp_bias:
             gate_PGTF += self.gate_bias_F[...].astype(dtype)[None, None, None]
             up_PGTF += self.up_bias_F[...].astype(dtype)[None, None, None]
         gate_PGTF = jax.nn.silu(gate_PGTF) if self.shape.activation == "silu" else jax.nn.gelu(gate_PGTF)
-        output_PGTD = project(gate_PGTF * up_PGTF, self.down_DF[...].astype(dtype), platform=self.platform)
+        output_PGTD = project(gate_PGTF * up_PGTF, self.down_DF[...], platform=self.platform)
         if self.shape.mlp_bias:
             output_PGTD += self.down_bias_D[...].astype(dtype)[None, None, None]
         return output_PGTD

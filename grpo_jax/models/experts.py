@@ -62,7 +62,7 @@ class MixtureOfExperts(nnx.Module):
         Experts that are given are used in place of those that it would choose, with the weights that it gives them.
         """
         dtype = x_PGTD.dtype
-        logits_PGTE = project(x_PGTD, self.router_ED[...].astype(dtype), 1, self.platform, jnp.float32)
+        logits_PGTE = project(x_PGTD, self.router_ED[...], 1, self.platform, jnp.float32)
         probability_PGTE = jax.nn.softmax(logits_PGTE, axis=-1)
         weight_PGTe, chosen_PGTe = jax.lax.top_k(probability_PGTE, self.experts.chosen)
         routing = Routing(chosen_PGTe, probability_PGTE)
@@ -75,7 +75,7 @@ class MixtureOfExperts(nnx.Module):
         output_PGTD = _on_mesh(x_PGTD, chosen_PGTe, weight_PGTe, *weights, self.platform)
         if self.experts.shared is None:
             return output_PGTD, routing
-        gate_PGT1 = project(x_PGTD, self.shared_gate_1D[...].astype(dtype), platform=self.platform)
+        gate_PGT1 = project(x_PGTD, self.shared_gate_1D[...], platform=self.platform)
         return output_PGTD + jax.nn.sigmoid(gate_PGT1) * self.shared(x_PGTD), routing
 
 

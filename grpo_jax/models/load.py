@@ -13,11 +13,13 @@ from jax.typing import DTypeLike
 
 from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.models.decoder import Shape
+from grpo_jax.models.digest import digest_of
 from grpo_jax.models.hub import check, locate
+from grpo_jax.models.lora import Lora, adapted_policy, first_adapters, merged, read_lora
 from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.remat import DEFAULT_REMAT, Remat
-from grpo_jax.models.runs import TrainedRun, find_run, read_weights
+from grpo_jax.models.runs import TrainedRun, find_run, manifest_digest, read_adapters, read_weights
 from grpo_jax.models.shapes import TINY, known_shape
 from grpo_jax.models.tokenizer import Tokenizer, byte_tokenizer, check_vocabulary, load_tokenizer
 from grpo_jax.models.weights import load_weights
@@ -42,6 +44,7 @@ class Model:
     tokenizer: Tokenizer
     params: Callable[[Mesh], Params]
     origin: Origin | None = None  # None for a model made in Python
+    lora: Lora | None = None  # the settings of its adapters, if only these are trained
 
     @property
     def first_weights(self) -> str | None:
@@ -56,24 +59,58 @@ def load(
     template: dict[str, Any]
     | None = None,  # of the chat template, e.g. {enable_thinking: false}; null: as a run had them
     replay_experts: bool = False,  # learn with the experts that computed each token when it was sampled
+    lora: dict[str, Any] | None = None,  # train adapters alone: {rank: 16, alpha: 32, targets: all}; null: all weights
 ) -> Model:
-    """The model, with everything but its weights read and checked; `params` reads those later."""
+    """The model, with everything but its weights read and checked; `params` reads those later.
+
+    A run that trained adapters is its base with them added. With `lora` of the same settings they are trained on.
+    """
+    settings = None if lora is None else read_lora(lora)
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(activations)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    options = (dtype, remat, replay_experts)
     run = find_run(name)
     if run is None:
-        return _load(name, dtype, remat, template, replay_experts)
+        model = _load(name, template, *options)
+        return model if settings is None else with_adapters(model, settings)
+    return _load_run(run, template, settings, *options)
+
+
+def _load_run(
+    run: TrainedRun,
+    template: dict[str, Any] | None,
+    settings: Lora | None,
+    activations: DTypeLike,
+    remat: Remat,
+    replay_experts: bool,
+) -> Model:
+    """The model of a run: its base, with the weights of one of its steps."""
+    template = dict(run.template) if template is None else template
+    options = (template, activations, remat, replay_experts)
     try:
-        base = _load(run.base, dtype, remat, dict(run.template) if template is None else template, replay_experts)
+        below = find_run(run.base)
+        base = _load(run.base, *options) if below is None else _load_run(below, template, None, *options[1:])
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{run.path} was trained from {run.base}, which gives the tokenizer. {error}") from error
     origin = None if base.origin is None else replace(base.origin, run=run)
-    return replace(base, params=partial(read_weights, run, base.policy.shapes), origin=origin)
+    if run.lora is None:
+        model = replace(base, params=partial(read_weights, run, base.policy.shapes), origin=origin)
+        return model if settings is None else with_adapters(model, settings)
+    check_base(base, run.digest, str(run.path))
+    found = replace(with_adapters(base, read_lora(run.lora), partial(read_adapters, run)), origin=origin)
+    if settings is None:
+        return with_adapters_added(found, base)
+    if settings != found.lora:
+        raise ValueError(
+            f"{run.path} has adapters with the settings {dict(run.lora)}: give model.lora the same, to go on with them."
+            f" For others, or for all weights, first write the whole model: grpo-jax export {run.path} --out DIRECTORY."
+        )
+    return found
 
 
 def _load(
-    name: str, activations: DTypeLike, remat: Remat, template: dict[str, Any] | None, replay_experts: bool
+    name: str, template: dict[str, Any] | None, activations: DTypeLike, remat: Remat, replay_experts: bool
 ) -> Model:
     """The model of a name that is not that of a run."""
     if name == "tiny":
@@ -92,6 +129,56 @@ def _load(
     path = Path(name).expanduser()
     base = str(path.absolute()) if path.exists() else name
     return Model(policy, shape, tokenizer, params, Origin(base, directory))
+
+
+def with_adapters(model: Model, settings: Lora, read: Callable[[Params, Mesh], Params] | None = None) -> Model:
+    """The model with its weights frozen, and adapters to train: new ones, or those that `read` gives for their shapes.
+
+    Where the weights are those of a run, this run is the base.
+    """
+    policy, base = adapted_policy(model.policy, settings), model.policy.shapes
+
+    def params(mesh: Mesh) -> Params:
+        shapes = policy.shapes["lora"]
+        first = jax.jit(partial(first_adapters, base, settings), out_shardings=weight_shardings(shapes, mesh))
+        adapters = first(jax.random.key(0)) if read is None else read(shapes, mesh)
+        return {"base": model.params(mesh), "lora": adapters}
+
+    origin = model.origin
+    if origin is not None and origin.run is not None:
+        origin = Origin(str(origin.run.path.absolute()) + f"@{origin.run.step}", origin.directory)
+    return replace(model, policy=policy, params=params, origin=origin, lora=settings)
+
+
+def with_adapters_added(model: Model, base: Model) -> Model:
+    """A model with adapters as one of the same kind as its base: the adapters are added to its weights."""
+    settings = model.lora or Lora()
+
+    def params(mesh: Mesh) -> Params:
+        add = jax.jit(partial(merged, settings=settings), out_shardings=weight_shardings(base.policy.shapes, mesh))
+        return add(model.params(mesh))
+
+    return replace(base, params=params, origin=model.origin)
+
+
+def base_digest(model: Model) -> str:
+    """What the weights are known by that the adapters of a model belong to."""
+    if model.origin is None:
+        return ""
+    run, directory = find_run(model.origin.base), model.origin.directory
+    if run is not None:
+        return manifest_digest(run)
+    return model.origin.base if directory is None else digest_of(directory)
+
+
+def check_base(base: Model, digest: str, whose: str) -> None:
+    """Refuses adapters that belong to other weights."""
+    if digest and (found := base_digest(base)) != digest:
+        name = "" if base.origin is None else base.origin.base
+        raise ValueError(
+            f"The adapters in {whose} were trained on other weights than {name} has now: its digest is {found}, theirs"
+            f" {digest}. Put back the model that they were trained on, or train new ones."
+        )
 
 
 def find_shape(name: str) -> Shape:

@@ -15,6 +15,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from grpo_jax.models.adapted import Adapted
 from grpo_jax.models.attention import KeyValues, Scope, attend, kernel
 from grpo_jax.models.decoder import Shape, project, quantize, random_weight, rms_norm, unit_norm
 from grpo_jax.models.experts import Routing, load_balance, recorded, usage
@@ -245,11 +246,13 @@ class _Decoder:
         return jax.tree_util.tree_map_with_path(self._cast, params | {"layers": layers})
 
     def _layer(self, layers: Params, n: int | Array) -> Params:
-        return jax.tree_util.tree_map_with_path(lambda path, a: self._cast(path, a[n]), layers)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, a: self._cast(path, a[n]), layers, is_leaf=lambda node: isinstance(node, Adapted)
+        )
 
-    def _cast(self, path: tuple, a: Array) -> Array:
+    def _cast(self, path: tuple, a: Array | Adapted) -> Array:
         normalises = "norm_" in str(path[-1])  # in float32, and those of whole projections have two axes
-        return a.astype(self.activations) if a.ndim > 1 and not normalises else a
+        return a.astype(self.activations) if isinstance(a, Adapted) or (a.ndim > 1 and not normalises) else a
 
     def cache(
         self, prefix: dict[str, Any], L: int, G: int, S: int, int8: bool
@@ -315,7 +318,7 @@ class _Decoder:
     def unembed(self, params: Params, hidden: Array) -> Array:
         """The float32 logits of hidden states."""
         head_VD = params["embed_VD" if self.shape.tied else "head_VD"]
-        logits = project(hidden, head_VD.astype(hidden.dtype), platform=self.platform, result_dtype=jnp.float32)
+        logits = project(hidden, head_VD, platform=self.platform, result_dtype=jnp.float32)
         if len(head_VD) > self.shape.vocabulary:  # in a copy with rows of padding (`even_vocabulary`)
             logits = logits[..., : self.shape.vocabulary]
         scale, softcap = self.shape.logit_scale, self.shape.logit_softcap

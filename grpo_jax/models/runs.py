@@ -1,5 +1,6 @@
 """A run as a model: its base model, and the weights of one of its saved steps."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 from grpo_jax.devices.sharding import weight_shardings, with_shardings
 from grpo_jax.saved.arrays import described, read_arrays, saved_shapes
 from grpo_jax.saved.directory import CONFIG, METRICS, RUN, RunDirectory, settings_of
+from grpo_jax.saved.manifest import MANIFEST
 from grpo_jax.saved.steps import CHECKPOINTS, choose_step
 from grpo_jax.structs import Params
 
@@ -23,7 +25,8 @@ PARTS = (CHECKPOINTS, "completions", "events")  # the folders of a run
 class TrainedRun:
     """A run directory, one of its saved steps, and the model that it was trained from.
 
-    `template` holds the arguments that its chat template was given, `system` the system prompt of its task.
+    `template` holds the arguments that its chat template was given, `system` the system prompt of its task. `lora` are
+    the settings of its adapters, if only these were trained, and `digest` is that of the base that they belong to.
     """
 
     path: Path
@@ -31,6 +34,8 @@ class TrainedRun:
     base: str
     template: Mapping[str, Any] = field(default_factory=dict)
     system: str = ""
+    lora: Mapping[str, Any] | None = None
+    digest: str = ""
 
     @property
     def name(self) -> str:
@@ -45,7 +50,10 @@ def find_run(name: str) -> TrainedRun | None:
     if found is not None and not path.exists():
         path, step = Path(found[1]).expanduser(), int(found[2])
     if is_run(path):
-        return TrainedRun(path, choose_step(path, step), base_of(path), template_of(path), system_of(path))
+        adapters = adapters_of(path)
+        lora, digest = (None, "") if adapters is None else (adapters["settings"], adapters["base"])
+        texts = (base_of(path), template_of(path), system_of(path))
+        return TrainedRun(path, choose_step(path, step), *texts, lora, digest)
     if step is not None and path.is_dir():
         raise ValueError(f"Only a run has steps, and {path} is no run directory. Leave out @{step}, or name a run.")
     _refuse_other_folders(path)
@@ -80,6 +88,14 @@ def template_of(path: Path) -> dict[str, Any]:
     found = RunDirectory(path).identity().get("template", {})
     if not isinstance(found, dict):
         raise ValueError(f"{path / RUN}: template must hold the arguments of a chat template; got {found!r}.")
+    return found
+
+
+def adapters_of(path: Path) -> dict[str, Any] | None:
+    """The `settings` of the adapters that a run trained, and the digest of their `base`; None if it trained all."""
+    found = RunDirectory(path).identity().get("adapters")
+    if found is not None and not (isinstance(found, dict) and {"settings", "base"} <= found.keys()):
+        raise ValueError(f"{path / RUN}: adapters must have settings and base; got {found!r}. Put a copy of it there.")
     return found
 
 
@@ -124,6 +140,17 @@ def read_weights(run: TrainedRun, shapes: Params, mesh: Mesh) -> Params:
             f"{checkpoints / str(run.step)} cannot be read ({type(error).__name__}: {error}). Name another step, or put"
             " a copy of this one there."
         ) from error
+
+
+def read_adapters(run: TrainedRun, shapes: Params, mesh: Mesh) -> Params:
+    """The adapters of a run's step, each device reading its part."""
+    return read_weights(run, {"lora": shapes}, mesh)["lora"]
+
+
+def manifest_digest(run: TrainedRun) -> str:
+    """A digest of the files of a run's step."""
+    manifest = run.path / CHECKPOINTS / str(run.step) / MANIFEST
+    return hashlib.sha256(manifest.read_bytes() if manifest.is_file() else run.name.encode()).hexdigest()[:16]
 
 
 class OtherModelError(ValueError):

@@ -19,6 +19,7 @@ from typing import Any
 
 from grpo_jax.hosts import store
 from grpo_jax.models import Model
+from grpo_jax.models.load import base_digest
 from grpo_jax.redaction import hidden, redact
 from grpo_jax.rewards import Rubric
 from grpo_jax.training.record import RUN, RunDirectory, settings_of
@@ -99,6 +100,8 @@ def fingerprint(session: Session, config: str) -> Fingerprint:
         facts[name] = f"{text.count(chr(10)) + bool(text)} examples, sha256 {_digest(text)}"
     for index, (reward, weight) in enumerate(algorithm.mix.parts):
         facts |= dict(_told(f"rewards[{index}]", reward)) | {f"rewards[{index}].weight": repr(float(weight))}
+    if session.model.lora is not None:
+        facts |= {"model's base": base_digest(session.model)} | dict(_told("model's adapters", session.model.lora))
     own = [*_objects(algorithm.reward), *_objects(algorithm.objective), *_objects(algorithm.sample)]
     facts |= {f"code of {name}": f"sha256 {digest[:16]}" for name, digest in user_code(own).items()}
     parts = dict(_told("train", session.settings)) | dict(_told("rollout", algorithm.sample, {"ends", "decode"}))
@@ -175,6 +178,8 @@ def write_fingerprint(path: Path, name: str, known: Fingerprint, model: Model | 
         content |= {"model": model.origin.base}
     if model is not None and model.tokenizer.template:
         content |= {"template": dict(model.tokenizer.template)}
+    if model is not None and model.lora is not None:
+        content |= {"adapters": {"settings": dataclasses.asdict(model.lora), "base": base_digest(model)}}
     if model is not None and model.first_weights is not None:
         content |= {"first_weights": model.first_weights}
     new = path / f"{RUN}.tmp"

@@ -20,6 +20,7 @@ from grpo_jax.learner.microbatches import Cut, cut
 from grpo_jax.learner.room import choices_of, needed_bytes, responses_that_fit
 from grpo_jax.learner.update import check_split
 from grpo_jax.models import Shape, decoder_policy, find_shape
+from grpo_jax.models.lora import adapted_policy, read_lora
 from grpo_jax.models.remat import DEFAULT_REMAT
 from grpo_jax.objectives.checking import check_group
 from grpo_jax.rollout import Sampler, native_sampler
@@ -152,7 +153,9 @@ def find_policy(model: Mapping[str, Any]) -> tuple[Shape, Policy]:
     """The shape and the policy that a section of a config means, as they are on a TPU."""
     shape = find_shape(model["name"])
     dtype = jnp.dtype("bfloat16" if model["activations"] == "auto" else model["activations"])
-    return shape, decoder_policy(shape, dtype, model["remat"], "tpu", model["replay_experts"])
+    policy = decoder_policy(shape, dtype, model["remat"], "tpu", model["replay_experts"])
+    lora = model.get("lora")
+    return shape, policy if lora is None else adapted_policy(policy, read_lora(lora))
 
 
 def fitted(tree: Any, spec: PartitionSpec, mesh: Mesh) -> Any:

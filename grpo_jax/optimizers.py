@@ -1,11 +1,19 @@
-"""The optimisers: optax's AdamW or Adafactor after gradient clipping, with a linear warm-up."""
+"""The optimisers: optax's AdamW or Adafactor after gradient clipping, with a linear warm-up.
 
-from typing import Literal
+Whatever the type of the parameters, an optimiser computes in float32 (`first_state`, `stepped`). Parameters in bfloat16
+are then rounded at random: to nearest, most updates would be lost.
+"""
 
+from typing import Any, Literal
+
+import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from grpo_jax.ranges import WHOLE, check_range
+from grpo_jax.rounding import to_bfloat16
+from grpo_jax.structs import Params
 
 LARGEST_SQUARED = 1e15  # the sum of squares of so large a gradient is far from the end of float32
 
@@ -64,6 +72,35 @@ def adafactor(
         descend(learning_rate=rate, decay_rate=decay, multiply_by_parameter_scale=False, min_dim_size_to_factor=64),
     )
     return FiniteSteps(*steps) if 0 <= decay < 1 and clip_norm <= LARGEST_SQUARED else steps
+
+
+def first_state(optimizer: optax.GradientTransformation, trained: Params) -> Any:
+    """The optimiser's state before its first step."""
+    return optimizer.init(_in_float32(trained))
+
+
+def stepped(
+    optimizer: optax.GradientTransformation, trained: Params, opt_state: Any, gradient: Params, key: Array
+) -> tuple[Params, Any]:
+    """The parameters and the optimiser's state after a step. Only bfloat16 parameters depend on the key."""
+    updates, opt_state = optimizer.update(_in_float32(gradient), opt_state, _in_float32(trained))
+    leaves, tree = jax.tree.flatten(trained)
+    moved = [
+        _moved(a, update, jax.random.fold_in(key, index))
+        for index, (a, update) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True))
+    ]
+    return jax.tree.unflatten(tree, moved), opt_state
+
+
+def _moved(a: Array, update: Array, key: Array) -> Array:
+    if a.dtype == jnp.bfloat16:
+        return to_bfloat16(key, a.astype(jnp.float32) + update)
+    return jnp.asarray(a + update).astype(a.dtype)  # as optax.apply_updates does
+
+
+def _in_float32(tree: Any) -> Any:
+    """The tree with float32 in place of bfloat16."""
+    return jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.bfloat16 else a, tree)
 
 
 def _warmed_up(learning_rate: float, warmup_steps: int, clip_norm: float) -> optax.Schedule:

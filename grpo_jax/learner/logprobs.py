@@ -259,13 +259,19 @@ def _score_backward(logits: Callable[..., Array], saved: tuple, grads: tuple[Arr
 
     def add(total: list[Array], chunk: tuple) -> tuple[list[Array], Array]:
         more, grad_PBwD = pull(chunk)
-        return jax.tree.map(jnp.add, total, more), grad_PBwD
+        return jax.tree.map(jnp.add, total, _wide(more)), grad_PBwD
 
     earlier, last = _split_last((hidden_nPBwD, rows, *scores, *grads))
     total, last_grad_PBwD = pull(last, last_PBwV)
-    total, earlier_grads = jax.lax.scan(add, total, earlier)
+    total, earlier_grads = jax.lax.scan(add, _wide(total), earlier)
+    total = jax.tree.map(lambda sum, weight: sum.astype(weight.dtype), total, weights)
     none = jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), (rows, first_PGV))
     return total, _join_last(earlier_grads, last_grad_PBwD), *none
+
+
+def _wide(gradients: list[Array]) -> list[Array]:
+    """In float32, for sums of many."""
+    return [a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in gradients]
 
 
 def _split_last(chunks: Any) -> tuple[Any, Any]:

@@ -6,10 +6,11 @@ optimiser state and gradients are counted as they are sharded. `grpo-jax plan` c
 
 import logging
 import math
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
@@ -19,6 +20,7 @@ from grpo_jax.devices.mesh import mesh_of, own_mesh, prompt_shards
 from grpo_jax.devices.sharding import devices_per_group, weight_shardings
 from grpo_jax.distribution import Distribution
 from grpo_jax.learner.logprobs import CHUNK_TOKENS, token_logprobs
+from grpo_jax.optimizers import first_state
 from grpo_jax.structs import Params, Policy, Rollouts, prompt_shapes, rollout_shapes
 
 MARGIN = 1.2  # temporaries as the compiler makes them, over those that are counted here
@@ -62,17 +64,25 @@ def needed_bytes(algorithm: Algorithm, n: int, most: int, G: int, L: int, T: int
     """The estimated peak, on one device, of learning from n responses at once, of `most` in a minibatch."""
     shapes, trained = algorithm.policy.shapes, algorithm.policy.trained(algorithm.policy.shapes)
     learned = _device_bytes(trained, mesh)
-    held = _device_bytes(shapes, mesh) + _device_bytes(jax.eval_shape(algorithm.optimizer.init, trained), mesh)
+    held = _device_bytes(shapes, mesh) + _device_bytes(
+        jax.eval_shape(partial(first_state, algorithm.optimizer), trained), mesh
+    )
     held += learned if algorithm.objective.needs_reference else 0
     held += _device_bytes(algorithm.teacher[1], mesh) if algorithm.teacher is not None else 0
     held += _judge_bytes(algorithm, mesh)
-    gradients = learned * (1 if n == most else 2)  # the sum, and that of one microbatch
+    summed = 0 if n == most else _device_bytes(gradient_sums(trained), mesh)
+    gradients = learned + summed  # of one microbatch, and the sum
     kept, D, V = _kept_bytes(algorithm.policy, max(n // G, 1), min(n, G), L, T)
     tensor = 1 if mesh is None else mesh.shape["tensor"]
     divided = mesh is not None and prompt_shards(mesh) > mesh.shape["data"]  # along D
     gathered = 2 * 4 * V * D // tensor if divided else 0  # the head, its gradient
     logits = 2 * 4 * CHUNK_TOKENS * V // tensor
     return held + gradients + int(MARGIN * (gathered + logits + kept))
+
+
+def gradient_sums(gradient: Params) -> Params:
+    """The shapes of the sums of several microbatches' gradients: float32, or small ones would be lost in them."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.promote_types(a.dtype, jnp.float32)), gradient)
 
 
 def _judge_bytes(algorithm: Algorithm, mesh: Mesh | None) -> int:

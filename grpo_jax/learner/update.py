@@ -27,10 +27,10 @@ from grpo_jax.learner.finite import all_finite
 from grpo_jax.learner.logprobs import balanced_logprobs, token_logprobs
 from grpo_jax.learner.microbatches import Cut, arrange, check_cut, choose, cut, put
 from grpo_jax.learner.packing import Microbatch
-from grpo_jax.learner.room import responses_at_once
+from grpo_jax.learner.room import gradient_sums, responses_at_once
 from grpo_jax.metrics import describe_mismatch
 from grpo_jax.objectives import credit, loss, next_coefficients
-from grpo_jax.optimizers import FiniteSteps
+from grpo_jax.optimizers import FiniteSteps, stepped
 from grpo_jax.structs import Batch, Metrics, Params, Policy, Rollouts, Scored, TrainState
 
 Shardings = tuple[Any, tuple[Sharding, ...]]  # of a state: its tree, and a sharding for each leaf
@@ -116,7 +116,7 @@ def learn(
             if index == 0:
                 first_PGT = put(first_PGT, each.index_p, each.index_pg, logprobs_pgT, mesh)
         last = index + 1 == algorithm.minibatches
-        state, step = descend(algorithm, shardings, state, total, int(last), largest_norm)
+        state, step = descend(algorithm, shardings, state, total, int(last), largest_norm, index)
         record.losses.append(total[0])
         record.steps.append(step)
         record.sums.append(total[1])
@@ -192,7 +192,7 @@ def zeros(
 ) -> Any:
     """The loss, statistics and gradient that `add_gradient` adds the first microbatch to."""
     shapes, _ = jax.eval_shape(partial(add_gradient, algorithm, shardings), params, None, chosen, slots_PBW)
-    value, sums, gradient = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    value, sums, gradient = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (*shapes[:2], gradient_sums(shapes[2])))
     return value, sums, _sharded(algorithm, shardings, gradient)
 
 
@@ -234,21 +234,24 @@ def descend(
     total: Any,
     steps: int | Array,
     largest_norm: float | Array,
+    minibatch: int | Array = 0,
 ) -> tuple[TrainState, Metrics]:
     """The state after one optimiser step, with `steps` added to its step; the norm of the gradient, and whether the
     step was left out. `total` is the loss, statistics and gradient of `add_gradient`.
 
-    Weights and optimiser are then as before, with every bit. A norm above `largest_norm` counts as a spike.
+    Weights and optimiser are then as before, with every bit. A norm above `largest_norm` counts as a spike. The
+    `minibatch` of the batch is counted from 0.
     """
     value, sums, gradient = total
-    norm = optax.tree.norm(gradient)
+    norm = optax.tree.norm(jax.tree.map(lambda a: a.astype(jnp.float32), gradient))
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), state.step), minibatch)
     finite = jnp.isfinite(value) & jnp.isfinite(norm) & (sums[NONFINITE] == 0)
-    finite &= _has_finite_step(algorithm, state, gradient)
+    finite &= _has_finite_step(algorithm, state, gradient, key)
     spike = finite & (norm > largest_norm)
     taken = finite & ~spike
     # A conditional updates in place, as no condition would; a choice between two states would hold both.
     before = algorithm.policy.trained(state.params), state.opt_state
-    trained, opt_state = jax.lax.cond(taken, partial(_stepped, algorithm), _unchanged, *before, gradient)
+    trained, opt_state = jax.lax.cond(taken, partial(stepped, algorithm.optimizer), _unchanged, *before, gradient, key)
     state = replace(state, step=state.step + steps, params=state.params | trained, opt_state=opt_state)
     leaves, tree = jax.tree.flatten(state)
     pinned = [_pinned(array, sharding) for array, sharding in zip(leaves, shardings[1], strict=True)]
@@ -256,7 +259,7 @@ def descend(
     return jax.tree.unflatten(tree, pinned), {"grad_norm": norm} | jax.tree.map(jnp.int32, skipped)
 
 
-def _has_finite_step(algorithm: Algorithm, state: TrainState, gradient: Params) -> Array:
+def _has_finite_step(algorithm: Algorithm, state: TrainState, gradient: Params, key: Array) -> Array:
     """Whether a step along a finite gradient leads to finite weights, whose squares are finite, and moments.
 
     Layers square what they are given, so weights from 1.8e19 on are as useless as infinity. To look takes as long as
@@ -269,10 +272,11 @@ def _has_finite_step(algorithm: Algorithm, state: TrainState, gradient: Params) 
     return jax.lax.cond(
         certain,
         lambda *inputs: jnp.array(True),
-        lambda *inputs: _is_finite(*_stepped(algorithm, *inputs)),
+        lambda *inputs: _is_finite(*stepped(algorithm.optimizer, *inputs)),
         algorithm.policy.trained(state.params),
         state.opt_state,
         gradient,
+        key,
     )
 
 
@@ -280,13 +284,7 @@ def _is_finite(trained: Any, opt_state: Any) -> Array:
     return all_finite((jax.tree.map(jnp.square, trained), opt_state))
 
 
-def _stepped(algorithm: Algorithm, trained: Params, opt_state: Any, gradient: Params) -> tuple[Any, Any]:
-    """The trained parameters and the optimiser's state after its step."""
-    updates, opt_state = algorithm.optimizer.update(gradient, opt_state, trained)
-    return optax.apply_updates(trained, updates), opt_state
-
-
-def _unchanged(trained: Params, opt_state: Any, gradient: Params) -> tuple[Any, Any]:
+def _unchanged(trained: Params, opt_state: Any, gradient: Params, key: Array) -> tuple[Any, Any]:
     return trained, opt_state
 
 

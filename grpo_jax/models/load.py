@@ -52,6 +52,7 @@ class Model:
 def load(
     name: str = "smollm2-135m-instruct",  # a directory, a GGUF file, org/name, a run, smollm2-135m-instruct, or tiny
     activations: Literal["auto", "float32", "bfloat16"] = "auto",  # auto: float32 on CPU, bfloat16 elsewhere
+    weights: Literal["float32", "bfloat16"] = "float32",  # bfloat16: half the memory; see docs/memory.md
     remat: Remat = DEFAULT_REMAT,  # none computes nothing twice; see docs/training.md
     template: dict[str, Any]
     | None = None,  # of the chat template, e.g. {enable_thinking: false}; null: as a run had them
@@ -63,9 +64,10 @@ def load(
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     run = find_run(name)
     if run is None:
-        return _load(name, dtype, remat, template, replay_experts)
+        return _load(name, dtype, remat, template, replay_experts, weights)
+    template = dict(run.template) if template is None else template
     try:
-        base = _load(run.base, dtype, remat, dict(run.template) if template is None else template, replay_experts)
+        base = _load(run.base, dtype, remat, template, replay_experts, weights)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{run.path} was trained from {run.base}, which gives the tokenizer. {error}") from error
     origin = None if base.origin is None else replace(base.origin, run=run)
@@ -73,18 +75,18 @@ def load(
 
 
 def _load(
-    name: str, activations: DTypeLike, remat: Remat, template: dict[str, Any] | None, replay_experts: bool
+    name: str, activations: DTypeLike, remat: Remat, template: dict[str, Any] | None, replay_experts: bool, weights: str
 ) -> Model:
     """The model of a name that is not that of a run."""
     if name == "tiny":
-        model = tiny(activations=activations, remat=remat, replay_experts=replay_experts)
+        model = tiny(activations=activations, remat=remat, replay_experts=replay_experts, weights=weights)
         return model if template is None else replace(model, tokenizer=replace(model.tokenizer, template=template))
     directory = locate(name)
     check(directory)
     shape = read_shape(directory)
     tokenizer = load_tokenizer(directory, template)
     check_vocabulary(tokenizer, shape.vocabulary, directory)
-    policy = decoder_policy(shape, activations, remat, replay_experts=replay_experts)
+    policy = decoder_policy(shape, activations, remat, replay_experts=replay_experts, weights=weights)
 
     def params(mesh: Mesh) -> Params:
         return load_weights(directory, policy.shapes, weight_shardings(policy.shapes, mesh))

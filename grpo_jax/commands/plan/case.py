@@ -126,7 +126,8 @@ def assemble(config: Config, found: Slice) -> Case:
         teacher = taught, taught.shapes
     judge = None
     if config.judge is not None and config.judge.target == IN_PROCESS:
-        asked = find_policy({**config.judge.arguments, "remat": DEFAULT_REMAT, "replay_experts": False})[1]
+        rest = {"remat": DEFAULT_REMAT, "replay_experts": False, "weights": "float32"}
+        asked = find_policy({**config.judge.arguments, **rest})[1]
         judge = asked, asked.shapes
     sampler = native_sampler(config.rollout.build(ends=(0,), decode=str))
     algorithm = config.algorithm.build(
@@ -152,7 +153,7 @@ def find_policy(model: Mapping[str, Any]) -> tuple[Shape, Policy]:
     """The shape and the policy that a section of a config means, as they are on a TPU."""
     shape = find_shape(model["name"])
     dtype = jnp.dtype("bfloat16" if model["activations"] == "auto" else model["activations"])
-    return shape, decoder_policy(shape, dtype, model["remat"], "tpu", model["replay_experts"])
+    return shape, decoder_policy(shape, dtype, model["remat"], "tpu", model["replay_experts"], model["weights"])
 
 
 def fitted(tree: Any, spec: PartitionSpec, mesh: Mesh) -> Any:

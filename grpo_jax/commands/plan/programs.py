@@ -24,7 +24,7 @@ from grpo_jax.devices.sharding import (
     with_shardings,
 )
 from grpo_jax.learner.microbatches import Cut
-from grpo_jax.learner.update import add_gradient, descend, shardings_of
+from grpo_jax.learner.update import add_gradient, descend, shardings_of, zeros
 from grpo_jax.objectives import first_coefficients
 from grpo_jax.rollout import stages
 from grpo_jax.rollout.native import row_keys
@@ -170,10 +170,13 @@ def compile_learning(case: Case, how: Cut) -> tuple[jax.stages.Compiled, jax.sta
     algorithm, state, mesh = case.algorithm, case.state, case.mesh
     chosen, slots = microbatch_shapes(case, how)
     shardings = shardings_of(state)
-    total, _ = add_gradient.eval_shape(algorithm, shardings, state.params, None, chosen, slots)
+    alone = how.splits == 1 and how.subgroups == case.settings.prompts // algorithm.minibatches * how.spread
+    if alone:
+        total, _ = add_gradient.eval_shape(algorithm, shardings, state.params, None, chosen, slots)
+    else:
+        total = zeros.eval_shape(algorithm, shardings, state.params, chosen, slots)
     replicated = NamedSharding(mesh, PartitionSpec())
     total = with_shardings(total, (*jax.tree.map(lambda _: replicated, total[:2]), weight_shardings(total[2], mesh)))
-    alone = how.splits == 1 and how.subgroups == case.settings.prompts // algorithm.minibatches * how.spread
     before = None if alone else total
     learn = add_gradient.lower(algorithm, shardings, state.params, before, chosen, slots).compile()
     return learn, descend.lower(algorithm, shardings, state, total, 1, math.inf).compile()

@@ -1,5 +1,7 @@
 """Every parameter in little memory: bfloat16 weights that are rounded at random."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import optax
 import pytest
 
 from grpo_jax import rounding
+from grpo_jax.devices.mesh import Layout
+from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.models import tiny
 from grpo_jax.optimizers import adafactor, adamw, first_state, stepped
 
@@ -66,3 +70,68 @@ def test_matrices_are_stored_in_bfloat16_and_norms_in_float32():
     }
     wide = tiny().policy.init(KEY)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(a.dtype)), params, wide)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_numbers_in_8_bits_are_near_and_their_mean_is_exact(signed):
+    size, count = 256, 4000
+    x = np.logspace(-4 if signed else -8, 0, size).astype(np.float32) * 0.3
+    x = x * np.where(np.arange(size) % 3, 1, -1).astype(np.float32) if signed else x
+    stored = rounding.encode(KEY, jnp.tile(x, (count, 1)), signed)
+    assert stored.codes.dtype == (jnp.int8 if signed else jnp.uint8)
+    assert stored.largest.shape == (count, 2)
+    found = np.asarray(rounding.decode(stored), np.float64)
+    assert np.all(np.abs(found / x - 1) < 0.1)  # neighbours are a factor of 2^(1/8) = 1.09 apart
+    np.testing.assert_allclose(found.mean(axis=0), x, rtol=4 * 0.045 / np.sqrt(count))
+
+
+def test_in_8_bits_zero_is_zero_and_a_small_second_moment_is_not():
+    x = jnp.array([[1.0, 1e-12, 0.0, -0.5], [0.0, 0.0, 0.0, 0.0]])
+    signed = np.asarray(rounding.decode(rounding.encode(KEY, x, signed=True)))
+    np.testing.assert_allclose(signed, [[1.0, 0.0, 0.0, -0.5], [0.0, 0.0, 0.0, 0.0]], rtol=1e-6)
+    squares = np.asarray(rounding.decode(rounding.encode(KEY, jnp.square(x), signed=False)))
+    assert squares[0, 1:3] == pytest.approx(2.0**-31.875)
+    np.testing.assert_array_equal(squares[1], 0.0)
+
+
+def test_adamw_in_8_bits_goes_the_way_of_adamw():
+    """Adam on a noisy quadratic whose curvatures span four orders of magnitude, also within a block."""
+    scale_DF = 10.0 ** jax.random.uniform(KEY, (64, 128), minval=-4.0, maxval=0.0)
+
+    def distances(moments: str) -> list[float]:
+        optimizer = adamw(0.02, 0, clip_norm=1e6, b2=0.99, moments=moments)
+        params = {"a_DF": jnp.ones((64, 128)), "b_D": jnp.ones(64)}
+        state = first_state(optimizer, params)
+
+        @jax.jit
+        def move(params, state, key):
+            noise = {name: jax.random.normal(key, a.shape) * 0.3 for name, a in params.items()}
+            gradient = {"a_DF": scale_DF * (params["a_DF"] + noise["a_DF"]), "b_D": params["b_D"] + noise["b_D"]}
+            return stepped(optimizer, params, state, gradient, key)
+
+        found = []
+        for index in range(60):
+            params, state = move(params, state, jax.random.fold_in(KEY, index))
+            found.append(float(jnp.mean(jnp.abs(params["a_DF"]))))
+        return found
+
+    exact, bytes_ = distances("float32"), distances("int8")
+    assert exact[-1] < 0.2
+    np.testing.assert_allclose(bytes_, exact, atol=0.02)
+
+
+def test_moments_in_8_bits_take_two_bytes_a_weight_and_are_divided_like_the_weights():
+    params = tiny().policy.shapes
+    bytes_of = {
+        moments: sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state_shapes(adamw(moments=moments), params)))
+        for moments in ("float32", "int8")
+    }
+    assert bytes_of["int8"] < 0.28 * bytes_of["float32"]
+    mesh = Layout(1, 4, 2).mesh()
+    mu = optax.tree_utils.tree_get(weight_shardings(state_shapes(adamw(moments="int8"), params), mesh), "mu")
+    gate = weight_shardings(params, mesh)["layers"]["feedforward"]["gate_FD"]
+    assert mu["layers"]["feedforward"]["gate_FD"].codes == gate
+
+
+def state_shapes(optimizer, params):
+    return jax.eval_shape(partial(first_state, optimizer), params)

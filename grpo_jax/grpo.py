@@ -48,7 +48,10 @@ def init(algorithm: Algorithm, params: Params) -> TrainState:
     """The state before the first update, which frees `params`; a reference policy is a copy of them."""
     trained = algorithm.policy.trained(params)
     reference = jax.tree.map(jnp.copy, trained) if algorithm.objective.needs_reference else None
-    opt_state, coefficients = first_state(algorithm.optimizer, trained), first_coefficients(algorithm.objective)
+    opt_state, coefficients = (
+        first_state(algorithm.optimizer, trained, algorithm.gradients),
+        first_coefficients(algorithm.objective),
+    )
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, reference, coefficients)
 
 

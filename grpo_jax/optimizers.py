@@ -4,6 +4,7 @@ Whatever the type of the parameters, an optimiser computes in float32 (`first_st
 are then rounded at random: to nearest, most updates would be lost.
 """
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -17,14 +18,18 @@ from grpo_jax.rounding import Bytes, decode, encode, to_bfloat16
 from grpo_jax.structs import Params
 
 FEW = 4096  # an array of fewer numbers has moments in float32
+LAYERS = "layers"  # the name of the parameters that are stacked by layer
 LARGEST_SQUARED = 1e15  # the sum of squares of so large a gradient is far from the end of float32
 
 
 class FiniteSteps(optax.GradientTransformationExtraArgs):
     """An optimiser whose steps are finite, as follows from its settings, if the gradient is and the rate is at most 1.
 
-    The learner need not look at every weight and moment that these steps lead to.
+    The learner need not look at every weight and moment that these steps lead to. A gradient with a norm above
+    `clip_norm` is scaled down to it; all else is done to each array by itself, so that a step may be taken in parts.
     """
+
+    clip_norm: float = math.inf
 
 
 def adamw(
@@ -50,7 +55,7 @@ def adamw(
         descend(learning_rate=rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mu_dtype=kept),
     )
     bounded = max(b1, b2) < 1 and min(b1, b2) >= 0 and epsilon >= 1e-20 and abs(weight_decay) <= 1e3
-    return FiniteSteps(*steps) if bounded and clip_norm <= LARGEST_SQUARED else steps
+    return _finite(steps, clip_norm) if bounded and clip_norm <= LARGEST_SQUARED else steps
 
 
 def adafactor(
@@ -72,12 +77,24 @@ def adafactor(
         optax.clip_by_global_norm(clip_norm),
         descend(learning_rate=rate, decay_rate=decay, multiply_by_parameter_scale=False, min_dim_size_to_factor=64),
     )
-    return FiniteSteps(*steps) if 0 <= decay < 1 and clip_norm <= LARGEST_SQUARED else steps
+    return _finite(steps, clip_norm) if 0 <= decay < 1 and clip_norm <= LARGEST_SQUARED else steps
 
 
-def first_state(optimizer: optax.GradientTransformation, trained: Params) -> Any:
-    """The optimiser's state before its first step."""
-    return optimizer.init(_in_float32(trained))
+def _finite(steps: optax.GradientTransformationExtraArgs, clip_norm: float) -> FiniteSteps:
+    found = FiniteSteps(*steps)
+    found.clip_norm = clip_norm
+    return found
+
+
+def first_state(optimizer: optax.GradientTransformation, trained: Params, gradients: str = "whole") -> Any:
+    """The optimiser's state before its first step. By layer, there is a state for each layer, stacked as these are,
+    and one for the other parameters.
+    """
+    if gradients == "whole":
+        return optimizer.init(_in_float32(trained))
+    others = {name: value for name, value in trained.items() if name != LAYERS}
+    layers = jax.vmap(lambda layer: optimizer.init({LAYERS: layer}))(_in_float32(trained[LAYERS]))
+    return {LAYERS: layers, "others": optimizer.init(_in_float32(others))}
 
 
 def stepped(

@@ -1,5 +1,6 @@
 """Every parameter in little memory: bfloat16 weights that are rounded at random."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -9,10 +10,21 @@ import optax
 import pytest
 
 from grpo_jax import rounding
+from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import Layout
+from grpo_jax.devices.placing import place, place_prompts
 from grpo_jax.devices.sharding import weight_shardings
-from grpo_jax.models import tiny
+from grpo_jax.distribution import Distribution
+from grpo_jax.grpo import init
+from grpo_jax.learner import learn
+from grpo_jax.learner.logprobs import token_logprobs
+from grpo_jax.models import Model, decoder_policy, tiny
+from grpo_jax.models.decoder import Span
+from grpo_jax.models.rope import Rope
+from grpo_jax.objectives import dapo
 from grpo_jax.optimizers import adafactor, adamw, first_state, stepped
+from grpo_jax.rollout import Sampler
+from grpo_jax.structs import Batch, Prompts, Rollouts
 
 KEY = jax.random.key(0)
 
@@ -135,3 +147,65 @@ def test_moments_in_8_bits_take_two_bytes_a_weight_and_are_divided_like_the_weig
 
 def state_shapes(optimizer, params):
     return jax.eval_shape(partial(first_state, optimizer), params)
+
+
+P, G, L, T = 2, 4, 16, 12
+
+
+def algorithm_with(model, **changes) -> Algorithm:
+    parts = {"objective": dapo(), "optimizer": adamw(1e-3, 0, clip_norm=0.01)} | changes
+    return Algorithm(
+        model.policy, Sampler((0,), responses=G, max_tokens=T), str, lambda example, response: 0.0, **parts
+    )
+
+
+def batch_of(policy, params) -> Batch:
+    """A batch of random rollouts with advantages of both signs."""
+    keys = jax.random.split(KEY, 4)
+    prompts = Prompts(jax.random.randint(keys[0], (P, L), 3, 200), jnp.arange(L)[None] >= jnp.array([[0], [5]]))
+    length_PG = jax.random.randint(keys[1], (P, G), 3, T + 1)
+    valid_PGT = jnp.arange(T)[None, None] < length_PG[..., None]
+    tokens_PGT, nothing_PGT = jax.random.randint(keys[2], (P, G, T), 3, 200), jnp.zeros((P, G, T))
+    ended_PG = jnp.ones((P, G), bool)
+    rollouts = Rollouts(prompts, tokens_PGT, valid_PGT, valid_PGT, nothing_PGT, nothing_PGT, ended_PG, Distribution())
+    logprobs_PGT = token_logprobs(policy, params, rollouts)[0]
+    rollouts = replace(rollouts, logprobs_PGT=logprobs_PGT)
+    return Batch(rollouts, jax.random.normal(keys[3], (P, G)), valid_PGT / jnp.sum(valid_PGT))
+
+
+def several_kinds(**options) -> Model:
+    """A tiny model whose layers attend in two ways."""
+    rope = tiny().shape.rope
+    shape = replace(tiny().shape, pattern=(Span(4, rope), Span(None, Rope(500.0))), tied=False)
+    return replace(tiny(), shape=shape, policy=decoder_policy(shape, **options))
+
+
+def learned(model, mesh=None, **changes):
+    """The parameters before and after two updates of the same batch, the metrics of both, and the state."""
+    algorithm = algorithm_with(model, **changes)
+    before = model.policy.init(KEY)
+    batch = batch_of(model.policy, before)
+    state = init(algorithm, before)
+    if mesh is not None:
+        state = jax.tree.map(place, state, weight_shardings(state, mesh))
+        batch = place_prompts(batch, mesh) if mesh is not None else batch
+    metrics = []
+    for _ in range(2):
+        state, found = learn(algorithm, state, batch)
+        metrics.append(found)
+    return before, state, metrics
+
+
+@pytest.mark.parametrize("model", [tiny(), several_kinds()], ids=["tied", "two kinds"])
+def test_gradients_by_layer_lead_where_a_whole_gradient_leads(model):
+    """Clipping is active, in the second step as well as in the first: it needs the norm over all layers."""
+    before, whole, expected = learned(model)
+    _, by_layer, found = learned(model, gradients="by_layer")
+    assert float(expected[0]["grad_norm"]) > 0.02
+    for name in ("grad_norm", "loss", "skipped_updates"):
+        np.testing.assert_allclose([each[name] for each in found], [each[name] for each in expected], rtol=2e-4)
+    moved = jax.tree.map(lambda a, b: np.asarray(a - b), whole.params, before)
+    assert all(np.abs(a).max() > 1e-4 for a in jax.tree.leaves(moved))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole.params, by_layer.params
+    )  # of steps of 1e-3

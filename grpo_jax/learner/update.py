@@ -17,24 +17,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, Sharding
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import mesh_of
 from grpo_jax.devices.programs import program
+from grpo_jax.learner.by_layer import descend_by_layer
 from grpo_jax.learner.finite import all_finite
-from grpo_jax.learner.logprobs import balanced_logprobs, token_logprobs
+from grpo_jax.learner.logprobs import token_logprobs
+from grpo_jax.learner.losses import NONFINITE, loss_and_sums
 from grpo_jax.learner.microbatches import Cut, arrange, check_cut, choose, cut, put
 from grpo_jax.learner.packing import Microbatch
 from grpo_jax.learner.room import gradient_sums, responses_at_once
+from grpo_jax.learner.states import Shardings, key_of_step, pinned, pinned_state, shardings_of
 from grpo_jax.metrics import describe_mismatch
-from grpo_jax.objectives import credit, loss, next_coefficients
+from grpo_jax.objectives import credit, next_coefficients
 from grpo_jax.optimizers import FiniteSteps, stepped
 from grpo_jax.structs import Batch, Metrics, Params, Policy, Rollouts, Scored, TrainState
-
-Shardings = tuple[Any, tuple[Sharding, ...]]  # of a state: its tree, and a sharding for each leaf
-NONFINITE = "nonfinite_logprobs"  # tokens whose log-prob is not finite; as a metric, their fraction
 
 
 def check_batch(algorithm: Algorithm, rollouts: Rollouts) -> None:
@@ -104,19 +104,28 @@ def learn(
     shardings, mesh, record = shardings_of(state), mesh_of(state.params), _Record()
     first_PGT = jnp.full_like(batch.rollouts.logprobs_PGT, jnp.nan)  # log-probs under the policy before any step
     how, cut_batch = microbatches(algorithm, state.params, batch.rollouts)
+    by_layer = algorithm.gradients == "by_layer"  # then there is one microbatch, and learning from it is a step
     for index, minibatch in enumerate(cut_batch):
         total: Any = None
-        whole = _of_minibatch(algorithm, batch, len(minibatch))
+        step: Metrics = {}
+        whole, of_step = (
+            _of_minibatch(algorithm, batch, len(minibatch)),
+            (int(index + 1 == len(cut_batch)), largest_norm, index),
+        )
         for each in minibatch:
             chosen = choose(whole, each.index_p, each.index_pg, mesh)
+            inputs = (chosen, each.slots_PBW)
             record.computed += each.slots_PBW.size + len(each.index_p) * batch.rollouts.prompts.tokens_PL.shape[1]
             if total is None and len(minibatch) > 1:  # or adding to nothing would be a second program to compile
-                total = zeros(algorithm, shardings, state.params, chosen, each.slots_PBW)
-            total, logprobs_pgT = add_gradient(algorithm, shardings, state.params, total, chosen, each.slots_PBW)
+                total = zeros(algorithm, shardings, state.params, *inputs)
+            if by_layer:
+                state, step, total, logprobs_pgT = descend_by_layer(algorithm, shardings, state, *inputs, *of_step)
+            else:
+                total, logprobs_pgT = add_gradient(algorithm, shardings, state.params, total, *inputs)
             if index == 0:
                 first_PGT = put(first_PGT, each.index_p, each.index_pg, logprobs_pgT, mesh)
-        last = index + 1 == algorithm.minibatches
-        state, step = descend(algorithm, shardings, state, total, int(last), largest_norm, index)
+        if not by_layer:
+            state, step = descend(algorithm, shardings, state, total, *of_step)
         record.losses.append(total[0])
         record.steps.append(step)
         record.sums.append(total[1])
@@ -180,12 +189,6 @@ def closer(reference: Params, params: Params, share: float | Array) -> Params:
     return jax.tree.map(lambda old, new: old + share * (new - old), reference, params)
 
 
-def shardings_of(state: TrainState) -> Shardings:
-    """How a state is sharded, in a form that programs can be compiled for."""
-    leaves, tree = jax.tree.flatten(state)
-    return tree, tuple(array.sharding for array in leaves)
-
-
 @program(static_argnames=("algorithm", "shardings"))
 def zeros(
     algorithm: Algorithm, shardings: Shardings, params: Params, chosen: Batch, slots_PBW: Array | np.ndarray
@@ -205,25 +208,13 @@ def add_gradient(
     """
 
     def loss_of(trained: Params) -> tuple[Array, tuple[Metrics, Array]]:
-        inputs = (params | trained, chosen.rollouts, slots_PBW)
-        logprobs_PGT, entropy_PGT, balance = balanced_logprobs(algorithm.policy, *inputs)
-        value, sums = loss(algorithm.objective, logprobs_PGT, entropy_PGT, chosen)
-        if balance is not None:
-            value = value if chosen.balance is None else value + chosen.balance * balance
-            sums |= {"load_balancing_loss": balance * jnp.sum(chosen.rollouts.action_PGT)}
-        return value, (sums | {NONFINITE: nonfinite_logprobs(logprobs_PGT, chosen.rollouts)}, logprobs_PGT)
+        return loss_and_sums(algorithm, algorithm.policy, params | trained, chosen, slots_PBW)
 
     trained = algorithm.policy.trained(params)
     (value, (sums, logprobs_PGT)), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
     found = value, sums, gradient
     value, sums, gradient = found if total is None else jax.tree.map(jnp.add, total, found)
     return (value, sums, _sharded(algorithm, shardings, gradient)), logprobs_PGT
-
-
-def nonfinite_logprobs(logprobs_PGT: Array, rollouts: Rollouts) -> Array:
-    """The number of tokens whose log-prob is not finite. From the sampler a NaN means that it is not known."""
-    wrong_PGT = ~jnp.isfinite(logprobs_PGT) | jnp.isinf(rollouts.logprobs_PGT)
-    return jnp.sum(wrong_PGT & rollouts.action_PGT, dtype=jnp.float32)
 
 
 @program(static_argnames=("algorithm", "shardings"), donate_argnames="state")
@@ -244,7 +235,7 @@ def descend(
     """
     value, sums, gradient = total
     norm = optax.tree.norm(jax.tree.map(lambda a: a.astype(jnp.float32), gradient))
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), state.step), minibatch)
+    key = key_of_step(state, minibatch)
     finite = jnp.isfinite(value) & jnp.isfinite(norm) & (sums[NONFINITE] == 0)
     finite &= _has_finite_step(algorithm, state, gradient, key)
     spike = finite & (norm > largest_norm)
@@ -253,10 +244,8 @@ def descend(
     before = algorithm.policy.trained(state.params), state.opt_state
     trained, opt_state = jax.lax.cond(taken, partial(stepped, algorithm.optimizer), _unchanged, *before, gradient, key)
     state = replace(state, step=state.step + steps, params=state.params | trained, opt_state=opt_state)
-    leaves, tree = jax.tree.flatten(state)
-    pinned = [_pinned(array, sharding) for array, sharding in zip(leaves, shardings[1], strict=True)]
     skipped = {"skipped_updates": ~taken, "skipped_spikes": spike}
-    return jax.tree.unflatten(tree, pinned), {"grad_norm": norm} | jax.tree.map(jnp.int32, skipped)
+    return pinned_state(state, shardings), {"grad_norm": norm} | jax.tree.map(jnp.int32, skipped)
 
 
 def _has_finite_step(algorithm: Algorithm, state: TrainState, gradient: Params, key: Array) -> Array:
@@ -290,11 +279,7 @@ def _unchanged(trained: Params, opt_state: Any, gradient: Params, key: Array) ->
 
 def _sharded(algorithm: Algorithm, shardings: Shardings, gradient: Params) -> Params:
     """A gradient sharded like the parameters of the state: left alone, the compiler might choose otherwise."""
-    return jax.tree.map(_pinned, gradient, algorithm.policy.trained(jax.tree.unflatten(*shardings).params))
-
-
-def _pinned(array: Array, sharding: Sharding) -> Array:
-    return jax.lax.with_sharding_constraint(array, sharding) if isinstance(sharding, NamedSharding) else array
+    return jax.tree.map(pinned, gradient, algorithm.policy.trained(jax.tree.unflatten(*shardings).params))
 
 
 def fixed_logprobs(algorithm: Algorithm, state: TrainState, rollouts: Rollouts) -> dict[str, Float[Array, "P G T"]]:

@@ -30,10 +30,8 @@ from grpo_jax.models.experts import Routing, load_balance, recorded, usage
 from grpo_jax.models.layer import Layer
 from grpo_jax.models.remat import DEFAULT_REMAT, INPUT, REMAT, check_remat
 from grpo_jax.models.rope import rotations
-from grpo_jax.models.rows import given_experts, joined, one_text, positions, reach
-from grpo_jax.structs import Params, Policy, Prompts
-
-AttendWithin = Callable[[int | None, Array, KeyValues], Array]  # a window, queries, and their row's keys and values
+from grpo_jax.models.rows import AttendWithin, JointRows, given_experts, joined, one_text, positions, put, reach
+from grpo_jax.structs import Layered, Params, Policy, Prompts
 
 
 def decoder_policy(
@@ -71,6 +69,7 @@ def _policy(
         serve=decoder.serve,
         max_positions=shape.max_positions,
         balanced=None if shape.experts is None else decoder.balanced,
+        layered=decoder.layered if shape.experts is None else None,
         experts=_experts if replay_experts else None,
     )
 
@@ -95,11 +94,6 @@ def _experts(cache: Any) -> list[Array]:
     """The experts in the cache of prompts or of responses, layer by layer."""
     layers = cache["key_values"] if isinstance(cache, dict) else cache
     return [layer.experts for layer in layers]
-
-
-def _put(ring: Any, new: Any, index: Array) -> Any:
-    """Ring buffers with the values of one position."""
-    return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, index, 3), ring, new)
 
 
 class _Decoder:
@@ -201,6 +195,29 @@ class _Decoder:
         keep: Callable[[KeyValues, Routing | None], Any],
         trunk_PG: Array | None = None,
     ) -> tuple[Array, Array, Any]:
+        rows = self._in_one_row(prompts, tokens_PGT, valid_PGT, start_PGT, trunk_PG)
+        experts_NP1Me = given_experts(prompts, experts_PGTNe)
+        x_P1MD, kept = self._layers(params, rows.tokens_P1M, rows.positions_P1M, rows.attend, keep, experts_NP1Me)
+        return *rows.divide(x_P1MD), kept
+
+    def layered(self, prompts: Prompts, tokens_PGT: Array, valid_PGT: Array, start_PGT: Array | None = None) -> Layered:
+        """What `respond` computes, layer by layer."""
+        rows = self._in_one_row(prompts, tokens_PGT, valid_PGT, start_PGT, None)
+        layer, kind_N = self._layer_of(rows.positions_P1M, rows.attend, _dropped)
+        kind_N = None if len(set(kind_N)) == 1 else jnp.array(kind_N)
+
+        def each(weights: Params, n: Array, x_P1MD: Array) -> Array:
+            return layer(x_P1MD, weights, None if kind_N is None else kind_N[n], None)[0]
+
+        return Layered(
+            begin=lambda params: self._embed(params, rows.tokens_P1M),
+            layer=each,
+            end=lambda params, x_P1MD: rows.divide(self._normalized(params, x_P1MD)),
+        )
+
+    def _in_one_row(
+        self, prompts: Prompts, tokens_PGT: Array, valid_PGT: Array, start_PGT: Array | None, trunk_PG: Array | None
+    ) -> JointRows:
         prompt_tokens_PL, prompt_valid_PL = jnp.asarray(prompts.tokens_PL), jnp.asarray(prompts.valid_PL)
         start_PGT = jnp.zeros(tokens_PGT.shape, jnp.int32) if start_PGT is None else start_PGT
         (P, G, T), L = tokens_PGT.shape, prompt_tokens_PL.shape[1]
@@ -218,11 +235,11 @@ class _Decoder:
             own_PHGTC = jnp.swapaxes(self._attend(window, responses_of(query_P1HMC), own, scope, prefix), 1, 2)
             return jnp.concatenate([prompt_P1HLC, own_PHGTC.reshape(P, 1, -1, G * T, query_P1HMC.shape[4])], axis=3)
 
+        def divide(x_P1MD: Array) -> tuple[Array, Array]:
+            return x_P1MD[:, 0, L - 1], x_P1MD[:, 0, L:].reshape(P, G, T, -1)
+
         positions_P1M = joined(positions(prompt_valid_PL), positions_PGT)
-        tokens_P1M = joined(prompt_tokens_PL, tokens_PGT)
-        experts_NP1Me = given_experts(prompts, experts_PGTNe)
-        x_P1MD, kept = self._layers(params, tokens_P1M, positions_P1M, attend_both, keep, experts_NP1Me)
-        return x_P1MD[:, 0, L - 1], x_P1MD[:, 0, L:].reshape(P, G, T, -1), kept
+        return JointRows(joined(prompt_tokens_PL, tokens_PGT), positions_P1M, attend_both, divide)
 
     def serve(self, params: Params) -> Params:
         """A copy of the parameters for sampling, in the dtype of the activations; its layers are a list."""
@@ -278,7 +295,7 @@ class _Decoder:
         for weights, span, shared, cached in zip(params["layers"], spans, prefix["key_values"], own, strict=True):
 
             def store(new: KeyValues, cached: KeyValues = cached) -> KeyValues:
-                return _put(cached._replace(experts=None), new if cached.key_scale is None else quantize(new), index)
+                return put(cached._replace(experts=None), new if cached.key_scale is None else quantize(new), index)
 
             def attend_cache(
                 query: Array, own: KeyValues, shared: KeyValues = shared, window: int | None = span.window
@@ -289,7 +306,7 @@ class _Decoder:
             layer = nnx.merge(self.graph, weights)
             x_PG1D, now, routing = layer(x_PG1D, cos_sin[span.rope], attend_cache, store)
             if cached.experts is not None and routing is not None:
-                now = now._replace(experts=_put(cached.experts, recorded(routing), index))
+                now = now._replace(experts=put(cached.experts, recorded(routing), index))
             caches.append(now)
         return self._normalized(params, x_PG1D[:, :, 0]), caches
 
@@ -324,7 +341,16 @@ class _Decoder:
         keep: Callable[[KeyValues, Routing | None], Any],
         experts_NPGTe: Array | None = None,
     ) -> tuple[Array, Any]:
-        """The rows after all layers and the last norm, and what `keep` returns of each layer.
+        """The rows after all layers and the last norm, and what `keep` returns of each layer."""
+        layer, kind_N = self._layer_of(positions_PGT, attend_rows, keep)
+        x_PGTD = self._embed(params, tokens_PGT)
+        x_PGTD, kept = self._each_layer(layer, x_PGTD, params["layers"], kind_N, experts_NPGTe)
+        return self._normalized(params, x_PGTD), kept
+
+    def _layer_of(
+        self, positions_PGT: Array, attend_rows: AttendWithin, keep: Callable[[KeyValues, Routing | None], Any]
+    ) -> tuple[Callable[..., tuple[Array, Any]], list[int]]:
+        """A layer as a function of rows, weights, its kind and its experts; and the kind of each layer.
 
         Layers may be of several kinds, and are one program: which kind a layer is goes through the scan as a number.
         """
@@ -347,10 +373,7 @@ class _Decoder:
             x_PGTD, own, routing = block(x_PGTD, cos_sin, attend_layer, _unchanged, experts_PGTe)
             return x_PGTD, keep(own, routing)
 
-        kind_N = [kinds.index(span) for span in self.shape.spans]
-        x_PGTD = self._embed(params, tokens_PGT)
-        x_PGTD, kept = self._each_layer(layer, x_PGTD, params["layers"], kind_N, experts_NPGTe)
-        return self._normalized(params, x_PGTD), kept
+        return layer, [kinds.index(span) for span in self.shape.spans]
 
     def _each_layer(
         self,

@@ -1,10 +1,25 @@
 """Rows of tokens: which positions they have, and what they may attend to."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from grpo_jax.models.attention import Scope
+from grpo_jax.models.attention import KeyValues, Scope
 from grpo_jax.structs import Prompts
+
+AttendWithin = Callable[[int | None, Array, KeyValues], Array]  # a window, queries, and their row's keys and values
+
+
+class JointRows(NamedTuple):
+    """A prompt and its responses as one row: its tokens, how they attend, and its hidden states in two again."""
+
+    tokens_P1M: Array
+    positions_P1M: Array
+    attend: AttendWithin
+    divide: Callable[[Array], tuple[Array, Array]]
 
 
 def positions(valid_PL: Array) -> Array:
@@ -39,3 +54,8 @@ def reach(window: int | None, index_PG: Array, age_S: Array, valid_PL: Array) ->
         mask_PG1S &= age_111S < window
         prefix_mask &= index_PG11 + L - jnp.arange(L)[None, None, None] < window
     return mask_PG1S, prefix_mask
+
+
+def put(ring: Any, new: Any, index: Array) -> Any:
+    """Ring buffers with the values of one position."""
+    return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, index, 3), ring, new)

@@ -17,7 +17,7 @@ from grpo_jax.devices.mesh import check_hosts, host_mesh, own_mesh, prompt_shard
 from grpo_jax.devices.sharding import check_experts, devices_per_group, fit, weight_shardings, with_shardings
 from grpo_jax.grpo import init
 from grpo_jax.learner.microbatches import Cut, cut
-from grpo_jax.learner.room import choices_of, needed_bytes, responses_that_fit
+from grpo_jax.learner.room import choices_for, needed_bytes, responses_that_fit
 from grpo_jax.learner.update import check_split
 from grpo_jax.models import Shape, decoder_policy, find_shape
 from grpo_jax.models.remat import DEFAULT_REMAT
@@ -67,8 +67,7 @@ class Case:
     @property
     def choices(self) -> list[int]:
         """The numbers of responses that a device can learn from at once, all of them first."""
-        P, whole_groups = self.settings.prompts // self.algorithm.minibatches, self.algorithm.compares_in_groups
-        return choices_of(P, self.sampler.responses, self.mesh, whole_groups)
+        return choices_for(self.algorithm, self.settings.prompts, self.sampler.responses, self.mesh)
 
     @property
     def responses_at_once(self) -> int:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 from grpo_jax import rounding
 from grpo_jax.algorithm import Algorithm
@@ -18,6 +19,7 @@ from grpo_jax.distribution import Distribution
 from grpo_jax.grpo import init
 from grpo_jax.learner import learn
 from grpo_jax.learner.logprobs import token_logprobs
+from grpo_jax.learner.update import check_split
 from grpo_jax.models import Model, decoder_policy, tiny
 from grpo_jax.models.decoder import Span
 from grpo_jax.models.rope import Rope
@@ -209,3 +211,43 @@ def test_gradients_by_layer_lead_where_a_whole_gradient_leads(model):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole.params, by_layer.params
     )  # of steps of 1e-3
+
+
+@pytest.mark.slow
+def test_by_layer_with_bytes_on_a_mesh_learns_as_on_one_device():
+    options = {"gradients": "by_layer", "optimizer": adamw(1e-3, 0, clip_norm=0.01, moments="int8")}
+    model = tiny(weights="bfloat16")
+    _, alone, expected = learned(model, **options)
+    _, divided, found = learned(model, Layout(1, 2, 2).mesh(jax.devices()[:4]), **options)
+    np.testing.assert_allclose(
+        [each["grad_norm"] for each in found], [each["grad_norm"] for each in expected], rtol=0.02
+    )
+    difference = jax.tree.map(lambda a, b: np.abs(np.float32(a) - np.float32(b)).mean(), alone.params, divided.params)
+    assert all(a < 1e-3 for a in jax.tree.leaves(difference))  # random bits are the same whatever the mesh
+    moment = divided.opt_state["layers"][1].inner_state[0].mu["layers"]["feedforward"]["gate_FD"]
+    assert moment.codes.dtype == jnp.int8 and moment.codes.sharding.spec == PartitionSpec(None, "tensor", "fsdp")
+
+
+def test_an_update_by_layer_that_is_not_finite_changes_no_bit():
+    algorithm = algorithm_with(tiny(), gradients="by_layer")
+    params = tiny().policy.init(KEY)
+    batch = batch_of(tiny().policy, params)
+    state = init(algorithm, params)
+    before = jax.tree.map(np.array, (state.params, state.opt_state))
+    for wrong in (replace(batch, advantages=batch.advantages.at[1, 2].set(jnp.nan)), batch):
+        spike = 1e-6 if wrong is batch else jnp.inf
+        state, metrics = learn(algorithm, state, wrong, spike)
+        assert float(metrics["skipped_updates"]) == 1 and float(metrics["skipped_spikes"]) == (wrong is batch)
+        jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, (state.params, state.opt_state)))
+    assert int(state.step) == 2
+
+
+def test_what_does_not_go_together_with_gradients_by_layer_is_refused():
+    with pytest.raises(ValueError, match=r"algorithm\.gradients by_layer is for models without experts"):
+        algorithm_with(replace(tiny(), policy=replace(tiny().policy, layered=None)), gradients="by_layer")
+    with pytest.raises(ValueError, match=r"algorithm\.gradients by_layer is for an optimizer whose steps are known"):
+        algorithm_with(tiny(), gradients="by_layer", optimizer=optax.adam(1e-3))
+    algorithm = algorithm_with(tiny(), gradients="by_layer", responses_at_once=2)
+    with pytest.raises(ValueError, match="responses_at_once must be at least the 8 of a minibatch"):
+        check_split(algorithm, P, G, None)
+    check_split(replace(algorithm, responses_at_once=8), P, G, None)

@@ -94,6 +94,7 @@ def balanced_logprobs(
         return rollouts.distribution(unembed(weights, hidden_PBwD), rows.position_PBW, seen_PBwV, rows.tokens_PBW)
 
     score = partial(_score, logits) if shards == 1 else _on_shards(partial(_score, logits))
+    weights = weights if shards == 1 else _wide(weights)  # their gradients are summed over devices
     scores = score(weights, hidden_nPBwD, rows_n, first_PGV)
     logprobs, entropy = (jnp.moveaxis(a_nPBw, 0, 2).reshape(P, B, -1)[:, :, :W] for a_nPBw in scores)
     return _in_responses(logprobs, rollouts, slots_PBW), _in_responses(entropy, rollouts, slots_PBW), balance
@@ -274,9 +275,9 @@ def _score_backward(logits: Callable[..., Array], saved: tuple, grads: tuple[Arr
     return total, _join_last(earlier_grads, last_grad_PBwD), *none
 
 
-def _wide(gradients: list[Array]) -> list[Array]:
-    """In float32, for sums of many."""
-    return [a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in gradients]
+def _wide(arrays: list[Array]) -> list[Array]:
+    """In float32, for sums."""
+    return [a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in arrays]
 
 
 def _split_last(chunks: Any) -> tuple[Any, Any]:

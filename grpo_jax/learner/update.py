@@ -29,7 +29,7 @@ from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.learner.losses import NONFINITE, loss_and_sums
 from grpo_jax.learner.microbatches import Cut, arrange, check_cut, choose, cut, put
 from grpo_jax.learner.packing import Microbatch
-from grpo_jax.learner.room import gradient_sums, responses_at_once
+from grpo_jax.learner.room import choices_for, gradient_sums, responses_at_once
 from grpo_jax.learner.states import Shardings, key_of_step, pinned, pinned_state, shardings_of
 from grpo_jax.metrics import describe_mismatch
 from grpo_jax.objectives import credit, next_coefficients
@@ -48,6 +48,8 @@ def check_batch(algorithm: Algorithm, rollouts: Rollouts) -> None:
 def check_split(algorithm: Algorithm, P: int, G: int | None, mesh: Mesh | None) -> None:
     """Refuses minibatches that do not divide P prompts, and dividing groups that the loss needs whole."""
     check_cut(P, G, algorithm.minibatches, mesh)
+    if G is not None and algorithm.gradients == "by_layer":
+        _check_at_once(algorithm, choices_for(algorithm, P, G, mesh)[0])
     if G is None or not algorithm.compares_in_groups:
         return
     how = cut(P, G, algorithm.minibatches, algorithm.responses_at_once, mesh)
@@ -60,6 +62,15 @@ def check_split(algorithm: Algorithm, P: int, G: int | None, mesh: Mesh | None) 
         raise ValueError(
             f"This objective compares responses of a group in its loss: responses_at_once must be at least the {G}"
             f" responses of a group; got {algorithm.responses_at_once}."
+        )
+
+
+def _check_at_once(algorithm: Algorithm, all_of_them: int) -> None:
+    if algorithm.responses_at_once is not None and algorithm.responses_at_once < all_of_them:
+        raise ValueError(
+            "Gradients that are applied layer by layer cannot be added up over microbatches: responses_at_once must be"
+            f" at least the {all_of_them} of a minibatch that each device learns from; got"
+            f" {algorithm.responses_at_once}. Leave it out, or ask fewer prompts, or more algorithm.minibatches."
         )
 
 

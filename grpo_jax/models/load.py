@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.models.decoder import Shape
 from grpo_jax.models.digest import digest_of
 from grpo_jax.models.hub import check, locate
-from grpo_jax.models.lora import Lora, adapted_policy, first_adapters, merged, read_lora
+from grpo_jax.models.lora import Lora, adapted_policy, first_adapters, merged, quantized, read_lora
 from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.remat import DEFAULT_REMAT, Remat
@@ -55,6 +55,7 @@ class Model:
 def load(
     name: str = "smollm2-135m-instruct",  # a directory, a GGUF file, org/name, a run, smollm2-135m-instruct, or tiny
     activations: Literal["auto", "float32", "bfloat16"] = "auto",  # auto: float32 on CPU, bfloat16 elsewhere
+    weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto",  # auto: float32, or as activations with lora
     remat: Remat = DEFAULT_REMAT,  # none computes nothing twice; see docs/training.md
     template: dict[str, Any]
     | None = None,  # of the chat template, e.g. {enable_thinking: false}; null: as a run had them
@@ -69,36 +70,35 @@ def load(
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(activations)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    options = (dtype, remat, replay_experts)
+    stored = storage(weights, dtype, settings)
+    options = {"activations": dtype, "remat": remat, "replay_experts": replay_experts, "weights": stored.weights}
     run = find_run(name)
     if run is None:
-        model = _load(name, template, *options)
-        return model if settings is None else with_adapters(model, settings)
-    return _load_run(run, template, settings, *options)
+        model = _load(name, template, **options)
+        return model if settings is None else with_adapters(model, settings, stored.int8)
+    return _load_run(run, template, settings, stored.int8, **options)
 
 
 def _load_run(
-    run: TrainedRun,
-    template: dict[str, Any] | None,
-    settings: Lora | None,
-    activations: DTypeLike,
-    remat: Remat,
-    replay_experts: bool,
+    run: TrainedRun, template: dict[str, Any] | None, settings: Lora | None, int8: bool, **options: Any
 ) -> Model:
     """The model of a run: its base, with the weights of one of its steps."""
     template = dict(run.template) if template is None else template
-    options = (template, activations, remat, replay_experts)
     try:
         below = find_run(run.base)
-        base = _load(run.base, *options) if below is None else _load_run(below, template, None, *options[1:])
+        if below is None:
+            base = _load(run.base, template, **options)
+        else:
+            base = _load_run(below, template, None, False, **options)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{run.path} was trained from {run.base}, which gives the tokenizer. {error}") from error
     origin = None if base.origin is None else replace(base.origin, run=run)
     if run.lora is None:
         model = replace(base, params=partial(read_weights, run, base.policy.shapes), origin=origin)
-        return model if settings is None else with_adapters(model, settings)
+        return model if settings is None else with_adapters(model, settings, int8)
     check_base(base, run.digest, str(run.path))
-    found = replace(with_adapters(base, read_lora(run.lora), partial(read_adapters, run)), origin=origin)
+    read = partial(read_adapters, run)
+    found = replace(with_adapters(base, read_lora(run.lora), int8, read), origin=origin)
     if settings is None:
         return with_adapters_added(found, base)
     if settings != found.lora:
@@ -109,19 +109,17 @@ def _load_run(
     return found
 
 
-def _load(
-    name: str, template: dict[str, Any] | None, activations: DTypeLike, remat: Remat, replay_experts: bool
-) -> Model:
+def _load(name: str, template: dict[str, Any] | None, **options: Any) -> Model:
     """The model of a name that is not that of a run."""
     if name == "tiny":
-        model = tiny(activations=activations, remat=remat, replay_experts=replay_experts)
+        model = tiny(**options)
         return model if template is None else replace(model, tokenizer=replace(model.tokenizer, template=template))
     directory = locate(name)
     check(directory)
     shape = read_shape(directory)
     tokenizer = load_tokenizer(directory, template)
     check_vocabulary(tokenizer, shape.vocabulary, directory)
-    policy = decoder_policy(shape, activations, remat, replay_experts=replay_experts)
+    policy = decoder_policy(shape, **options)
 
     def params(mesh: Mesh) -> Params:
         return load_weights(directory, policy.shapes, weight_shardings(policy.shapes, mesh))
@@ -131,23 +129,49 @@ def _load(
     return Model(policy, shape, tokenizer, params, Origin(base, directory))
 
 
-def with_adapters(model: Model, settings: Lora, read: Callable[[Params, Mesh], Params] | None = None) -> Model:
+class Storage(NamedTuple):
+    """How parameters are stored: the type of matrices, and whether those that may be adapted become int8."""
+
+    weights: DTypeLike
+    int8: bool
+
+
+def storage(weights: str, activations: DTypeLike, settings: Lora | None) -> Storage:
+    """How a model's parameters are stored. Those that are never trained need be no wider than activations."""
+    if weights == "int8" and settings is None:
+        raise ValueError(
+            "model.weights is int8, and such weights cannot be trained: train adapters beside them (model.lora), or"
+            " choose bfloat16."
+        )
+    if weights in ("auto", "int8"):
+        return Storage(jnp.dtype(jnp.float32 if settings is None else activations), weights == "int8")
+    return Storage(jnp.dtype(weights), False)
+
+
+def with_adapters(
+    model: Model, settings: Lora, int8: bool = False, read: Callable[[Params, Mesh], Params] | None = None
+) -> Model:
     """The model with its weights frozen, and adapters to train: new ones, or those that `read` gives for their shapes.
 
-    Where the weights are those of a run, this run is the base.
+    Where the weights are those of a run, this run is the base. With `int8` its matrices are.
     """
-    policy, base = adapted_policy(model.policy, settings), model.policy.shapes
+    policy, base = adapted_policy(model.policy, settings, int8), model.policy.shapes
 
     def params(mesh: Mesh) -> Params:
         shapes = policy.shapes["lora"]
         first = jax.jit(partial(first_adapters, base, settings), out_shardings=weight_shardings(shapes, mesh))
         adapters = first(jax.random.key(0)) if read is None else read(shapes, mesh)
-        return {"base": model.params(mesh), "lora": adapters}
+        return {"base": _in_int8(model.params(mesh), mesh) if int8 else model.params(mesh), "lora": adapters}
 
     origin = model.origin
     if origin is not None and origin.run is not None:
         origin = Origin(str(origin.run.path.absolute()) + f"@{origin.run.step}", origin.directory)
     return replace(model, policy=policy, params=params, origin=origin, lora=settings)
+
+
+def _in_int8(base: Params, mesh: Mesh) -> Params:
+    shardings = weight_shardings(jax.eval_shape(quantized, base), mesh)
+    return jax.jit(quantized, out_shardings=shardings, donate_argnums=0)(base)
 
 
 def with_adapters_added(model: Model, base: Model) -> Model:

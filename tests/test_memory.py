@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from grpo_jax import rounding
+from grpo_jax import optimizers, rounding
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.placing import place, place_prompts
@@ -251,3 +251,21 @@ def test_what_does_not_go_together_with_gradients_by_layer_is_refused():
     with pytest.raises(ValueError, match="responses_at_once must be at least the 8 of a minibatch"):
         check_split(algorithm, P, G, None)
     check_split(replace(algorithm, responses_at_once=8), P, G, None)
+
+
+def test_an_array_that_is_taken_in_pieces_moves_as_if_it_were_whole(monkeypatch):
+    params = {"a_ND": jax.random.normal(KEY, (12, 1024)), "b_D": jnp.ones(64)}
+    gradient = jax.tree.map(lambda a: a * 1e-3, params)
+    optimizer = adamw(1e-3, 0, clip_norm=1e6, moments="int8")
+
+    def after_one_step():
+        return stepped(optimizer, params, first_state(optimizer, params), gradient, KEY)
+
+    whole, state = after_one_step()
+    monkeypatch.setattr(optimizers, "PIECE", 2048)  # pieces of two rows
+    pieces, state_of_pieces = after_one_step()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), whole, pieces)  # the moments before were exact
+    near = partial(np.testing.assert_allclose, rtol=0.1)
+    moments = [optax.tree_utils.tree_get(each, "nu")["a_ND"] for each in (state, state_of_pieces)]
+    near(*map(rounding.decode, moments))
+    np.testing.assert_array_equal(moments[0].largest, moments[1].largest)

@@ -27,6 +27,7 @@ from grpo_jax.objectives import dapo
 from grpo_jax.optimizers import adafactor, adamw, first_state, stepped
 from grpo_jax.rollout import Sampler
 from grpo_jax.structs import Batch, Prompts, Rollouts
+from grpo_jax.training.checkpoint import Checkpoints, Keep
 
 KEY = jax.random.key(0)
 
@@ -242,7 +243,25 @@ def test_an_update_by_layer_that_is_not_finite_changes_no_bit():
     assert int(state.step) == 2
 
 
+@pytest.mark.slow
+def test_a_run_in_little_memory_goes_on_from_a_checkpoint_bit_by_bit(tmp_path):
+    algorithm = algorithm_with(tiny(weights="bfloat16"), optimizer=adamw(1e-3, 0, moments="int8"), gradients="by_layer")
+    params = algorithm.policy.init(KEY)
+    batch = batch_of(algorithm.policy, params)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", Keep(1))
+    state, _ = learn(algorithm, init(algorithm, params), batch)
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    restored = checkpoints.restore(1, jax.eval_shape(partial(init, algorithm), params))
+    checkpoints.close()
+    assert {a.dtype for a in jax.tree.leaves(restored)} >= {jnp.dtype(n) for n in ("bfloat16", "int8", "uint8")}
+    ends = [learn(algorithm, each, batch)[0] for each in (state, restored)]
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
 def test_what_does_not_go_together_with_gradients_by_layer_is_refused():
+    with pytest.raises(ValueError, match=r"model\.weights is float32 or bfloat16"):
+        tiny(weights="float16")
     with pytest.raises(ValueError, match=r"algorithm\.gradients by_layer is for models without experts"):
         algorithm_with(replace(tiny(), policy=replace(tiny().policy, layered=None)), gradients="by_layer")
     with pytest.raises(ValueError, match=r"algorithm\.gradients by_layer is for an optimizer whose steps are known"):

@@ -20,7 +20,7 @@ from grpo_jax.grpo import prepare, update
 from grpo_jax.hosts import ending, meeting, store
 from grpo_jax.hosts.codes import NOT_FINITE, STEP_FAILED, RunError
 from grpo_jax.hosts.signals import StopRequested, say
-from grpo_jax.learner.update import NONFINITE
+from grpo_jax.learner.losses import NONFINITE
 from grpo_jax.metrics import total_rewards
 from grpo_jax.models import Model
 from grpo_jax.rewards import Mix

@@ -35,6 +35,7 @@ _MODULE_OF = {
     "prepare": "grpo",
     "sample": "grpo",
     "score": "grpo",
+    "sft": "training",
     "step": "grpo",
     "tiny": "models",
     "token_logprobs": "learner",

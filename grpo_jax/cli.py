@@ -64,7 +64,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         if hasattr(arguments, "config"):  # before the command is imported, so that a mistake is shown at once
             path = find_config(arguments.config)
             sys.path.append(str(path.parent.absolute()))  # and a module beside the config
-            arguments.config = read(path, arguments.overrides)
+            sft = arguments.command == "sft" or getattr(arguments, "sft", False)
+            arguments.config = read(path, arguments.overrides, sft)
         silence_tpu_library()
         return importlib.import_module(f"grpo_jax.commands.{arguments.command}").run(arguments)
     except SystemExit as error:
@@ -133,7 +134,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
-    """The options of `grpo-jax train`."""
+    """The options of `grpo-jax train` and `grpo-jax sft`."""
     add_config(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this run")
     parser.add_argument("--strict", action="store_true", help="with --resume: a damaged checkpoint is an error")
@@ -311,6 +312,7 @@ def number(text: str) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train the model of a config", add_train),
+    "sft": ("train the model of a config on given answers: supervised fine-tuning", add_train),
     "checkpoint": ("list and verify the checkpoints of a run", add_checkpoint),
     "report": ("show a run as a page, or compare several", add_report),
     "watch": ("show a run in the terminal", add_watch),

@@ -9,7 +9,10 @@ from grpo_jax.config.values import ConfigError
 
 
 def build(config: Config) -> dict[str, Any]:
-    """The arguments of `grpo_jax.train`, as in `train(**build(read("some.yaml")))`."""
+    """The arguments of `grpo_jax.train`, as in `train(**build(read("some.yaml")))`.
+
+    Of a config that was read with `sft=True` they are those of a run on given answers.
+    """
     from grpo_jax.judges import Judge, ModelJudge
     from grpo_jax.models import Model
     from grpo_jax.objectives import Objective
@@ -39,6 +42,9 @@ def build(config: Config) -> dict[str, Any]:
         teacher=teacher,
         judge=(judge.policy, judge.params) if isinstance(judge, ModelJudge) else None,
     )
+    if config.sft is not None:
+        answers = None if config.answers is None else built(config.answers, Task)
+        task, algorithm = config.sft.build().parts(model, task, algorithm, answers)
     return {
         "model": model,
         "task": task,

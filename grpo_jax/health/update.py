@@ -3,7 +3,7 @@
 from itertools import pairwise
 from statistics import fmean, median
 
-from grpo_jax.health.seen import Seen, known, share
+from grpo_jax.health.seen import Seen, is_step, known, share
 
 
 def no_gradient(seen: Seen) -> str | None:
@@ -35,7 +35,7 @@ def no_learning_rate(seen: Seen) -> str | None:
             f"the learning rate was 0 in the last {seen.limits.recent} steps, so nothing is learned: look at the"
             " schedule of the optimizer, and at optimizer.learning_rate."
         )
-    whole = known([row for row in seen.history if "reward" in row], "learning_rate")
+    whole = known([row for row in seen.history if is_step(row)], "learning_rate")
     ended = bool(seen.history) and seen.history[-1].get("step") == seen.setup.steps
     if not ended or len(whole) < 3 or any(late <= early for early, late in pairwise(whole)):
         return None

@@ -9,6 +9,7 @@ _MODULE_OF = {
     "Settings": "session",
     "Trained": "loop",
     "finish": "loop",
+    "sft": "supervised",
     "start": "loop",
     "train": "loop",
 }

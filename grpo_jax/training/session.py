@@ -125,7 +125,8 @@ def assemble(
     check_split(algorithm, settings.prompts, engine.responses, mesh)
     train, held_out_examples = _fitted(task, model, settings)
     _check_sizes(algorithm, settings, len(train))
-    for kind, examples in {"training": train, "held-out": held_out_examples}.items():
+    scored = {"training": train if algorithm.objective.needs_rewards else (), "held-out": held_out_examples}
+    for kind, examples in scored.items():
         check_rewards(algorithm, model, kind, examples)
     questions = Questions(train, model, settings.max_prompt_tokens)
     engine.check(model.policy, jax.tree.map(lambda a: a[: settings.prompts], questions.prompts))

@@ -174,6 +174,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--topology", help="a slice: v5e-8 (or v5litepod-8), v6e-4, v5p-8, v4-8, ...")
     where.add_argument("--memory", metavar="SIZE", help="of one device of any kind, e.g. 24GiB: an estimate")
+    parser.add_argument("--sft", action="store_true", help="what `grpo-jax sft` needs, in place of `grpo-jax train`")
     add_json(parser)
 
 

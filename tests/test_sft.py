@@ -12,6 +12,7 @@ import pytest
 from test_models import GOLDEN, ONE, load_golden
 from test_text import CHATML, END, END_OF_TEXT, EOS, START, TROUBLE, save_tokenizer
 
+import grpo_jax as gj
 from grpo_jax import grpo
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.cli import main
@@ -332,8 +333,9 @@ sft:
   max_tokens: 32
   run: {name: warm}
   optimizer: {learning_rate: 1e-2, warmup_steps: 1}
-  train: {steps: 4}
-"""
+  train: {steps: 4, resample: 3}
+objective: distillation
+"""  # an objective without its teacher, and asking again: sft looks at neither
 
 
 @pytest.fixture(scope="module")
@@ -385,10 +387,13 @@ def test_the_loss_of_held_out_answers_is_the_mean_over_their_tokens(warm, config
     np.testing.assert_allclose(warm.metrics()[0]["eval/loss"], total / tokens, rtol=1e-5)
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(warm, config):
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights_also_from_python(warm, config):
     assert main(["sft", str(config), "run.name=halves", "train.steps=2"]) == 0
-    assert main(["sft", str(config), "run.name=halves", "--resume"]) == 0
-    halves = RunDirectory(config.parent / "halves")
+    optimizer = "optimizer={learning_rate: 1e-2, warmup_steps: 1}"
+    parts = build(read(config, ["run.name=halves", "train.steps=4", "train.resample=3", "objective=dapo", optimizer]))
+    trained = gj.sft(**parts | {"config": ""}, supervised=Supervised(max_tokens=32), resume=True)
+    assert trained.complete
+    halves = RunDirectory(trained.path)
     jax.tree.map(np.testing.assert_array_equal, weights_of(halves.path, 4), weights_of(warm.path, 4))
     assert [row["loss"] for row in halves.metrics()[1:]] == [row["loss"] for row in warm.metrics()[1:]]
 

@@ -43,6 +43,7 @@ class Limits:
     length_fell: float = 0.1  # fraction of the start
     empty: float = 1.05  # tokens a response, its end token included
     clipped: float = 0.5  # fraction of all tokens
+    loss_rose: float = 1.05  # times the lowest loss of held-out answers
     spike: float = 50.0  # times the median gradient norm
     straggler: float = 4.0  # times the median time of a step
     straggler_seconds: float = 5.0  # above the median; a shorter delay costs nothing

@@ -57,6 +57,23 @@ def clipping(seen: Seen) -> str | None:
     )
 
 
+def learned_by_heart(seen: Seen) -> str | None:
+    """The loss of held-out answers rises, and that of the answers that are learned does not."""
+    losses = [(row["step"], row["eval/loss"]) for row in seen.history if row.get("eval/loss") is not None]
+    trained = seen.last("loss", seen.limits.recent)
+    if len(losses) < 4 or not trained:
+        return None
+    step, best = min(losses[:-2], key=lambda pair: pair[1])
+    after = min(loss for _, loss in losses[-2:])
+    if after < seen.limits.loss_rose * best or fmean(trained) > best:
+        return None
+    return (
+        f"the loss of held-out answers rises ({best:.3g} at step {step} -> {losses[-1][1]:.3g}) while that of the"
+        f" answers that are learned is {fmean(trained):.3g}: they are learned by heart. Learn more examples, lower"
+        f" optimizer.learning_rate, or end at step {step} (train.steps)."
+    )
+
+
 def spike(seen: Seen) -> str | None:
     """The norm of the gradient is far above what it usually is."""
     *norms, last = seen.last("grad_norm", 2 * seen.limits.before) or [0.0]

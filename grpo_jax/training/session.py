@@ -166,7 +166,7 @@ def _check_sizes(algorithm: Algorithm, settings: Settings, examples: int) -> Non
     G, T = algorithm.engine.responses, longest_response(algorithm.engine)
     if G is None:
         return
-    if settings.resample > 1 and G == 1:
+    if settings.resample > 1 and G == 1 and algorithm.objective.needs_rewards:
         raise ValueError(
             "train.resample samples until the responses to a prompt differ in reward, so it needs at least 2 of them;"
             " got 1. Raise rollout.responses, or leave out train.resample."

@@ -16,6 +16,7 @@ from grpo_jax.algorithm import Algorithm
 from grpo_jax.models import Model
 from grpo_jax.models.answered import answered
 from grpo_jax.models.templates import sentence
+from grpo_jax.objectives import Objective
 from grpo_jax.objectives.presets import likelihood
 from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.rewards.example import Example, Message
@@ -39,6 +40,11 @@ class Supervised:
     def __post_init__(self) -> None:
         check_range("sft.max_tokens", self.max_tokens, least=1, most=WHOLE)
 
+    @property
+    def objective(self) -> Objective:
+        """The likelihood of the answers."""
+        return likelihood(self.weighting)
+
     def parts(
         self, model: Model, task: Task, algorithm: Algorithm, answers: Task | None = None
     ) -> tuple[Task, Algorithm]:
@@ -53,8 +59,8 @@ class Supervised:
         known = [each for each in [*train, *held_out] if isinstance(each, Answered)]
         longest = bucket(max(len(each.tokens_T) for each in known))
         engine = GivenAnswers(algorithm.engine, min(longest, self.max_tokens))
-        objective = likelihood(self.weighting)
-        return replace(task, train=train, held_out=held_out), replace(algorithm, sample=engine, objective=objective)
+        changed = replace(algorithm, sample=engine, objective=self.objective, teacher=None)
+        return replace(task, train=train, held_out=held_out), changed
 
     def _held_out(self, example: Example, model: Model) -> Example:
         """A held-out example with its answer, if it has one; the greedy answer to it is scored in any case."""

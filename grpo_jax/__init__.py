@@ -23,6 +23,7 @@ _MODULE_OF = {
     "RunDirectory": "training",
     "Sampler": "rollout",
     "Settings": "training",
+    "Supervised": "training",
     "Task": "tasks",
     "TrainState": "structs",
     "adafactor": "optimizers",

@@ -7,6 +7,7 @@ _MODULE_OF = {
     "Run": "record",
     "RunDirectory": "record",
     "Settings": "session",
+    "Supervised": "supervised",
     "Trained": "loop",
     "finish": "loop",
     "sft": "supervised",

@@ -133,6 +133,17 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDES)
 
 
+def add_sft(parser: argparse.ArgumentParser) -> None:
+    """Whether the config is that of `grpo-jax sft`."""
+    parser.add_argument("--sft", action="store_true", help="of `grpo-jax sft`, in place of `grpo-jax train`")
+
+
+def add_shown(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax config`."""
+    add_config(parser)
+    add_sft(parser)
+
+
 def add_train(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax train` and `grpo-jax sft`."""
     add_config(parser)
@@ -174,7 +185,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--topology", help="a slice: v5e-8 (or v5litepod-8), v6e-4, v5p-8, v4-8, ...")
     where.add_argument("--memory", metavar="SIZE", help="of one device of any kind, e.g. 24GiB: an estimate")
-    parser.add_argument("--sft", action="store_true", help="what `grpo-jax sft` needs, in place of `grpo-jax train`")
+    add_sft(parser)
     add_json(parser)
 
 
@@ -317,7 +328,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "checkpoint": ("list and verify the checkpoints of a run", add_checkpoint),
     "report": ("show a run as a page, or compare several", add_report),
     "watch": ("show a run in the terminal", add_watch),
-    "config": ("show a config with every default filled in", add_config),
+    "config": ("show a config with every default filled in", add_shown),
     "plan": ("show what a config needs on a TPU slice or another device, without one", add_plan),
     "data": ("show the prompts of a config, and what its rewards give for known answers", add_data),
     "objectives": ("list the objectives that can be trained with", add_objectives),

@@ -425,6 +425,15 @@ def test_sections_inside_of_sft_count_for_it_alone(config):
     assert sft_config.train.arguments["evaluate_every"] == 2
 
 
+def test_its_config_and_what_it_needs_can_be_shown(config, capsys):
+    assert main(["config", str(config), "--sft"]) == 0
+    assert "steps: 4" in capsys.readouterr().out
+    assert main(["config", str(config)]) == 0
+    assert "sft:" not in capsys.readouterr().out
+    assert main(["plan", "gsm8k_qwen3_0.6b", "sft.max_tokens=512", "--sft", "--memory", "16GiB"]) == 0
+    assert "1 responses of 512; a device learns from 8 responses at once" in capsys.readouterr().out
+
+
 def test_a_config_of_sft_is_written_as_it_is_read(config, tmp_path):
     found = read(config, ["answers={use: kept, run: runs/a}"], sft=True)
     (tmp_path / "written.yaml").write_text(render(found))

@@ -64,12 +64,14 @@ class Supervised:
 
     def _held_out(self, example: Example, model: Model) -> Example:
         """A held-out example with its answer, if it has one; the greedy answer to it is scored in any case."""
-        has_text = bool(example.answer.strip()) if self.answer is None else self.answer in example.columns
-        return self._answered(example, model, "last") if has_text else example
+        return example if self._text(example) is None else self._answered(example, model, "last")
 
     def _answered(self, example: Example, model: Model, turns: str) -> Answered:
         """The example with the tokens to learn. An error names the place of the example."""
-        prompt, said = _divided(example.prompt, self._text(example), turns)
+        text = self._text(example)
+        if text is None:
+            raise self._lacking(example)
+        prompt, said = _divided(example.prompt, text, turns)
         try:
             found = answered(model.tokenizer, prompt, said)
         except ValueError as error:
@@ -83,16 +85,16 @@ class Supervised:
             ended=len(found.ids) <= count,
         )
 
-    def _text(self, example: Example) -> str:
-        """The text that is learned."""
+    def _text(self, example: Example) -> str | None:
+        """The text that is learned; None where there is none."""
         text: Any = example.answer if self.answer is None else example.columns.get(self.answer)
-        if isinstance(text, int | float) and not isinstance(text, bool):
-            text = str(text)
-        if isinstance(text, str) and text.strip():
-            return text
+        text = str(text) if isinstance(text, int | float) and not isinstance(text, bool) else text
+        return text if isinstance(text, str) and text.strip() else None
+
+    def _lacking(self, example: Example) -> ValueError:
         what = "no answer" if self.answer is None else f"no text in column {self.answer!r}"
         others = ", ".join(name for name, value in example.columns.items() if isinstance(value, str)) or "none"
-        raise ValueError(
+        return ValueError(
             f"{example.label}: there is {what} to learn. Name the column that has it in sft.answer (columns with text:"
             f" {others}), or leave the example out."
         )

@@ -24,6 +24,7 @@ from grpo_jax.rollout.given import Answered, GivenAnswers
 from grpo_jax.structs import bucket
 from grpo_jax.tasks import Task
 from grpo_jax.training.loop import Trained, train
+from grpo_jax.training.session import Settings
 
 MOST_CUT = 0.5  # of the answers that are learned
 
@@ -104,7 +105,7 @@ def sft(
     model: Model,
     task: Task,
     algorithm: Algorithm,
-    settings: Any,
+    settings: Settings,
     *,
     answers: Task | None = None,
     supervised: Supervised | None = None,

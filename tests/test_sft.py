@@ -311,13 +311,13 @@ def test_the_best_answers_of_a_run_are_kept(tmp_path):
     assert found() == [("a", "later"), ("c", "best")]
     assert found(best=None) == [("a", "later"), ("a", "good "), ("c", "best"), ("c", "fine")]
     assert found(least=1.5) == [("c", "best")]
-    assert found(steps=(1, 1)) == [("a", "good")]
+    assert found(of_steps=(1, 1)) == [("a", "good")]
     assert kept(str(tmp_path)).train[0].columns == {"answer": "4", "reward": 1.0, "step": 2}
     assert kept(str(tmp_path)).train[0].source == f"{tmp_path}, step 2"
     with pytest.raises(ValueError, match=r"of the 7 with a reward the highest earned 2. Lower answers.least"):
         found(least=3.0)
     with pytest.raises(ValueError, match="it has those of steps 1 to 3"):
-        found(steps=(7, 9))
+        found(of_steps=(7, 9))
     with pytest.raises(FileNotFoundError, match="no such folder"):
         kept(str(tmp_path / "none"))
 

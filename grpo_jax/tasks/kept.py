@@ -17,7 +17,7 @@ def kept(
     run: str,  # directory of a run, whose answers of training are read
     least: float = 1.0,  # reward, from which on an answer is taken
     best: int | None = 1,  # answers to each prompt, those with the highest reward and of them the last; null: all
-    steps: tuple[int, int] | None = None,  # first and last step whose answers are read; null: all steps
+    of_steps: tuple[int, int] | None = None,  # first and last step whose answers are read; null: all steps
 ) -> Task:
     """The prompts of a run with its own best answers. An answer that was cut off is none, and equal ones count once.
 
@@ -26,13 +26,13 @@ def kept(
     check_range("answers.least", least)
     if best is not None:
         check_range("answers.best", best, least=1, most=WHOLE)
-    rows = list(_rows(Path(run).expanduser(), steps))
+    rows = list(_rows(Path(run).expanduser(), of_steps))
     good = [row for row in rows if row["reward"] >= least and not row.get("truncated") and row["completion"].strip()]
     if not good:
         highest = max((row["reward"] for row in rows), default=0.0)
         raise ValueError(
             f"{run} has no answer with a reward of at least {least:g} that was not cut off: of the {len(rows)} with a"
-            f" reward the highest earned {highest:g}. Lower answers.least, or read other steps (answers.steps)."
+            f" reward the highest earned {highest:g}. Lower answers.least, or read other steps (answers.of_steps)."
         )
     prompts: dict[str, list[Mapping[str, Any]]] = {}
     for row in good:
@@ -51,7 +51,7 @@ def _rows(path: Path, steps: tuple[int, int] | None) -> Iterator[dict[str, Any]]
     chosen = [step for step in found if first <= step <= last]
     if not chosen:
         there = f"it has those of steps {found[0]} to {found[-1]}" if found else "it has none at all"
-        raise ValueError(f"{path} has no answers of the steps that answers.steps names: {there}.")
+        raise ValueError(f"{path} has no answers of the steps that answers.of_steps names: {there}.")
     for step in chosen:
         for row in run.answers(step):
             if isinstance(row.get("reward"), int | float) and isinstance(row.get("completion"), str):

@@ -29,7 +29,6 @@ FREE = (
     "run.",  # what ends in a dot is a whole section
     "mesh.",
     "task.",  # the examples that it gives are compared instead
-    "answers.",
     "held-out data",
     "evaluation.",
     "train.steps",

@@ -52,7 +52,7 @@ def _for_sampling(case: Case, figures: dict[str, Any]) -> Saved:
     found: Saved = {}
     if sampler.max_tokens > 1:
         saved = caches * sampler.responses / (2 * sampler.responses + 1)
-        found[f"rollout.max_tokens={sampler.max_tokens // 2}"] = saved
+        found[f"{case.longest}={sampler.max_tokens // 2}"] = saved
     if not sampler.int8_cache:
         found["rollout.int8_cache=true"] = caches / 2
     held, fewer = case.sampled[0], _half_of_the_prompts(case)
@@ -76,7 +76,7 @@ def _for_learning(case: Case, figures: dict[str, Any], learned: dict[int, Phase]
     temporary = learned[now].temporary or case.slice.chip.memory  # the compiler does not say by how much it failed
     found = _for_microbatches(case, learned)
     if sampler.max_tokens > 1:
-        found[f"rollout.max_tokens={sampler.max_tokens // 2}"] = temporary / 2
+        found[f"{case.longest}={sampler.max_tokens // 2}"] = temporary / 2
     tokens = now * (case.length / sampler.responses + sampler.max_tokens)
     if case.algorithm.gradients == "whole" and case.algorithm.policy.layered is not None:
         gradient = figures["weights_bytes"]

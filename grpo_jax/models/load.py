@@ -128,8 +128,8 @@ def _load_run(
     if run.lora is None:
         origin = None if base.origin is None else replace(base.origin, run=run)
         return replace(base, params=partial(read_weights, run, base.policy.shapes), origin=origin), None
-    check_base(base, run.digest, str(run.path))
     model = with_adapters(base, read_lora(run.lora), partial(read_adapters, run))
+    check_base(model, run.digest, str(run.path))
     return replace(model, origin=None if model.origin is None else replace(model.origin, run=run)), base
 
 
@@ -143,10 +143,10 @@ def _load_adapter(
         base = _load_whole(folder.base, template, activations, remat, replay_experts)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{directory} is an adapter of {folder.base}. {error}") from error
-    check_base(base, folder.digest, str(directory))
     source = None if base.origin is None else base.origin.directory
     settings, read = adapters_in(folder, base.policy.shapes, stored_names(source, folder.shapes))
     model = with_adapters(base, settings, read)
+    check_base(model, folder.digest, str(directory))
     return replace(model, origin=None if model.origin is None else replace(model.origin, adapter=directory)), base
 
 
@@ -229,10 +229,10 @@ def base_digest(model: Model) -> str:
     return model.origin.base if directory is None else digest_of(directory)
 
 
-def check_base(base: Model, digest: str, whose: str) -> None:
-    """Refuses adapters that belong to other weights."""
-    if digest and (found := base_digest(base)) != digest:
-        name = "" if base.origin is None else base.origin.base
+def check_base(model: Model, digest: str, whose: str) -> None:
+    """Refuses adapters that belong to other weights than those of the model's base."""
+    if digest and (found := base_digest(model)) != digest:
+        name = "" if model.origin is None else model.origin.base
         raise ValueError(
             f"The adapters in {whose} were trained on other weights than {name} has now: its digest is {found}, theirs"
             f" {digest}. Put back the model that they were trained on, or train new ones."

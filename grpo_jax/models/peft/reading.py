@@ -80,13 +80,21 @@ def read_folder(directory: Path) -> PeftFolder:
     with safe_open(file, framework="np") as tensors:
         shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
         metadata = tensors.metadata() or {}
-    ours = json.loads(metadata.get(OURS, "{}"))
+    ours = _ours(file, metadata.get(OURS, "{}"))
     base, known = config["base_model_name_or_path"], str(ours.get("base", ""))
     base = known if hub_name(known) == base else base
     if is_adapter(Path(base).expanduser()):
         raise ValueError(f"{directory} is an adapter of {base}, which is an adapter itself. {WHOLE}")
     shapes = {name.removeprefix(PREFIX): shape for name, shape in shapes.items()}
     return PeftFolder(directory, config, shapes, base, str(ours.get("digest", "")), tuple(ours.get("targets", ())))
+
+
+def _ours(file: Path, text: str) -> dict[str, Any]:
+    """What an export of this library says beside PEFT's config."""
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file}: its metadata {OURS} cannot be read ({error}). {AGAIN}") from error
 
 
 def _check_config(file: Path, config: Mapping[str, Any]) -> None:
@@ -194,7 +202,7 @@ def _check_whole(folder: PeftFolder, held: Mapping[Any, Held], base: Params, tar
 
 def _divisor(folder: PeftFolder, rank: int) -> float:
     """What alpha is divided by: the rank, or its square root (rsLoRA, arXiv:2312.03732)."""
-    return math.sqrt(rank) if folder.config.get("use_rslora", False) else rank
+    return math.sqrt(rank) if folder.config.get("use_rslora", False) else float(rank)
 
 
 def _factor(folder: PeftFolder, module: str, rank: int) -> float:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 import grpo_jax as gj
 from grpo_jax.cli import main
 from grpo_jax.devices.sharding import weight_shardings
-from grpo_jax.models import find_shape
+from grpo_jax.models import find_shape, hub
 from grpo_jax.models.load import Model, Origin
 from grpo_jax.models.lora import INPUTS, Lora, merged
 from grpo_jax.models.model_config import read_shape
@@ -34,6 +34,7 @@ BASES = {
     "phi3": ("phi3", UNTIED | {"rope_scaling": None, "rope_theta": 1e4}),
     "glm4": ("glm4", {}),
     "qwen2_moe": ("qwen2_moe", {}),
+    "gemma3": ("gemma3_text", {}),
 }
 CASES = {  # a base, and which of its weights are adapted
     "llama": ("llama", "all"),
@@ -63,7 +64,7 @@ def write_base(name: str, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bases")
-    return {name: write_base(name, folder) for name in BASES}
+    return {name: write_base(name, folder) for name in sorted({base for base, _ in CASES.values()})}
 
 
 def stirred(params: dict) -> dict:
@@ -197,6 +198,45 @@ def test_ranks_that_are_filled_up_stay_as_they_are_when_they_are_trained(bases, 
     assert all(np.abs(a).max() > 0 for a in query.values())
     np.testing.assert_array_equal(query["lora_a_AD"][:, 2:], 0)
     np.testing.assert_array_equal(query["lora_b_HCA"][..., 2:], 0)
+
+
+def test_adapters_of_a_model_with_other_parts_are_those_of_its_language_model(tmp_path):
+    """In Gemma-3 with its vision part, whose modules have the same last names: transformers 5 names them so."""
+    text = write_base("gemma3", tmp_path)
+    base = shutil.copytree(text, tmp_path / "base")
+    config = json.loads((text / "config.json").read_text())
+    config = {"model_type": "gemma3", "text_config": config, "architectures": ["Gemma3ForConditionalGeneration"]}
+    (base / "config.json").write_text(json.dumps(config))
+    named = {f"language_model.{name}": array for name, array in tensors(text).items()}
+    save_file(named | {"vision_tower.patch.weight": np.ones((2, 2), np.float32)}, base / "model.safetensors")
+    lora = {"rank": 2, "targets": ["query"]}
+    model = gj.load(str(base), lora=lora)
+    params = stirred(model.params(ONE))
+    out = gj.export(model, params, tmp_path / "adapter", adapter=True)
+    modules = [f"model.language_model.layers.{n}.self_attn.q_proj" for n in range(3)]
+    assert json.loads((out / "adapter_config.json").read_text())["target_modules"] == modules
+    ours = {f"base_model.model.{module}.lora_{which}.weight" for module in modules for which in "AB"}
+    assert tensors(out).keys() == ours
+    jax.tree.map(np.testing.assert_array_equal, gj.load(str(out), lora=lora).params(ONE), params)
+    older = {name.replace("model.language_model.", "language_model.model."): a for name, a in tensors(out).items()}
+    save_file(older, out / "adapter_model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, gj.load(str(out), lora=lora).params(ONE), params)
+
+
+def test_an_adapter_comes_from_the_hub_and_the_embedded_model_is_known_by_its_name_there(bases, tmp_path, monkeypatch):
+    adapter = write_peft(bases["llama"], tmp_path / "adapter", ATTENTION)
+    monkeypatch.setattr(hub, "_download", lambda repository, local_files_only: adapter)
+    wanted = gj.load(str(adapter)).params(ONE)
+    jax.tree.map(np.testing.assert_array_equal, gj.load("someone/adapter").params(ONE), wanted)
+    monkeypatch.setattr(hub.smollm2, "fetch", lambda: bases["llama"])
+    model = gj.load("smollm2-135m-instruct", lora={"rank": 2})
+    out = gj.export(model, model.params(ONE), tmp_path / "out", adapter=True)
+    named = json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert (
+        'AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")' in (out / "README.md").read_text()
+    )
+    assert gj.load(str(out)).origin.base == "smollm2-135m-instruct"
 
 
 def run_of_adapters(base: str, folder: Path) -> tuple[Path, Model, dict]:

@@ -1,13 +1,15 @@
 """Everything that a step of GRPO is made of, and the checks that need more than one of its parts."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import optax
 
 from grpo_jax.objectives import Objective
+from grpo_jax.optimizers import FiniteSteps
 from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.rewards import Mix, as_mix
 from grpo_jax.rollout import Engine, as_engine
@@ -26,6 +28,7 @@ class Algorithm:
     optimizer: optax.GradientTransformation
     minibatches: int = 1  # optimiser steps for each batch of rollouts
     responses_at_once: int | None = None  # that each device learns from at once; null: as many as its memory holds
+    gradients: Literal["whole", "by_layer"] = "whole"  # by_layer: none is ever whole; see docs/memory.md
     reward_seconds: float | None = 600.0  # that scoring a step's responses may take; null: no limit
     load_balancing: float = 0.0  # coefficient of the load-balancing loss of a model with experts, e.g. 0.001
     teacher: tuple[Policy, Params] | None = None  # whose log-probs an objective with distillation follows
@@ -51,8 +54,23 @@ class Algorithm:
                 f"algorithm.load_balancing is {self.load_balancing}, and this model has no experts to balance: leave it"
                 " out, or use a model with experts."
             )
+        if self.gradients == "by_layer":
+            self._check_by_layer()
         if self.reward_seconds is not None:
             check_range("algorithm.reward_seconds", self.reward_seconds, above=0, most=WHOLE)
+
+    def _check_by_layer(self) -> None:
+        """Refuses what does not go together with gradients that are applied layer by layer."""
+        if self.policy.layered is None or self.policy.frozen:
+            raise ValueError(
+                "algorithm.gradients by_layer is for models without experts of which every parameter is trained: take"
+                " whole for this one."
+            )
+        if not isinstance(self.optimizer, FiniteSteps):
+            raise ValueError(
+                "algorithm.gradients by_layer is for an optimizer whose steps are known to be finite before they are"
+                " taken: adamw or adafactor of grpo_jax, with the usual settings. Take whole for another."
+            )
 
     @cached_property
     def engine(self) -> Engine:
@@ -63,6 +81,11 @@ class Algorithm:
     def mix(self) -> Mix:
         """The rewards with their weights. It learns once which criteria they have, so there is one for all steps."""
         return as_mix(self.reward)
+
+    @property
+    def clip_norm(self) -> float:
+        """The norm that a gradient is scaled down to, where the optimiser tells; infinity where it does not."""
+        return self.optimizer.clip_norm if isinstance(self.optimizer, FiniteSteps) else math.inf
 
     @property
     def compares_in_groups(self) -> bool:

@@ -35,6 +35,7 @@ from grpo_jax.algorithm import Algorithm
 from grpo_jax.learner import check_batch, compare, fixed_logprobs, follow, learn
 from grpo_jax.metrics import describe, with_logged
 from grpo_jax.objectives import first_coefficients
+from grpo_jax.optimizers import first_state
 from grpo_jax.rollout import answer
 from grpo_jax.scoring import EarlyScoring, Rewards, score_rollouts, scored
 from grpo_jax.structs import Batch, Metrics, Params, Prompts, Rollouts, TrainState
@@ -47,7 +48,10 @@ def init(algorithm: Algorithm, params: Params) -> TrainState:
     """The state before the first update, which frees `params`; a reference policy is a copy of them."""
     trained = algorithm.policy.trained(params)
     reference = jax.tree.map(jnp.copy, trained) if algorithm.objective.needs_reference else None
-    opt_state, coefficients = algorithm.optimizer.init(trained), first_coefficients(algorithm.objective)
+    opt_state, coefficients = (
+        first_state(algorithm.optimizer, trained, algorithm.gradients),
+        first_coefficients(algorithm.objective),
+    )
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, reference, coefficients)
 
 

@@ -1,54 +1,74 @@
-"""The optimisers: optax's AdamW or Adafactor after gradient clipping, with a linear warm-up."""
+"""The optimisers: optax's AdamW or Adafactor after gradient clipping, with a linear warm-up.
 
-from typing import Literal
+Whatever the type of the parameters, an optimiser computes in float32 (`first_state`, `stepped`). Parameters in bfloat16
+are then rounded at random: to nearest, most updates would be lost.
+"""
 
+import math
+from typing import Any, Literal
+
+import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
+from jax.typing import DTypeLike
 
 from grpo_jax.ranges import WHOLE, check_range
+from grpo_jax.rounding import Bytes, decode, encode, to_bfloat16
+from grpo_jax.structs import Params
 
+RATE = 1e-6  # for all weights
+FEW = 4096  # an array of fewer numbers has moments in float32
+LAYERS = "layers"  # the name of the parameters that are stacked by layer
 LARGEST_SQUARED = 1e15  # the sum of squares of so large a gradient is far from the end of float32
 
 
-class FiniteSteps(optax.GradientTransformation):
+class FiniteSteps(optax.GradientTransformationExtraArgs):
     """An optimiser whose steps are finite, as follows from its settings, if the gradient is and the rate is at most 1.
 
-    The learner need not look at every weight and moment that these steps lead to.
+    The learner need not look at every weight and moment that these steps lead to. A gradient with a norm above
+    `clip_norm` is scaled down to it; all else is done to each array by itself, so that a step may be taken in parts.
     """
+
+    clip_norm: float = math.inf
 
 
 def adamw(
-    learning_rate: float = 1e-6,
+    learning_rate: float | None = None,  # null: 1e-6, and ten times that where only adapters are trained
     warmup_steps: int = 10,  # optimiser steps over which the rate rises from near zero; constant afterwards
     clip_norm: float = 1.0,  # largest norm of the gradient, over all parameters; larger ones are scaled down
     b1: float = 0.9,
     b2: float = 0.95,
     epsilon: float = 1e-8,
     weight_decay: float = 0.0,
-    moments: Literal[
-        "float32", "bfloat16"
-    ] = "float32",  # type of the mean gradient; bfloat16 saves 2 bytes a parameter
+    moments: Literal["float32", "bfloat16", "int8"] = "float32",  # bfloat16: of the mean gradient; int8: both moments
+    adapters: bool = False,  # whether only adapters are trained
 ) -> optax.GradientTransformation:
     """AdamW whose state carries the current rate as `learning_rate`, so that it can be logged."""
     check_range("optimizer.b1", b1, least=0, below=1)
     check_range("optimizer.b2", b2, least=0, below=1)
     check_range("optimizer.epsilon", epsilon, above=0, most=1)
     check_range("optimizer.weight_decay", weight_decay, least=0, most=1)
-    descend = optax.inject_hyperparams(optax.adamw, static_args=("b1", "b2", "eps", "weight_decay", "mu_dtype"))
-    rate = _warmed_up(learning_rate, warmup_steps, clip_norm)
+    static = ("b1", "b2", "eps", "weight_decay", "mu_dtype")
+    descend = optax.inject_hyperparams(_adamw_in_bytes if moments == "int8" else optax.adamw, static_args=static)
+    rate, kept = (
+        _warmed_up(learning_rate, adapters, warmup_steps, clip_norm),
+        jnp.float32 if moments == "int8" else moments,
+    )
     steps = optax.chain(
         optax.clip_by_global_norm(clip_norm),
-        descend(learning_rate=rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mu_dtype=jnp.dtype(moments)),
+        descend(learning_rate=rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mu_dtype=kept),
     )
     bounded = max(b1, b2) < 1 and min(b1, b2) >= 0 and epsilon >= 1e-20 and abs(weight_decay) <= 1e3
-    return FiniteSteps(*steps) if bounded and clip_norm <= LARGEST_SQUARED else steps
+    return _finite(steps, clip_norm) if bounded and clip_norm <= LARGEST_SQUARED else steps
 
 
 def adafactor(
-    learning_rate: float = 1e-6,
+    learning_rate: float | None = None,  # null: 1e-6, and ten times that where only adapters are trained
     warmup_steps: int = 10,  # optimiser steps over which the rate rises from near zero; constant afterwards
     clip_norm: float = 1.0,  # largest norm of the gradient, over all parameters; larger ones are scaled down
     decay: float = 0.8,  # how fast old squared gradients are forgotten: 1 - step^-decay
+    adapters: bool = False,  # whether only adapters are trained
 ) -> optax.GradientTransformation:
     """Adafactor (arXiv:1804.04235): of the squared gradients of a matrix it keeps the sums of rows and columns.
 
@@ -58,15 +78,110 @@ def adafactor(
     descend = optax.inject_hyperparams(
         optax.adafactor, static_args=("decay_rate", "multiply_by_parameter_scale", "min_dim_size_to_factor")
     )
-    rate = _warmed_up(learning_rate, warmup_steps, clip_norm)
+    rate = _warmed_up(learning_rate, adapters, warmup_steps, clip_norm)
     steps = optax.chain(
         optax.clip_by_global_norm(clip_norm),
         descend(learning_rate=rate, decay_rate=decay, multiply_by_parameter_scale=False, min_dim_size_to_factor=64),
     )
-    return FiniteSteps(*steps) if 0 <= decay < 1 and clip_norm <= LARGEST_SQUARED else steps
+    return _finite(steps, clip_norm) if 0 <= decay < 1 and clip_norm <= LARGEST_SQUARED else steps
 
 
-def _warmed_up(learning_rate: float, warmup_steps: int, clip_norm: float) -> optax.Schedule:
+def _finite(steps: optax.GradientTransformationExtraArgs, clip_norm: float) -> FiniteSteps:
+    found = FiniteSteps(*steps)
+    found.clip_norm = clip_norm
+    return found
+
+
+def first_state(optimizer: optax.GradientTransformation, trained: Params, gradients: str = "whole") -> Any:
+    """The optimiser's state before its first step. By layer, there is a state for each layer, stacked as these are,
+    and one for the other parameters.
+    """
+    if gradients == "whole":
+        return optimizer.init(_in_float32(trained))
+    others = {name: value for name, value in trained.items() if name != LAYERS}
+    layers = jax.vmap(lambda layer: optimizer.init({LAYERS: layer}))(_in_float32(trained[LAYERS]))
+    return {LAYERS: layers, "others": optimizer.init(_in_float32(others))}
+
+
+def stepped(
+    optimizer: optax.GradientTransformation, trained: Params, opt_state: Any, gradient: Params, key: Array
+) -> tuple[Params, Any]:
+    """The parameters and the optimiser's state after a step. The key is for what is rounded at random."""
+    moments_key, key = jax.random.split(key)
+    update = optax.with_extra_args_support(optimizer).update
+    updates, opt_state = update(_in_float32(gradient), opt_state, _in_float32(trained), key=moments_key)
+    leaves, tree = jax.tree.flatten(trained)
+    moved = [
+        _moved(a, update, jax.random.fold_in(key, index))
+        for index, (a, update) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True))
+    ]
+    return jax.tree.unflatten(tree, moved), opt_state
+
+
+def _moved(a: Array, update: Array, key: Array) -> Array:
+    if a.dtype == jnp.bfloat16:
+        return to_bfloat16(key, a.astype(jnp.float32) + update)
+    return jnp.asarray(a + update).astype(a.dtype)  # as optax.apply_updates does
+
+
+def _in_float32(tree: Any) -> Any:
+    """The tree with float32 in place of bfloat16."""
+    return jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.bfloat16 else a, tree)
+
+
+def _adamw_in_bytes(
+    learning_rate: optax.ScalarOrSchedule, b1: float, b2: float, eps: float, weight_decay: float, mu_dtype: DTypeLike
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW as optax's, with moments in 8 bits."""
+    moments = _in_bytes(optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype))
+    return optax.chain(moments, optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate))
+
+
+def _in_bytes(adam: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The transformation with both moments of arrays of at least `FEW` numbers in 8 bits: a step decodes them, and
+    stores those that it leads to.
+    """
+
+    def stored(key: Array, state: Any, before: Any) -> Any:
+        mu_key, nu_key = jax.random.split(key)
+        mu, nu = _encoded(mu_key, state.mu, before.mu, signed=True), _encoded(nu_key, state.nu, before.nu, signed=False)
+        return state._replace(mu=mu, nu=nu)
+
+    def init(params: Any) -> Any:
+        state = adam.init(params)
+        return stored(jax.random.key(0), state, state)  # zeros, which are not rounded
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+        updates, found = adam.update(updates, state._replace(mu=_decoded(state.mu), nu=_decoded(state.nu)), params)
+        return updates, stored(extra_args["key"], found, state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _encoded(key: Array, moments: Params, before: Params, signed: bool) -> Params:
+    """The moments stored as they were before; the first ones in 8 bits if there are many."""
+    leaves, tree = jax.tree.flatten(moments)
+    keys = jax.random.split(key, len(leaves))
+    return tree.unflatten(
+        encode(key, a, signed) if _is_stored(old) or (isinstance(old, Array) and old.size >= FEW) else a
+        for key, a, old in zip(keys, leaves, tree.flatten_up_to(before), strict=True)
+    )
+
+
+def _decoded(moments: Params) -> Params:
+    return jax.tree.map(lambda a: decode(a) if _is_stored(a) else a, moments, is_leaf=_is_stored)
+
+
+def _is_stored(node: Any) -> bool:
+    return isinstance(node, Bytes)
+
+
+def _warmed_up(learning_rate: float | None, adapters: bool, warmup_steps: int, clip_norm: float) -> optax.Schedule:
+    """The rate of each step. Adapters usually take ten times that of all weights (Schulman et al. 2025, LoRA Without
+    Regret).
+    """
+    if learning_rate is None:
+        learning_rate = 10 * RATE if adapters else RATE
     check_range("optimizer.learning_rate", learning_rate, above=0, most=1)
     check_range("optimizer.clip_norm", clip_norm, above=0)
     check_range("optimizer.warmup_steps", warmup_steps, least=0, most=WHOLE)

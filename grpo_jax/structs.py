@@ -23,7 +23,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -202,6 +202,21 @@ class TrainState:
     coefficients: dict[str, Array] = field(default_factory=dict)
 
 
+class Layered(NamedTuple):
+    """Teacher forcing of given rows as three functions, for a gradient that is taken layer by layer.
+
+    begin(params) -> x                     before the first layer
+    layer(weights, n, x) -> x              with the weights of layer n, a part of `params["layers"]`
+    end(params, x) -> (last_PD, hidden)    as `respond` returns them
+
+    `begin` and `end` use no parameters of layers.
+    """
+
+    begin: Callable[[Params], Array]
+    layer: Callable[[Params, Array, Array], Array]
+    end: Callable[[Params, Array], tuple[Array, Array]]
+
+
 @dataclass(frozen=True, eq=False)
 class Policy:
     """A language model as pure functions over a plain dict of arrays.
@@ -211,6 +226,7 @@ class Policy:
     respond(params, prompts, tokens_PGT, valid_PGT, start_PGT) -> (last_PD, hidden_PGTD)      teacher forcing of both
         with trunk_PG, all responses in a row go on from its first so many tokens
     balanced(...) -> (last_PD, hidden_PGTD, loss)                    and the load-balancing loss of the responses
+    layered(prompts, tokens_PGT, valid_PGT, start_PGT) -> Layered    `respond` layer by layer
     unembed(params, hidden) -> logits                                float32
 
     and for decoding:
@@ -242,6 +258,7 @@ class Policy:
     max_positions: int
     balanced: Callable[..., tuple[Array, Array, Array]] | None = None  # None: a model without experts
     experts: Callable[[Any], list[Array]] | None = None  # None: it records none
+    layered: Callable[..., Layered] | None = None  # None: its layers cannot be taken one at a time
     frozen: frozenset[str] = frozenset()  # names in the dict of parameters
 
     def trained(self, params: Params) -> Params:

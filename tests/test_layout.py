@@ -17,7 +17,7 @@ PACKAGE = Path(grpo_jax.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 EXAMPLES = sorted((PACKAGE.parent / "examples").glob("*.py"))  # which read like the package
 LAYERS = [
-    {"distribution", "network", "ranges", "redaction"},
+    {"distribution", "network", "ranges", "redaction", "rounding"},
     {"structs"},
     {"devices", "health", "hosts", "saved"},
     {"models", "objectives", "rewards"},
@@ -115,6 +115,7 @@ def test_no_circle_of_imports_between_folders():
                 "scoring",
                 "metrics",
                 "optimizers",
+                "rounding",
                 "commands/",
                 "devices/",
                 "evaluation/",

@@ -35,7 +35,7 @@ def build(config: Config) -> dict[str, Any]:
         decode=model.tokenizer.decode,
         reward=Mix(rewards) if rewards else task.reward,
         objective=built(config.objective, Objective),
-        optimizer=config.optimizer.build(),
+        optimizer=config.optimizer.build(**wanted(config.optimizer, {"adapters": model.lora is not None})),
         teacher=teacher,
         judge=(judge.policy, judge.params) if isinstance(judge, ModelJudge) else None,
     )

@@ -53,7 +53,9 @@ SECTIONS = {
         "Algorithm",
         supplied=("policy", "sample", "decode", "reward", "objective", "optimizer", "teacher", "judge"),
     ),
-    "optimizer": Section("grpo_jax.optimizers", "adamw", returns="optax.GradientTransformation"),
+    "optimizer": Section(
+        "grpo_jax.optimizers", "adamw", supplied=("adapters",), returns="optax.GradientTransformation"
+    ),
     "train": Section("grpo_jax.training.session", "Settings"),
     "evaluation": Section("grpo_jax.evaluation.settings", "Evaluation"),
     "mesh": Section("grpo_jax.devices.mesh", "Layout"),

@@ -30,13 +30,18 @@ CHUNK_TOKENS = (
 SECTIONS = 48  # of a vocabulary, which a CPU adds to one another before it sums the result
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Tokens as they are computed: in rows of slots, each of which may hold several responses."""
 
     tokens_PBW: Array
     valid_PBW: Array
     position_PBW: Array  # of the token in its own response
     response_PBW: Array
+
+    @property
+    def start_PBW(self) -> Array:
+        """The slot at which each token's response begins."""
+        return jnp.arange(self.tokens_PBW.shape[2])[None, None] - self.position_PBW
 
 
 def token_logprobs(
@@ -61,10 +66,9 @@ def balanced_logprobs(
 ) -> tuple[Float[Array, "P G T"], Float[Array, "P G T"], Float[Array, ""] | None]:
     """The same, and the load-balancing loss; None for a model without experts."""
     slots_PBW = None if slots_PBW is None else jnp.asarray(slots_PBW)
-    rows = _in_rows(rollouts, slots_PBW)
+    rows = in_rows(rollouts, slots_PBW)
     P, B, W = rows.tokens_PBW.shape
-    start_PBW = jnp.arange(W)[None, None] - rows.position_PBW
-    inputs, balance = [params, rollouts.prompts, rows.tokens_PBW, rows.valid_PBW, start_PBW], None
+    inputs, balance = [params, rollouts.prompts, rows.tokens_PBW, rows.valid_PBW, rows.start_PBW], None
     if policy.experts is not None and rollouts.experts_PGTNe is not None:
         inputs.append(_experts_in_rows(rollouts.experts_PGTNe, slots_PBW))
     if policy.balanced is None:
@@ -82,7 +86,7 @@ def balanced_logprobs(
         V = jax.eval_shape(policy.unembed, params, last_PD).shape[-1]
         first_PGV = _first_positions(rollouts, V)
 
-    def logits(weights: list[Array], hidden_PBwD: Array, rows: _Rows, first_PGV: Array | None) -> Array:
+    def logits(weights: list[Array], hidden_PBwD: Array, rows: Rows, first_PGV: Array | None) -> Array:
         seen_PBwV = None
         if first_PGV is not None:
             index_P11 = jnp.arange(len(first_PGV))[:, None, None]
@@ -90,6 +94,7 @@ def balanced_logprobs(
         return rollouts.distribution(unembed(weights, hidden_PBwD), rows.position_PBW, seen_PBwV, rows.tokens_PBW)
 
     score = partial(_score, logits) if shards == 1 else _on_shards(partial(_score, logits))
+    weights = weights if shards == 1 else _wide(weights)  # their gradients are summed over devices
     scores = score(weights, hidden_nPBwD, rows_n, first_PGV)
     logprobs, entropy = (jnp.moveaxis(a_nPBw, 0, 2).reshape(P, B, -1)[:, :, :W] for a_nPBw in scores)
     return _in_responses(logprobs, rollouts, slots_PBW), _in_responses(entropy, rollouts, slots_PBW), balance
@@ -131,11 +136,12 @@ def _on_shards(score: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def _in_rows(rollouts: Rollouts, slots_PBW: Array | None) -> _Rows:
+def in_rows(rollouts: Rollouts, slots_PBW: Array | None) -> Rows:
+    """The tokens of the responses as they are computed."""
     P, G, T = rollouts.tokens_PGT.shape
     if slots_PBW is None:
         _, response_PGT, position_PGT = jnp.indices((P, G, T), sparse=False)
-        return _Rows(rollouts.tokens_PGT, rollouts.valid_PGT, position_PGT, response_PGT)
+        return Rows(rollouts.tokens_PGT, rollouts.valid_PGT, position_PGT, response_PGT)
 
     def take(a_PGT: Array) -> Array:
         return jnp.take_along_axis(a_PGT.reshape(P, -1), jnp.minimum(slots_PBW, G * T - 1).reshape(P, -1), axis=1)
@@ -143,7 +149,7 @@ def _in_rows(rollouts: Rollouts, slots_PBW: Array | None) -> _Rows:
     taken_PBW, valid_PBW = (take(a).reshape(slots_PBW.shape) for a in (rollouts.tokens_PGT, rollouts.valid_PGT))
     used_PBW = slots_PBW < G * T
     response_PBW = jnp.where(used_PBW, slots_PBW // T, 0)
-    return _Rows(taken_PBW, valid_PBW & used_PBW, jnp.where(used_PBW, slots_PBW % T, 0), response_PBW)
+    return Rows(taken_PBW, valid_PBW & used_PBW, jnp.where(used_PBW, slots_PBW % T, 0), response_PBW)
 
 
 def _experts_in_rows(experts_PGTNe: Array, slots_PBW: Array | None) -> Array:
@@ -223,15 +229,15 @@ def _add_pairs(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[A
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _score(logits: Callable[..., Array], weights: list[Array], hidden_nPBwD: Array, rows: _Rows, first_PGV: Any) -> Any:
+def _score(logits: Callable[..., Array], weights: list[Array], hidden_nPBwD: Array, rows: Rows, first_PGV: Any) -> Any:
     """Log-probs and entropies of chunks, whose logits are `logits(weights, hidden, rows, first)`."""
     return _score_forward(logits, weights, hidden_nPBwD, rows, first_PGV)[0]
 
 
 def _score_forward(
-    logits: Callable[..., Array], weights: list[Array], hidden_nPBwD: Array, rows: _Rows, first_PGV: Any
+    logits: Callable[..., Array], weights: list[Array], hidden_nPBwD: Array, rows: Rows, first_PGV: Any
 ) -> Any:
-    def score(chunk: tuple[Array, _Rows]) -> tuple[tuple[Array, Array], Array]:
+    def score(chunk: tuple[Array, Rows]) -> tuple[tuple[Array, Array], Array]:
         logits_PBwV = logits(weights, *chunk, first_PGV)
         return score_tokens(logits_PBwV, chunk[1].tokens_PBW), logits_PBwV
 
@@ -259,13 +265,19 @@ def _score_backward(logits: Callable[..., Array], saved: tuple, grads: tuple[Arr
 
     def add(total: list[Array], chunk: tuple) -> tuple[list[Array], Array]:
         more, grad_PBwD = pull(chunk)
-        return jax.tree.map(jnp.add, total, more), grad_PBwD
+        return jax.tree.map(jnp.add, total, _wide(more)), grad_PBwD
 
     earlier, last = _split_last((hidden_nPBwD, rows, *scores, *grads))
     total, last_grad_PBwD = pull(last, last_PBwV)
-    total, earlier_grads = jax.lax.scan(add, total, earlier)
+    total, earlier_grads = jax.lax.scan(add, _wide(total), earlier)
+    total = jax.tree.map(lambda sum, weight: sum.astype(weight.dtype), total, weights)
     none = jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), (rows, first_PGV))
     return total, _join_last(earlier_grads, last_grad_PBwD), *none
+
+
+def _wide(arrays: list[Array]) -> list[Array]:
+    """In float32, for sums."""
+    return [a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in arrays]
 
 
 def _split_last(chunks: Any) -> tuple[Any, Any]:

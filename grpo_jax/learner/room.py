@@ -6,10 +6,11 @@ optimiser state and gradients are counted as they are sharded. `grpo-jax plan` c
 
 import logging
 import math
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
@@ -19,6 +20,7 @@ from grpo_jax.devices.mesh import mesh_of, own_mesh, prompt_shards
 from grpo_jax.devices.sharding import devices_per_group, weight_shardings
 from grpo_jax.distribution import Distribution
 from grpo_jax.learner.logprobs import CHUNK_TOKENS, token_logprobs
+from grpo_jax.optimizers import LAYERS, first_state
 from grpo_jax.structs import Params, Policy, Rollouts, prompt_shapes, rollout_shapes
 
 MARGIN = 1.2  # temporaries as the compiler makes them, over those that are counted here
@@ -27,7 +29,7 @@ FRACTION = 0.98  # of the memory that may be filled
 
 def responses_at_once(algorithm: Algorithm, params: Params, rollouts: Rollouts) -> int:
     """How many responses each device learns from at once: what the user set, or what fits its memory."""
-    if algorithm.responses_at_once is not None:
+    if algorithm.responses_at_once is not None and algorithm.gradients == "whole":
         return algorithm.responses_at_once
     (P, G, T), L = rollouts.tokens_PGT.shape, rollouts.prompts.tokens_PL.shape[1]
     return responses_that_fit(algorithm, P, G, L, T, mesh_of(params), device_memory())
@@ -39,13 +41,22 @@ def responses_that_fit(algorithm: Algorithm, P: int, G: int, L: int, T: int, mes
 
     If none is estimated to fit, it is the fewest possible, and the compiler says whether the program is too large.
     """
-    choices = choices_of(P // algorithm.minibatches, G, mesh, whole_groups=algorithm.compares_in_groups)
+    choices = choices_for(algorithm, P, G, mesh)
     fitting = (n for n in choices if needed_bytes(algorithm, n, choices[0], G, L, T, mesh) <= FRACTION * memory)
     found = next(fitting, choices[-1])
     if found < choices[0]:
         said = "memory for learning from %d of a device's %d responses at once (algorithm.responses_at_once sets this)"
         logging.getLogger("grpo_jax").info(said, found, choices[0])
     return found
+
+
+def choices_for(algorithm: Algorithm, P: int, G: int, mesh: Mesh | None) -> list[int]:
+    """The numbers of responses, to P prompts in all, that a device can learn from at once, all of a minibatch first.
+
+    Gradients that are applied layer by layer cannot be added up, so that this is then the only one.
+    """
+    found = choices_of(P // algorithm.minibatches, G, mesh, algorithm.compares_in_groups)
+    return found if algorithm.gradients == "whole" else found[:1]
 
 
 def choices_of(P: int, G: int, mesh: Mesh | None, whole_groups: bool = False) -> list[int]:
@@ -62,17 +73,29 @@ def needed_bytes(algorithm: Algorithm, n: int, most: int, G: int, L: int, T: int
     """The estimated peak, on one device, of learning from n responses at once, of `most` in a minibatch."""
     shapes, trained = algorithm.policy.shapes, algorithm.policy.trained(algorithm.policy.shapes)
     learned = _device_bytes(trained, mesh)
-    held = _device_bytes(shapes, mesh) + _device_bytes(jax.eval_shape(algorithm.optimizer.init, trained), mesh)
+    held = _device_bytes(shapes, mesh) + _device_bytes(
+        jax.eval_shape(partial(first_state, algorithm.optimizer, gradients=algorithm.gradients), trained), mesh
+    )
     held += learned if algorithm.objective.needs_reference else 0
     held += _device_bytes(algorithm.teacher[1], mesh) if algorithm.teacher is not None else 0
     held += _judge_bytes(algorithm, mesh)
-    gradients = learned * (1 if n == most else 2)  # the sum, and that of one microbatch
+    summed = 0 if n == most else _device_bytes(gradient_sums(trained), mesh)
+    gradients = learned + summed  # of one microbatch, and the sum
+    if algorithm.gradients == "by_layer":
+        layers = trained[LAYERS]
+        of_layers = _device_bytes(layers, mesh)
+        gradients = learned - of_layers + of_layers // len(jax.tree.leaves(layers)[0])
     kept, D, V = _kept_bytes(algorithm.policy, max(n // G, 1), min(n, G), L, T)
     tensor = 1 if mesh is None else mesh.shape["tensor"]
     divided = mesh is not None and prompt_shards(mesh) > mesh.shape["data"]  # along D
     gathered = 2 * 4 * V * D // tensor if divided else 0  # the head, its gradient
     logits = 2 * 4 * CHUNK_TOKENS * V // tensor
     return held + gradients + int(MARGIN * (gathered + logits + kept))
+
+
+def gradient_sums(gradient: Params) -> Params:
+    """The shapes of the sums of several microbatches' gradients: float32, or small ones would be lost in them."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.promote_types(a.dtype, jnp.float32)), gradient)
 
 
 def _judge_bytes(algorithm: Algorithm, mesh: Mesh | None) -> int:

@@ -17,24 +17,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, Sharding
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import mesh_of
 from grpo_jax.devices.programs import program
+from grpo_jax.learner.by_layer import descend_by_layer
 from grpo_jax.learner.finite import all_finite
-from grpo_jax.learner.logprobs import balanced_logprobs, token_logprobs
+from grpo_jax.learner.logprobs import token_logprobs
+from grpo_jax.learner.losses import NONFINITE, loss_and_sums
 from grpo_jax.learner.microbatches import Cut, arrange, check_cut, choose, cut, put
 from grpo_jax.learner.packing import Microbatch
-from grpo_jax.learner.room import responses_at_once
+from grpo_jax.learner.room import choices_for, gradient_sums, responses_at_once
+from grpo_jax.learner.states import Shardings, key_of_step, pinned, pinned_state, shardings_of
 from grpo_jax.metrics import describe_mismatch
-from grpo_jax.objectives import credit, loss, next_coefficients
-from grpo_jax.optimizers import FiniteSteps
+from grpo_jax.objectives import credit, next_coefficients
+from grpo_jax.optimizers import FiniteSteps, stepped
 from grpo_jax.structs import Batch, Metrics, Params, Policy, Rollouts, Scored, TrainState
-
-Shardings = tuple[Any, tuple[Sharding, ...]]  # of a state: its tree, and a sharding for each leaf
-NONFINITE = "nonfinite_logprobs"  # tokens whose log-prob is not finite; as a metric, their fraction
 
 
 def check_batch(algorithm: Algorithm, rollouts: Rollouts) -> None:
@@ -48,6 +48,8 @@ def check_batch(algorithm: Algorithm, rollouts: Rollouts) -> None:
 def check_split(algorithm: Algorithm, P: int, G: int | None, mesh: Mesh | None) -> None:
     """Refuses minibatches that do not divide P prompts, and dividing groups that the loss needs whole."""
     check_cut(P, G, algorithm.minibatches, mesh)
+    if G is not None and algorithm.gradients == "by_layer":
+        _check_at_once(algorithm, choices_for(algorithm, P, G, mesh)[0])
     if G is None or not algorithm.compares_in_groups:
         return
     how = cut(P, G, algorithm.minibatches, algorithm.responses_at_once, mesh)
@@ -60,6 +62,15 @@ def check_split(algorithm: Algorithm, P: int, G: int | None, mesh: Mesh | None) 
         raise ValueError(
             f"This objective compares responses of a group in its loss: responses_at_once must be at least the {G}"
             f" responses of a group; got {algorithm.responses_at_once}."
+        )
+
+
+def _check_at_once(algorithm: Algorithm, all_of_them: int) -> None:
+    if algorithm.responses_at_once is not None and algorithm.responses_at_once < all_of_them:
+        raise ValueError(
+            "Gradients that are applied layer by layer cannot be added up over microbatches: responses_at_once must be"
+            f" at least the {all_of_them} of a minibatch that each device learns from; got"
+            f" {algorithm.responses_at_once}. Leave it out, or ask fewer prompts, or more algorithm.minibatches."
         )
 
 
@@ -104,19 +115,28 @@ def learn(
     shardings, mesh, record = shardings_of(state), mesh_of(state.params), _Record()
     first_PGT = jnp.full_like(batch.rollouts.logprobs_PGT, jnp.nan)  # log-probs under the policy before any step
     how, cut_batch = microbatches(algorithm, state.params, batch.rollouts)
+    by_layer = algorithm.gradients == "by_layer"  # then there is one microbatch, and learning from it is a step
     for index, minibatch in enumerate(cut_batch):
         total: Any = None
-        whole = _of_minibatch(algorithm, batch, len(minibatch))
+        step: Metrics = {}
+        whole, of_step = (
+            _of_minibatch(algorithm, batch, len(minibatch)),
+            (int(index + 1 == len(cut_batch)), largest_norm, index),
+        )
         for each in minibatch:
             chosen = choose(whole, each.index_p, each.index_pg, mesh)
+            inputs = (chosen, each.slots_PBW)
             record.computed += each.slots_PBW.size + len(each.index_p) * batch.rollouts.prompts.tokens_PL.shape[1]
             if total is None and len(minibatch) > 1:  # or adding to nothing would be a second program to compile
-                total = zeros(algorithm, shardings, state.params, chosen, each.slots_PBW)
-            total, logprobs_pgT = add_gradient(algorithm, shardings, state.params, total, chosen, each.slots_PBW)
+                total = zeros(algorithm, shardings, state.params, *inputs)
+            if by_layer:
+                state, step, total, logprobs_pgT = descend_by_layer(algorithm, shardings, state, *inputs, *of_step)
+            else:
+                total, logprobs_pgT = add_gradient(algorithm, shardings, state.params, total, *inputs)
             if index == 0:
                 first_PGT = put(first_PGT, each.index_p, each.index_pg, logprobs_pgT, mesh)
-        last = index + 1 == algorithm.minibatches
-        state, step = descend(algorithm, shardings, state, total, int(last), largest_norm)
+        if not by_layer:
+            state, step = descend(algorithm, shardings, state, total, *of_step)
         record.losses.append(total[0])
         record.steps.append(step)
         record.sums.append(total[1])
@@ -180,19 +200,13 @@ def closer(reference: Params, params: Params, share: float | Array) -> Params:
     return jax.tree.map(lambda old, new: old + share * (new - old), reference, params)
 
 
-def shardings_of(state: TrainState) -> Shardings:
-    """How a state is sharded, in a form that programs can be compiled for."""
-    leaves, tree = jax.tree.flatten(state)
-    return tree, tuple(array.sharding for array in leaves)
-
-
 @program(static_argnames=("algorithm", "shardings"))
 def zeros(
     algorithm: Algorithm, shardings: Shardings, params: Params, chosen: Batch, slots_PBW: Array | np.ndarray
 ) -> Any:
     """The loss, statistics and gradient that `add_gradient` adds the first microbatch to."""
     shapes, _ = jax.eval_shape(partial(add_gradient, algorithm, shardings), params, None, chosen, slots_PBW)
-    value, sums, gradient = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    value, sums, gradient = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (*shapes[:2], gradient_sums(shapes[2])))
     return value, sums, _sharded(algorithm, shardings, gradient)
 
 
@@ -205,25 +219,13 @@ def add_gradient(
     """
 
     def loss_of(trained: Params) -> tuple[Array, tuple[Metrics, Array]]:
-        inputs = (params | trained, chosen.rollouts, slots_PBW)
-        logprobs_PGT, entropy_PGT, balance = balanced_logprobs(algorithm.policy, *inputs)
-        value, sums = loss(algorithm.objective, logprobs_PGT, entropy_PGT, chosen)
-        if balance is not None:
-            value = value if chosen.balance is None else value + chosen.balance * balance
-            sums |= {"load_balancing_loss": balance * jnp.sum(chosen.rollouts.action_PGT)}
-        return value, (sums | {NONFINITE: nonfinite_logprobs(logprobs_PGT, chosen.rollouts)}, logprobs_PGT)
+        return loss_and_sums(algorithm, algorithm.policy, params | trained, chosen, slots_PBW)
 
     trained = algorithm.policy.trained(params)
     (value, (sums, logprobs_PGT)), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
     found = value, sums, gradient
     value, sums, gradient = found if total is None else jax.tree.map(jnp.add, total, found)
     return (value, sums, _sharded(algorithm, shardings, gradient)), logprobs_PGT
-
-
-def nonfinite_logprobs(logprobs_PGT: Array, rollouts: Rollouts) -> Array:
-    """The number of tokens whose log-prob is not finite. From the sampler a NaN means that it is not known."""
-    wrong_PGT = ~jnp.isfinite(logprobs_PGT) | jnp.isinf(rollouts.logprobs_PGT)
-    return jnp.sum(wrong_PGT & rollouts.action_PGT, dtype=jnp.float32)
 
 
 @program(static_argnames=("algorithm", "shardings"), donate_argnames="state")
@@ -234,29 +236,30 @@ def descend(
     total: Any,
     steps: int | Array,
     largest_norm: float | Array,
+    minibatch: int | Array = 0,
 ) -> tuple[TrainState, Metrics]:
     """The state after one optimiser step, with `steps` added to its step; the norm of the gradient, and whether the
     step was left out. `total` is the loss, statistics and gradient of `add_gradient`.
 
-    Weights and optimiser are then as before, with every bit. A norm above `largest_norm` counts as a spike.
+    Weights and optimiser are then as before, with every bit. A norm above `largest_norm` counts as a spike. The
+    `minibatch` of the batch is counted from 0.
     """
     value, sums, gradient = total
-    norm = optax.tree.norm(gradient)
+    norm = optax.tree.norm(jax.tree.map(lambda a: a.astype(jnp.float32), gradient))
+    key = key_of_step(state, minibatch)
     finite = jnp.isfinite(value) & jnp.isfinite(norm) & (sums[NONFINITE] == 0)
-    finite &= _has_finite_step(algorithm, state, gradient)
+    finite &= _has_finite_step(algorithm, state, gradient, key)
     spike = finite & (norm > largest_norm)
     taken = finite & ~spike
     # A conditional updates in place, as no condition would; a choice between two states would hold both.
     before = algorithm.policy.trained(state.params), state.opt_state
-    trained, opt_state = jax.lax.cond(taken, partial(_stepped, algorithm), _unchanged, *before, gradient)
+    trained, opt_state = jax.lax.cond(taken, partial(stepped, algorithm.optimizer), _unchanged, *before, gradient, key)
     state = replace(state, step=state.step + steps, params=state.params | trained, opt_state=opt_state)
-    leaves, tree = jax.tree.flatten(state)
-    pinned = [_pinned(array, sharding) for array, sharding in zip(leaves, shardings[1], strict=True)]
     skipped = {"skipped_updates": ~taken, "skipped_spikes": spike}
-    return jax.tree.unflatten(tree, pinned), {"grad_norm": norm} | jax.tree.map(jnp.int32, skipped)
+    return pinned_state(state, shardings), {"grad_norm": norm} | jax.tree.map(jnp.int32, skipped)
 
 
-def _has_finite_step(algorithm: Algorithm, state: TrainState, gradient: Params) -> Array:
+def _has_finite_step(algorithm: Algorithm, state: TrainState, gradient: Params, key: Array) -> Array:
     """Whether a step along a finite gradient leads to finite weights, whose squares are finite, and moments.
 
     Layers square what they are given, so weights from 1.8e19 on are as useless as infinity. To look takes as long as
@@ -269,10 +272,11 @@ def _has_finite_step(algorithm: Algorithm, state: TrainState, gradient: Params) 
     return jax.lax.cond(
         certain,
         lambda *inputs: jnp.array(True),
-        lambda *inputs: _is_finite(*_stepped(algorithm, *inputs)),
+        lambda *inputs: _is_finite(*stepped(algorithm.optimizer, *inputs)),
         algorithm.policy.trained(state.params),
         state.opt_state,
         gradient,
+        key,
     )
 
 
@@ -280,23 +284,13 @@ def _is_finite(trained: Any, opt_state: Any) -> Array:
     return all_finite((jax.tree.map(jnp.square, trained), opt_state))
 
 
-def _stepped(algorithm: Algorithm, trained: Params, opt_state: Any, gradient: Params) -> tuple[Any, Any]:
-    """The trained parameters and the optimiser's state after its step."""
-    updates, opt_state = algorithm.optimizer.update(gradient, opt_state, trained)
-    return optax.apply_updates(trained, updates), opt_state
-
-
-def _unchanged(trained: Params, opt_state: Any, gradient: Params) -> tuple[Any, Any]:
+def _unchanged(trained: Params, opt_state: Any, gradient: Params, key: Array) -> tuple[Any, Any]:
     return trained, opt_state
 
 
 def _sharded(algorithm: Algorithm, shardings: Shardings, gradient: Params) -> Params:
     """A gradient sharded like the parameters of the state: left alone, the compiler might choose otherwise."""
-    return jax.tree.map(_pinned, gradient, algorithm.policy.trained(jax.tree.unflatten(*shardings).params))
-
-
-def _pinned(array: Array, sharding: Sharding) -> Array:
-    return jax.lax.with_sharding_constraint(array, sharding) if isinstance(sharding, NamedSharding) else array
+    return jax.tree.map(pinned, gradient, algorithm.policy.trained(jax.tree.unflatten(*shardings).params))
 
 
 def fixed_logprobs(algorithm: Algorithm, state: TrainState, rollouts: Rollouts) -> dict[str, Float[Array, "P G T"]]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
@@ -171,6 +172,31 @@ def _mixed_backward(result_dtype: DTypeLike, residuals: tuple[Array, Array], gra
 
 
 _mixed_product.defvjp(_mixed_forward, _mixed_backward)
+
+
+def cast_matrix(dtype: DTypeLike, path: tuple, a: Array | Adapted) -> Array:
+    """A parameter of one layer, or of none, in this dtype if it is a matrix. Vectors and norms stay as they are."""
+    normalises = "norm_" in str(path[-1])  # in float32, and those of whole projections have two axes
+    return a.astype(dtype) if isinstance(a, Adapted) or (a.ndim > 1 and not normalises) else a
+
+
+@jax.custom_vjp
+def embeddings(embed_VD: Array, tokens: Array) -> Array:
+    """The embeddings of tokens. The gradient of each is the sum over all places where its token stands, in float32."""
+    return embed_VD[tokens]
+
+
+def _embeddings_forward(embed_VD: Array, tokens: Array) -> tuple[Array, tuple[Array, Array]]:
+    return embed_VD[tokens], (embed_VD, tokens)
+
+
+def _embeddings_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, np.ndarray]:
+    embed_VD, tokens = residuals
+    sums_VD = jnp.zeros(embed_VD.shape, jnp.float32).at[tokens].add(grad.astype(jnp.float32))
+    return sums_VD.astype(embed_VD.dtype), np.zeros(tokens.shape, jax.dtypes.float0)
+
+
+embeddings.defvjp(_embeddings_forward, _embeddings_backward)
 
 
 def quantize(own: KeyValues) -> KeyValues:

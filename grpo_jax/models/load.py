@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.models.decoder import Shape
 from grpo_jax.models.digest import digest_of
 from grpo_jax.models.hub import check, check_adapter, is_adapter, locate
-from grpo_jax.models.lora import Lora, adapted_policy, first_adapters, merged, read_lora
+from grpo_jax.models.lora import Lora, adapted_policy, first_adapters, merged, quantized, read_lora
 from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.peft.modules import stored_names
 from grpo_jax.models.peft.reading import adapters_in, read_folder
@@ -62,6 +62,7 @@ class Model:
 def load(
     name: str = "smollm2-135m-instruct",  # a directory, a GGUF file, org/name, a run, smollm2-135m-instruct, or tiny
     activations: Literal["auto", "float32", "bfloat16"] = "auto",  # auto: float32 on CPU, bfloat16 elsewhere
+    weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto",  # auto: float32, or as activations with lora
     remat: Remat = DEFAULT_REMAT,  # none computes nothing twice; see docs/training.md
     template: dict[str, Any]
     | None = None,  # of the chat template, e.g. {enable_thinking: false}; null: as a run had them
@@ -74,9 +75,12 @@ def load(
     they are trained on.
     """
     settings = None if lora is None else read_lora(lora)
-    model, base = _found(name, template, _dtype(activations), remat, replay_experts)
+    dtype = _dtype(activations)
+    stored = storage(weights, dtype, settings)
+    options = {"activations": dtype, "remat": remat, "replay_experts": replay_experts, "weights": stored.weights}
+    model, base = _found(name, template, stored.int8, **options)
     if base is None:
-        return model if settings is None else with_adapters(model, settings)
+        return model if settings is None else with_adapters(model, settings, stored.int8)
     if settings is None:
         return with_adapters_added(model, base)
     if settings != model.lora:
@@ -90,11 +94,9 @@ def load(
 
 def load_apart(name: str) -> Model:
     """A model with its adapters apart, as `load` gives it with `lora` of their settings. One without is refused."""
-    model, base = _found(name, None, _dtype("auto"), DEFAULT_REMAT, False)
+    model, base = _found(name, None, int8=False)
     if base is None:
-        raise ValueError(
-            f"{name} has no adapters, as all its weights were trained or none. Leave --adapter out to export it."
-        )
+        raise ValueError(f"{name} has no adapters, so --adapter has nothing to write. Leave it out: all weights are.")
     return model
 
 
@@ -103,79 +105,68 @@ def _dtype(activations: str) -> DTypeLike:
     return known.get(activations, jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
 
 
-def _found(
-    name: str, template: dict[str, Any] | None, activations: DTypeLike, remat: Remat, replay_experts: bool
-) -> tuple[Model, Model | None]:
-    """The model of a name, and its base where it has adapters, which are then apart."""
-    run, options = find_run(name), (activations, remat, replay_experts)
+def _found(name: str, template: dict[str, Any] | None, int8: bool, **options: Any) -> tuple[Model, Model | None]:
+    """The model of a name, and its base where it has adapters, which are then apart; with `int8`, so is the base."""
+    run = find_run(name)
     if run is not None:
-        return _load_run(run, template, *options)
+        return _load_run(run, template, int8, **options)
     directory = None if name == "tiny" else locate(name)
     if directory is None or not is_adapter(directory):
-        return _load(name, directory, template, *options), None
-    return _load_adapter(directory, template, *options)
+        return _load(name, directory, template, **options), None
+    return _load_adapter(directory, template, int8, **options)
 
 
 def _load_run(
-    run: TrainedRun, template: dict[str, Any] | None, activations: DTypeLike, remat: Remat, replay_experts: bool
+    run: TrainedRun, template: dict[str, Any] | None, int8: bool, **options: Any
 ) -> tuple[Model, Model | None]:
     """The model of a run: its base, with the weights of one of its steps, or with their adapters."""
     template = dict(run.template) if template is None else template
     try:
-        base = _load_whole(run.base, template, activations, remat, replay_experts)
+        base = _load_whole(run.base, template, **options)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{run.path} was trained from {run.base}, which gives the tokenizer. {error}") from error
     if run.lora is None:
         origin = None if base.origin is None else replace(base.origin, run=run)
         return replace(base, params=partial(read_weights, run, base.policy.shapes), origin=origin), None
-    model = with_adapters(base, read_lora(run.lora), partial(read_adapters, run))
+    model = with_adapters(base, read_lora(run.lora), int8, partial(read_adapters, run))
     check_base(model, run.digest, str(run.path))
     return replace(model, origin=None if model.origin is None else replace(model.origin, run=run)), base
 
 
-def _load_adapter(
-    directory: Path, template: dict[str, Any] | None, activations: DTypeLike, remat: Remat, replay_experts: bool
-) -> tuple[Model, Model]:
+def _load_adapter(directory: Path, template: dict[str, Any] | None, int8: bool, **options: Any) -> tuple[Model, Model]:
     """The model of an adapter of PEFT's, and its base."""
     check_adapter(directory)
     folder = read_folder(directory)
     try:
-        base = _load_whole(folder.base, template, activations, remat, replay_experts)
+        base = _load_whole(folder.base, template, **options)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{directory} is an adapter of {folder.base}. {error}") from error
     source = None if base.origin is None else base.origin.directory
     settings, read = adapters_in(folder, base.policy.shapes, stored_names(source, folder.shapes))
-    model = with_adapters(base, settings, read)
+    model = with_adapters(base, settings, int8, read)
     check_base(model, folder.digest, str(directory))
     return replace(model, origin=None if model.origin is None else replace(model.origin, adapter=directory)), base
 
 
-def _load_whole(name: str, template: dict[str, Any] | None, *options: Any) -> Model:
+def _load_whole(name: str, template: dict[str, Any] | None, **options: Any) -> Model:
     """A model that others belong to, with its adapters added if it is a run that has some."""
     run = find_run(name)
     if run is None:
-        return _load(name, None if name == "tiny" else locate(name), template, *options)
-    model, base = _load_run(run, template, *options)
+        return _load(name, None if name == "tiny" else locate(name), template, **options)
+    model, base = _load_run(run, template, False, **options)
     return model if base is None else with_adapters_added(model, base)
 
 
-def _load(
-    name: str,
-    directory: Path | None,
-    template: dict[str, Any] | None,
-    activations: DTypeLike,
-    remat: Remat,
-    replay_experts: bool,
-) -> Model:
+def _load(name: str, directory: Path | None, template: dict[str, Any] | None, **options: Any) -> Model:
     """The model of a name that is not that of a run. `tiny` has no directory."""
     if directory is None:
-        model = tiny(activations=activations, remat=remat, replay_experts=replay_experts)
+        model = tiny(**options)
         return model if template is None else replace(model, tokenizer=replace(model.tokenizer, template=template))
     check(directory)
     shape = read_shape(directory)
     tokenizer = load_tokenizer(directory, template)
     check_vocabulary(tokenizer, shape.vocabulary, directory)
-    policy = decoder_policy(shape, activations, remat, replay_experts=replay_experts)
+    policy = decoder_policy(shape, **options)
 
     def params(mesh: Mesh) -> Params:
         return load_weights(directory, policy.shapes, weight_shardings(policy.shapes, mesh))
@@ -185,12 +176,33 @@ def _load(
     return Model(policy, shape, tokenizer, params, Origin(base, directory))
 
 
-def with_adapters(model: Model, settings: Lora, read: Callable[[Params, Mesh], Params] | None = None) -> Model:
+class Storage(NamedTuple):
+    """How parameters are stored: the type of matrices, and whether those that may be adapted become int8."""
+
+    weights: DTypeLike
+    int8: bool
+
+
+def storage(weights: str, activations: DTypeLike, settings: Lora | None) -> Storage:
+    """How a model's parameters are stored. Those that are never trained need be no wider than activations."""
+    if weights == "int8" and settings is None:
+        raise ValueError(
+            "model.weights is int8, and such weights cannot be trained: train adapters beside them (model.lora), or"
+            " choose bfloat16."
+        )
+    if weights in ("auto", "int8"):
+        return Storage(jnp.dtype(jnp.float32 if settings is None else activations), weights == "int8")
+    return Storage(jnp.dtype(weights), False)
+
+
+def with_adapters(
+    model: Model, settings: Lora, int8: bool = False, read: Callable[[Params, Mesh], Params] | None = None
+) -> Model:
     """The model with its weights frozen, and adapters to train: new ones, or those that `read` gives for their shapes.
 
-    Where the weights are those of a run, this run is the base.
+    Where the weights are those of a run, this run is the base. With `int8` its matrices are.
     """
-    policy, base = adapted_policy(model.policy, settings), model.policy.shapes
+    policy, base = adapted_policy(model.policy, settings, int8), model.policy.shapes
 
     def adapters(mesh: Mesh) -> Params:
         shapes = policy.shapes["lora"]
@@ -198,7 +210,8 @@ def with_adapters(model: Model, settings: Lora, read: Callable[[Params, Mesh], P
         return first(jax.random.key(0)) if read is None else read(shapes, mesh)
 
     def params(mesh: Mesh) -> Params:
-        return {"base": model.params(mesh), "lora": adapters(mesh)}
+        weights = model.params(mesh)
+        return {"base": _in_int8(weights, mesh) if int8 else weights, "lora": adapters(mesh)}
 
     origin = model.origin
     if origin is not None and origin.run is not None:
@@ -206,13 +219,20 @@ def with_adapters(model: Model, settings: Lora, read: Callable[[Params, Mesh], P
     return replace(model, policy=policy, params=params, origin=origin, lora=settings, adapters=adapters)
 
 
+def _in_int8(base: Params, mesh: Mesh) -> Params:
+    shardings = weight_shardings(jax.eval_shape(quantized, base), mesh)
+    return jax.jit(quantized, out_shardings=shardings, donate_argnums=0)(base)
+
+
 def with_adapters_added(model: Model, base: Model) -> Model:
     """A model with adapters as one of the same kind as its base: the adapters are added to its weights."""
-    settings, origin = model.lora or Lora(), base.origin
+    settings, origin, shapes = model.lora or Lora(), base.origin, base.policy.shapes
+
+    def add(params: Params) -> Params:
+        return jax.tree.map(lambda a, wanted: a.astype(wanted.dtype), merged(params, settings), shapes)
 
     def params(mesh: Mesh) -> Params:
-        add = jax.jit(partial(merged, settings=settings), out_shardings=weight_shardings(base.policy.shapes, mesh))
-        return add(model.params(mesh))
+        return jax.jit(add, out_shardings=weight_shardings(shapes, mesh))(model.params(mesh))
 
     if origin is not None and model.origin is not None:
         origin = replace(origin, run=model.origin.run, adapter=model.origin.adapter)

@@ -37,7 +37,7 @@ class Lora:
     """The settings of adapters. What they add to a weight is alpha / rank times the product of their two matrices."""
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: float | int = 32
     targets: Targets = "all"  # all, attention, feedforward, or some of query, key, value, out, gate, up, down
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ def _targets(targets: Targets) -> tuple[str, ...]:
 def lora(
     policy: Policy,
     rank: int = Lora.rank,
-    alpha: float = Lora.alpha,
+    alpha: float | int = Lora.alpha,
     targets: Targets = Lora.targets,
     int8: bool = False,
 ) -> Policy:

@@ -17,14 +17,22 @@ from jax.typing import DTypeLike
 
 from grpo_jax.models.adapted import Adapted
 from grpo_jax.models.attention import KeyValues, Scope, attend, kernel
-from grpo_jax.models.decoder import Shape, project, quantize, random_weight, rms_norm, unit_norm
+from grpo_jax.models.decoder import (
+    Shape,
+    cast_matrix,
+    embeddings,
+    project,
+    quantize,
+    random_weight,
+    rms_norm,
+    unit_norm,
+)
 from grpo_jax.models.experts import Routing, load_balance, recorded, usage
 from grpo_jax.models.layer import Layer
 from grpo_jax.models.remat import DEFAULT_REMAT, INPUT, REMAT, check_remat
 from grpo_jax.models.rope import rotations
-from grpo_jax.structs import Params, Policy, Prompts
-
-AttendWithin = Callable[[int | None, Array, KeyValues], Array]  # a window, queries, and their row's keys and values
+from grpo_jax.models.rows import AttendWithin, JointRows, given_experts, joined, one_text, positions, put, reach
+from grpo_jax.structs import Layered, Params, Policy, Prompts
 
 
 def decoder_policy(
@@ -33,21 +41,25 @@ def decoder_policy(
     remat: str = DEFAULT_REMAT,
     platform: str | None = None,
     replay_experts: bool = False,
+    weights: DTypeLike = jnp.float32,
 ) -> Policy:
     """The policy of a decoder of this shape, for a platform: "cpu", "gpu" or "tpu"; None is JAX's default backend.
 
+    Parameters are float32, but for the matrices, which have the dtype `weights`.
     With `replay_experts`, learning uses the experts that computed a token when it was sampled (R3, arXiv:2510.11370).
     """
     platform = jax.default_backend() if platform is None else platform
     check_remat(remat, platform)
     if replay_experts and shape.experts is None:
         raise ValueError("model.replay_experts is for models with experts, and this one has none: leave it out.")
-    return _policy(shape, jnp.dtype(activations), remat, platform, replay_experts)
+    return _policy(shape, jnp.dtype(activations), remat, platform, replay_experts, jnp.dtype(weights))
 
 
 @cache
-def _policy(shape: Shape, activations: DTypeLike, remat: str, platform: str, replay_experts: bool = False) -> Policy:
-    decoder = _Decoder(shape, activations, remat, platform, replay_experts)
+def _policy(
+    shape: Shape, activations: DTypeLike, remat: str, platform: str, replay_experts: bool, weights: DTypeLike
+) -> Policy:
+    decoder = _Decoder(shape, activations, remat, platform, replay_experts, weights)
     return Policy(
         init=decoder.init,
         read=decoder.read,
@@ -58,6 +70,7 @@ def _policy(shape: Shape, activations: DTypeLike, remat: str, platform: str, rep
         serve=decoder.serve,
         max_positions=shape.max_positions,
         balanced=None if shape.experts is None else decoder.balanced,
+        layered=decoder.layered if shape.experts is None else None,
         experts=_experts if replay_experts else None,
     )
 
@@ -84,75 +97,41 @@ def _experts(cache: Any) -> list[Array]:
     return [layer.experts for layer in layers]
 
 
-def _positions(valid_PL: Array) -> Array:
-    return jnp.maximum(jnp.cumsum(valid_PL, axis=1) - 1, 0)
-
-
-def _put(ring: Any, new: Any, index: Array) -> Any:
-    """Ring buffers with the values of one position."""
-    return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, index, 3), ring, new)
-
-
-def _joined(prompt_PL: Array, responses_PGT: Array) -> Array:
-    """One row for each prompt: its tokens, and those of all its responses."""
-    return jnp.concatenate([prompt_PL, responses_PGT.reshape(len(prompt_PL), -1)], axis=1)[:, None]
-
-
-def _given_experts(prompts: Prompts, experts_PGTNe: Array | None) -> Array | None:
-    """The recorded experts of each layer, for rows of a prompt and all its responses; None if there are none."""
-    if experts_PGTNe is None or prompts.experts_PLNe is None:
-        return None
-    P, _, _, *of_token = experts_PGTNe.shape
-    experts_PMNe = jnp.concatenate([prompts.experts_PLNe, experts_PGTNe.reshape(P, -1, *of_token)], axis=1)
-    return jnp.moveaxis(experts_PMNe, 2, 0)[:, :, None]
-
-
-def _one_text(valid_PL: Array) -> Scope:
-    """The scope of rows that hold one text each, with no prompt before it."""
-    return Scope(jnp.zeros(valid_PL.shape, jnp.int32)[:, None], valid_PL[:, None], None)
-
-
-def _reach(window: int | None, index_PG: Array, age_S: Array, valid_PL: Array) -> tuple[Array, Array]:
-    """Which own positions `[P, G, 1, S]`, and which of the prompt, the tokens now decoded attend to."""
-    age_111S, index_PG11, L = age_S[None, None, None], index_PG[:, :, None, None], valid_PL.shape[1]
-    mask_PG1S, prefix_mask = age_111S <= index_PG11, valid_PL[:, None, None]
-    if window is not None:
-        mask_PG1S &= age_111S < window
-        prefix_mask &= index_PG11 + L - jnp.arange(L)[None, None, None] < window
-    return mask_PG1S, prefix_mask
-
-
 class _Decoder:
     """The pure functions of one shape. The object never changes."""
 
-    def __init__(self, shape: Shape, activations: DTypeLike, remat: str, platform: str, replay_experts: bool):
+    def __init__(
+        self, shape: Shape, activations: DTypeLike, remat: str, platform: str, replay: bool, weights: DTypeLike
+    ):
         self.shape, self.activations, self.remat, self.platform = shape, activations, remat, platform
-        self.keep = _with_experts if replay_experts else _own
+        self.stored, self.served = (partial(cast_matrix, dtype) for dtype in (weights, activations))
+        self.keep = _with_experts if replay else _own
         self.attend_rows = kernel(platform, activations)
         self.layer = jax.jit(self._layer)  # one program for every layer, not one that returns hundreds of arrays
         self.graph = nnx.split(nnx.eval_shape(lambda: Layer(shape, nnx.Rngs(0), platform)), nnx.Param)[0]
 
     def init(self, key: Array) -> Params:
-        """Random float32 parameters."""
+        """Random parameters."""
         embed_key, layer_key, head_key = jax.random.split(key, 3)
         shape, V, D = self.shape, self.shape.vocabulary, self.shape.width
 
         def layer(key: Array) -> dict[str, Any]:
-            return nnx.to_pure_dict(nnx.state(Layer(shape, nnx.Rngs(params=key), self.platform), nnx.Param))
+            drawn = nnx.to_pure_dict(nnx.state(Layer(shape, nnx.Rngs(params=key), self.platform), nnx.Param))
+            return jax.tree_util.tree_map_with_path(self.stored, drawn)
 
         params = {
             "embed_VD": random_weight(nnx.Rngs(params=embed_key), (V, D), D)[...],
-            "layers": jax.vmap(layer)(jax.random.split(layer_key, shape.layers)),
             "norm_D": unit_norm(shape, D)[...],
         }
-        if shape.tied:
-            return params
-        return params | {"head_VD": random_weight(nnx.Rngs(params=head_key), (V, D), D)[...]}
+        if not shape.tied:
+            params["head_VD"] = random_weight(nnx.Rngs(params=head_key), (V, D), D)[...]
+        params = jax.tree_util.tree_map_with_path(self.stored, params)
+        return params | {"layers": jax.vmap(layer)(jax.random.split(layer_key, shape.layers))}
 
     def read(self, params: Params, prompts: Prompts) -> tuple[Array, dict[str, Any]]:
         """The hidden state at each prompt's last token, and the prefix: keys, values, masks and lengths."""
         tokens_PL, valid_PL = jnp.asarray(prompts.tokens_PL), jnp.asarray(prompts.valid_PL)
-        scope, positions_P1L = _one_text(valid_PL), _positions(valid_PL)[:, None]
+        scope, positions_P1L = one_text(valid_PL), positions(valid_PL)[:, None]
 
         def attend_prompt(window: int | None, query_P1HLC: Array, own: KeyValues) -> Array:
             return self._attend(window, query_P1HLC, own, scope, None)
@@ -195,7 +174,7 @@ class _Decoder:
 
         Prompts are left out: how often one is computed depends on the devices.
         """
-        valid_P1M = _joined(jnp.zeros(prompts.valid_PL.shape, bool), valid_PGT)
+        valid_P1M = joined(jnp.zeros(prompts.valid_PL.shape, bool), valid_PGT)
 
         def keep(own: KeyValues, routing: Routing | None) -> tuple[Array, Array]:
             if routing is None:
@@ -217,11 +196,34 @@ class _Decoder:
         keep: Callable[[KeyValues, Routing | None], Any],
         trunk_PG: Array | None = None,
     ) -> tuple[Array, Array, Any]:
+        rows = self._in_one_row(prompts, tokens_PGT, valid_PGT, start_PGT, trunk_PG)
+        experts_NP1Me = given_experts(prompts, experts_PGTNe)
+        x_P1MD, kept = self._layers(params, rows.tokens_P1M, rows.positions_P1M, rows.attend, keep, experts_NP1Me)
+        return *rows.divide(x_P1MD), kept
+
+    def layered(self, prompts: Prompts, tokens_PGT: Array, valid_PGT: Array, start_PGT: Array | None = None) -> Layered:
+        """What `respond` computes, layer by layer."""
+        rows = self._in_one_row(prompts, tokens_PGT, valid_PGT, start_PGT, None)
+        layer, kind_N = self._layer_of(rows.positions_P1M, rows.attend, _dropped)
+        kind_N = None if len(set(kind_N)) == 1 else jnp.array(kind_N)
+
+        def each(weights: Params, n: Array, x_P1MD: Array) -> Array:
+            return layer(x_P1MD, weights, None if kind_N is None else kind_N[n], None)[0]
+
+        return Layered(
+            begin=lambda params: self._embed(params, rows.tokens_P1M),
+            layer=each,
+            end=lambda params, x_P1MD: rows.divide(self._normalized(params, x_P1MD)),
+        )
+
+    def _in_one_row(
+        self, prompts: Prompts, tokens_PGT: Array, valid_PGT: Array, start_PGT: Array | None, trunk_PG: Array | None
+    ) -> JointRows:
         prompt_tokens_PL, prompt_valid_PL = jnp.asarray(prompts.tokens_PL), jnp.asarray(prompts.valid_PL)
         start_PGT = jnp.zeros(tokens_PGT.shape, jnp.int32) if start_PGT is None else start_PGT
         (P, G, T), L = tokens_PGT.shape, prompt_tokens_PL.shape[1]
         length_P11 = jnp.sum(prompt_valid_PL, axis=1)[:, None, None]
-        prompt_scope, scope = _one_text(prompt_valid_PL), Scope(start_PGT, valid_PGT, prompt_valid_PL, trunk_PG)
+        prompt_scope, scope = one_text(prompt_valid_PL), Scope(start_PGT, valid_PGT, prompt_valid_PL, trunk_PG)
         positions_PGT = length_P11 + scope.depth_PGT
 
         def responses_of(a_P1HMC: Array) -> Array:
@@ -234,25 +236,21 @@ class _Decoder:
             own_PHGTC = jnp.swapaxes(self._attend(window, responses_of(query_P1HMC), own, scope, prefix), 1, 2)
             return jnp.concatenate([prompt_P1HLC, own_PHGTC.reshape(P, 1, -1, G * T, query_P1HMC.shape[4])], axis=3)
 
-        positions_P1M = _joined(_positions(prompt_valid_PL), positions_PGT)
-        tokens_P1M = _joined(prompt_tokens_PL, tokens_PGT)
-        experts_NP1Me = _given_experts(prompts, experts_PGTNe)
-        x_P1MD, kept = self._layers(params, tokens_P1M, positions_P1M, attend_both, keep, experts_NP1Me)
-        return x_P1MD[:, 0, L - 1], x_P1MD[:, 0, L:].reshape(P, G, T, -1), kept
+        def divide(x_P1MD: Array) -> tuple[Array, Array]:
+            return x_P1MD[:, 0, L - 1], x_P1MD[:, 0, L:].reshape(P, G, T, -1)
+
+        positions_P1M = joined(positions(prompt_valid_PL), positions_PGT)
+        return JointRows(joined(prompt_tokens_PL, tokens_PGT), positions_P1M, attend_both, divide)
 
     def serve(self, params: Params) -> Params:
         """A copy of the parameters for sampling, in the dtype of the activations; its layers are a list."""
         layers = [self.layer(params["layers"], n) for n in range(self.shape.layers)]
-        return jax.tree_util.tree_map_with_path(self._cast, params | {"layers": layers})
+        return jax.tree_util.tree_map_with_path(self.served, params | {"layers": layers})
 
     def _layer(self, layers: Params, n: int | Array) -> Params:
         return jax.tree_util.tree_map_with_path(
-            lambda path, a: self._cast(path, a[n]), layers, is_leaf=lambda node: isinstance(node, Adapted)
+            lambda path, a: self.served(path, a[n]), layers, is_leaf=lambda node: isinstance(node, Adapted)
         )
-
-    def _cast(self, path: tuple, a: Array | Adapted) -> Array:
-        normalises = "norm_" in str(path[-1])  # in float32, and those of whole projections have two axes
-        return a.astype(self.activations) if isinstance(a, Adapted) or (a.ndim > 1 and not normalises) else a
 
     def cache(
         self, prefix: dict[str, Any], L: int, G: int, S: int, int8: bool
@@ -291,7 +289,7 @@ class _Decoder:
         age_S = (cursor - jnp.arange(S)) % S  # how many tokens ago a position was written
         positions_PG1 = (prefix["length_P"][:, None] + index_PG)[:, :, None]
         spans = self.shape.spans
-        masks = {window: _reach(window, index_PG, age_S, prefix["valid_PL"]) for window in {s.window for s in spans}}
+        masks = {window: reach(window, index_PG, age_S, prefix["valid_PL"]) for window in {s.window for s in spans}}
         tables = {rope: rotations(rope, self.shape.channels, jnp.arange(L + S)) for rope in {s.rope for s in spans}}
         # looked up, or every layer would compute its own
         cos_sin = {rope: jax.tree.map(lambda a: a[positions_PG1], table) for rope, table in tables.items()}
@@ -300,7 +298,7 @@ class _Decoder:
         for weights, span, shared, cached in zip(params["layers"], spans, prefix["key_values"], own, strict=True):
 
             def store(new: KeyValues, cached: KeyValues = cached) -> KeyValues:
-                return _put(cached._replace(experts=None), new if cached.key_scale is None else quantize(new), index)
+                return put(cached._replace(experts=None), new if cached.key_scale is None else quantize(new), index)
 
             def attend_cache(
                 query: Array, own: KeyValues, shared: KeyValues = shared, window: int | None = span.window
@@ -311,7 +309,7 @@ class _Decoder:
             layer = nnx.merge(self.graph, weights)
             x_PG1D, now, routing = layer(x_PG1D, cos_sin[span.rope], attend_cache, store)
             if cached.experts is not None and routing is not None:
-                now = now._replace(experts=_put(cached.experts, recorded(routing), index))
+                now = now._replace(experts=put(cached.experts, recorded(routing), index))
             caches.append(now)
         return self._normalized(params, x_PG1D[:, :, 0]), caches
 
@@ -326,7 +324,7 @@ class _Decoder:
         return logits if softcap is None else jnp.tanh(logits / softcap) * softcap
 
     def _embed(self, params: Params, tokens: Array) -> Array:
-        x, scale = params["embed_VD"][tokens].astype(self.activations), self.shape.embed_scale
+        x, scale = embeddings(params["embed_VD"], tokens).astype(self.activations), self.shape.embed_scale
         return x if scale is None else x * jnp.asarray(scale, self.activations)
 
     def _normalized(self, params: Params, x: Array) -> Array:
@@ -346,7 +344,16 @@ class _Decoder:
         keep: Callable[[KeyValues, Routing | None], Any],
         experts_NPGTe: Array | None = None,
     ) -> tuple[Array, Any]:
-        """The rows after all layers and the last norm, and what `keep` returns of each layer.
+        """The rows after all layers and the last norm, and what `keep` returns of each layer."""
+        layer, kind_N = self._layer_of(positions_PGT, attend_rows, keep)
+        x_PGTD = self._embed(params, tokens_PGT)
+        x_PGTD, kept = self._each_layer(layer, x_PGTD, params["layers"], kind_N, experts_NPGTe)
+        return self._normalized(params, x_PGTD), kept
+
+    def _layer_of(
+        self, positions_PGT: Array, attend_rows: AttendWithin, keep: Callable[[KeyValues, Routing | None], Any]
+    ) -> tuple[Callable[..., tuple[Array, Any]], list[int]]:
+        """A layer as a function of rows, weights, its kind and its experts; and the kind of each layer.
 
         Layers may be of several kinds, and are one program: which kind a layer is goes through the scan as a number.
         """
@@ -369,10 +376,7 @@ class _Decoder:
             x_PGTD, own, routing = block(x_PGTD, cos_sin, attend_layer, _unchanged, experts_PGTe)
             return x_PGTD, keep(own, routing)
 
-        kind_N = [kinds.index(span) for span in self.shape.spans]
-        x_PGTD = self._embed(params, tokens_PGT)
-        x_PGTD, kept = self._each_layer(layer, x_PGTD, params["layers"], kind_N, experts_NPGTe)
-        return self._normalized(params, x_PGTD), kept
+        return layer, [kinds.index(span) for span in self.shape.spans]
 
     def _each_layer(
         self,

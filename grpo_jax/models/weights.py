@@ -66,7 +66,7 @@ Source = Weights | GgufWeights  # either has `files`, `directory` and `tensor`
 
 
 def load_weights(directory: Path, shapes: Params, shardings: Params) -> Params:
-    """Float32 parameters of these shapes. Each slice that devices of this host hold is read from the files once, and
+    """Parameters of these shapes and types. Each slice that devices of this host hold is read from the files once, and
     is on its devices before the next one is read.
     """
     weights = _open(directory)
@@ -78,6 +78,7 @@ def load_weights(directory: Path, shapes: Params, shardings: Params) -> Params:
         parts: list[jax.Array] = []
         for index, devices in _holders(sharding, wanted.shape):
             values = _read(weights, names[name], name, wanted.shape, letters, index)
+            values = values.astype(wanted.dtype, copy=False)
             parts += jax.block_until_ready([jax.device_put(values, device) for device in devices])
         return jax.make_array_from_single_device_arrays(wanted.shape, sharding, parts)
 

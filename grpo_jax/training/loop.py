@@ -379,4 +379,4 @@ def answer_rows(mix: Mix, rewards: Rewards, advantages: np.ndarray, rollouts: Ro
 def learning_rate(state: TrainState) -> float:
     """The rate of the last optimiser step; NaN for an optimiser that does not tell."""
     found = (value for _, value in optax.tree_utils.tree_get_all_with_path(state.opt_state, "learning_rate"))
-    return next((float(value) for value in found if isinstance(value, jax.Array)), math.nan)
+    return next((float(value.max()) for value in found if isinstance(value, jax.Array)), math.nan)

@@ -12,14 +12,16 @@ from jax.sharding import Mesh, PartitionSpec
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.commands.plan.topology import Slice
 from grpo_jax.config import Config
+from grpo_jax.config.sections import wanted
 from grpo_jax.devices.memory import device_bytes
 from grpo_jax.devices.mesh import check_hosts, host_mesh, own_mesh, prompt_shards
 from grpo_jax.devices.sharding import check_experts, devices_per_group, fit, weight_shardings, with_shardings
 from grpo_jax.grpo import init
 from grpo_jax.learner.microbatches import Cut, cut
-from grpo_jax.learner.room import choices_of, needed_bytes, responses_that_fit
+from grpo_jax.learner.room import choices_for, needed_bytes, responses_that_fit
 from grpo_jax.learner.update import check_split
 from grpo_jax.models import Shape, decoder_policy, find_shape
+from grpo_jax.models.load import storage
 from grpo_jax.models.lora import adapted_policy, read_lora
 from grpo_jax.models.remat import DEFAULT_REMAT
 from grpo_jax.objectives.checking import check_group
@@ -68,8 +70,7 @@ class Case:
     @property
     def choices(self) -> list[int]:
         """The numbers of responses that a device can learn from at once, all of them first."""
-        P, whole_groups = self.settings.prompts // self.algorithm.minibatches, self.algorithm.compares_in_groups
-        return choices_of(P, self.sampler.responses, self.mesh, whole_groups)
+        return choices_for(self.algorithm, self.settings.prompts, self.sampler.responses, self.mesh)
 
     @property
     def responses_at_once(self) -> int:
@@ -127,7 +128,8 @@ def assemble(config: Config, found: Slice) -> Case:
         teacher = taught, taught.shapes
     judge = None
     if config.judge is not None and config.judge.target == IN_PROCESS:
-        asked = find_policy({**config.judge.arguments, "remat": DEFAULT_REMAT, "replay_experts": False})[1]
+        rest = {"remat": DEFAULT_REMAT, "replay_experts": False, "weights": "float32"}
+        asked = find_policy({**config.judge.arguments, **rest})[1]
         judge = asked, asked.shapes
     sampler = native_sampler(config.rollout.build(ends=(0,), decode=str))
     algorithm = config.algorithm.build(
@@ -136,7 +138,7 @@ def assemble(config: Config, found: Slice) -> Case:
         decode=str,
         reward=len,
         objective=config.objective.build(),
-        optimizer=config.optimizer.build(),
+        optimizer=config.optimizer.build(**wanted(config.optimizer, {"adapters": bool(policy.frozen)})),
         teacher=teacher,
         judge=judge,
     )
@@ -153,9 +155,10 @@ def find_policy(model: Mapping[str, Any]) -> tuple[Shape, Policy]:
     """The shape and the policy that a section of a config means, as they are on a TPU."""
     shape = find_shape(model["name"])
     dtype = jnp.dtype("bfloat16" if model["activations"] == "auto" else model["activations"])
-    policy = decoder_policy(shape, dtype, model["remat"], "tpu", model["replay_experts"])
-    lora = model.get("lora")
-    return shape, policy if lora is None else adapted_policy(policy, read_lora(lora))
+    lora = None if model.get("lora") is None else read_lora(model["lora"])
+    stored = storage(model["weights"], dtype, lora)
+    policy = decoder_policy(shape, dtype, model["remat"], "tpu", model["replay_experts"], stored.weights)
+    return shape, policy if lora is None else adapted_policy(policy, lora, stored.int8)
 
 
 def fitted(tree: Any, spec: PartitionSpec, mesh: Mesh) -> Any:

@@ -23,8 +23,10 @@ from grpo_jax.devices.sharding import (
     weight_shardings,
     with_shardings,
 )
+from grpo_jax.learner.by_layer import descend_by_layer
 from grpo_jax.learner.microbatches import Cut
-from grpo_jax.learner.update import add_gradient, descend, shardings_of
+from grpo_jax.learner.states import shardings_of
+from grpo_jax.learner.update import add_gradient, descend, zeros
 from grpo_jax.objectives import first_coefficients
 from grpo_jax.rollout import stages
 from grpo_jax.rollout.native import row_keys
@@ -85,6 +87,8 @@ def plan_sampling(case: Case) -> Phase:
 def plan_learning(case: Case, responses_at_once: int) -> Phase:
     """The gradient of a microbatch or the optimiser, whichever needs more, and what all microbatches of a step move."""
     how = case.cut(responses_at_once)
+    if case.algorithm.gradients == "by_layer":
+        return _plan_by_layer(case, how)
     learn, step = compile_learning(case, how)
     used, after = memory_of(learn), memory_of(step)
     microbatches = case.settings.prompts * how.spread // how.subgroups * how.splits
@@ -96,6 +100,20 @@ def plan_learning(case: Case, responses_at_once: int) -> Phase:
         used.argument_size_in_bytes,
         used.temp_size_in_bytes,
         moved,
+    )
+
+
+def _plan_by_layer(case: Case, how: Cut) -> Phase:
+    """Learning from a minibatch layer by layer, which is one program."""
+    algorithm, state, (chosen, slots) = case.algorithm, case.state, microbatch_shapes(case, how)
+    inputs = (state, chosen, slots, 1, math.inf, 0)
+    learn = descend_by_layer.lower(algorithm, shardings_of(state), *inputs).compile()
+    used = memory_of(learn)
+    return Phase(
+        used.peak_memory_in_bytes + case.other_bytes,
+        used.argument_size_in_bytes,
+        used.temp_size_in_bytes,
+        algorithm.minibatches * collective_bytes(learn.as_text() or ""),
     )
 
 
@@ -170,10 +188,13 @@ def compile_learning(case: Case, how: Cut) -> tuple[jax.stages.Compiled, jax.sta
     algorithm, state, mesh = case.algorithm, case.state, case.mesh
     chosen, slots = microbatch_shapes(case, how)
     shardings = shardings_of(state)
-    total, _ = add_gradient.eval_shape(algorithm, shardings, state.params, None, chosen, slots)
+    alone = how.splits == 1 and how.subgroups == case.settings.prompts // algorithm.minibatches * how.spread
+    if alone:
+        total, _ = add_gradient.eval_shape(algorithm, shardings, state.params, None, chosen, slots)
+    else:
+        total = zeros.eval_shape(algorithm, shardings, state.params, chosen, slots)
     replicated = NamedSharding(mesh, PartitionSpec())
     total = with_shardings(total, (*jax.tree.map(lambda _: replicated, total[:2]), weight_shardings(total[2], mesh)))
-    alone = how.splits == 1 and how.subgroups == case.settings.prompts // algorithm.minibatches * how.spread
     before = None if alone else total
     learn = add_gradient.lower(algorithm, shardings, state.params, before, chosen, slots).compile()
     return learn, descend.lower(algorithm, shardings, state, total, 1, math.inf).compile()

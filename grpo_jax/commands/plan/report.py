@@ -82,6 +82,7 @@ def measure(case: Case, sample: Phase, learned: dict[int, Phase]) -> dict[str, A
         "fits": fits(case, sample) and fits(case, train),
         "hbm_limit_bytes": case.slice.chip.memory,
         "weights_bytes": weights,
+        "weights_type": case.config.model.arguments["weights"],
         "optimizer_bytes": device_bytes(case.state.opt_state),
         "reference_bytes": case.reference_bytes,
         "teacher_bytes": case.teacher_bytes,
@@ -137,7 +138,7 @@ def table(figures: dict[str, Any], sample: Phase, train: Phase) -> str:
     """The figures as a table for people."""
     most = figures["largest_responses_at_once"]
     lines = [
-        f"weights         {gib(figures['weights_bytes'])}   (float32, on each device)",
+        f"weights         {gib(figures['weights_bytes'])}   ({figures['weights_type']}, on each device)",
         f"optimiser       {gib(figures['optimizer_bytes'])}",
         f"reference       {gib(figures['reference_bytes'])}",
         *([f"teacher         {gib(figures['teacher_bytes'])}"] if figures["teacher_bytes"] else []),

@@ -22,7 +22,8 @@ EVALUATION = (
     "section.key=value: replaces a value of the config, e.g. evaluation.responses=8, train.evaluate_prompts=500"
 )
 A_MODEL = (
-    "a run (runs/quickstart, or runs/quickstart@24), a directory, a GGUF file, org/name on the hub,"
+    "a run (runs/quickstart, or runs/quickstart@24), a directory of a model or of an adapter of PEFT's, a GGUF file,"
+    " org/name on the hub,"
     " smollm2-135m-instruct, or tiny"
 )
 LOAD, SAMPLER = "grpo_jax.models:load", "grpo_jax.rollout:Sampler"  # owners of settings that are options here, too
@@ -254,6 +255,11 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         "--step", type=int, help="the step of the run to export; default: its newest that can be verified"
     )
     parser.add_argument("--dtype", **dtype, help="of the weights; default: %(default)s, as they were trained")
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write the adapters alone, as PEFT loads them; default: add them to the weights",
+    )
     parser.add_argument("--push", metavar="ORG/NAME", help="then send it to this repository of the Hugging Face hub")
 
 

@@ -1,4 +1,4 @@
-"""`grpo-jax export`: writes a run, or a model, as a directory that transformers loads, and sends it to the hub."""
+"""`grpo-jax export`: writes a run, or a model, for transformers or for PEFT, and sends it to the hub."""
 
 import argparse
 import sys
@@ -12,6 +12,7 @@ from grpo_jax.learner.finite import check_weights
 from grpo_jax.models import export, load
 from grpo_jax.models.exporting import check_free
 from grpo_jax.models.hub import check_push, push
+from grpo_jax.models.load import load_apart
 from grpo_jax.models.runs import is_run
 
 
@@ -22,10 +23,11 @@ def run(arguments: argparse.Namespace) -> int:
         check_free(Path(arguments.out).expanduser().absolute())  # before minutes of work
         if arguments.push is not None:
             check_push(arguments.push)
-        model = load(_name(arguments))
-        params = model.params(Layout().mesh(jax.devices()[:1]))
+        mesh = Layout().mesh(jax.devices()[:1])
+        model = (load_apart if arguments.adapter else load)(_name(arguments))
+        params = {"lora": model.adapters(mesh)} if arguments.adapter and model.adapters else model.params(mesh)
         check_weights(params, arguments.model)
-        directory = export(model, params, arguments.out, arguments.dtype)
+        directory = export(model, params, arguments.out, arguments.dtype, adapter=arguments.adapter)
         print(f"{arguments.model} is in {directory}", file=sys.stderr)
         if arguments.push is not None:
             print(push(directory, arguments.push))

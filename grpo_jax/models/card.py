@@ -1,18 +1,16 @@
 """The card of an exported model: its README.md, with what it was made from, how, and what was measured."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from grpo_jax import __version__
-from grpo_jax.models import smollm2
+from grpo_jax.models.hub import REPOSITORY, hub_name
 from grpo_jax.models.load import Model
 from grpo_jax.models.runs import system_of
 from grpo_jax.saved.directory import CONFIG, RunDirectory
 
-ON_THE_HUB = {smollm2.NAME: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 LOADING = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,26 +22,24 @@ print(tokenizer.decode(model.generate(chat["input_ids"], attention_mask=chat["at
 ```"""
 
 
-def card(model: Model, run: Path | None) -> str:
-    """The text of the card. A path of this machine is told by its last part."""
+def card(model: Model, run: Path | None, adapter: bool = False) -> str:
+    """The text of the card of a whole model, or of its adapter. A path of this machine is told by its last part."""
     origin = model.origin
-    base = None if origin is None else ON_THE_HUB.get(origin.base, origin.base)
+    base = None if origin is None else hub_name(origin.base)
     loaded = None if origin is None or run is not None else origin.run
     run = loaded.path if loaded is not None else run
-    on_hub = base is not None and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) is not None
-    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [grpo, grpo_jax]"]
+    on_hub = base is not None and REPOSITORY.fullmatch(base) is not None
+    library = "peft" if adapter else "transformers"
+    head = ["---", f"library_name: {library}", "pipeline_tag: text-generation", "tags: [grpo, grpo_jax]"]
     head += [f"base_model: {base}"] if on_hub else []
     name = "a model made in Python" if base is None else Path(base).name if Path(base).is_absolute() else base
     title = f"# {name}" + ("" if run is None else f", trained by GRPO: {run.resolve().name}")
     parts = ["\n".join([*head, "---"]), title, f"Base model: {name}. Written by grpo_jax {__version__}."]
     if run is not None:
         parts += _trained(run, None if loaded is None else loaded.step)
-    parts += [
-        "## Loading it",
-        _loading(model.tokenizer.template, "" if run is None else system_of(run))
-        if model.tokenizer.has_chat_template
-        else _without_template(),
-    ]
+    chat = model.tokenizer.has_chat_template
+    lines = _loading(model.tokenizer.template, "" if run is None else system_of(run)) if chat else _without_template()
+    parts += ["## Loading it", _with_adapter(lines, base if on_hub else "BASE") if adapter else lines]
     return "\n\n".join(parts) + "\n"
 
 
@@ -86,3 +82,10 @@ def _without_template() -> str:
     lines = [line for line in LOADING.splitlines() if not line.startswith(("chat", "messages"))]
     lines.insert(5, 'chat = tokenizer("...", return_tensors="pt")')
     return "\n".join(lines)
+
+
+def _with_adapter(lines: str, base: str) -> str:
+    """How to load a base with an adapter, from how a whole model is loaded."""
+    lines = lines.replace("DIRECTORY", base).replace("from", "from peft import PeftModel\nfrom", 1)
+    model = next(line for line in lines.splitlines() if line.startswith("model = "))
+    return lines.replace(model, f'{model}\nmodel = PeftModel.from_pretrained(model, "DIRECTORY")')

@@ -1,4 +1,5 @@
-"""A model as a directory that transformers, vLLM and this library load: weights, config, tokenizer and a card.
+"""A model as a directory that transformers, vLLM and this library load: weights, config, tokenizer and a card; or its
+adapters alone, as PEFT loads them.
 
 It is written into a sibling with a hidden name, which is renamed once all of it is on disk. So whenever the process
 ends, the directory is whole or not there. On several hosts all of them call `export`, and the first one writes.
@@ -13,6 +14,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +29,12 @@ from grpo_jax.models.card import card
 from grpo_jax.models.decoder import Shape
 from grpo_jax.models.families import NAMES
 from grpo_jax.models.hf_config import write_config, write_generation_config, write_tokenizer
-from grpo_jax.models.load import Model
-from grpo_jax.models.model_config import read_names
+from grpo_jax.models.hub import hub_name
+from grpo_jax.models.load import Model, Origin, base_digest
+from grpo_jax.models.lora import Lora, merged
+from grpo_jax.models.model_config import has_other_parts, read_names
+from grpo_jax.models.peft.modules import modules_of, stored_names
+from grpo_jax.models.peft.writing import check_writable, peft_config, peft_tensors, write_adapter
 from grpo_jax.structs import Params, axes_of
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -52,6 +58,7 @@ def export(
     dtype: Literal["float32", "bfloat16"] = "float32",  # float32: exactly what was trained; bfloat16: half the size
     shard_bytes: int = 2_000_000_000,  # of a weights file, at most, unless one tensor is larger
     run: str | Path | None = None,  # the run directory that the card tells of; None: the one that was loaded, if any
+    adapter: bool = False,  # write the adapters alone; else they are added to the weights
 ) -> Path:
     """Writes a directory that did not exist, and returns it."""
     target = Path(directory).expanduser().absolute()
@@ -59,15 +66,19 @@ def export(
         check_free(target, taken=True)
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be float32 or bfloat16; got {dtype!r}.")
-    source = None if model.origin is None else model.origin.directory
-    names = NAMES if source is None else read_names(source, ())
+    if adapter and (model.lora is None or "lora" not in params):
+        raise ValueError("This model has no adapters, so adapter must be False: all its weights are written.")
+    told = None if run is None else Path(run)
     part = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
     try:
         if store.is_first():
             part.mkdir(parents=True)
-        _write_weights(_tensors(params, names, model.shape), part, dtype, shard_bytes)
+        if adapter:
+            _write_adapter(model, params["lora"], part, dtype)
+        else:
+            _write_model(model, params, part, dtype, shard_bytes)
         if store.is_first():
-            _write_others(model, part, dtype, None if run is None else Path(run))
+            (part / "README.md").write_text(card(model, told, adapter), encoding="utf-8")
             _sync(part)
             check_free(target)
             part.rename(target)
@@ -76,6 +87,31 @@ def export(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
+
+
+def _write_model(model: Model, params: Params, folder: Path, dtype: str, shard_bytes: int) -> None:
+    """Everything but the card. Adapters are added to the weights."""
+    source = None if model.origin is None else model.origin.directory
+    names = NAMES if source is None else read_names(source, ())
+    if model.lora is not None:
+        params = jax.jit(partial(merged, settings=model.lora))(params)
+    _write_weights(_tensors(params, names, model.shape), folder, dtype, shard_bytes)
+    if store.is_first():
+        _write_others(model, folder, dtype)
+
+
+def _write_adapter(model: Model, adapters: Params, folder: Path, dtype: str) -> None:
+    """The two files that PEFT reads."""
+    settings, origin = model.lora or Lora(), model.origin or Origin("")
+    base = model.policy.shapes["base"]
+    check_writable(base, settings)
+    tensors = peft_tensors(adapters, modules_of(base, stored_names(origin.directory)))
+    apart = origin.directory is not None and has_other_parts(origin.directory)
+    config = peft_config(settings, tensors, hub_name(origin.base) or None, apart)
+    ours = {"digest": base_digest(model), "targets": settings.targets}
+    ours |= {"base": origin.base} if hub_name(origin.base) != origin.base else {}
+    if store.is_first():
+        write_adapter(folder, config, {name: a.astype(DTYPES[dtype]) for name, a in tensors.items()}, ours)
 
 
 def check_free(target: Path, taken: bool = False) -> None:
@@ -171,8 +207,8 @@ def _shards(tensors: list[Tensor], itemsize: int, shard_bytes: int) -> list[list
     return shards
 
 
-def _write_others(model: Model, folder: Path, dtype: str, run: Path | None) -> None:
-    """Everything but the weights."""
+def _write_others(model: Model, folder: Path, dtype: str) -> None:
+    """Everything but the weights and the card."""
     source = None if model.origin is None else model.origin.directory
     write_config(source, folder, model.shape, dtype)
     write_generation_config(source, folder, model.tokenizer.end_ids)
@@ -181,7 +217,6 @@ def _write_others(model: Model, folder: Path, dtype: str, run: Path | None) -> N
     for file in () if source is None else sorted({path for pattern in COPIED for path in source.glob(pattern)}):
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
-    (folder / "README.md").write_text(card(model, run), encoding="utf-8")
 
 
 def _sync(folder: Path, files: bool = True) -> None:

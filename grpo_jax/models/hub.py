@@ -24,14 +24,16 @@ WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt",
 WANTED += ["LICENSE*", "NOTICE*"]  # which an export copies
 UNWANTED = ["*/*", "consolidated*"]  # subfolders hold other formats, and consolidated* is Mistral's second copy
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+ADAPTER = "adapter_config.json"  # of an adapter of PEFT's
 PICKLES = ("*.bin", "*.pt", "*.pth")
 # What a broken connection raises: of the HTTP library of huggingface-hub, which is another one in each of its versions.
 HTTP_ERRORS = tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
+ON_THE_HUB = {smollm2.NAME: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 CHECKSUM = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")  # a line of sha256sum, or of sha256sum -b
 
 
 def locate(name: str) -> Path:
-    """The directory of the model called `name`, downloaded or converted first if need be."""
+    """The directory of the model, or of PEFT's adapter, called `name`, downloaded or converted first if need be."""
     if name == smollm2.NAME:
         return smollm2.fetch()
     directory = Path(name).expanduser()
@@ -49,6 +51,17 @@ def locate(name: str) -> Path:
     return _fresh_snapshot(name) if cached is None else cached
 
 
+def hub_name(name: str) -> str:
+    """The name of a model for others: on the hub, where it has one there."""
+    return ON_THE_HUB.get(name, name)
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter of PEFT's, and no whole model."""
+    whole = ("model.safetensors", "model.safetensors.index.json")
+    return (directory / ADAPTER).is_file() and not any((directory / name).exists() for name in whole)
+
+
 def check(directory: Path) -> None:
     """Refuses a model directory that cannot, or must not, be loaded."""
     config_file = directory / "config.json"
@@ -64,6 +77,12 @@ def check(directory: Path) -> None:
         )
     _require_safetensors(directory)
     _require_all_shards(directory)
+    _require_checksums(directory)
+
+
+def check_adapter(directory: Path) -> None:
+    """Refuses the directory of an adapter that cannot, or must not, be loaded."""
+    _require_safetensors(directory)
     _require_checksums(directory)
 
 
@@ -95,7 +114,8 @@ def _beside(path: Path) -> str:
 def _cached_snapshot(repository: str) -> Path | None:
     try:
         cached = _download(repository, local_files_only=True)
-        check(cached)  # an interrupted download leaves files in the cache, too
+        wanted = check_adapter if is_adapter(cached) else check
+        wanted(cached)  # an interrupted download leaves files in the cache, too
     except FileNotFoundError:
         return None
     return cached

@@ -1,7 +1,7 @@
 """A language model by name: a directory, a Hugging Face name, a run, the embedded model, or `tiny`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,9 +14,11 @@ from jax.typing import DTypeLike
 from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.models.decoder import Shape
 from grpo_jax.models.digest import digest_of
-from grpo_jax.models.hub import check, locate
+from grpo_jax.models.hub import check, check_adapter, is_adapter, locate
 from grpo_jax.models.lora import Lora, adapted_policy, first_adapters, merged, quantized, read_lora
 from grpo_jax.models.model_config import read_shape
+from grpo_jax.models.peft.modules import stored_names
+from grpo_jax.models.peft.reading import adapters_in, read_folder
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.models.remat import DEFAULT_REMAT, Remat
 from grpo_jax.models.runs import TrainedRun, find_run, manifest_digest, read_adapters, read_weights
@@ -28,11 +30,14 @@ from grpo_jax.structs import Params, Policy
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model comes from: its base by name, the base's directory (`tiny` has none), and the run, if it is one."""
+    """Where a model comes from: its base by name, the base's directory (`tiny` has none), and the run, or the adapter
+    of PEFT's, if it is one.
+    """
 
     base: str
     directory: Path | None = None
     run: TrainedRun | None = None
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,13 @@ class Model:
     params: Callable[[Mesh], Params]
     origin: Origin | None = None  # None for a model made in Python
     lora: Lora | None = None  # the settings of its adapters, if only these are trained
+    adapters: Callable[[Mesh], Params] | None = None  # these alone, where there are any
 
     @property
     def first_weights(self) -> str | None:
-        """The run and the step whose weights these are; None for those of a model."""
-        return None if self.origin is None or self.origin.run is None else self.origin.run.name
+        """The run and the step, or the adapter of PEFT's, whose weights these are; None for those of a model."""
+        origin = Origin("") if self.origin is None else self.origin
+        return origin.run.name if origin.run is not None else None if origin.adapter is None else str(origin.adapter)
 
 
 def load(
@@ -64,57 +71,97 @@ def load(
 ) -> Model:
     """The model, with everything but its weights read and checked; `params` reads those later.
 
-    A run that trained adapters is its base with them added. With `lora` of the same settings they are trained on.
+    A run that trained adapters, and an adapter of PEFT's, is its base with them added. With `lora` of the same settings
+    they are trained on.
     """
     settings = None if lora is None else read_lora(lora)
-    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(activations)
-    if dtype is None:
-        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    dtype = _dtype(activations)
     stored = storage(weights, dtype, settings)
     options = {"activations": dtype, "remat": remat, "replay_experts": replay_experts, "weights": stored.weights}
-    run = find_run(name)
-    if run is None:
-        model = _load(name, template, **options)
+    model, base = _found(name, template, stored.int8, **options)
+    if base is None:
         return model if settings is None else with_adapters(model, settings, stored.int8)
-    return _load_run(run, template, settings, stored.int8, **options)
+    if settings is None:
+        return with_adapters_added(model, base)
+    if settings != model.lora:
+        raise ValueError(
+            f"{name} has adapters with the settings {asdict(model.lora or Lora())}: give model.lora the same, to go on"
+            f" with them. For others, or for all weights, first write the whole model: grpo-jax export {name} --out"
+            " DIRECTORY."
+        )
+    return model
+
+
+def load_apart(name: str) -> Model:
+    """A model with its adapters apart, as `load` gives it with `lora` of their settings. One without is refused."""
+    model, base = _found(name, None, int8=False)
+    if base is None:
+        raise ValueError(f"{name} has no adapters, so --adapter has nothing to write. Leave it out: all weights are.")
+    return model
+
+
+def _dtype(activations: str) -> DTypeLike:
+    known = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    return known.get(activations, jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+
+
+def _found(name: str, template: dict[str, Any] | None, int8: bool, **options: Any) -> tuple[Model, Model | None]:
+    """The model of a name, and its base where it has adapters, which are then apart; with `int8`, so is the base."""
+    run = find_run(name)
+    if run is not None:
+        return _load_run(run, template, int8, **options)
+    directory = None if name == "tiny" else locate(name)
+    if directory is None or not is_adapter(directory):
+        return _load(name, directory, template, **options), None
+    return _load_adapter(directory, template, int8, **options)
 
 
 def _load_run(
-    run: TrainedRun, template: dict[str, Any] | None, settings: Lora | None, int8: bool, **options: Any
-) -> Model:
-    """The model of a run: its base, with the weights of one of its steps."""
+    run: TrainedRun, template: dict[str, Any] | None, int8: bool, **options: Any
+) -> tuple[Model, Model | None]:
+    """The model of a run: its base, with the weights of one of its steps, or with their adapters."""
     template = dict(run.template) if template is None else template
     try:
-        below = find_run(run.base)
-        if below is None:
-            base = _load(run.base, template, **options)
-        else:
-            base = _load_run(below, template, None, False, **options)
+        base = _load_whole(run.base, template, **options)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{run.path} was trained from {run.base}, which gives the tokenizer. {error}") from error
-    origin = None if base.origin is None else replace(base.origin, run=run)
     if run.lora is None:
-        model = replace(base, params=partial(read_weights, run, base.policy.shapes), origin=origin)
-        return model if settings is None else with_adapters(model, settings, int8)
-    check_base(base, run.digest, str(run.path))
-    read = partial(read_adapters, run)
-    found = replace(with_adapters(base, read_lora(run.lora), int8, read), origin=origin)
-    if settings is None:
-        return with_adapters_added(found, base)
-    if settings != found.lora:
-        raise ValueError(
-            f"{run.path} has adapters with the settings {dict(run.lora)}: give model.lora the same, to go on with them."
-            f" For others, or for all weights, first write the whole model: grpo-jax export {run.path} --out DIRECTORY."
-        )
-    return found
+        origin = None if base.origin is None else replace(base.origin, run=run)
+        return replace(base, params=partial(read_weights, run, base.policy.shapes), origin=origin), None
+    model = with_adapters(base, read_lora(run.lora), int8, partial(read_adapters, run))
+    check_base(model, run.digest, str(run.path))
+    return replace(model, origin=None if model.origin is None else replace(model.origin, run=run)), base
 
 
-def _load(name: str, template: dict[str, Any] | None, **options: Any) -> Model:
-    """The model of a name that is not that of a run."""
-    if name == "tiny":
+def _load_adapter(directory: Path, template: dict[str, Any] | None, int8: bool, **options: Any) -> tuple[Model, Model]:
+    """The model of an adapter of PEFT's, and its base."""
+    check_adapter(directory)
+    folder = read_folder(directory)
+    try:
+        base = _load_whole(folder.base, template, **options)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{directory} is an adapter of {folder.base}. {error}") from error
+    source = None if base.origin is None else base.origin.directory
+    settings, read = adapters_in(folder, base.policy.shapes, stored_names(source, folder.shapes))
+    model = with_adapters(base, settings, int8, read)
+    check_base(model, folder.digest, str(directory))
+    return replace(model, origin=None if model.origin is None else replace(model.origin, adapter=directory)), base
+
+
+def _load_whole(name: str, template: dict[str, Any] | None, **options: Any) -> Model:
+    """A model that others belong to, with its adapters added if it is a run that has some."""
+    run = find_run(name)
+    if run is None:
+        return _load(name, None if name == "tiny" else locate(name), template, **options)
+    model, base = _load_run(run, template, False, **options)
+    return model if base is None else with_adapters_added(model, base)
+
+
+def _load(name: str, directory: Path | None, template: dict[str, Any] | None, **options: Any) -> Model:
+    """The model of a name that is not that of a run. `tiny` has no directory."""
+    if directory is None:
         model = tiny(**options)
         return model if template is None else replace(model, tokenizer=replace(model.tokenizer, template=template))
-    directory = locate(name)
     check(directory)
     shape = read_shape(directory)
     tokenizer = load_tokenizer(directory, template)
@@ -157,16 +204,19 @@ def with_adapters(
     """
     policy, base = adapted_policy(model.policy, settings, int8), model.policy.shapes
 
-    def params(mesh: Mesh) -> Params:
+    def adapters(mesh: Mesh) -> Params:
         shapes = policy.shapes["lora"]
         first = jax.jit(partial(first_adapters, base, settings), out_shardings=weight_shardings(shapes, mesh))
-        adapters = first(jax.random.key(0)) if read is None else read(shapes, mesh)
-        return {"base": _in_int8(model.params(mesh), mesh) if int8 else model.params(mesh), "lora": adapters}
+        return first(jax.random.key(0)) if read is None else read(shapes, mesh)
+
+    def params(mesh: Mesh) -> Params:
+        weights = model.params(mesh)
+        return {"base": _in_int8(weights, mesh) if int8 else weights, "lora": adapters(mesh)}
 
     origin = model.origin
     if origin is not None and origin.run is not None:
         origin = Origin(str(origin.run.path.absolute()) + f"@{origin.run.step}", origin.directory)
-    return replace(model, policy=policy, params=params, origin=origin, lora=settings)
+    return replace(model, policy=policy, params=params, origin=origin, lora=settings, adapters=adapters)
 
 
 def _in_int8(base: Params, mesh: Mesh) -> Params:
@@ -176,13 +226,17 @@ def _in_int8(base: Params, mesh: Mesh) -> Params:
 
 def with_adapters_added(model: Model, base: Model) -> Model:
     """A model with adapters as one of the same kind as its base: the adapters are added to its weights."""
-    settings = model.lora or Lora()
+    settings, origin, shapes = model.lora or Lora(), base.origin, base.policy.shapes
+
+    def add(params: Params) -> Params:
+        return jax.tree.map(lambda a, wanted: a.astype(wanted.dtype), merged(params, settings), shapes)
 
     def params(mesh: Mesh) -> Params:
-        add = jax.jit(partial(merged, settings=settings), out_shardings=weight_shardings(base.policy.shapes, mesh))
-        return add(model.params(mesh))
+        return jax.jit(add, out_shardings=weight_shardings(shapes, mesh))(model.params(mesh))
 
-    return replace(base, params=params, origin=model.origin)
+    if origin is not None and model.origin is not None:
+        origin = replace(origin, run=model.origin.run, adapter=model.origin.adapter)
+    return replace(base, params=params, origin=origin)
 
 
 def base_digest(model: Model) -> str:
@@ -195,10 +249,10 @@ def base_digest(model: Model) -> str:
     return model.origin.base if directory is None else digest_of(directory)
 
 
-def check_base(base: Model, digest: str, whose: str) -> None:
-    """Refuses adapters that belong to other weights."""
-    if digest and (found := base_digest(base)) != digest:
-        name = "" if base.origin is None else base.origin.base
+def check_base(model: Model, digest: str, whose: str) -> None:
+    """Refuses adapters that belong to other weights than those of the model's base."""
+    if digest and (found := base_digest(model)) != digest:
+        name = "" if model.origin is None else model.origin.base
         raise ValueError(
             f"The adapters in {whose} were trained on other weights than {name} has now: its digest is {found}, theirs"
             f" {digest}. Put back the model that they were trained on, or train new ones."
@@ -208,9 +262,13 @@ def check_base(base: Model, digest: str, whose: str) -> None:
 def find_shape(name: str) -> Shape:
     """The shape of a model by its name, without its weights; nothing is downloaded for one that is in `SHAPES`."""
     run = None if name.startswith("random:") else find_run(name)
-    name = name if run is None else run.base
+    if run is not None:
+        return find_shape(run.base)
     known = known_shape(name)
-    return read_shape(locate(name)) if known is None else known
+    if known is not None:
+        return known
+    directory = locate(name)
+    return find_shape(read_folder(directory).base) if is_adapter(directory) else read_shape(directory)
 
 
 def tiny(seed: int = 0, **options: Any) -> Model:

@@ -120,8 +120,8 @@ def first_adapters(base: Params, settings: Lora, key: Array) -> Params:
     `base` may be shapes. All arrays are float32.
     """
     found: Params = {}
-    for path, weight in _adapted_weights(base, settings.targets):
-        letters, leading, inputs = _axes(path[-1], weight.shape)
+    for path, weight in adapted_weights(base, settings.targets):
+        letters, leading, inputs = weight_axes(path[-1], weight.shape)
         batch, wide = weight.shape[:leading], weight.shape[len(weight.shape) - inputs :]
         own = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
         bound = math.prod(wide) ** -0.5
@@ -179,7 +179,7 @@ def quantized(base: Params) -> Params:
 
 
 def _quantized(name: str, weight: Array) -> Params:
-    letters, _, inputs = _axes(name, weight.shape)
+    letters, _, inputs = weight_axes(name, weight.shape)
     summed_over = tuple(range(weight.ndim - inputs, weight.ndim))
     largest = jnp.max(jnp.abs(weight.astype(jnp.float32)), axis=summed_over, keepdims=True)
     scale = jnp.maximum(largest, 1e-30) / 127
@@ -193,23 +193,24 @@ def kind_of(name: str) -> str:
     return kind if kind in INPUTS else ""
 
 
-def _adapted_weights(base: Params, targets: Sequence[str], path: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:
+def adapted_weights(base: Params, targets: Sequence[str], path: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:
+    """The path and the array, or the shape, of each weight that these targets name."""
     for name, value in base.items():
         if kind_of(name):
             if kind_of(name) in targets:
                 yield (*path, name), value
         elif isinstance(value, Mapping):
-            yield from _adapted_weights(value, targets, (*path, name))
+            yield from adapted_weights(value, targets, (*path, name))
 
 
 def _check_rank(shapes: Params, settings: Lora) -> None:
     """Refuses targets that the model does not have, and a rank above the width of a weight; warns of a large rank."""
-    weights = list(_adapted_weights(shapes, settings.targets))
+    weights = list(adapted_weights(shapes, settings.targets))
     missing = [name for name in settings.targets if not any(kind_of(path[-1]) == name for path, _ in weights)]
     if missing:
         raise ValueError(f"model.lora.targets: this model has no weight {missing[0]}.")
     for path, weight in weights:
-        _, leading, inputs = _axes(path[-1], weight.shape)
+        _, leading, inputs = weight_axes(path[-1], weight.shape)
         sizes = weight.shape[leading : weight.ndim - inputs], weight.shape[weight.ndim - inputs :]
         width = min(map(math.prod, sizes))
         if settings.rank > width:
@@ -222,7 +223,7 @@ def _check_rank(shapes: Params, settings: Lora) -> None:
         logging.getLogger("grpo_jax").warning(text, settings.rank, LARGE_RANK)
 
 
-def _axes(name: str, shape: tuple[int, ...]) -> tuple[str, int, int]:
+def weight_axes(name: str, shape: tuple[int, ...]) -> tuple[str, int, int]:
     """The letters of a weight, how many of its axes are layers and experts, and how many it sums over."""
     letters = axes_of(name)
     return letters, len(shape) - len(letters) + letters.startswith("E"), INPUTS[kind_of(name)]

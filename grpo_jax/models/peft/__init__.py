@@ -1,0 +1,1 @@
+"""Low-rank adapters in the files of the library `peft`, which is not needed for it."""

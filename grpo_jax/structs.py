@@ -7,7 +7,7 @@ Array names end in their axes, one letter per axis. This is the legend, and ther
     B packed rows of a prompt's responses       W slots in a packed row
     V vocabulary        J tokens in a block of the vocabulary           R reward parts
     D width             F feed-forward          N layers                C channels per head
-    E experts
+    E experts           A rank of an adapter
     H query heads       K key/value heads       Q query heads per key/value head
     X any axis          1 a kept axis of size one                       2 two numbers
 

@@ -70,6 +70,11 @@ class Adapted:
         return Adapted(self.base.reshape(outputs, -1), scale, a, b, 1, self.factor)
 
 
+def is_adapted(node: Any) -> bool:
+    """Whether a node of a tree of parameters is an adapted weight."""
+    return isinstance(node, Adapted)
+
+
 def summed(
     frozen: tuple[Array, Array | None], a: Array | None, b: Array | None, factor: float, dtype: DTypeLike
 ) -> Array:
@@ -89,10 +94,10 @@ def low_rank(a: Array, b: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Ar
     """B A in float32, in the shape of a weight. A float32 result has a product of full precision on a TPU, too."""
     inputs = len(shape) - b.ndim + 1
     leading = a.ndim - 1 - inputs
-    a_XAi = a.reshape(*a.shape[: leading + 1], -1)
-    b_XoA = b.reshape(*b.shape[:leading], -1, b.shape[-1])
+    a_XAD = a.reshape(*a.shape[: leading + 1], -1)
+    b_XFA = b.reshape(*b.shape[:leading], -1, b.shape[-1])
     precise = jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
-    return jnp.matmul(b_XoA, a_XAi, precision=precise).reshape(shape)
+    return jnp.matmul(b_XFA, a_XAD, precision=precise).reshape(shape)
 
 
 def adapted_product(product: Product, x_XD: Array, weight: Adapted) -> Array:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from grpo_jax.models.adapted import Adapted
+from grpo_jax.models.adapted import Adapted, is_adapted
 from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.structs import Params, Policy, axes_of
 
@@ -164,7 +164,7 @@ def _part(node: Params, kind: str) -> Any:
 def merged(params: Params, settings: Lora) -> Params:
     """The parameters of the base policy with the adapters added, in float32."""
     whole = joined(params, settings.factor)
-    return jax.tree.map(lambda a: a.astype(jnp.float32), whole, is_leaf=lambda node: isinstance(node, Adapted))
+    return jax.tree.map(lambda a: a.astype(jnp.float32), whole, is_leaf=is_adapted)
 
 
 def quantized(base: Params) -> Params:

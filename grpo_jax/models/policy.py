@@ -15,7 +15,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from grpo_jax.models.adapted import Adapted
+from grpo_jax.models.adapted import is_adapted
 from grpo_jax.models.attention import KeyValues, Scope, attend, kernel
 from grpo_jax.models.decoder import (
     Shape,
@@ -250,9 +250,7 @@ class _Decoder:
         return jax.tree_util.tree_map_with_path(self.served, params | {"layers": layers})
 
     def _layer(self, layers: Params, n: int | Array) -> Params:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, a: self.served(path, a[n]), layers, is_leaf=lambda node: isinstance(node, Adapted)
-        )
+        return jax.tree_util.tree_map_with_path(lambda path, a: self.served(path, a[n]), layers, is_leaf=is_adapted)
 
     def cache(
         self, prefix: dict[str, Any], L: int, G: int, S: int, int8: bool

@@ -48,11 +48,8 @@ def init(algorithm: Algorithm, params: Params) -> TrainState:
     """The state before the first update, which frees `params`; a reference policy is a copy of them."""
     trained = algorithm.policy.trained(params)
     reference = jax.tree.map(jnp.copy, trained) if algorithm.objective.needs_reference else None
-    opt_state, coefficients = (
-        first_state(algorithm.optimizer, trained, algorithm.gradients),
-        first_coefficients(algorithm.objective),
-    )
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, reference, coefficients)
+    opt_state = first_state(algorithm.optimizer, trained, algorithm.gradients)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, reference, first_coefficients(algorithm.objective))
 
 
 def step(

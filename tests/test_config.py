@@ -310,7 +310,8 @@ def test_a_written_text_is_read_as_itself(text):
 def test_a_value_that_a_config_leaves_out_is_its_owners_default(config_file):
     config = read(config_file(MINIMAL))
     defaults = parameters("grpo_jax.optimizers:adamw")
-    assert config.optimizer.arguments == {name: parameter.default for name, parameter in defaults.items()}
+    given = {name: parameter.default for name, parameter in defaults.items() if name != "adapters"}
+    assert config.optimizer.arguments == given  # `adapters` is what the model says
     assert config.train.arguments["steps"] == 10
     assert config.rewards == ()
 
@@ -697,7 +698,7 @@ def test_a_rendered_config_says_where_each_value_was_written(config_file):
     assert "  name: short  # command line" in lines
     assert f"  steps: 10  # {base}:4" in lines
     assert f"  use: gspo  # {path}:3" in lines
-    assert f"  learning_rate: 1.0e-06  # {path}:5" in lines
+    assert any(line.startswith(f"  learning_rate: 1.0e-06  # {path}:5") for line in lines)
     assert f"  - use: exact  # {path}:7" in lines
     assert "    weight: 1.0  # default" in lines
     assert "  root: runs  # default" in lines

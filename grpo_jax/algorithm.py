@@ -54,6 +54,8 @@ class Algorithm:
                 f"algorithm.load_balancing is {self.load_balancing}, and this model has no experts to balance: leave it"
                 " out, or use a model with experts."
             )
+        if self.gradients not in ("whole", "by_layer"):
+            raise ValueError(f"algorithm.gradients is whole or by_layer; got {self.gradients!r}.")
         if self.gradients == "by_layer":
             self._check_by_layer()
         if self.reward_seconds is not None:

@@ -65,7 +65,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         if hasattr(arguments, "config"):  # before the command is imported, so that a mistake is shown at once
             path = find_config(arguments.config)
             sys.path.append(str(path.parent.absolute()))  # and a module beside the config
-            arguments.config = read(path, arguments.overrides)
+            sft = arguments.command == "sft" or getattr(arguments, "sft", False)
+            arguments.config = read(path, arguments.overrides, sft)
         silence_tpu_library()
         return importlib.import_module(f"grpo_jax.commands.{arguments.command}").run(arguments)
     except SystemExit as error:
@@ -133,8 +134,19 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDES)
 
 
+def add_sft(parser: argparse.ArgumentParser) -> None:
+    """Whether the config is that of `grpo-jax sft`."""
+    parser.add_argument("--sft", action="store_true", help="of `grpo-jax sft`, in place of `grpo-jax train`")
+
+
+def add_shown(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax config`."""
+    add_config(parser)
+    add_sft(parser)
+
+
 def add_train(parser: argparse.ArgumentParser) -> None:
-    """The options of `grpo-jax train`."""
+    """The options of `grpo-jax train` and `grpo-jax sft`."""
     add_config(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this run")
     parser.add_argument("--strict", action="store_true", help="with --resume: a damaged checkpoint is an error")
@@ -174,6 +186,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--topology", help="a slice: v5e-8 (or v5litepod-8), v6e-4, v5p-8, v4-8, ...")
     where.add_argument("--memory", metavar="SIZE", help="of one device of any kind, e.g. 24GiB: an estimate")
+    add_sft(parser)
     add_json(parser)
 
 
@@ -317,10 +330,11 @@ def number(text: str) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train the model of a config", add_train),
+    "sft": ("train the model of a config on given answers: supervised fine-tuning", add_train),
     "checkpoint": ("list and verify the checkpoints of a run", add_checkpoint),
     "report": ("show a run as a page, or compare several", add_report),
     "watch": ("show a run in the terminal", add_watch),
-    "config": ("show a config with every default filled in", add_config),
+    "config": ("show a config with every default filled in", add_shown),
     "plan": ("show what a config needs on a TPU slice or another device, without one", add_plan),
     "data": ("show the prompts of a config, and what its rewards give for known answers", add_data),
     "objectives": ("list the objectives that can be trained with", add_objectives),

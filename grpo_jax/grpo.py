@@ -33,11 +33,11 @@ from jax import Array
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.learner import check_batch, compare, fixed_logprobs, follow, learn
-from grpo_jax.metrics import describe, with_logged
+from grpo_jax.metrics import describe, describe_given, with_logged
 from grpo_jax.objectives import first_coefficients
 from grpo_jax.optimizers import first_state
 from grpo_jax.rollout import answer
-from grpo_jax.scoring import EarlyScoring, Rewards, score_rollouts, scored
+from grpo_jax.scoring import EarlyScoring, Rewards, score_rollouts, scored, unscored
 from grpo_jax.structs import Batch, Metrics, Params, Prompts, Rollouts, TrainState
 
 Phase = Callable[[str], AbstractContextManager]  # entered around "sampling", "scoring" and "learning", to time them
@@ -104,6 +104,8 @@ def score(
     early: EarlyScoring | None = None,
 ) -> Rewards:
     """What each response earned, by every reward. `step` is for reward functions written for TRL that ask for it."""
+    if not algorithm.objective.needs_rewards:
+        return unscored(algorithm, rollouts)
     with phase("scoring"):
         return score_rollouts(algorithm, rollouts, examples, step, early)
 
@@ -122,6 +124,8 @@ def prepare(
     with phase("learning"):
         fixed = fixed_logprobs(algorithm, state, rollouts)
         batch = compare(algorithm, rollouts, scored(algorithm, rollouts, rewards), key, state.coefficients, fixed)
+        if not algorithm.objective.needs_rewards:
+            return replace(batch, metrics=describe_given(rollouts))
         described = describe(rollouts, rewards.parts_PGR, algorithm.mix)
         return replace(batch, metrics=with_logged(described, rewards.metrics))
 

@@ -32,6 +32,12 @@ def describe_lengths(rollouts: Rollouts) -> dict[str, Array]:
     }
 
 
+@program
+def describe_given(rollouts: Rollouts) -> dict[str, Array]:
+    """The lengths of given answers in tokens, and the tokens that a step learns from."""
+    return describe_lengths(rollouts) | {"tokens": jnp.sum(rollouts.action_PGT)}
+
+
 def describe_rewards(rewards_PGR: np.ndarray, mix: Mix) -> dict[str, float]:
     """The total reward, its spread within groups, and each part; responses without a score are left out."""
     rewards_PG = total_rewards(rewards_PGR, mix)

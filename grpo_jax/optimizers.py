@@ -5,6 +5,8 @@ are then rounded at random: to nearest, most updates would be lost.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -19,6 +21,7 @@ from grpo_jax.structs import Params
 
 RATE = 1e-6  # for all weights
 FEW = 4096  # an array of fewer numbers has moments in float32
+PIECE = 1 << 24  # numbers whose moments are in float32 at once
 LAYERS = "layers"  # the name of the parameters that are stacked by layer
 LARGEST_SQUARED = 1e15  # the sum of squares of so large a gradient is far from the end of float32
 
@@ -139,37 +142,69 @@ def _adamw_in_bytes(
 
 def _in_bytes(adam: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """The transformation with both moments of arrays of at least `FEW` numbers in 8 bits: a step decodes them, and
-    stores those that it leads to.
+    stores those that it leads to. An array is taken in pieces, as its moments in float32 are four times as large.
     """
 
-    def stored(key: Array, state: Any, before: Any) -> Any:
-        mu_key, nu_key = jax.random.split(key)
-        mu, nu = _encoded(mu_key, state.mu, before.mu, signed=True), _encoded(nu_key, state.nu, before.nu, signed=False)
-        return state._replace(mu=mu, nu=nu)
-
     def init(params: Any) -> Any:
-        state = adam.init(params)
-        return stored(jax.random.key(0), state, state)  # zeros, which are not rounded
+        state: Any = adam.init(params)
+        return state._replace(mu=_zeros_in_bytes(state.mu, True), nu=_zeros_in_bytes(state.nu, False))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        updates, found = adam.update(updates, state._replace(mu=_decoded(state.mu), nu=_decoded(state.nu)), params)
-        return updates, stored(extra_args["key"], found, state)
+        leaves, tree = jax.tree.flatten(updates)
+        moments = zip(leaves, tree.flatten_up_to(state.mu), tree.flatten_up_to(state.nu), strict=True)
+        found = [
+            _in_pieces(partial(_adam_of, adam, state), jax.random.fold_in(extra_args["key"], index), each)
+            for index, each in enumerate(moments)
+        ]
+        step, mu, nu = map(tree.unflatten, zip(*found, strict=True))
+        return step, state._replace(count=optax.safe_increment(state.count), mu=mu, nu=nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _encoded(key: Array, moments: Params, before: Params, signed: bool) -> Params:
-    """The moments stored as they were before; the first ones in 8 bits if there are many."""
-    leaves, tree = jax.tree.flatten(moments)
-    keys = jax.random.split(key, len(leaves))
-    return tree.unflatten(
-        encode(key, a, signed) if _is_stored(old) or (isinstance(old, Array) and old.size >= FEW) else a
-        for key, a, old in zip(keys, leaves, tree.flatten_up_to(before), strict=True)
+def _adam_of(adam: optax.GradientTransformation, state: Any, key: Array, given: Any) -> Any:
+    """The update of an array and its moments after it."""
+    gradient, mu, nu = given
+    state = state._replace(mu=decode(mu) if _is_stored(mu) else mu, nu=decode(nu) if _is_stored(nu) else nu)
+    moved: Any = adam.update(gradient, state)
+    update, after = moved
+    if not _is_stored(mu):
+        return update, after.mu, after.nu
+    keys = jax.random.split(key)
+    return update, encode(keys[0], after.mu, signed=True), encode(keys[1], after.nu, signed=False)
+
+
+def _in_pieces(move: Callable[[Array, Any], Any], key: Array, given: Any) -> Any:
+    """`move` of pieces of arrays, one after the other and in place. A piece is every n-th slice along the first axis:
+    if devices divide this axis, each has a part of every piece.
+    """
+    shape = given[0].shape
+    pieces = min(
+        n for n in range(1, shape[0] + 1) if shape[0] % n == 0 and (n * PIECE >= math.prod(shape) or n == shape[0])
     )
+    if pieces == 1:
+        return move(key, given)
+
+    def body(index: Array, whole: Any) -> Any:
+        piece = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, 1, keepdims=False), whole)
+        moved = move(jax.random.fold_in(key, index), piece)
+        return jax.tree.map(lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, index, 1), whole, moved)
+
+    divided = jax.tree.map(lambda a: a.reshape(-1, pieces, *a.shape[1:]), given)
+    moved = jax.lax.fori_loop(0, pieces, body, divided)
+    return jax.tree.map(lambda a, b: a.reshape(b.shape), moved, given)
 
 
-def _decoded(moments: Params) -> Params:
-    return jax.tree.map(lambda a: decode(a) if _is_stored(a) else a, moments, is_leaf=_is_stored)
+def _zeros_in_bytes(moments: Params, signed: bool) -> Params:
+    """Moments of zero, stored as they stay."""
+
+    def zeros(a: Array) -> Array | Bytes:
+        if a.size < FEW:
+            return a
+        stored = jax.eval_shape(partial(encode, signed=signed), jax.random.key(0), a)
+        return jax.tree.map(lambda b: jnp.zeros(b.shape, b.dtype), stored)
+
+    return jax.tree.map(zeros, moments)
 
 
 def _is_stored(node: Any) -> bool:

@@ -119,6 +119,12 @@ def score_rollouts(
     return aligned(found, algorithm.mix.names)
 
 
+def unscored(algorithm: Algorithm, rollouts: Rollouts) -> Rewards:
+    """The rewards of responses that no reward is asked about: NaN, without texts."""
+    (P, G, _), names = rollouts.tokens_PGT.shape, algorithm.mix.names
+    return Rewards(np.full((P, G, len(names)), np.nan, np.float32), columns=names)
+
+
 def rehearse(algorithm: Algorithm, example: Any, ids: Sequence[int]) -> None:
     """Scores an empty response to an example, to find what cannot work, and the criteria of rewards that return such.
 

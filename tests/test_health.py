@@ -167,6 +167,12 @@ CASES = {
         ("90% of the tokens were clipped", "algorithm.minibatches", "objective.clip"),
         history(9, 3, **{"clip_ratio__region_mean": 0.3}),
     ),
+    "learned_by_heart": (
+        history(30, 30, loss=0.1, eval__loss=lambda step: 0.5 if step == 10 else 0.7),
+        SETUP,
+        ("(0.5 at step 10 -> 0.7)", "learned is 0.1", "end at step 10 (train.steps)"),
+        history(30, 30, loss=0.1, eval__loss=lambda step: 0.5 if step in (10, 29) else 0.7),
+    ),
     "spike": (
         history(25, 1, grad_norm=1100.0),
         SETUP,

@@ -241,6 +241,21 @@ def test_multi_process_a_run_of_two_processes_equals_the_run_of_one(alone, tmp_p
 
 
 @pytest.mark.long
+def test_multi_process_given_answers_are_learned_by_two_processes_as_by_one(tmp_path):
+    runs = []
+    for processes, devices in ((1, 4), (2, 2)):
+        folder, variables = fill(tmp_path / str(processes), CONFIG), environment(processes, devices)
+        if processes == 1:
+            del variables["JAX_COORDINATOR_ADDRESS"], variables["JAX_NUM_PROCESSES"]
+        command = ("-m", "grpo_jax", "sft", "config.yaml")
+        ended = finish([launch(folder, host, variables, *command) for host in range(processes)])
+        assert ended == [0] * processes, said(folder)[-3000:]
+        runs.append(folder / "runs" / "t")
+    assert_same_run(*runs)
+    assert "eval/loss" in metrics(runs[0])[-1]
+
+
+@pytest.mark.long
 def test_multi_process_an_evaluation_of_two_processes_equals_that_of_one_and_replaces_its_answers(tmp_path):
     """Ten prompts in two calls; each asks some of them again, as eight fill the devices."""
     fill(tmp_path, SMALL)

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from grpo_jax import rounding
+from grpo_jax import optimizers, rounding
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.placing import place, place_prompts
@@ -27,6 +27,7 @@ from grpo_jax.objectives import dapo
 from grpo_jax.optimizers import adafactor, adamw, first_state, stepped
 from grpo_jax.rollout import Sampler
 from grpo_jax.structs import Batch, Prompts, Rollouts
+from grpo_jax.training.checkpoint import Checkpoints, Keep
 
 KEY = jax.random.key(0)
 
@@ -242,7 +243,25 @@ def test_an_update_by_layer_that_is_not_finite_changes_no_bit():
     assert int(state.step) == 2
 
 
+@pytest.mark.slow
+def test_a_run_in_little_memory_goes_on_from_a_checkpoint_bit_by_bit(tmp_path):
+    algorithm = algorithm_with(tiny(weights="bfloat16"), optimizer=adamw(1e-3, 0, moments="int8"), gradients="by_layer")
+    params = algorithm.policy.init(KEY)
+    batch = batch_of(algorithm.policy, params)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", Keep(1))
+    state, _ = learn(algorithm, init(algorithm, params), batch)
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    restored = checkpoints.restore(1, jax.eval_shape(partial(init, algorithm), params))
+    checkpoints.close()
+    assert {a.dtype for a in jax.tree.leaves(restored)} >= {jnp.dtype(n) for n in ("bfloat16", "int8", "uint8")}
+    ends = [learn(algorithm, each, batch)[0] for each in (state, restored)]
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
 def test_what_does_not_go_together_with_gradients_by_layer_is_refused():
+    with pytest.raises(ValueError, match=r"model\.weights is float32 or bfloat16"):
+        tiny(weights="float16")
     with pytest.raises(ValueError, match=r"algorithm\.gradients by_layer is for models without experts"):
         algorithm_with(replace(tiny(), policy=replace(tiny().policy, layered=None)), gradients="by_layer")
     with pytest.raises(ValueError, match=r"algorithm\.gradients by_layer is for an optimizer whose steps are known"):
@@ -251,3 +270,21 @@ def test_what_does_not_go_together_with_gradients_by_layer_is_refused():
     with pytest.raises(ValueError, match="responses_at_once must be at least the 8 of a minibatch"):
         check_split(algorithm, P, G, None)
     check_split(replace(algorithm, responses_at_once=8), P, G, None)
+
+
+def test_an_array_that_is_taken_in_pieces_moves_as_if_it_were_whole(monkeypatch):
+    params = {"a_ND": jax.random.normal(KEY, (12, 1024)), "b_D": jnp.ones(64)}
+    gradient = jax.tree.map(lambda a: a * 1e-3, params)
+    optimizer = adamw(1e-3, 0, clip_norm=1e6, moments="int8")
+
+    def after_one_step():
+        return stepped(optimizer, params, first_state(optimizer, params), gradient, KEY)
+
+    whole, state = after_one_step()
+    monkeypatch.setattr(optimizers, "PIECE", 2048)  # pieces of two rows
+    pieces, state_of_pieces = after_one_step()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), whole, pieces)  # the moments before were exact
+    near = partial(np.testing.assert_allclose, rtol=0.1)
+    moments = [optax.tree_utils.tree_get(each, "nu")["a_ND"] for each in (state, state_of_pieces)]
+    near(*map(rounding.decode, moments))
+    np.testing.assert_array_equal(moments[0].largest, moments[1].largest)

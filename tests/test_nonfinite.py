@@ -17,7 +17,9 @@ from grpo_jax.devices.mesh import Layout
 from grpo_jax.grpo import init
 from grpo_jax.hosts import codes
 from grpo_jax.learner.finite import all_finite, check_weights
-from grpo_jax.learner.update import NONFINITE, descend, nonfinite_logprobs, shardings_of
+from grpo_jax.learner.losses import NONFINITE, nonfinite_logprobs
+from grpo_jax.learner.states import shardings_of
+from grpo_jax.learner.update import descend
 from grpo_jax.models import tiny
 from grpo_jax.optimizers import FiniteSteps, adafactor, adamw
 from grpo_jax.rollout import Sampler

@@ -52,14 +52,28 @@ def test_a_plan_by_memory_says_that_it_is_an_estimate(tmp_path, capsys):
     assert "It does not fit by this estimate" in said and "optimizer.use=adafactor" in said
 
 
+@pytest.mark.parametrize("name", ["gsm8k_qwen3_0.6b", "qwen3_1.7b_v5e-1"])
 @pytest.mark.slow
-def test_an_estimate_is_near_what_the_compiler_says():
+def test_an_estimate_is_near_what_the_compiler_says(name):
     """The figures of v5e-1 in the head of the config are the compiler's."""
-    path = CONFIGS / "gsm8k_qwen3_0.6b.yaml"
+    path = CONFIGS / f"{name}.yaml"
     compiled = [float(number) for number in re.findall(r"(?:sampling|learning) ([\d.]+) GiB", path.read_text())]
     case = assemble(read(str(path), []), device_with("15.75GiB"))
     sample, learned = estimated(case)
     assert [sample.peak / GIB, learned[case.responses_at_once].peak / GIB] == pytest.approx(compiled, rel=0.1)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_every_parameter_of_a_model_of_1_7_billion_fits_one_v5e_chip(capsys):
+    pytest.importorskip("libtpu", reason="libtpu is large, and only tests of TPUs need it")
+    path = CONFIGS / "qwen3_1.7b_v5e-1.yaml"
+    assert main(["plan", str(path), "--topology", "v5e-1"]) == 0
+    said = capsys.readouterr().out
+    assert "It fits." in said
+    for phase in ("sampling", "learning"):
+        needs = re.search(rf"{phase} ([\d.]+ GiB)", path.read_text())[1]
+        assert re.search(rf"{phase} needs +([\d.]+ GiB)", said)[1] == needs
 
 
 @pytest.mark.slow

@@ -54,3 +54,14 @@ def test_the_block_of_the_page_about_evaluation_runs(capsys):
     found = names["found"]
     assert len(found.answers) == 32 and len(found.of_prompts["pass@4"]) == 8 and "maj@4" in found
     assert f"{found['reward']} " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_block_of_the_page_about_sft_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("docs/sft.md")
+    names: dict = {"__name__": "page"}
+    exec(compile(block, "docs/sft.md", "exec"), names)
+    steps, losses = names["gj"].RunDirectory("runs/warm").column("eval/loss")
+    assert steps == [0, 2, 4] and losses[-1] < losses[0]
+    assert str((steps, losses)) in capsys.readouterr().out

@@ -12,7 +12,7 @@ from grpo_jax.config.signatures import parameters
 from grpo_jax.config.similar import closest, plain, suggestion
 from grpo_jax.config.syntax import without_blank
 
-WITH_KEYS_OF_OTHERS = ("teacher", "judge", "evaluation")
+WITH_KEYS_OF_OTHERS = ("teacher", "judge", "evaluation", "answers", "sft")
 ALIKE = 0.8  # similarity from which a key of another section is suggested
 
 
@@ -113,7 +113,7 @@ def _elsewhere(key: str, name: str) -> str:
 
 def _alike_elsewhere(key: str, name: str) -> str:
     """The key of another section that is very similar."""
-    sections = [section for section in SECTIONS if section not in ("evaluation", name)]
+    sections = [section for section in SECTIONS if section not in ("evaluation", "answers", "sft", name)]
     paths = {other: f"{section}.{other}" for section in sections for other in keys_of(section)}
     close = closest(key, paths, ALIKE)
     return "" if close is None else f", did you mean {paths[close]}?"

@@ -9,7 +9,10 @@ from grpo_jax.config.values import ConfigError
 
 
 def build(config: Config) -> dict[str, Any]:
-    """The arguments of `grpo_jax.train`, as in `train(**build(read("some.yaml")))`."""
+    """The arguments of `grpo_jax.train`, as in `train(**build(read("some.yaml")))`.
+
+    Of a config that was read with `sft=True` they are those of a run on given answers.
+    """
     from grpo_jax.judges import Judge, ModelJudge
     from grpo_jax.models import Model
     from grpo_jax.objectives import Objective
@@ -23,22 +26,22 @@ def build(config: Config) -> dict[str, Any]:
     if config.judge is not None:
         mesh = layout.mesh(copy_bytes=copy_bytes(model.policy))
         judge = built(config.judge, Judge, **wanted(config.judge, {"mesh": mesh}))
+    supervised = None if config.sft is None else config.sft.build()
     rewards = tuple((item.build(judge=judge), item.weight) for item in config.rewards)
-    teacher = None
-    if config.teacher is not None:
-        larger = built(config.teacher, Model)
-        _check_vocabulary(larger.shape.vocabulary, model.shape.vocabulary)
-        teacher = larger.policy, larger.params(layout.mesh(copy_bytes=copy_bytes(model.policy)))
+    teacher = None if config.teacher is None or supervised is not None else _teacher(config.teacher, model, layout)
     algorithm = config.algorithm.build(
         policy=model.policy,
         sample=config.rollout.build(ends=model.tokenizer.end_ids, decode=model.tokenizer.decode),
         decode=model.tokenizer.decode,
         reward=Mix(rewards) if rewards else task.reward,
-        objective=built(config.objective, Objective),
+        objective=built(config.objective, Objective) if supervised is None else supervised.objective,
         optimizer=config.optimizer.build(**wanted(config.optimizer, {"adapters": model.lora is not None})),
         teacher=teacher,
         judge=(judge.policy, judge.params) if isinstance(judge, ModelJudge) else None,
     )
+    if supervised is not None:
+        answers = None if config.answers is None else built(config.answers, Task)
+        task, algorithm = supervised.parts(model, task, algorithm, answers)
     return {
         "model": model,
         "task": task,
@@ -49,6 +52,16 @@ def build(config: Config) -> dict[str, Any]:
         "run": config.run.build(),
         "config": render(config),
     }
+
+
+def _teacher(call: Call, model: Any, layout: Any) -> tuple[Any, Any]:
+    """The policy and the weights of a teacher, where those of the model will be."""
+    from grpo_jax.models import Model
+    from grpo_jax.training.overview import copy_bytes
+
+    larger = built(call, Model)
+    _check_vocabulary(larger.shape.vocabulary, model.shape.vocabulary)
+    return larger.policy, larger.params(layout.mesh(copy_bytes=copy_bytes(model.policy)))
 
 
 T = TypeVar("T")

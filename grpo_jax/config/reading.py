@@ -14,6 +14,7 @@ from grpo_jax.config.names import public_names, split
 from grpo_jax.config.retired import is_ignored
 from grpo_jax.config.sections import (
     OBJECTIVE,
+    OF_SFT,
     PARTS,
     SECTIONS,
     TRACKERS,
@@ -33,14 +34,18 @@ REWARD_PART = "grpo_jax.config.sections:RewardPart"
 NEVER_CHOICES = (int, float, str, bool, dict, types.NoneType, ...)
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The config in a file, in which `section.key=value` overrides replace values."""
-    written, absent = read_written(Path(path), overrides), Written(f"{path}:1:1")
+def read(path: str | Path, overrides: Sequence[str] = (), sft: bool = False) -> Config:
+    """The config in a file, in which `section.key=value` overrides replace values.
+
+    With `sft` it is that of `grpo-jax sft`, in which sections inside of the section `sft` replace what stands outside.
+    """
+    written, absent = read_written(Path(path), overrides, sft), Written(f"{path}:1:1")
     calls = {
         name: _call(name, section, written.get(name, absent))
         for name, section in SECTIONS.items()
-        if name != "rewards" and (name in written or not section.optional)
+        if name != "rewards" and (name in written or not section.optional or (sft and name == "sft"))
     }
+    calls = calls if sft else {name: call for name, call in calls.items() if name not in OF_SFT}
     items = written.get("rewards", absent).items
     return Config(rewards=tuple(_reward(f"rewards[{index}]", item) for index, item in enumerate(items)), **calls)
 

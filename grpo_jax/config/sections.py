@@ -61,7 +61,10 @@ SECTIONS = {
     "mesh": Section("grpo_jax.devices.mesh", "Layout"),
     "judge": Section("grpo_jax.judges", "model", supplied=("mesh",), optional=True, returns="Judge"),
     "teacher": Section("grpo_jax.models", "load", optional=True, returns="Model"),
+    "answers": Section("grpo_jax.tasks", optional=True, returns="Task"),
+    "sft": Section("grpo_jax.training.supervised", "Supervised", optional=True),
 }
+OF_SFT = ("answers", "sft")  # sections that `grpo-jax sft` alone follows
 
 # Choices that an objective is made of: where their names are looked up, and what a mapping without `use` is.
 PARTS = {
@@ -242,7 +245,10 @@ class RewardPart:
 
 @dataclass(frozen=True)
 class Config:
-    """The sections of a config file, checked, with defaults filled in. Without `rewards`, the task's own are used."""
+    """The sections of a config file, checked, with defaults filled in. Without `rewards`, the task's own are used.
+
+    With `sft` it is a config of supervised fine-tuning, on the answers of `answers` or else of the task.
+    """
 
     run: Call
     model: Call
@@ -257,3 +263,5 @@ class Config:
     mesh: Call
     judge: Call | None = None
     teacher: Call | None = None
+    answers: Call | None = None
+    sft: Call | None = None

@@ -38,16 +38,35 @@ class Written:
     items: Sequence[yaml.Node] = ()
 
 
-def read_written(path: Path, overrides: Sequence[str]) -> dict[str, Written]:
-    """The sections of a file and its bases, in which overrides of the command line replace values."""
+def read_written(path: Path, overrides: Sequence[str], sft: bool) -> dict[str, Written]:
+    """The sections of a file and its bases, in which overrides of the command line replace values.
+
+    Sections inside of the section `sft` replace values if `sft`; else they are left out.
+    """
     found = [read_override(override) for override in overrides]
+    for override in found:
+        if override.parts[0] == "sft" and len(override.parts) > 1 and override.parts[1] in SECTIONS:
+            meant = override.path.removeprefix("sft.")
+            raise ConfigError(f"{COMMAND_LINE}: {override.path}: write {meant}=..., which grpo-jax sft follows, too")
     nested = [override for override in found if _is_nested(override)]
-    written = _overlay(_read_file(path, ()), _whole([override for override in found if not _is_nested(override)]))
+    of_file, first = _divided(_read_file(path, ()))
+    of_file = _overlay(of_file, first) if sft else of_file
+    written = _overlay(of_file, _whole([override for override in found if not _is_nested(override)]))
     for override in nested:
         later = found[found.index(override) + 1 :]
         if not any(other.parts == override.parts[: len(other.parts)] for other in later):
             written = _with_nested(written, override)
     return written
+
+
+def _divided(written: dict[str, Written]) -> tuple[dict[str, Written], dict[str, Written]]:
+    """The sections of a file without those that stand inside of its section `sft`, and these."""
+    if "sft" not in written:
+        return written, {}
+    keys = written["sft"].keys
+    own = {key: pair for key, pair in keys.items() if key not in SECTIONS}
+    inner = {key: _written(key, location(name), value) for key, (name, value) in keys.items() if key in SECTIONS}
+    return {**written, "sft": Written(written["sft"].location, own)}, inner
 
 
 def _read_file(path: Path, above: tuple[Path, ...]) -> dict[str, Written]:

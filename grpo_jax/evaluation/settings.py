@@ -9,6 +9,7 @@ from grpo_jax.evaluation.voting import said_by
 from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.rewards import Mix
 from grpo_jax.rollout import Engine
+from grpo_jax.rollout.given import sampler_of
 from grpo_jax.structs import Policy, Prompts
 
 OF_SAMPLER = ("responses", "temperature", "top_k", "top_p", "max_tokens")  # its fields that an evaluation may change
@@ -61,6 +62,7 @@ class Evaluation:
 
         An engine that cannot answer greedily answers as it does in training, if nothing else is asked for.
         """
+        trained = sampler_of(trained)
         greedy = trained.greedy() if self.is_greedy else None
         base = trained if greedy is None else greedy
         changes = {name: value for name in OF_SAMPLER if (value := getattr(self, name)) is not None}
@@ -82,6 +84,7 @@ class Evaluation:
     def check(self, trained: Engine, mix: Mix, policy: Policy, prompts: Prompts) -> None:
         """Refuses settings that the engine or the model cannot follow, and a reward that there is not."""
         self.engine(trained)
+        trained = sampler_of(trained)
         longer = trained if self.max_tokens is None else _changed(trained, {"max_tokens": self.max_tokens})
         longer.check(policy, prompts)
         self.check_right(mix)

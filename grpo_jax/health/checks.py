@@ -22,6 +22,7 @@ SHOWN_BY_NUMBERS: tuple[Check, ...] = (
     policy.runaway_kl,
     policy.coefficient_at_bound,
     update.clipping,
+    update.learned_by_heart,
     update.spike,
     update.straggler,
 )

@@ -43,6 +43,7 @@ class Limits:
     length_fell: float = 0.1  # fraction of the start
     empty: float = 1.05  # tokens a response, its end token included
     clipped: float = 0.5  # fraction of all tokens
+    loss_rose: float = 1.05  # times the lowest loss of held-out answers
     spike: float = 50.0  # times the median gradient norm
     straggler: float = 4.0  # times the median time of a step
     straggler_seconds: float = 5.0  # above the median; a shorter delay costs nothing
@@ -73,7 +74,7 @@ class Seen:
 
     def rows(self, count: int) -> Sequence[Row]:
         """The rows of the last `count` steps; none if there were fewer."""
-        rows = [row for row in self.history[-count:] if "reward" in row]
+        rows = [row for row in self.history[-count:] if is_step(row)]
         return rows if len(rows) == count else []
 
     def last(self, name: str, count: int) -> list[float]:
@@ -82,13 +83,13 @@ class Seen:
 
     def first(self, name: str, count: int) -> list[float]:
         """A metric in the first `count` steps of the run; empty if it is not known in all of them."""
-        rows = [row for row in self.history[: count + 1] if "reward" in row][:count]
+        rows = [row for row in self.history[: count + 1] if is_step(row)][:count]
         return known(rows, name) if len(rows) == count else []
 
     @property
     def rises(self) -> bool:
         """Whether the reward of the last steps is above that of the steps before; also where it is not known."""
-        steps = sum("reward" in row for row in self.history[:1]) + len(self.history) - 1
+        steps = sum(map(is_step, self.history[:1])) + len(self.history) - 1
         count = min(self.limits.before, steps // 2)
         rewards = self.last("reward", 2 * count)
         if not rewards:
@@ -111,6 +112,11 @@ class Check(Protocol):
     def __call__(self, seen: Seen, /) -> str | None:
         """The warning; None where nothing is wrong."""
         ...
+
+
+def is_step(row: Row) -> bool:
+    """Whether a row is of a step, and not of the evaluation before the first one. Given answers have no reward."""
+    return "reward" in row or "loss" in row
 
 
 def known(rows: Sequence[Row], name: str) -> list[float]:

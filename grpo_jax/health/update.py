@@ -3,7 +3,7 @@
 from itertools import pairwise
 from statistics import fmean, median
 
-from grpo_jax.health.seen import Seen, known, share
+from grpo_jax.health.seen import Seen, is_step, known, share
 
 
 def no_gradient(seen: Seen) -> str | None:
@@ -35,7 +35,7 @@ def no_learning_rate(seen: Seen) -> str | None:
             f"the learning rate was 0 in the last {seen.limits.recent} steps, so nothing is learned: look at the"
             " schedule of the optimizer, and at optimizer.learning_rate."
         )
-    whole = known([row for row in seen.history if "reward" in row], "learning_rate")
+    whole = known([row for row in seen.history if is_step(row)], "learning_rate")
     ended = bool(seen.history) and seen.history[-1].get("step") == seen.setup.steps
     if not ended or len(whole) < 3 or any(late <= early for early, late in pairwise(whole)):
         return None
@@ -54,6 +54,23 @@ def clipping(seen: Seen) -> str | None:
         f"{share(fmean(ratios))} tokens were clipped in the last {seen.limits.recent} steps, and taught nothing: the"
         " policy moves too far within a step. Lower optimizer.learning_rate or algorithm.minibatches, or widen the clip"
         " range (objective.clip, or clip_low and clip_high)."
+    )
+
+
+def learned_by_heart(seen: Seen) -> str | None:
+    """The loss of held-out answers rises, and that of the answers that are learned does not."""
+    losses = [(row["step"], row["eval/loss"]) for row in seen.history if row.get("eval/loss") is not None]
+    trained = seen.last("loss", seen.limits.recent)
+    if len(losses) < 4 or not trained:
+        return None
+    step, best = min(losses[:-2], key=lambda pair: pair[1])
+    after = min(loss for _, loss in losses[-2:])
+    if after < seen.limits.loss_rose * best or fmean(trained) > best:
+        return None
+    return (
+        f"the loss of held-out answers rises ({best:.3g} at step {step} -> {losses[-1][1]:.3g}) while that of the"
+        f" answers that are learned is {fmean(trained):.3g}: they are learned by heart. Learn more examples, lower"
+        f" optimizer.learning_rate, or end at step {step} (train.steps)."
     )
 
 

@@ -141,6 +141,7 @@ def learn(
         record.steps.append(step)
         record.sums.append(total[1])
     old_PGT = first_PGT if batch.old_logprobs_PGT is None else batch.old_logprobs_PGT
+    old_PGT = old_PGT if algorithm.objective.needs_rewards else None  # given answers have no sampler to compare with
     reads = how.spread * how.splits  # how often each prompt is computed
     metrics = _summary(batch.rollouts, old_PGT, record.losses, record.steps, record.sums, record.computed, reads)
     return state, metrics
@@ -149,7 +150,7 @@ def learn(
 @program
 def _summary(
     rollouts: Rollouts,
-    old_PGT: Array,
+    old_PGT: Array | None,
     losses: list[Array],
     steps: list[Metrics],
     sums: list[Metrics],
@@ -162,7 +163,8 @@ def _summary(
     metrics = {name: sum(each[name] for each in sums) / tokens for name in sums[0]}
     metrics |= {"loss": sum(losses) / len(losses), "grad_norm": sum(step["grad_norm"] for step in steps) / len(steps)}
     metrics |= {name: sum(step[name] for step in steps) for name in ("skipped_updates", "skipped_spikes")}
-    return metrics | describe_mismatch(old_PGT, rollouts) | {"padding_frac": 1 - used / computed}
+    mismatch = {} if old_PGT is None else describe_mismatch(old_PGT, rollouts)
+    return metrics | mismatch | {"padding_frac": 1 - used / computed}
 
 
 def _of_minibatch(algorithm: Algorithm, batch: Batch, microbatches: int) -> Batch:
@@ -299,12 +301,12 @@ def fixed_logprobs(algorithm: Algorithm, state: TrainState, rollouts: Rollouts) 
     Of these only the policy that answered is given the experts that computed each token then.
     """
     return {
-        name: _logprobs_of(algorithm, policy, params, rollouts if params is state.params else rollouts.without_experts)
+        name: logprobs_of(algorithm, policy, params, rollouts if params is state.params else rollouts.without_experts)
         for name, (policy, params) in algorithm.compared_with(state).items()
     }
 
 
-def _logprobs_of(algorithm: Algorithm, policy: Policy, params: Params, rollouts: Rollouts) -> Float[Array, "P G T"]:
+def logprobs_of(algorithm: Algorithm, policy: Policy, params: Params, rollouts: Rollouts) -> Float[Array, "P G T"]:
     """The log-probs under one policy, a microbatch at a time."""
     mesh = mesh_of(params)
     found_PGT = jnp.zeros_like(rollouts.logprobs_PGT)

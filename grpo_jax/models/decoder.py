@@ -174,6 +174,12 @@ def _mixed_backward(result_dtype: DTypeLike, residuals: tuple[Array, Array], gra
 _mixed_product.defvjp(_mixed_forward, _mixed_backward)
 
 
+def check_weights_dtype(weights: DTypeLike) -> None:
+    """Refuses to store weights in a type in which small updates would be lost."""
+    if jnp.dtype(weights) not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"model.weights is float32 or bfloat16, which is rounded at random; got {weights}.")
+
+
 def cast_matrix(dtype: DTypeLike, path: tuple, a: Array | Adapted) -> Array:
     """A parameter of one layer, or of none, in this dtype if it is a matrix. Vectors and norms stay as they are."""
     normalises = "norm_" in str(path[-1])  # in float32, and those of whole projections have two axes

@@ -20,6 +20,7 @@ from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from grpo_jax.models.control import Shield, control_tokens, replaced
 from grpo_jax.models.files import AGAIN, read_json, token_ids
 from grpo_jax.models.templates import Messages, Template, sentence
 from grpo_jax.structs import Prompts, bucket
@@ -58,8 +59,8 @@ class Tokenizer:
         If the last message is the assistant's, the answer goes on from its end.
         """
         if isinstance(prompt, str) and not self.has_chat_template:
-            return self._with_one_beginning(self.backend(prompt, split_special_tokens=True)["input_ids"])
-        return self._with_one_beginning(self._encode_conversation(self._conversation(prompt)))
+            return self.with_one_beginning(self.backend(prompt, split_special_tokens=True)["input_ids"])
+        return self.with_one_beginning(self._encode_conversation(self.conversation(prompt)))
 
     def opened(self, prompt: Prompt) -> str:
         """What the prompt already has of the answer: tags that the chat template opens, such as `<think>`, and the
@@ -67,7 +68,7 @@ class Tokenizer:
         """
         if isinstance(prompt, str) and not self.has_chat_template:
             return ""
-        return Template(self.backend, self.template).opened(self._conversation(prompt))
+        return Template(self.backend, self.template).opened(self.conversation(prompt))
 
     def encode_all(self, prompts: Sequence[Prompt], max_tokens: int, sources: Sequence[str] = ()) -> Prompts:
         """The prompts as rows padded on the left to one of a few lengths, none above `max_tokens`.
@@ -97,19 +98,20 @@ class Tokenizer:
 
     @functools.cached_property
     def _special(self) -> frozenset[int]:
-        return frozenset(_control_tokens(self.backend)) | frozenset(self.backend.all_special_ids)
+        return frozenset(control_tokens(self.backend)) | frozenset(self.backend.all_special_ids)
 
     @functools.cached_property
     def _tags(self) -> frozenset[int]:
         """The control tokens that are tags of an answer: those that come in pairs, such as `<think>` and `</think>`."""
         roles = [token for token in self.backend.special_tokens_map.values() if isinstance(token, str)]
-        control = {token.content: i for i, token in _control_tokens(self.backend).items()}
+        control = {token.content: i for i, token in control_tokens(self.backend).items()}
         tokens = {text: i for text, i in control.items() if text not in roles and i not in self.end_ids}
         names = {found[1] for token in tokens if (found := re.fullmatch(r"<(\w+)>", token))}
         pairs = ((f"<{name}>", f"</{name}>") for name in names)
         return frozenset(tokens[token] for pair in pairs if all(one in tokens for one in pair) for token in pair)
 
-    def _conversation(self, prompt: Prompt) -> Messages:
+    def conversation(self, prompt: Prompt) -> Messages:
+        """The messages that a prompt stands for: text is a user's message. Refused without a chat template."""
         if isinstance(prompt, str):
             _announce_wrapping()
             return [{"role": "user", "content": prompt}]
@@ -120,7 +122,7 @@ class Tokenizer:
             )
         return prompt
 
-    def _with_one_beginning(self, ids: list[int]) -> list[int]:
+    def with_one_beginning(self, ids: list[int]) -> list[int]:
         """The ids with the token that begins a text once, where the tokenizer and the template both wrote it."""
         beginning = self.backend.bos_token_id
         extra = 0
@@ -145,26 +147,9 @@ class Tokenizer:
         return ids
 
     def _encode_conversation(self, messages: Messages) -> list[int]:
-        """The ids of a conversation, with control tokens in its text encoded as text.
-
-        The template is rendered with a placeholder for each control token of the data. The control tokens in the
-        result are then those of the template; the placeholders are replaced in the text between them.
-        """
-        control = {token.content: token_id for token_id, token in _control_tokens(self.backend).items()}
-        mark = uuid.uuid4().hex  # unguessable, so no data contains it
-        placeholders = {text: f"{mark}{token_id}." for text, token_id in control.items()}
-        rendered = _rendered_with(Template(self.backend, self.template), messages, placeholders)
-        if mark not in rendered:
-            return self.backend(rendered, add_special_tokens=False)["input_ids"]
-        originals = {placeholder: text for text, placeholder in placeholders.items()}
-        ids: list[int] = []
-        for piece in re.split(_control_pattern(self.backend), rendered):
-            if piece.strip() in control:
-                ids.append(control[piece.strip()])
-            elif piece:
-                text = _replace(piece, originals)
-                ids += self.backend(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return ids
+        """The ids of a conversation, with control tokens in its text encoded as text."""
+        shield = Shield(self.backend)
+        return shield.ids(_rendered_with(Template(self.backend, self.template), messages, shield.placeholders))
 
 
 def load_tokenizer(directory: Path, template: Mapping[str, Any] | None = None) -> Tokenizer:
@@ -241,48 +226,21 @@ def _rendered_with(template: Template, messages: Messages, placeholders: dict[st
     A template may look for such a token in the data: many cut `...</think>` out of earlier turns. Where the text is
     another one than without placeholders, the token itself is shown with its placeholder beside it.
     """
-    hidden = template.question(_replace(messages, placeholders))
-    if _replace(messages, placeholders) == messages:
+    hidden = template.question(replaced(messages, placeholders))
+    if replaced(messages, placeholders) == messages:
         return hidden
     originals = {placeholder: text for text, placeholder in placeholders.items()}
     plain = template.question(messages)
-    if _replace(hidden, originals) == plain:
+    if replaced(hidden, originals) == plain:
         return hidden
     for beside in ("{placeholder}{text}", "{text}{placeholder}"):
         shown = {text: beside.format(text=text, placeholder=held) for text, held in placeholders.items()}
-        text = template.question(_replace(messages, shown))
-        text = _replace(text, {both: placeholders[token] for token, both in shown.items()})
-        if _replace(text, originals) == plain:
+        text = template.question(replaced(messages, shown))
+        text = replaced(text, {both: placeholders[token] for token, both in shown.items()})
+        if replaced(text, originals) == plain:
             return text
     _announce_hidden_tokens()
     return hidden
-
-
-def _control_tokens(backend: PreTrainedTokenizerBase) -> dict[int, Any]:
-    return {token_id: token for token_id, token in backend.added_tokens_decoder.items() if token.special}
-
-
-def _control_pattern(backend: PreTrainedTokenizerBase) -> str:
-    """A pattern for one control token and the white space it includes, as a group, so that splitting keeps it."""
-    tokens = sorted(_control_tokens(backend).values(), key=lambda token: len(token.content), reverse=True)
-    alternatives = (
-        (r"\s*" if token.lstrip else "") + re.escape(token.content) + (r"\s*" if token.rstrip else "")
-        for token in tokens
-    )
-    return f"({'|'.join(alternatives)})"
-
-
-def _replace(value: Any, replacements: dict[str, str]) -> Any:
-    """The value with the replacements made in all of its strings, longest first."""
-    if isinstance(value, str):
-        for text in sorted(replacements, key=len, reverse=True):
-            value = value.replace(text, replacements[text])
-        return value
-    if isinstance(value, list):
-        return [_replace(item, replacements) for item in value]
-    if isinstance(value, dict):
-        return {key: _replace(item, replacements) for key, item in value.items()}
-    return value
 
 
 def _size(backend: PreTrainedTokenizerBase) -> int:
@@ -301,7 +259,7 @@ def _turn_ends(backend: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -
     reply = uuid.uuid4().hex
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": reply}]
     after = Template(backend, arguments).render(messages).partition(reply)[2].lstrip()
-    return [token_id for token_id, token in _control_tokens(backend).items() if after.startswith(token.content)]
+    return [token_id for token_id, token in control_tokens(backend).items() if after.startswith(token.content)]
 
 
 def _byte_symbols() -> list[str]:

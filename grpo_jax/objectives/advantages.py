@@ -36,6 +36,14 @@ class Advantage:
         return jnp.nan_to_num(advantages_PG, nan=0.0)
 
 
+def one(scored: Scored) -> Float[Array, "P G"]:
+    """One for every response, whatever it earns, so that rewards need not be known."""
+    return jnp.ones_like(scored.rewards_PG)
+
+
+one.__dict__["needs_rewards"] = False
+
+
 @dataclass(frozen=True)
 class EachPart:
     """The weighted sum of the advantages of the reward parts, each computed by itself (GDPO, arXiv:2601.05242).

@@ -79,7 +79,8 @@ def _less_kl(
 def _selected(objective: Objective, scored: Scored) -> Array:
     """Which responses count in their group: those with a reward that every `select` keeps."""
     known_PG = ~jnp.isnan(scored.rewards_PG)
-    counted_PG = jnp.ones_like(known_PG) if objective.distillation else known_PG  # a teacher needs no reward
+    counts_all = objective.distillation or not objective.needs_rewards  # a teacher needs no reward
+    counted_PG = jnp.ones_like(known_PG) if counts_all else known_PG
     for select in objective.select:
         counted_PG &= select(scored)
     return counted_PG

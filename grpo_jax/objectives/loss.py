@@ -27,7 +27,9 @@ def loss(
     tokens = tokens_of(objective, logprobs_PGT, entropy_PGT, batch)
     action_PGT, coefficients = tokens.action_PGT, batch.coefficients
     gain_PGT = _factors(objective, tokens) * objective.surrogate(tokens)
-    sums = _without_gradient(objective.surrogate, replace(tokens, keep_PGT=None))
+    sums = {"entropy": total(stop_gradient(entropy_PGT), action_PGT)}  # of answers that no sampler has drawn
+    if objective.needs_rewards:
+        sums = _without_gradient(objective.surrogate, replace(tokens, keep_PGT=None))
     if objective.distillation:
         teacher_PGT = required(batch.teacher_logprobs_PGT, "teacher_logprobs_PGT", "distillation follows a teacher")
         sums["teacher_kl"] = total(stop_gradient(logprobs_PGT) - teacher_PGT, action_PGT)

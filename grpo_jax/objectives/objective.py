@@ -83,6 +83,13 @@ class Objective:
         return self.kl if self.kl is not None and self.kl.coefficient != 0 else None
 
     @property
+    def needs_rewards(self) -> bool:
+        """Whether it looks at rewards. If not, every response counts, and none has to be scored."""
+        kl_in_reward = self.counted_kl is not None and self.counted_kl.place != "loss"
+        others = self.shaping or self.select or self.prune or kl_in_reward
+        return bool(others) or getattr(self.advantage, "needs_rewards", True)
+
+    @property
     def needs_reference(self) -> bool:
         """Whether a reference policy has to be held in memory."""
         return self.counted_kl is not None

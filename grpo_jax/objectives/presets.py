@@ -27,6 +27,7 @@ from grpo_jax.objectives.advantages import (
     leave_one_out,
     length_weighted,
     lively_share,
+    one,
     outcome_at_end,
     unscaled,
 )
@@ -47,6 +48,7 @@ from grpo_jax.objectives.shaping import Brevity, Gate, SoftOverlong, nothing_for
 from grpo_jax.objectives.surrogates import ClippedRatio, reinforce
 from grpo_jax.objectives.weightings import FixedLength, sequence_mean, sequence_sum, token_mean
 
+WEIGHTINGS = {"token_mean": token_mean, "sequence_mean": sequence_mean}
 METRICS = {"brevity": brevity, "reward_per_token": reward_per_token}
 
 
@@ -334,3 +336,11 @@ def cppo(keep: int = 2, clip: float = ClippedRatio.low, kl: float = 0.04) -> Obj
     """
     prune = (LargestAdvantages(keep),)
     return Objective(STANDARD, ClippedRatio(clip, clip), sequence_mean, prune=prune, kl=kl_term(kl, k3))
+
+
+def likelihood(weighting: Literal["token_mean", "sequence_mean"] = "token_mean") -> Objective:
+    """The log-likelihood of given answers: supervised fine-tuning, whose loss is the cross-entropy of their tokens.
+
+    log p of each token, whatever the response earns; every token counts the same, or every answer
+    """
+    return Objective(one, reinforce, WEIGHTINGS[weighting], anchor="current")

@@ -51,6 +51,7 @@ class Plan:
     alone: bool = True  # whether one line is enough to be drawn
 
 
+TAUGHT = "reward"  # a metric of runs that learn from rewards, and not from given answers
 RATIO = r"sampling/importance_sampling_ratio"
 PLANS = (
     Plan("Reward", "The mean total of a step's answers, and of greedy answers to held-out prompts.", "reward",
@@ -91,6 +92,8 @@ PLANS = (
     Plan("Memory", "The most in use so far: of the fullest device, where devices tell, and of the process.", "GB",
          {r"memory/lifetime_peak/(.+)": r"\1"}),
 )  # fmt: skip
+GIVEN = Plan("Loss", "Cross-entropy of given answers: of those that are learned, and of held-out ones.", "nats a token",
+             {r"loss": "training", r"eval/loss": "held-out"})  # fmt: skip
 HIDDEN = (r"step", r"eval/.*/(low|high)", r"step_time", r"time/.*", r"sampling/programs")
 
 
@@ -101,16 +104,17 @@ def curves(found: Found) -> list[Curve]:
 
 def whole_curves(found: Found) -> list[Curve]:
     """All curves for which the run has numbers, those of the answers and of the speed among them."""
-    drawn = [_curve(found, plan) for plan in PLANS]
+    of_given = TAUGHT not in found.history.names()
+    drawn = [_curve(found, plan) for plan in PLANS if not (of_given and plan.title == GIVEN.title)]
     agree = _agreeing(found)
     speed = _speed(found)
-    made = [*drawn[:5], agree, *drawn[5:-2], speed, *drawn[-2:]]
+    made = [_curve(found, GIVEN) if of_given else None, *drawn[:5], agree, *drawn[5:-2], speed, *drawn[-2:]]
     return [curve for curve in made if curve is not None]
 
 
 def others(found: Found) -> list[Curve]:
     """Metrics that no other curve shows, such as what a reward logs itself, each with a curve of its own."""
-    known = [*HIDDEN, "frac_reward_zero_std", *(pattern for plan in PLANS for pattern in plan.metrics)]
+    known = [*HIDDEN, "frac_reward_zero_std", "eval/loss", *(pattern for plan in PLANS for pattern in plan.metrics)]
     names = [name for name in found.history.names() if not any(re.fullmatch(each, name) for each in known)]
     lines = [(name, thin(_line(found, name, name))) for name in names[:OTHERS]]
     return [Curve(name, "", "", [line]) for name, line in lines if np.ptp(line.values) > 0]

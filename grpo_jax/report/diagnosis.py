@@ -40,6 +40,7 @@ TITLES: Mapping[str, str] = {
     "runaway_kl": "The policy runs away from its reference",
     "growing_responses": "Answers grow and earn no more",
     "clipping": "Most tokens are clipped",
+    "learned_by_heart": "Answers are learned by heart",
     "no_learning_rate": "The learning rate is 0, or still rises",
     "no_gradient": "The gradient is 0",
     "rate_too_low": "The learning rate is too low",

@@ -13,7 +13,7 @@ from grpo_jax.report.diagnosis import is_solved
 from grpo_jax.report.reading import Answer, Found, question_of, total_of
 
 FEW = 3  # steps whose mean is compared
-HELD_OUT, TRAINING = "eval/reward", "reward"
+HELD_OUT, TRAINING, LOSS = "eval/reward", "reward", "loss"
 CONFIDENCE = 0.95  # of a difference, for a run whose config does not tell
 CHANCE = "no more than chance"
 
@@ -87,13 +87,14 @@ def headline(found: Found) -> Headline:
             notes = [f"the best evaluation was at step {best.step}: {best}", *notes]
         change, what = _change(found, first.step, last.step), _interval(found, last)
         return Headline("held-out reward", first, last, _state(found), what, notes, change)
-    rewards = found.history.column(TRAINING)
-    if not len(rewards[0]):
+    name = TRAINING if len(found.history.column(TRAINING)[0]) else LOSS  # given answers have no reward
+    values = found.history.column(name)
+    if not len(values[0]):
         return Headline("", None, None, _state(found), "", notes)
-    few = min(FEW, len(rewards[0]))
-    first, last = _level(rewards, slice(0, few)), _level(rewards, slice(len(rewards[0]) - few, None))
+    few = min(FEW, len(values[0]))
+    first, last = _level(values, slice(0, few)), _level(values, slice(len(values[0]) - few, None))
     what = f"the means of the first and of the last {few} step(s); held-out prompts tell more (train.evaluate_every)"
-    return Headline("training reward", first, last, _state(found), what, notes)
+    return Headline(f"training {name}", first, last, _state(found), what, notes)
 
 
 def _level(column: tuple[np.ndarray, np.ndarray], where: slice) -> Level:
@@ -178,6 +179,9 @@ def _notes(found: Found) -> list[str]:
         hours = float(seconds.sum()) / 3600
         length = f"{hours:.1f} hours" if hours >= 2 else f"{60 * hours:.2g} minutes"
         notes.append(f"{length} of steps, {float(np.median(seconds)):.3g} s each in the median")
+    of_given = found.history.column("eval/loss")[1]
+    if len(of_given) > 1:
+        notes.append(f"loss of held-out answers from {of_given[0]:.3f} to {of_given[-1]:.3f} nats a token")
     if is_solved(found):
         notes.append("nearly all groups of the last steps are right: more steps on these prompts would teach little")
     return notes

@@ -51,6 +51,10 @@ class RunDirectory:
         files = answer_files(self.path / "completions", "step")
         return [row for file in files.get(step, {}).values() for row in _read(file)]
 
+    def answer_steps(self) -> list[int]:
+        """The steps whose answers were written, in order."""
+        return sorted(answer_files(self.path / "completions", "step"))
+
     def held_out(self, step: int) -> list[dict[str, Any]]:
         """Every answer of the evaluation after a step, from the files of all hosts; step 0 is before the first one."""
         files = answer_files(self.path / "completions", "held_out")

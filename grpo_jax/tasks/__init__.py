@@ -9,6 +9,7 @@ from grpo_jax.tasks.grounded import grounded
 from grpo_jax.tasks.gsm8k import gsm8k
 from grpo_jax.tasks.json_format import json_format
 from grpo_jax.tasks.jsonl import jsonl
+from grpo_jax.tasks.kept import kept
 from grpo_jax.tasks.letters import letter_counting, reverse_text
 from grpo_jax.tasks.task import Task
 from grpo_jax.tasks.travel import travel
@@ -24,6 +25,7 @@ __all__ = [
     "gsm8k",
     "json_format",
     "jsonl",
+    "kept",
     "letter_counting",
     "reverse_text",
     "travel",

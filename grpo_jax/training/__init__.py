@@ -7,8 +7,10 @@ _MODULE_OF = {
     "Run": "record",
     "RunDirectory": "record",
     "Settings": "session",
+    "Supervised": "supervised",
     "Trained": "loop",
     "finish": "loop",
+    "sft": "supervised",
     "start": "loop",
     "train": "loop",
 }

@@ -46,7 +46,7 @@ def ask(session: Session, state: TrainState, index: int, retired: Collection[int
     settings, algorithm = session.settings, session.algorithm
     rounds: list[tuple[Rollouts, Rewards]] = []
     asked: list[int] = []
-    for number in range(settings.resample):
+    for number in range(settings.resample if algorithm.objective.needs_rewards else 1):
         left_out = {*retired, *asked}
         total = len(session.questions.examples)
         if number and total - len(left_out) < settings.prompts:

@@ -3,13 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
+from grpo_jax.devices.placing import everywhere, place_prompts
 from grpo_jax.evaluation.answering import evaluate_questions
 from grpo_jax.hosts import store
+from grpo_jax.learner.update import logprobs_of
+from grpo_jax.rollout.given import Answered
 from grpo_jax.structs import Params
 from grpo_jax.training.ending import writing
 from grpo_jax.training.progress import Progress
 from grpo_jax.training.record import Record
 from grpo_jax.training.session import Session, Settings
+
+LOSS = "eval/loss"
 
 
 def evaluate_held_out(
@@ -26,8 +34,34 @@ def evaluate_held_out(
     several = [name for name in found.of_prompts if "@" in name and found.responses > 1]
     passed = "".join(f", {name} {found[name]:.3f}" for name in several)
     count = len(session.held_out.examples)
+    metrics = {f"eval/{name}": value for name, value in found.items()}
+    if not session.algorithm.objective.needs_rewards:
+        with progress.phase("evaluating"):
+            metrics |= loss_of_given(session, params)
+        passed += f", loss {metrics[LOSS]:.3f}" if LOSS in metrics else ""
     progress.finish("evaluating", f"{count} held-out prompts: reward {found['reward']:.3f} ({listed}){passed}")
-    return {f"eval/{name}": value for name, value in found.items()}
+    return metrics
+
+
+def loss_of_given(session: Session, params: Params) -> dict[str, float]:
+    """The mean negative log-likelihood of held-out answers, in nats a token; nothing where no answers are given.
+
+    As many are computed at once as a step learns from, so that they fit; some a second time, which do not count.
+    """
+    questions, size, algorithm = session.held_out, session.settings.prompts, session.algorithm
+    if questions is None:
+        return {}
+    given = [index for index, example in enumerate(questions.examples) if isinstance(example, Answered)]
+    total, tokens = 0.0, 0
+    for start in range(0, len(given), size):
+        counted = min(size, len(given) - start)
+        prompts, examples = questions.choose([given[(start + n) % len(given)] for n in range(size)])
+        prompts = place_prompts(prompts, session.mesh)
+        rollouts = algorithm.engine(algorithm.policy, params, prompts, jax.random.key(0), examples)
+        logprobs_PGT = everywhere(logprobs_of(algorithm, algorithm.policy, params, rollouts))
+        total -= float(logprobs_PGT[:counted].sum(dtype=np.float64))
+        tokens += int(everywhere(rollouts.action_PGT)[:counted].sum())
+    return {LOSS: total / tokens} if tokens else {}
 
 
 def without_gain(name: str, history: Sequence[Mapping[str, Any]]) -> int:

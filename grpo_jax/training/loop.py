@@ -20,7 +20,7 @@ from grpo_jax.grpo import prepare, update
 from grpo_jax.hosts import ending, meeting, store
 from grpo_jax.hosts.codes import NOT_FINITE, STEP_FAILED, RunError
 from grpo_jax.hosts.signals import StopRequested, say
-from grpo_jax.learner.update import NONFINITE
+from grpo_jax.learner.losses import NONFINITE
 from grpo_jax.metrics import total_rewards
 from grpo_jax.models import Model
 from grpo_jax.rewards import Mix
@@ -337,12 +337,13 @@ def take_step(
     solved: list[int] = []
     if settings.retire is not None:
         solved = [example for example, mean in answers.means.items() if mean >= settings.retire]
-    pair = (answers.rewards, answers.rollouts)
-    rows = list(answer_rows(algorithm.mix, pair[0], everywhere(batch.advantages), pair[1]))
-    rows = with_tokens(rows, *pair, algorithm.mix, algorithm.decode, settings.token_groups)
-    with writing("The answers", record.path):
-        record.completions(index + 1, rows, store.host_index(), store.host_count())
-        record.retire(index + 1, solved)
+    if algorithm.objective.needs_rewards:
+        pair = (answers.rewards, answers.rollouts)
+        rows = list(answer_rows(algorithm.mix, pair[0], everywhere(batch.advantages), pair[1]))
+        rows = with_tokens(rows, *pair, algorithm.mix, algorithm.decode, settings.token_groups)
+        with writing("The answers", record.path):
+            record.completions(index + 1, rows, store.host_index(), store.host_count())
+            record.retire(index + 1, solved)
     state, measured = update(algorithm, state, batch, progress.phase, lesson.largest_norm)
     metrics = {name: float(value) for name, value in measured.items()}
     metrics |= {"learning_rate": learning_rate(state), "sampling/programs": programs()} | peak_gigabytes()

@@ -17,7 +17,7 @@ from jax import Array
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.placing import everywhere
 from grpo_jax.devices.programs import program
-from grpo_jax.learner.update import NONFINITE
+from grpo_jax.learner.losses import NONFINITE
 from grpo_jax.scoring import Rewards
 from grpo_jax.structs import Batch, Params
 from grpo_jax.training.record import CONFIG

@@ -101,9 +101,10 @@ class Progress:
         self.durations.append(duration)
         phases = ", ".join(f"{name} {self.times[name]:.1f}" for name in self.times)
         compiled = f", of it compiling {compiling:.1f}" if compiling > 0.1 else ""
+        named = next(name for name in ("reward", "loss") if name in metrics)  # given answers have no reward
         self.say(
             f"step {self.done:>{len(str(self.steps))}}/{self.steps}"
-            f"  reward {metrics['reward']:.3f}  length {metrics['completions/mean_length']:.1f}"
+            f"  {named} {metrics[named]:.3f}  length {metrics['completions/mean_length']:.1f}"
             f"  entropy {metrics['entropy']:.2f}  grad {metrics['grad_norm']:.2f}"
             f"  {times['step_time']:.1f} s ({phases}{compiled})  {self._left()}"
         )

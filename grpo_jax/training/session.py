@@ -125,7 +125,8 @@ def assemble(
     check_split(algorithm, settings.prompts, engine.responses, mesh)
     train, held_out_examples = _fitted(task, model, settings)
     _check_sizes(algorithm, settings, len(train))
-    for kind, examples in {"training": train, "held-out": held_out_examples}.items():
+    scored = {"training": train if algorithm.objective.needs_rewards else (), "held-out": held_out_examples}
+    for kind, examples in scored.items():
         check_rewards(algorithm, model, kind, examples)
     questions = Questions(train, model, settings.max_prompt_tokens)
     engine.check(model.policy, jax.tree.map(lambda a: a[: settings.prompts], questions.prompts))
@@ -165,7 +166,7 @@ def _check_sizes(algorithm: Algorithm, settings: Settings, examples: int) -> Non
     G, T = algorithm.engine.responses, longest_response(algorithm.engine)
     if G is None:
         return
-    if settings.resample > 1 and G == 1:
+    if settings.resample > 1 and G == 1 and algorithm.objective.needs_rewards:
         raise ValueError(
             "train.resample samples until the responses to a prompt differ in reward, so it needs at least 2 of them;"
             " got 1. Raise rollout.responses, or leave out train.resample."

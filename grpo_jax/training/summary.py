@@ -48,14 +48,13 @@ def _count(params: Params) -> int:
 def conclusion(record: Record, progress: Progress) -> str:
     """The first rewards against the last, and where everything is. Steps that taught nothing are not compared."""
     taught = [row for row in record.history if not row.get("skipped_updates")]
-    rewards, held_out = (
-        [row[name] for row in taught if row.get(name) is not None] for name in ("reward", "eval/reward")
-    )
+    name = "reward" if any("reward" in row for row in taught) else "loss"  # given answers have no reward
+    rewards, held_out = ([row[name] for row in taught if row.get(name) is not None] for name in (name, "eval/reward"))
     few = min(3, len(rewards))
     text = "no step was learned from, so there are no rewards to compare"
     if few:
         first, last = (np.mean(part) for part in (rewards[:few], rewards[-few:]))
-        text = f"reward {first:.3f} -> {last:.3f} (mean of the first and of the last {few} steps)"
+        text = f"{name} {first:.3f} -> {last:.3f} (mean of the first and of the last {few} steps)"
     skipped = len([row for row in record.history if row.get("skipped_updates")])
     text += f", without {skipped} step(s) that had updates left out" if skipped else ""
     if len(held_out) > 1:

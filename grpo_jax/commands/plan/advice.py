@@ -11,6 +11,7 @@ from grpo_jax.devices.sharding import devices_per_group
 from grpo_jax.rollout.sizes import prompts_held, subgroups_at_once
 
 Saved = dict[str, int | float]
+IN_BYTES = 2 * (1 + 4 / 128)  # bytes of a parameter's two moments in 8 bits, with a scale for each 128
 
 
 def advice(case: Case, figures: dict[str, Any], sample: Phase, learned: dict[int, Phase]) -> list[str]:
@@ -22,7 +23,7 @@ def advice(case: Case, figures: dict[str, Any], sample: Phase, learned: dict[int
     if not fits(case, sample):
         found |= _for_sampling(case, figures)
     if not fits(case, learned[case.responses_at_once]):
-        found |= _for_learning(case, learned)
+        found |= _for_learning(case, figures, learned)
     ranked = sorted((name for name, saved in found.items() if saved > 0), key=lambda name: found[name], reverse=True)
     return [*ranked, "a device with more memory" if isinstance(case.slice, AnyDevice) else "a larger slice"][:3]
 
@@ -33,8 +34,10 @@ def _for_state(case: Case, figures: dict[str, Any]) -> Saved:
     found: Saved = {}
     if "moments" in optimizer.arguments:
         found["optimizer.use=adafactor"] = figures["optimizer_bytes"]
-        if optimizer.arguments["moments"] == "float32":
-            found["optimizer.moments=bfloat16"] = weights / 2
+        of_one = {"float32": 8, "bfloat16": 6, "int8": IN_BYTES}[optimizer.arguments["moments"]]  # bytes a parameter
+        found["optimizer.moments=int8"] = figures["optimizer_bytes"] * (1 - IN_BYTES / of_one)
+    if case.config.model.arguments["weights"] == "float32":
+        found["model.weights=bfloat16"] = weights / 2
     if figures["reference_bytes"]:
         found["an objective without KL"] = weights
     if data := case.mesh.shape["data"] - 1:
@@ -49,7 +52,7 @@ def _for_sampling(case: Case, figures: dict[str, Any]) -> Saved:
     found: Saved = {}
     if sampler.max_tokens > 1:
         saved = caches * sampler.responses / (2 * sampler.responses + 1)
-        found[f"rollout.max_tokens={sampler.max_tokens // 2}"] = saved
+        found[f"{case.longest}={sampler.max_tokens // 2}"] = saved
     if not sampler.int8_cache:
         found["rollout.int8_cache=true"] = caches / 2
     held, fewer = case.sampled[0], _half_of_the_prompts(case)
@@ -67,14 +70,17 @@ def _half_of_the_prompts(case: Case) -> tuple[int, int] | None:
     return (at_once, subgroups) if subgroups < held else None
 
 
-def _for_learning(case: Case, learned: dict[int, Phase]) -> Saved:
+def _for_learning(case: Case, figures: dict[str, Any], learned: dict[int, Phase]) -> Saved:
     """Settings that make the temporaries of the backward pass smaller."""
     sampler, shape, now = case.sampler, case.shape, case.responses_at_once
     temporary = learned[now].temporary or case.slice.chip.memory  # the compiler does not say by how much it failed
     found = _for_microbatches(case, learned)
     if sampler.max_tokens > 1:
-        found[f"rollout.max_tokens={sampler.max_tokens // 2}"] = temporary / 2
+        found[f"{case.longest}={sampler.max_tokens // 2}"] = temporary / 2
     tokens = now * (case.length / sampler.responses + sampler.max_tokens)
+    if case.algorithm.gradients == "whole" and case.algorithm.policy.layered is not None:
+        gradient = figures["weights_bytes"]
+        found["algorithm.gradients=by_layer"] = gradient - gradient / shape.layers
     remat = case.config.model.arguments["remat"]
     if remat in ("none", "products"):
         wide = 2 * (shape.heads + shape.kv_heads) * shape.channels + 2 * shape.width + 3 * shape.feedforward

@@ -1,7 +1,7 @@
 """What a plan is made for: the objects of a config on a TPU slice, without a weight or a data set."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from grpo_jax.models.load import storage
 from grpo_jax.models.lora import adapted_policy, read_lora
 from grpo_jax.models.remat import DEFAULT_REMAT
 from grpo_jax.objectives.checking import check_group
+from grpo_jax.objectives.presets import likelihood
 from grpo_jax.rollout import Sampler, native_sampler
 from grpo_jax.rollout.sizes import prompts_held, subgroups_at_once
 from grpo_jax.structs import Policy, TrainState, bucket
@@ -52,6 +53,11 @@ class Case:
         """The shapes of the train state, with their shardings."""
         state = jax.eval_shape(partial(init, self.algorithm), self.algorithm.policy.shapes)
         return with_shardings(state, weight_shardings(state, self.mesh))
+
+    @property
+    def longest(self) -> str:
+        """The setting that bounds the tokens of an answer."""
+        return "rollout.max_tokens" if self.config.sft is None else "sft.max_tokens"
 
     @property
     def length(self) -> int:
@@ -131,13 +137,16 @@ def assemble(config: Config, found: Slice) -> Case:
         rest = {"remat": DEFAULT_REMAT, "replay_experts": False, "weights": "float32"}
         asked = find_policy({**config.judge.arguments, **rest})[1]
         judge = asked, asked.shapes
-    sampler = native_sampler(config.rollout.build(ends=(0,), decode=str))
+    sampler, objective = native_sampler(config.rollout.build(ends=(0,), decode=str)), config.objective.build()
+    if config.sft is not None:  # one given answer to each prompt, and a greedy one to as many held-out prompts
+        sampler = replace(sampler, responses=1, max_tokens=config.sft.arguments["max_tokens"])
+        objective = likelihood(config.sft.arguments["weighting"])
     algorithm = config.algorithm.build(
         policy=policy,
         sample=sampler,
         decode=str,
         reward=len,
-        objective=config.objective.build(),
+        objective=objective,
         optimizer=config.optimizer.build(**wanted(config.optimizer, {"adapters": bool(policy.frozen)})),
         teacher=teacher,
         judge=judge,

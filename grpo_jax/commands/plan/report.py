@@ -82,7 +82,7 @@ def measure(case: Case, sample: Phase, learned: dict[int, Phase]) -> dict[str, A
         "fits": fits(case, sample) and fits(case, train),
         "hbm_limit_bytes": case.slice.chip.memory,
         "weights_bytes": weights,
-        "weights_type": case.config.model.arguments["weights"],
+        "weights_type": " and ".join(sorted({a.dtype.name for a in jax.tree.leaves(case.state.params) if a.ndim > 2})),
         "optimizer_bytes": device_bytes(case.state.opt_state),
         "reference_bytes": case.reference_bytes,
         "teacher_bytes": case.teacher_bytes,

@@ -91,7 +91,7 @@ def peft_config(settings: Lora, tensors: Tensors, base: str | None, apart: bool)
     }
 
 
-def _whole(number: float) -> float | int:
+def _whole(number: float | int) -> float | int:
     """32 for 32.0, as most read it."""
     return int(number) if number == int(number) else number
 

@@ -174,10 +174,11 @@ def _mixed_backward(result_dtype: DTypeLike, residuals: tuple[Array, Array], gra
 _mixed_product.defvjp(_mixed_forward, _mixed_backward)
 
 
-def check_weights_dtype(weights: DTypeLike) -> None:
-    """Refuses to store weights in a type in which small updates would be lost."""
+def dtype_of_weights(weights: DTypeLike) -> np.dtype:
+    """The type that weights are stored in. Refuses one in which small updates would be lost."""
     if jnp.dtype(weights) not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"model.weights is float32 or bfloat16, which is rounded at random; got {weights}.")
+    return jnp.dtype(weights)
 
 
 def cast_matrix(dtype: DTypeLike, path: tuple, a: Array | Adapted) -> Array:

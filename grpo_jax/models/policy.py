@@ -20,7 +20,7 @@ from grpo_jax.models.attention import KeyValues, Scope, attend, kernel
 from grpo_jax.models.decoder import (
     Shape,
     cast_matrix,
-    check_weights_dtype,
+    dtype_of_weights,
     embeddings,
     project,
     quantize,
@@ -51,10 +51,9 @@ def decoder_policy(
     """
     platform = jax.default_backend() if platform is None else platform
     check_remat(remat, platform)
-    check_weights_dtype(weights)
     if replay_experts and shape.experts is None:
         raise ValueError("model.replay_experts is for models with experts, and this one has none: leave it out.")
-    return _policy(shape, jnp.dtype(activations), remat, platform, replay_experts, jnp.dtype(weights))
+    return _policy(shape, jnp.dtype(activations), remat, platform, replay_experts, dtype_of_weights(weights))
 
 
 @cache

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from grpo_jax.algorithm import Algorithm
 from grpo_jax.commands.plan.advice import advice
 from grpo_jax.commands.plan.case import Case, assemble
 from grpo_jax.commands.plan.estimate import ACCURACY, estimated
@@ -98,16 +99,24 @@ def measure(case: Case, sample: Phase, learned: dict[int, Phase]) -> dict[str, A
     return figures | (estimate(case, figures) if figures["compiled"] else {})
 
 
+def flops(algorithm: Algorithm) -> int:
+    """FLOP for each weight and token of learning: 2 forwards, 2 that are computed again, 2 for the gradients of
+    activations, and 2 for those of weights, unless these are frozen. By layer, a backward pass before takes 6 more.
+    """
+    whole = 6 if algorithm.policy.frozen else 8
+    return whole + 6 if algorithm.gradients == "by_layer" else whole
+
+
 def estimate(case: Case, figures: dict[str, Any]) -> dict[str, float]:
     """Seconds of a step at `UTILISATION` of the chip's rates, with every response at its longest.
 
-    Learning is 8 FLOP for each weight and token (6, and 2 for what the backward pass computes again). Decoding reads
-    the weights and all keys and values for each token. Transfers between chips are assumed to overlap with neither.
+    Decoding reads the weights and all keys and values for each token. Transfers between chips are assumed to overlap
+    with neither.
     """
     sampler, chip = case.sampler, case.slice.chip
     P, G, T = case.settings.prompts, sampler.responses, sampler.max_tokens
     size = sum(a.size for a in jax.tree.leaves(case.algorithm.policy.shapes))
-    learning = 8 * size * P * (case.length + G * T) / (case.slice.chips * chip.flops)
+    learning = flops(case.algorithm) * size * P * (case.length + G * T) / (case.slice.chips * chip.flops)
     read = figures["sampling_copy_bytes"] + figures["kv_cache_bytes"]
     decoding = case.sampled[2] * T * read / chip.bandwidth
     moving = {phase: figures[phase]["collective_bytes"] / chip.links for phase in ("sample", "train")}

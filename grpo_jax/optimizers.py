@@ -113,12 +113,14 @@ def stepped(
     moments_key, key = jax.random.split(key)
     update = optax.with_extra_args_support(optimizer).update
     updates, opt_state = update(_in_float32(gradient), opt_state, _in_float32(trained), key=moments_key)
-    leaves, tree = jax.tree.flatten(trained)
-    moved = [
-        _moved(a, update, jax.random.fold_in(key, index))
-        for index, (a, update) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True))
-    ]
-    return jax.tree.unflatten(tree, moved), opt_state
+    return moved(trained, updates, key), opt_state
+
+
+def moved(params: Params, updates: Any, key: Array) -> Params:
+    """Parameters plus float32 updates; those in bfloat16 are rounded at random."""
+    leaves, tree = jax.tree.flatten(params)
+    pairs = enumerate(zip(leaves, jax.tree.leaves(updates), strict=True))
+    return jax.tree.unflatten(tree, [_moved(a, update, jax.random.fold_in(key, n)) for n, (a, update) in pairs])
 
 
 def _moved(a: Array, update: Array, key: Array) -> Array:
@@ -178,7 +180,7 @@ def _in_pieces(move: Callable[[Array, Any], Any], key: Array, given: Any) -> Any
     """`move` of pieces of arrays, one after the other and in place. A piece is every n-th slice along the first axis:
     if devices divide this axis, each has a part of every piece.
     """
-    shape = given[0].shape
+    shape = given[0].shape or (1,)
     pieces = min(
         n for n in range(1, shape[0] + 1) if shape[0] % n == 0 and (n * PIECE >= math.prod(shape) or n == shape[0])
     )

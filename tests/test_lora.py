@@ -257,6 +257,10 @@ def test_targets_are_named_alone_or_in_groups():
         ({"rank": 0}, r"model\.lora\.rank must be at least 1"),
         ({"rank": 65}, "rank must be at most 32, the smaller side of layers/attention/key_KCD; got 65"),
         ({"alpha": 0}, r"model\.lora\.alpha must be above 0"),
+        ({"rank": "16"}, r"model\.lora\.rank must be a whole number; got '16'"),
+        ({"rank": True}, r"model\.lora\.rank must be a whole number; got True"),
+        ({"alpha": None}, r"model\.lora\.alpha must be a number; got None"),
+        ({"targets": 5}, "targets must name some of.*got 5"),
         ({"r": 8}, "model.lora has the keys rank, alpha, targets; got r"),
     ],
 )
@@ -300,7 +304,7 @@ def test_a_run_of_adapters_is_a_model_with_them_added_and_goes_on_with_them(run)
     jax.tree.map(np.testing.assert_array_equal, added, merged(params, Lora(4, 8)))
     jax.tree.map(np.testing.assert_array_equal, params["base"], gj.tiny().params(ONE))
     assert max(float(jnp.abs(a).max()) for a in jax.tree.leaves(params["lora"])) > 0
-    with pytest.raises(ValueError, match=r"has adapters with the settings.*give model\.lora the same"):
+    with pytest.raises(ValueError, match=r"write model\.lora: \{rank: 4, alpha: 8, targets: all\}"):
         gj.load(str(run), lora={"rank": 8})
     rate = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["learning_rate"]
     assert rate == pytest.approx(1e-5 * 4 / 10)  # ten times that of all weights, in the warm-up
@@ -315,6 +319,19 @@ def test_resuming_goes_the_way_of_a_run_that_was_not_stopped(run, tmp_path):
         gj.load(str(path), lora={"rank": 4, "alpha": 8}).params(ONE) for path in (tmp_path / "adapters", run)
     )
     jax.tree.map(np.testing.assert_array_equal, ours, wanted)
+
+
+@pytest.mark.slow
+def test_a_run_on_an_int8_base_is_a_model_with_that_base(run, tmp_path):
+    (tmp_path / "lora.yaml").write_text(CONFIG + f"run: {{name: in_int8, root: {tmp_path}}}\n")
+    changes = ["model.weights=int8", "train.steps=2", "train.evaluate_every=0"]
+    assert main(["train", str(tmp_path / "lora.yaml"), *changes]) == 0
+    whole = gj.load(str(tmp_path / "in_int8"))
+    apart = gj.load(str(tmp_path / "in_int8"), lora={"rank": 4, "alpha": 8})
+    assert apart.in_int8 and not gj.load(str(run), lora={"rank": 4, "alpha": 8}).in_int8
+    rollouts = some_rollouts(259)
+    ours, trained = (logprobs(model.policy, model.params(ONE), rollouts) for model in (whole, apart))
+    np.testing.assert_allclose(ours, trained, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -310,6 +310,10 @@ def test_the_best_answers_of_a_run_are_kept(tmp_path):
 
     assert found() == [("a", "later"), ("c", "best")]
     assert found(best=None) == [("a", "later"), ("a", "good "), ("c", "best"), ("c", "fine")]
+    keep(tmp_path, 4, ("d", "twice", 0.5, False), ("d", "once", 0.75, False), ("d", "twice", 1.0, False))
+    assert found(least=0.5)[-1] == ("d", "twice")
+    assert found(best=None, least=0.5)[-2:] == [("d", "twice"), ("d", "once")]
+    (tmp_path / "completions" / "step_000004.jsonl").unlink()
     assert found(least=1.5) == [("c", "best")]
     assert found(of_steps=(1, 1)) == [("a", "good")]
     assert kept(str(tmp_path)).train[0].columns == {"answer": "4", "reward": 1.0, "step": 2}

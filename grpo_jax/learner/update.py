@@ -33,7 +33,7 @@ from grpo_jax.learner.room import choices_for, gradient_sums, responses_at_once
 from grpo_jax.learner.states import Shardings, key_of_step, pinned, pinned_state, shardings_of
 from grpo_jax.metrics import describe_mismatch
 from grpo_jax.objectives import credit, next_coefficients
-from grpo_jax.optimizers import FiniteSteps, stepped
+from grpo_jax.optimizers import FiniteSteps, moved, stepped
 from grpo_jax.structs import Batch, Metrics, Params, Policy, Rollouts, Scored, TrainState
 
 
@@ -192,14 +192,19 @@ def follow(algorithm: Algorithm, state: TrainState, batch: Batch, metrics: Metri
         state = replace(state, coefficients=coefficients)
     moves = objective.kl.reference if objective.kl is not None else None
     if state.reference is not None and moves is not None and moves.every and int(state.step) % moves.every == 0:
-        state = replace(state, reference=closer(state.reference, algorithm.policy.trained(state.params), moves.share))
+        trained = algorithm.policy.trained(state.params)
+        state = replace(state, reference=closer(state.reference, trained, moves.share, key_of_step(state, 0)))
     return state, metrics | used
 
 
 @program(donate_argnames="reference")
-def closer(reference: Params, params: Params, share: float | Array) -> Params:
-    """A reference policy moved by `share` of the way to the present one."""
-    return jax.tree.map(lambda old, new: old + share * (new - old), reference, params)
+def closer(reference: Params, params: Params, share: float | Array, key: Array) -> Params:
+    """A reference policy moved by `share` of the way to the present one. In bfloat16 it is rounded at random."""
+
+    def way(old: Array, new: Array) -> Array:
+        return share * (new.astype(jnp.float32) - old.astype(jnp.float32))
+
+    return moved(reference, jax.tree.map(way, reference, params), key)
 
 
 @program(static_argnames=("algorithm", "shardings"))

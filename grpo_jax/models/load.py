@@ -1,7 +1,7 @@
 """A language model by name: a directory, a Hugging Face name, a run, the embedded model, or `tiny`."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -53,6 +53,11 @@ class Model:
     adapters: Callable[[Mesh], Params] | None = None  # these alone, where there are any
 
     @property
+    def in_int8(self) -> bool:
+        """Whether the frozen weights are in 8 bits."""
+        return any(a.dtype == jnp.int8 for a in jax.tree.leaves(self.policy.shapes))
+
+    @property
     def first_weights(self) -> str | None:
         """The run and the step, or the adapter of PEFT's, whose weights these are; None for those of a model."""
         origin = Origin("") if self.origin is None else self.origin
@@ -85,9 +90,9 @@ def load(
         return with_adapters_added(model, base)
     if settings != model.lora:
         raise ValueError(
-            f"{name} has adapters with the settings {asdict(model.lora or Lora())}: give model.lora the same, to go on"
-            f" with them. For others, or for all weights, first write the whole model: grpo-jax export {name} --out"
-            " DIRECTORY."
+            f"{name} has adapters with other settings: to go on with them, write model.lora: {model.lora}. To train all"
+            f" weights, leave model.lora out. For other adapters, first write the whole model: grpo-jax export {name}"
+            " --out DIRECTORY."
         )
     return model
 
@@ -128,7 +133,7 @@ def _load_run(
     if run.lora is None:
         origin = None if base.origin is None else replace(base.origin, run=run)
         return replace(base, params=partial(read_weights, run, base.policy.shapes), origin=origin), None
-    model = with_adapters(base, read_lora(run.lora), int8, partial(read_adapters, run))
+    model = with_adapters(base, read_lora(run.lora), int8 or run.int8, partial(read_adapters, run))
     check_base(model, run.digest, str(run.path))
     return replace(model, origin=None if model.origin is None else replace(model.origin, run=run)), base
 

@@ -41,9 +41,20 @@ class Lora:
     targets: Targets = "all"  # all, attention, feedforward, or some of query, key, value, out, gate, up, down
 
     def __post_init__(self) -> None:
+        for name, kind in (("rank", int), ("alpha", int | float)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                article = "a whole number" if kind is int else "a number"
+                raise ValueError(f"model.lora.{name} must be {article}; got {value!r}.")
         check_range("model.lora.rank", self.rank, least=1, most=WHOLE)
         check_range("model.lora.alpha", self.alpha, above=0, most=WHOLE)
         object.__setattr__(self, "targets", _targets(self.targets))
+
+    def __str__(self) -> str:
+        """As a config has them."""
+        group = next((name for name, group in GROUPS.items() if group == self.targets), None)
+        targets = f"[{', '.join(self.targets)}]" if group is None else group
+        return f"{{rank: {self.rank}, alpha: {self.alpha:g}, targets: {targets}}}"
 
     @property
     def factor(self) -> float:
@@ -61,8 +72,8 @@ def read_lora(settings: Mapping[str, Any]) -> Lora:
 
 def _targets(targets: Targets) -> tuple[str, ...]:
     """The names of the adapted weights, in the order of `INPUTS`."""
-    asked = [targets] if isinstance(targets, str) else list(targets)
-    unknown = [name for name in asked if name not in INPUTS and name not in GROUPS]
+    asked = list(targets) if isinstance(targets, list | tuple) else [targets]
+    unknown = [name for name in asked if not isinstance(name, str) or name not in {*INPUTS, *GROUPS}]
     if unknown or not asked:
         raise ValueError(
             f"model.lora.targets must name some of {', '.join(INPUTS)}, or be {', '.join(GROUPS)}; got"

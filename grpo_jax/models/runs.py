@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ class TrainedRun:
     """A run directory, one of its saved steps, and the model that it was trained from.
 
     `template` holds the arguments that its chat template was given, `system` the system prompt of its task. `lora` are
-    the settings of its adapters, if only these were trained, and `digest` is that of the base that they belong to.
+    the settings of its adapters, if only these were trained, `digest` is that of the base that they belong to, and
+    `int8` says whether this was in 8 bits.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class TrainedRun:
     system: str = ""
     lora: Mapping[str, Any] | None = None
     digest: str = ""
+    int8: bool = False
 
     @property
     def name(self) -> str:
@@ -46,14 +48,15 @@ class TrainedRun:
 def find_run(name: str) -> TrainedRun | None:
     """The run that a name such as runs/quickstart or runs/quickstart@24 stands for; None if it is that of a model."""
     path, step = Path(name).expanduser(), None
-    found = re.fullmatch(r"(.+)@(\d+)", name)
-    if found is not None and not path.exists():
-        path, step = Path(found[1]).expanduser(), int(found[2])
+    named = re.fullmatch(r"(.+)@(\d+)", name)
+    if named is not None and not path.exists():
+        path, step = Path(named[1]).expanduser(), int(named[2])
     if is_run(path):
         adapters = adapters_of(path)
-        lora, digest = (None, "") if adapters is None else (adapters["settings"], adapters["base"])
-        texts = (base_of(path), template_of(path), system_of(path))
-        return TrainedRun(path, choose_step(path, step), *texts, lora, digest)
+        found = TrainedRun(path, choose_step(path, step), base_of(path), template_of(path), system_of(path))
+        if adapters is None:
+            return found
+        return replace(found, lora=adapters["settings"], digest=adapters["base"], int8=adapters.get("int8", False))
     if step is not None and path.is_dir():
         raise ValueError(f"Only a run has steps, and {path} is no run directory. Leave out @{step}, or name a run.")
     _refuse_other_folders(path)

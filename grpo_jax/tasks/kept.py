@@ -60,8 +60,10 @@ def _rows(path: Path, steps: tuple[int, int] | None) -> Iterator[dict[str, Any]]
 
 def _different(group: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The answers to a prompt, each text once, the highest reward first and of equal ones the last step."""
-    ordered = sorted(group, key=lambda row: (row["reward"], row["step"]), reverse=True)
-    return list({row["completion"].strip(): row for row in reversed(ordered)}.values())[::-1]
+    found: dict[str, Mapping[str, Any]] = {}
+    for row in sorted(group[::-1], key=lambda row: (row["reward"], row["step"]), reverse=True):
+        found.setdefault(row["completion"].strip(), row)
+    return list(found.values())
 
 
 def _example(row: Mapping[str, Any]) -> Example:

@@ -179,7 +179,8 @@ def write_fingerprint(path: Path, name: str, known: Fingerprint, model: Model | 
     if model is not None and model.tokenizer.template:
         content |= {"template": dict(model.tokenizer.template)}
     if model is not None and model.lora is not None:
-        content |= {"adapters": {"settings": dataclasses.asdict(model.lora), "base": base_digest(model)}}
+        settings, base = dataclasses.asdict(model.lora), base_digest(model)
+        content |= {"adapters": {"settings": settings, "base": base, "int8": model.in_int8}}
     if model is not None and model.first_weights is not None:
         content |= {"first_weights": model.first_weights}
     new = path / f"{RUN}.tmp"

@@ -27,6 +27,9 @@ def introduction(session: Session, state: TrainState, path: Path) -> str:
     )
     kept = f"{size_of(state, frozen) / 1e9:.2g} GB at most; {most_at_once(settings)} at most on disk"
     first = "" if session.model.first_weights is None else f"first weights: {session.model.first_weights}\n"
+    if session.model.lora is not None:
+        name = "a model made in Python" if session.model.origin is None else session.model.origin.base
+        first += f"adapters {session.model.lora} of {name}\n"
     return (
         f"{first}"
         f"{size / 1e6:.1f} M parameters{adapted} on {session.mesh.size} {session.mesh.devices.flat[0].platform}"

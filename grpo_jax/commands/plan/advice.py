@@ -36,7 +36,9 @@ def _for_state(case: Case, figures: dict[str, Any]) -> Saved:
         found["optimizer.use=adafactor"] = figures["optimizer_bytes"]
         of_one = {"float32": 8, "bfloat16": 6, "int8": IN_BYTES}[optimizer.arguments["moments"]]  # bytes a parameter
         found["optimizer.moments=int8"] = figures["optimizer_bytes"] * (1 - IN_BYTES / of_one)
-    if case.config.model.arguments["weights"] == "float32":
+    if case.algorithm.policy.frozen and "int8" not in figures["weights_type"]:
+        found["model.weights=int8"] = weights / 2
+    elif "float32" in figures["weights_type"]:
         found["model.weights=bfloat16"] = weights / 2
     if figures["reference_bytes"]:
         found["an objective without KL"] = weights
@@ -78,7 +80,7 @@ def _for_learning(case: Case, figures: dict[str, Any], learned: dict[int, Phase]
     if sampler.max_tokens > 1:
         found[f"{case.longest}={sampler.max_tokens // 2}"] = temporary / 2
     tokens = now * (case.length / sampler.responses + sampler.max_tokens)
-    if case.algorithm.gradients == "whole" and case.algorithm.policy.layered is not None:
+    if case.algorithm.gradients == "whole" and case.algorithm.policy.layered and not case.algorithm.policy.frozen:
         gradient = figures["weights_bytes"]
         found["algorithm.gradients=by_layer"] = gradient - gradient / shape.layers
     remat = case.config.model.arguments["remat"]

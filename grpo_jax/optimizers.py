@@ -48,6 +48,8 @@ def adamw(
     adapters: bool = False,  # whether only adapters are trained
 ) -> optax.GradientTransformation:
     """AdamW whose state carries the current rate as `learning_rate`, so that it can be logged."""
+    if moments not in ("float32", "bfloat16", "int8"):
+        raise ValueError(f"optimizer.moments is float32, bfloat16 or int8; got {moments!r}.")
     check_range("optimizer.b1", b1, least=0, below=1)
     check_range("optimizer.b2", b2, least=0, below=1)
     check_range("optimizer.epsilon", epsilon, above=0, most=1)
@@ -180,7 +182,9 @@ def _in_pieces(move: Callable[[Array, Any], Any], key: Array, given: Any) -> Any
     """`move` of pieces of arrays, one after the other and in place. A piece is every n-th slice along the first axis:
     if devices divide this axis, each has a part of every piece.
     """
-    shape = given[0].shape or (1,)
+    shape = given[0].shape
+    if math.prod(shape) <= PIECE:
+        return move(key, given)
     pieces = min(
         n for n in range(1, shape[0] + 1) if shape[0] % n == 0 and (n * PIECE >= math.prod(shape) or n == shape[0])
     )

@@ -27,6 +27,8 @@ from grpo_jax.models.tokenizer import Tokenizer, byte_tokenizer, check_vocabular
 from grpo_jax.models.weights import load_weights
 from grpo_jax.structs import Params, Policy
 
+WEIGHTS = ("float32", "bfloat16")  # types of weights that are trained
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -190,6 +192,8 @@ class Storage(NamedTuple):
 
 def storage(weights: str, activations: DTypeLike, settings: Lora | None) -> Storage:
     """How a model's parameters are stored. Those that are never trained need be no wider than activations."""
+    if weights not in (*WEIGHTS, "int8", "auto"):
+        raise ValueError(f"model.weights is auto, {', '.join(WEIGHTS)} or int8; got {weights!r}.")
     if weights == "int8" and settings is None:
         raise ValueError(
             "model.weights is int8, and such weights cannot be trained: train adapters beside them (model.lora), or"
@@ -226,18 +230,21 @@ def with_adapters(
 
 def _in_int8(base: Params, mesh: Mesh) -> Params:
     shardings = weight_shardings(jax.eval_shape(quantized, base), mesh)
-    return jax.jit(quantized, out_shardings=shardings, donate_argnums=0)(base)
+    return jax.jit(quantized, out_shardings=shardings)(base)
 
 
 def with_adapters_added(model: Model, base: Model) -> Model:
     """A model with adapters as one of the same kind as its base: the adapters are added to its weights."""
     settings, origin, shapes = model.lora or Lora(), base.origin, base.policy.shapes
 
-    def add(params: Params) -> Params:
-        return jax.tree.map(lambda a, wanted: a.astype(wanted.dtype), merged(params, settings), shapes)
+    def add(base: Params, adapters: Params) -> Params:
+        whole = merged({"base": base, "lora": adapters}, settings)
+        return jax.tree.map(lambda a, wanted: a.astype(wanted.dtype), whole, shapes)
 
     def params(mesh: Mesh) -> Params:
-        return jax.jit(add, out_shardings=weight_shardings(shapes, mesh))(model.params(mesh))
+        freed = () if model.in_int8 else (0,)  # int8 arrays have no room for the sums
+        whole = jax.jit(add, out_shardings=weight_shardings(shapes, mesh), donate_argnums=freed)
+        return whole(*model.params(mesh).values())
 
     if origin is not None and model.origin is not None:
         origin = replace(origin, run=model.origin.run, adapter=model.origin.adapter)

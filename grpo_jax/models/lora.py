@@ -41,11 +41,6 @@ class Lora:
     targets: Targets = "all"  # all, attention, feedforward, or some of query, key, value, out, gate, up, down
 
     def __post_init__(self) -> None:
-        for name, kind in (("rank", int), ("alpha", int | float)):
-            value = getattr(self, name)
-            if not isinstance(value, kind) or isinstance(value, bool):
-                article = "a whole number" if kind is int else "a number"
-                raise ValueError(f"model.lora.{name} must be {article}; got {value!r}.")
         check_range("model.lora.rank", self.rank, least=1, most=WHOLE)
         check_range("model.lora.alpha", self.alpha, above=0, most=WHOLE)
         object.__setattr__(self, "targets", _targets(self.targets))
@@ -67,6 +62,10 @@ def read_lora(settings: Mapping[str, Any]) -> Lora:
     known = [each.name for each in fields(Lora)]
     if unknown := [name for name in settings if name not in known]:
         raise ValueError(f"model.lora has the keys {', '.join(known)}; got {unknown[0]}.")
+    for name, kind, what in (("rank", int, "a whole number"), ("alpha", int | float, "a number")):
+        value = settings.get(name, 1)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"model.lora.{name} must be {what}; got {value!r}.")
     return Lora(**settings)
 
 
@@ -121,6 +120,7 @@ def adapted_policy(policy: Policy, settings: Lora, int8: bool = False) -> Policy
         unembed=of(policy.unembed),
         serve=of(policy.serve),
         balanced=None if policy.balanced is None else of(policy.balanced),
+        layered=None,
         frozen=frozenset({"base"}),
     )
 

@@ -17,7 +17,7 @@ from grpo_jax.models import Model
 from grpo_jax.models.answered import answered
 from grpo_jax.models.templates import sentence
 from grpo_jax.objectives import Objective
-from grpo_jax.objectives.presets import likelihood
+from grpo_jax.objectives.presets import WEIGHTINGS, likelihood
 from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.rewards.example import Example, Message
 from grpo_jax.rollout.given import Answered, GivenAnswers
@@ -39,6 +39,10 @@ class Supervised:
     weighting: Literal["token_mean", "sequence_mean"] = "token_mean"  # every token counts the same, or every answer
 
     def __post_init__(self) -> None:
+        if self.turns not in ("last", "all"):
+            raise ValueError(f"sft.turns is last or all; got {self.turns!r}.")
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"sft.weighting is {' or '.join(WEIGHTINGS)}; got {self.weighting!r}.")
         check_range("sft.max_tokens", self.max_tokens, least=1, most=WHOLE)
 
     @property

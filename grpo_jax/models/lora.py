@@ -66,10 +66,11 @@ def read_lora(settings: Mapping[str, Any]) -> Lora:
         value = settings.get(name, 1)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"model.lora.{name} must be {what}; got {value!r}.")
+    _targets(settings.get("targets", Lora.targets))
     return Lora(**settings)
 
 
-def _targets(targets: Targets) -> tuple[str, ...]:
+def _targets(targets: Any) -> tuple[str, ...]:
     """The names of the adapted weights, in the order of `INPUTS`."""
     asked = list(targets) if isinstance(targets, list | tuple) else [targets]
     unknown = [name for name in asked if not isinstance(name, str) or name not in {*INPUTS, *GROUPS}]

@@ -29,10 +29,13 @@ def kept(
     rows = list(_rows(Path(run).expanduser(), of_steps))
     good = [row for row in rows if row["reward"] >= least and not row.get("truncated") and row["completion"].strip()]
     if not good:
-        highest = max((row["reward"] for row in rows), default=0.0)
+        highest, cut = max((row["reward"] for row in rows), default=0.0), sum(row["reward"] >= least for row in rows)
+        way = "Lower answers.least, or read other steps (answers.of_steps)."
+        if cut:
+            way = f"{cut} that earned it were cut off: make the answers of a run longer (rollout.max_tokens)."
         raise ValueError(
             f"{run} has no answer with a reward of at least {least:g} that was not cut off: of the {len(rows)} with a"
-            f" reward the highest earned {highest:g}. Lower answers.least, or read other steps (answers.of_steps)."
+            f" reward the highest earned {highest:g}. {way}"
         )
     prompts: dict[str, list[Mapping[str, Any]]] = {}
     for row in good:
@@ -49,8 +52,10 @@ def _rows(path: Path, steps: tuple[int, int] | None) -> Iterator[dict[str, Any]]
     found = run.answer_steps()
     first, last = (0, WHOLE) if steps is None else steps
     chosen = [step for step in found if first <= step <= last]
+    if not found:
+        raise ValueError(f"{path} has no answers that were sampled. Name a run of grpo-jax train in answers.run.")
     if not chosen:
-        there = f"it has those of steps {found[0]} to {found[-1]}" if found else "it has none at all"
+        there = f"it has those of steps {found[0]} to {found[-1]}"
         raise ValueError(f"{path} has no answers of the steps that answers.of_steps names: {there}.")
     for step in chosen:
         for row in run.answers(step):

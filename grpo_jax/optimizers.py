@@ -34,6 +34,7 @@ class FiniteSteps(optax.GradientTransformationExtraArgs):
     """
 
     clip_norm: float = math.inf
+    in_host: bool = False  # whether the moments are in the host's memory
 
 
 def adamw(
@@ -45,6 +46,7 @@ def adamw(
     epsilon: float = 1e-8,
     weight_decay: float = 0.0,
     moments: Literal["float32", "bfloat16", "int8"] = "float32",  # bfloat16: of the mean gradient; int8: both moments
+    moments_in: Literal["device", "host"] = "device",  # whose memory holds them; see docs/memory.md
     adapters: bool = False,  # whether only adapters are trained
 ) -> optax.GradientTransformation:
     """AdamW whose state carries the current rate as `learning_rate`, so that it can be logged."""
@@ -54,18 +56,27 @@ def adamw(
     check_range("optimizer.b2", b2, least=0, below=1)
     check_range("optimizer.epsilon", epsilon, above=0, most=1)
     check_range("optimizer.weight_decay", weight_decay, least=0, most=1)
-    static = ("b1", "b2", "eps", "weight_decay", "mu_dtype")
-    descend = optax.inject_hyperparams(_adamw_in_bytes if moments == "int8" else optax.adamw, static_args=static)
+    plain = moments != "int8" and moments_in == "device"
+    kinds = {} if plain else {"in_bytes": moments == "int8", "in_host": moments_in == "host"}
+    static = ("b1", "b2", "eps", "weight_decay", "mu_dtype", *kinds)
+    descend = optax.inject_hyperparams(optax.adamw if plain else _adamw_in_pieces, static_args=static)
     rate, kept = (
         _warmed_up(learning_rate, adapters, warmup_steps, clip_norm),
         jnp.float32 if moments == "int8" else moments,
     )
     steps = optax.chain(
         optax.clip_by_global_norm(clip_norm),
-        descend(learning_rate=rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mu_dtype=kept),
+        descend(learning_rate=rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mu_dtype=kept, **kinds),
     )
     bounded = max(b1, b2) < 1 and min(b1, b2) >= 0 and epsilon >= 1e-20 and abs(weight_decay) <= 1e3
-    return _finite(steps, clip_norm) if bounded and clip_norm <= LARGEST_SQUARED else steps
+    if bounded and clip_norm <= LARGEST_SQUARED:
+        return _finite(steps, clip_norm, moments_in == "host")
+    if moments_in == "host":
+        raise ValueError(
+            "optimizer.moments_in host is for steps that are known to be finite before they are taken: that needs an"
+            f" epsilon of at least 1e-20 and a clip_norm of at most {LARGEST_SQUARED:g}; got {epsilon} and {clip_norm}."
+        )
+    return steps
 
 
 def adafactor(
@@ -91,10 +102,27 @@ def adafactor(
     return _finite(steps, clip_norm) if 0 <= decay < 1 and clip_norm <= LARGEST_SQUARED else steps
 
 
-def _finite(steps: optax.GradientTransformationExtraArgs, clip_norm: float) -> FiniteSteps:
+def _finite(steps: optax.GradientTransformationExtraArgs, clip_norm: float, in_host: bool = False) -> FiniteSteps:
     found = FiniteSteps(*steps)
-    found.clip_norm = clip_norm
+    found.clip_norm, found.in_host = clip_norm, in_host
     return found
+
+
+def has_moments_in_host(optimizer: optax.GradientTransformation) -> bool:
+    """Whether the optimiser keeps its moments in the host's memory."""
+    return isinstance(optimizer, FiniteSteps) and optimizer.in_host
+
+
+def on_device(optimizer: optax.GradientTransformation, opt_state: Any) -> Any:
+    """The state without the moments that are in the host's memory."""
+    if not has_moments_in_host(optimizer):
+        return opt_state
+    return jax.tree_util.tree_map_with_path(lambda path, a: None if is_moment(path) else a, opt_state)
+
+
+def is_moment(path: tuple) -> bool:
+    """Whether this is the path, in a state, of an array of Adam's moments: what `moments_in` is about."""
+    return any(isinstance(key, jax.tree_util.GetAttrKey) and key.name in ("mu", "nu") for key in path)
 
 
 def first_state(optimizer: optax.GradientTransformation, trained: Params, gradients: str = "whole") -> Any:
@@ -136,29 +164,42 @@ def _in_float32(tree: Any) -> Any:
     return jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.bfloat16 else a, tree)
 
 
-def _adamw_in_bytes(
-    learning_rate: optax.ScalarOrSchedule, b1: float, b2: float, eps: float, weight_decay: float, mu_dtype: DTypeLike
+def _adamw_in_pieces(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    mu_dtype: DTypeLike,
+    in_bytes: bool,
+    in_host: bool,
+    eps_root: float | Array = 0.0,  # part of the state of optax's, too
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW as optax's, with moments in 8 bits."""
-    moments = _in_bytes(optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype))
+    """AdamW as optax's, with moments in 8 bits, in the host's memory, or both."""
+    moments = _by_pieces(optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype), in_bytes, in_host)
     return optax.chain(moments, optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate))
 
 
-def _in_bytes(adam: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The transformation with both moments of arrays of at least `FEW` numbers in 8 bits: a step decodes them, and
-    stores those that it leads to. An array is taken in pieces, as its moments in float32 are four times as large.
+def _by_pieces(
+    adam: optax.GradientTransformation, in_bytes: bool, in_host: bool
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation with both moments in the host's memory, those of arrays of at least `FEW` numbers in 8 bits,
+    or both: a step moves them to the device and decodes them, and puts those that it leads to where these were. An
+    array is taken in pieces, so that the device holds no more moments in float32 than those of a piece.
     """
 
     def init(params: Any) -> Any:
         state: Any = adam.init(params)
-        return state._replace(mu=_zeros_in_bytes(state.mu, True), nu=_zeros_in_bytes(state.nu, False))
+        if in_bytes:
+            state = state._replace(mu=_zeros_in_bytes(state.mu, True), nu=_zeros_in_bytes(state.nu, False))
+        return state._replace(mu=_to_host(state.mu), nu=_to_host(state.nu)) if in_host else state
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         leaves, tree = jax.tree.flatten(updates)
         moments = zip(leaves, tree.flatten_up_to(state.mu), tree.flatten_up_to(state.nu), strict=True)
+        move = partial(_through_host if in_host else _adam_of, adam, state)
         found = [
-            _in_pieces(partial(_adam_of, adam, state), jax.random.fold_in(extra_args["key"], index), each)
-            for index, each in enumerate(moments)
+            _in_pieces(move, jax.random.fold_in(extra_args["key"], index), each) for index, each in enumerate(moments)
         ]
         step, mu, nu = map(tree.unflatten, zip(*found, strict=True))
         return step, state._replace(count=optax.safe_increment(state.count), mu=mu, nu=nu)
@@ -176,6 +217,17 @@ def _adam_of(adam: optax.GradientTransformation, state: Any, key: Array, given: 
         return update, after.mu, after.nu
     keys = jax.random.split(key)
     return update, encode(keys[0], after.mu, signed=True), encode(keys[1], after.nu, signed=False)
+
+
+def _through_host(adam: optax.GradientTransformation, state: Any, key: Array, given: Any) -> Any:
+    """As `_adam_of`, of moments that are in the host's memory, and stay there."""
+    gradient, *moments = given
+    update, *moments = _adam_of(adam, state, key, (gradient, *jax.device_put(moments, jax.memory.Space.Device)))
+    return update, *_to_host(moments)
+
+
+def _to_host(tree: Any) -> Any:
+    return jax.device_put(tree, jax.memory.Space.Host)
 
 
 def _in_pieces(move: Callable[[Array, Any], Any], key: Array, given: Any) -> Any:

@@ -12,19 +12,26 @@ from jax.sharding import PartitionSpec
 
 from grpo_jax import optimizers, rounding
 from grpo_jax.algorithm import Algorithm
+from grpo_jax.commands.plan.case import assemble
+from grpo_jax.commands.plan.estimate import estimated
+from grpo_jax.commands.plan.report import measure, table
+from grpo_jax.commands.plan.topology import device_with
+from grpo_jax.config import read
+from grpo_jax.devices.memory import HOST, check_host_memory, device_bytes, host_bytes
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.placing import place, place_prompts
-from grpo_jax.devices.sharding import weight_shardings
+from grpo_jax.devices.sharding import weight_shardings, with_shardings
 from grpo_jax.distribution import Distribution
 from grpo_jax.grpo import init
 from grpo_jax.learner import learn
 from grpo_jax.learner.logprobs import token_logprobs
+from grpo_jax.learner.states import state_shardings
 from grpo_jax.learner.update import check_split
 from grpo_jax.models import Model, decoder_policy, tiny
 from grpo_jax.models.decoder import Span
 from grpo_jax.models.rope import Rope
 from grpo_jax.objectives import dapo
-from grpo_jax.optimizers import adafactor, adamw, first_state, stepped
+from grpo_jax.optimizers import adafactor, adamw, first_state, is_moment, stepped
 from grpo_jax.rollout import Sampler
 from grpo_jax.structs import Batch, Prompts, Rollouts
 from grpo_jax.training.checkpoint import Checkpoints, Keep
@@ -190,7 +197,7 @@ def learned(model, mesh=None, **changes):
     batch = batch_of(model.policy, before)
     state = init(algorithm, before)
     if mesh is not None:
-        state = jax.tree.map(place, state, weight_shardings(state, mesh))
+        state = jax.tree.map(place, state, state_shardings(algorithm.optimizer, state, mesh))
         batch = place_prompts(batch, mesh) if mesh is not None else batch
     metrics = []
     for _ in range(2):
@@ -288,3 +295,102 @@ def test_an_array_that_is_taken_in_pieces_moves_as_if_it_were_whole(monkeypatch)
     moments = [optax.tree_utils.tree_get(each, "nu")["a_ND"] for each in (state, state_of_pieces)]
     near(*map(rounding.decode, moments))
     np.testing.assert_array_equal(moments[0].largest, moments[1].largest)
+
+
+@pytest.mark.parametrize("moments", ["float32", "int8"])
+def test_moments_in_the_hosts_memory_are_those_of_the_device_but_for_rounding(moments):
+    params = {"a_ND": jax.random.normal(KEY, (12, 1024)), "b_D": jnp.ones(64)}
+    ends = []
+    for where in ("device", "host"):
+        optimizer = adamw(1e-3, 0, weight_decay=0.1, moments=moments, moments_in=where)
+        state, moved = first_state(optimizer, params), params
+        move = jax.jit(partial(stepped, optimizer))
+        for index in range(2):
+            gradient = jax.tree.map(lambda a: jnp.sin(a * 9), moved)
+            moved, state = move(moved, state, gradient, jax.random.fold_in(KEY, index))
+        ends.append((moved, state))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-6, atol=1e-9), *ends)
+    kinds = jax.tree_util.tree_map_with_path(
+        lambda path, a: a.sharding.memory_kind == (HOST if is_moment(path) else "device"), ends[1]
+    )
+    assert all(jax.tree.leaves(kinds))
+    assert sum(map(is_moment, (path for path, _ in jax.tree_util.tree_leaves_with_path(ends[1])))) >= 4
+
+
+def on_one_device(algorithm, state):
+    """The shapes of a state with their shardings on a mesh of one device."""
+    mesh = Layout(1, 1, 1).mesh(jax.devices()[:1])
+    return with_shardings(state, state_shardings(algorithm.optimizer, state, mesh))
+
+
+def test_moments_in_the_hosts_memory_are_learned_left_alone_and_saved(tmp_path):
+    """A step, then a save while the next update donates the state, one that is left out, and both ways of resuming."""
+    in_host, on_chip = (
+        algorithm_with(tiny(), optimizer=adamw(1e-3, 0, moments_in=where)) for where in ("host", "device")
+    )
+    params = in_host.policy.init(KEY)
+    like, like_on_chip = (
+        on_one_device(each, jax.eval_shape(partial(init, each), params)) for each in (in_host, on_chip)
+    )
+    batch = place_prompts(batch_of(in_host.policy, params), like.step.sharding.mesh)
+    state = jax.tree.map(lambda a, b: place(a, b.sharding), init(in_host, params), like)
+    state, _ = learn(in_host, state, batch)
+    first = jax.tree.map(np.array, state)
+    assert max(np.abs(a).max() for a in jax.tree.leaves(optax.tree_utils.tree_get(first, "mu"))) > 0
+    checkpoints = Checkpoints(tmp_path / "checkpoints", Keep(1))
+    checkpoints.save(1, state)
+    state, metrics = learn(in_host, state, replace(batch, advantages=batch.advantages * jnp.nan))
+    assert float(metrics["skipped_updates"]) == 1
+    jax.tree.map(np.testing.assert_array_equal, replace(first, step=np.int32(2)), jax.tree.map(np.array, state))
+    after, _ = learn(in_host, replace(state, step=state.step - 1), batch)
+    checkpoints.wait()
+    for each, wanted in ((like, HOST), (like_on_chip, "device")):
+        restored = checkpoints.restore(1, each)
+        jax.tree.map(np.testing.assert_array_equal, first, jax.tree.map(np.array, restored))
+        moments = jax.tree.leaves(optax.tree_utils.tree_get(restored, "nu"))
+        assert {a.sharding.memory_kind for a in moments} == {wanted}
+        if wanted == HOST:
+            assert host_bytes(restored) == 8 * sum(a.size for a in jax.tree.leaves(restored.params))
+            again, _ = learn(in_host, restored, batch)
+            jax.tree.map(np.testing.assert_array_equal, again, after)
+    checkpoints.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"gradients": "by_layer"}], ids=["whole", "by layer"])
+def test_moments_in_the_hosts_memory_learn_on_a_mesh_as_on_devices(monkeypatch, options):
+    monkeypatch.setattr(optimizers, "PIECE", 1024)
+    mesh = Layout(1, 4, 2).mesh()
+    _, expected, _ = learned(tiny(), mesh, **options)
+    optimizer = adamw(1e-3, 0, clip_norm=0.01, moments_in="host")
+    _, found, _ = learned(tiny(), mesh, optimizer=optimizer, **options)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-7), found, expected)  # of steps of 1e-3
+    moment = optax.tree_utils.tree_get_all_with_path(found.opt_state, "mu")[0][1]["layers"]["feedforward"]["gate_FD"]
+    assert moment.sharding.memory_kind == HOST and moment.sharding.spec == PartitionSpec(None, "tensor", "fsdp")
+
+
+def test_moments_in_the_hosts_memory_are_refused_where_that_cannot_be():
+    class Chip:
+        device_kind = "a chip"
+
+        def addressable_memories(self):
+            return [jax.devices()[0].memory("device")]
+
+    with pytest.raises(
+        ValueError, match=r"optimizer\.moments_in host needs a device that reads .* a chip has only device"
+    ):
+        check_host_memory(Chip())
+    with pytest.raises(ValueError, match=r"optimizer\.moments_in host is for steps that are known to be finite"):
+        adamw(epsilon=1e-30, moments_in="host")
+
+
+def test_a_plan_counts_moments_in_the_hosts_memory_apart():
+    overrides = ["optimizer.moments_in=host"], []
+    hosted, plain = (assemble(read("configs/quickstart.yaml", each), device_with("16GiB")) for each in overrides)
+    moved = device_bytes(plain.state.opt_state) - device_bytes(hosted.state.opt_state)
+    assert moved == host_bytes(hosted.state) == 8 * sum(a.size for a in jax.tree.leaves(plain.state.params))
+    assert plain.estimated_peak(4) - hosted.estimated_peak(4) == moved
+    sample, learning = estimated(hosted)
+    figures = measure(hosted, sample, learning)
+    said = table(figures, sample, learning[hosted.responses_at_once])
+    assert f"and {moved / 2**30:.2f} GiB in the host's memory for each device" in said

@@ -249,7 +249,7 @@ LARGE = Phase(2**40, temporary=100)
             NO_ROOM,
             ROOM,
             {},
-            ["rollout.max_tokens=128", "optimizer.use=adafactor", "optimizer.moments=int8"],
+            ["rollout.max_tokens=128", "optimizer.use=adafactor", "optimizer.moments_in=host"],
         ),
         (
             ("mesh.fsdp=2", "mesh.data=1", "mesh.tensor=4"),

@@ -8,10 +8,31 @@ from typing import Any
 
 import jax
 
+HOST = "pinned_host"  # JAX's name for memory of the host that a device reads by itself
+
 
 def device_bytes(tree: Any) -> int:
     """The bytes that the arrays of a tree, or their shapes with shardings, take on each device."""
-    return sum(a.dtype.itemsize * math.prod(a.sharding.shard_shape(a.shape)) for a in jax.tree.leaves(tree))
+    return sum(_shard_bytes(a) for a in jax.tree.leaves(tree) if a.sharding.memory_kind != HOST)
+
+
+def host_bytes(tree: Any) -> int:
+    """The bytes that they take in the host's memory, for each device."""
+    return sum(_shard_bytes(a) for a in jax.tree.leaves(tree) if a.sharding.memory_kind == HOST)
+
+
+def check_host_memory(device: jax.Device) -> None:
+    """Refuses a device that cannot read the host's memory by itself."""
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if HOST not in kinds:
+        raise ValueError(
+            f"optimizer.moments_in host needs a device that reads the host's memory ({HOST}); {device.device_kind} has"
+            f" only {', '.join(kinds) or 'its own'}. Set it to device, and optimizer.moments to int8 for less memory."
+        )
+
+
+def _shard_bytes(a: Any) -> int:
+    return a.dtype.itemsize * math.prod(a.sharding.shard_shape(a.shape))
 
 
 def gigabytes(tree: Any) -> str:

@@ -20,7 +20,7 @@ from grpo_jax.devices.mesh import mesh_of, own_mesh, prompt_shards
 from grpo_jax.devices.sharding import devices_per_group, weight_shardings
 from grpo_jax.distribution import Distribution
 from grpo_jax.learner.logprobs import CHUNK_TOKENS, token_logprobs
-from grpo_jax.optimizers import LAYERS, first_state
+from grpo_jax.optimizers import LAYERS, first_state, on_device
 from grpo_jax.structs import Params, Policy, Rollouts, prompt_shapes, rollout_shapes
 
 MARGIN = 1.2  # temporaries as the compiler makes them, over those that are counted here
@@ -73,8 +73,9 @@ def needed_bytes(algorithm: Algorithm, n: int, most: int, G: int, L: int, T: int
     """The estimated peak, on one device, of learning from n responses at once, of `most` in a minibatch."""
     shapes, trained = algorithm.policy.shapes, algorithm.policy.trained(algorithm.policy.shapes)
     learned = _device_bytes(trained, mesh)
+    first = partial(first_state, algorithm.optimizer, gradients=algorithm.gradients)
     held = _device_bytes(shapes, mesh) + _device_bytes(
-        jax.eval_shape(partial(first_state, algorithm.optimizer, gradients=algorithm.gradients), trained), mesh
+        on_device(algorithm.optimizer, jax.eval_shape(first, trained)), mesh
     )
     held += learned if algorithm.objective.needs_reference else 0
     held += _device_bytes(algorithm.teacher[1], mesh) if algorithm.teacher is not None else 0

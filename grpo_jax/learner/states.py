@@ -3,12 +3,34 @@
 from typing import Any
 
 import jax
+import optax
 from jax import Array
-from jax.sharding import NamedSharding, Sharding
+from jax.sharding import Mesh, NamedSharding, Sharding
 
+from grpo_jax.devices.memory import HOST, check_host_memory
+from grpo_jax.devices.sharding import weight_shardings
+from grpo_jax.optimizers import has_moments_in_host, is_moment
 from grpo_jax.structs import TrainState
 
 Shardings = tuple[Any, tuple[Sharding, ...]]  # of a state: its tree, and a sharding for each leaf
+
+
+def check_moments(optimizer: optax.GradientTransformation, mesh: Mesh) -> None:
+    """Refuses moments in the host's memory where the devices cannot read it."""
+    if has_moments_in_host(optimizer):
+        check_host_memory(mesh.local_devices[0] if mesh.local_devices else mesh.devices.flat[0])
+
+
+def state_shardings(optimizer: optax.GradientTransformation, state: TrainState, mesh: Mesh) -> TrainState:
+    """The sharding of every array of a state on a mesh, which says in whose memory it is, too."""
+    shardings = weight_shardings(state, mesh)
+    if not has_moments_in_host(optimizer):
+        return shardings
+
+    def of(path: tuple, sharding: NamedSharding) -> NamedSharding:
+        return sharding.with_memory_kind(HOST) if is_moment(path) else sharding
+
+    return jax.tree_util.tree_map_with_path(of, shardings)
 
 
 def shardings_of(state: TrainState) -> Shardings:

@@ -33,7 +33,7 @@ from grpo_jax.learner.room import choices_for, gradient_sums, responses_at_once
 from grpo_jax.learner.states import Shardings, key_of_step, pinned, pinned_state, shardings_of
 from grpo_jax.metrics import describe_mismatch
 from grpo_jax.objectives import credit, next_coefficients
-from grpo_jax.optimizers import FiniteSteps, moved, stepped
+from grpo_jax.optimizers import FiniteSteps, has_moments_in_host, moved, stepped
 from grpo_jax.structs import Batch, Metrics, Params, Policy, Rollouts, Scored, TrainState
 
 
@@ -270,8 +270,11 @@ def _has_finite_step(algorithm: Algorithm, state: TrainState, gradient: Params, 
     """Whether a step along a finite gradient leads to finite weights, whose squares are finite, and moments.
 
     Layers square what they are given, so weights from 1.8e19 on are as useless as infinity. To look takes as long as
-    the step itself, so it is left out where the optimiser says that all its steps are like that.
+    the step itself, so it is left out where the optimiser says that all its steps are like that. One with moments in
+    the host's memory always does.
     """
+    if has_moments_in_host(algorithm.optimizer):
+        return jnp.array(True)
     found = (rate for _, rate in optax.tree_utils.tree_get_all_with_path(state.opt_state, "learning_rate"))
     rates = [rate for rate in found if isinstance(rate, Array)]
     bounded = bool(rates) and isinstance(algorithm.optimizer, FiniteSteps)

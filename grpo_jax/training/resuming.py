@@ -56,6 +56,7 @@ FREE = (
     "judge.key",
     "algorithm.responses_at_once",
     "rollout.at_once",
+    "optimizer.moments_in",
     "model.remat",
 )
 

@@ -9,11 +9,12 @@ from jax.sharding import Mesh
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import Layout, check_hosts
 from grpo_jax.devices.placing import place
-from grpo_jax.devices.sharding import check_experts, weight_shardings
+from grpo_jax.devices.sharding import check_experts
 from grpo_jax.evaluation.questions import MAX_PROMPT_TOKENS, Questions, check_rewards
 from grpo_jax.evaluation.settings import Evaluation
 from grpo_jax.grpo import init
 from grpo_jax.learner.finite import check_weights
+from grpo_jax.learner.states import check_moments, state_shardings
 from grpo_jax.learner.update import check_split
 from grpo_jax.models import Model
 from grpo_jax.objectives.checking import check_group, check_objective
@@ -121,6 +122,7 @@ def assemble(
     mesh = (layout or Layout()).mesh(copy_bytes=copy_bytes(model.policy))
     check_hosts(mesh)
     check_experts(model.policy.shapes, mesh)
+    check_moments(algorithm.optimizer, mesh)
     engine = algorithm.engine
     check_split(algorithm, settings.prompts, engine.responses, mesh)
     train, held_out_examples = _fitted(task, model, settings)
@@ -185,4 +187,4 @@ def first_state(session: Session) -> TrainState:
     if session.algorithm.judge is not None:
         check_weights(session.algorithm.judge[1], "the judge")
     state = init(session.algorithm, params)
-    return jax.tree.map(place, state, weight_shardings(state, session.mesh))
+    return jax.tree.map(place, state, state_shardings(session.algorithm.optimizer, state, session.mesh))

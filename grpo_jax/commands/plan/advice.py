@@ -31,11 +31,13 @@ def advice(case: Case, figures: dict[str, Any], sample: Phase, learned: dict[int
 def _for_state(case: Case, figures: dict[str, Any]) -> Saved:
     """Settings that make smaller what is always in memory."""
     weights, optimizer = figures["weights_bytes"], case.config.optimizer
+    on_a_slice = not isinstance(case.slice, AnyDevice)  # whose chips read the host's memory; other devices may not
     found: Saved = {}
-    if "moments" in optimizer.arguments:
+    if optimizer.arguments.get("moments_in") == "device":
         found["optimizer.use=adafactor"] = figures["optimizer_bytes"]
         of_one = {"float32": 8, "bfloat16": 6, "int8": IN_BYTES}[optimizer.arguments["moments"]]  # bytes a parameter
         found["optimizer.moments=int8"] = figures["optimizer_bytes"] * (1 - IN_BYTES / of_one)
+        found["optimizer.moments_in=host"] = figures["optimizer_bytes"] if on_a_slice else 0
     if case.algorithm.policy.frozen and "int8" not in figures["weights_type"]:
         found["model.weights=int8"] = weights / 2
     elif "float32" in figures["weights_type"]:

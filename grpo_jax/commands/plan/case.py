@@ -19,6 +19,7 @@ from grpo_jax.devices.sharding import check_experts, devices_per_group, fit, wei
 from grpo_jax.grpo import init
 from grpo_jax.learner.microbatches import Cut, cut
 from grpo_jax.learner.room import choices_for, needed_bytes, responses_that_fit
+from grpo_jax.learner.states import check_moments, state_shardings
 from grpo_jax.learner.update import check_split
 from grpo_jax.models import Shape, decoder_policy, find_shape
 from grpo_jax.models.load import storage
@@ -52,7 +53,7 @@ class Case:
     def state(self) -> TrainState:
         """The shapes of the train state, with their shardings."""
         state = jax.eval_shape(partial(init, self.algorithm), self.algorithm.policy.shapes)
-        return with_shardings(state, weight_shardings(state, self.mesh))
+        return with_shardings(state, state_shardings(self.algorithm.optimizer, state, self.mesh))
 
     @property
     def longest(self) -> str:
@@ -154,6 +155,7 @@ def assemble(config: Config, found: Slice) -> Case:
     mesh = config.mesh.build().mesh(found.devices(), copy_bytes(policy), found.chip.memory)
     check_hosts(mesh)
     check_experts(policy.shapes, mesh)
+    check_moments(algorithm.optimizer, mesh)
     check_split(algorithm, settings.prompts, sampler.responses, mesh)
     check_group(algorithm.objective, sampler.responses)
     one = mesh if found.hosts == 1 else host_mesh(mesh, found.host.devices())

@@ -16,7 +16,7 @@ from grpo_jax.commands.plan.programs import Phase, decoding_inputs, plan_learnin
 from grpo_jax.commands.plan.search import fits, largest, search, timed
 from grpo_jax.commands.plan.topology import GIB, AnyDevice, device_with, find_slice
 from grpo_jax.config import ConfigError
-from grpo_jax.devices.memory import device_bytes
+from grpo_jax.devices.memory import device_bytes, host_bytes
 from grpo_jax.training.overview import table as overview
 
 UTILISATION = 0.4  # of arithmetic while learning, of memory's bandwidth while decoding, of the links between chips
@@ -85,6 +85,7 @@ def measure(case: Case, sample: Phase, learned: dict[int, Phase]) -> dict[str, A
         "weights_bytes": weights,
         "weights_type": " and ".join(sorted({a.dtype.name for a in jax.tree.leaves(case.state.params) if a.ndim > 2})),
         "optimizer_bytes": device_bytes(case.state.opt_state),
+        "optimizer_host_bytes": host_bytes(case.state.opt_state),
         "reference_bytes": case.reference_bytes,
         "teacher_bytes": case.teacher_bytes,
         "judge_bytes": case.judge_bytes,
@@ -92,7 +93,7 @@ def measure(case: Case, sample: Phase, learned: dict[int, Phase]) -> dict[str, A
         "kv_cache_bytes": device_bytes((shared, own)),
         "responses_at_once": case.responses_at_once,
         "largest_responses_at_once": largest(case, learned) if sample.peak is not None else None,
-        "ppo_critic_bytes": 2 * weights + device_bytes(case.state.opt_state),
+        "ppo_critic_bytes": 2 * weights + device_bytes(case.state.opt_state) + host_bytes(case.state.opt_state),
         "sample": plain(sample),
         "train": plain(train),
     }
@@ -143,12 +144,17 @@ def gib(number: int | float | None) -> str:
     return f"{number / GIB:7.2f} GiB" if number > GIB / 10 else f"{number / 2**20:7.2f} MiB"
 
 
+def _beside(in_host: int) -> str:
+    """What of the optimiser is in the host's memory, as text."""
+    return f"   and {gib(in_host).strip()} in the host's memory for each device" if in_host else ""
+
+
 def table(figures: dict[str, Any], sample: Phase, train: Phase) -> str:
     """The figures as a table for people."""
     most = figures["largest_responses_at_once"]
     lines = [
         f"weights         {gib(figures['weights_bytes'])}   ({figures['weights_type']}, on each device)",
-        f"optimiser       {gib(figures['optimizer_bytes'])}",
+        f"optimiser       {gib(figures['optimizer_bytes'])}{_beside(figures['optimizer_host_bytes'])}",
         f"reference       {gib(figures['reference_bytes'])}",
         *([f"teacher         {gib(figures['teacher_bytes'])}"] if figures["teacher_bytes"] else []),
         *([f"judge           {gib(figures['judge_bytes'])}"] if figures["judge_bytes"] else []),

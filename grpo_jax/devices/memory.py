@@ -21,7 +21,7 @@ def host_bytes(tree: Any) -> int:
     return sum(_shard_bytes(a) for a in jax.tree.leaves(tree) if a.sharding.memory_kind == HOST)
 
 
-def check_host_memory(device: jax.Device) -> None:
+def check_host_memory(device: Any) -> None:
     """Refuses a device that cannot read the host's memory by itself."""
     kinds = [memory.kind for memory in device.addressable_memories()]
     if HOST not in kinds:

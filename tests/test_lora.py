@@ -347,9 +347,10 @@ def test_adapters_of_another_base_are_refused(run):
         identity.write_text(kept)
 
 
-def test_a_checkpoint_of_adapters_is_small():
-    policy = adapted_policy(decoder_policy(SHAPES["qwen3-4b"]), Lora())
-    full = decoder_policy(SHAPES["qwen3-4b"])
+@pytest.mark.parametrize("name", ["gemma-2-2b", "gemma-3-1b", "gemma-3-4b", "llama-3.1-8b", "qwen3-4b"])
+def test_a_checkpoint_of_adapters_is_small(name):
+    full = decoder_policy(SHAPES[name])
+    policy = adapted_policy(full, Lora())
 
     def size(policy):
         algorithm = algorithm_of(policy, gj.tiny(), objective=gj.objectives.dapo())

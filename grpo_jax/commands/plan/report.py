@@ -17,6 +17,7 @@ from grpo_jax.commands.plan.search import fits, largest, search, timed
 from grpo_jax.commands.plan.topology import GIB, AnyDevice, device_with, find_slice
 from grpo_jax.config import ConfigError
 from grpo_jax.devices.memory import device_bytes, host_bytes
+from grpo_jax.structs import Params
 from grpo_jax.training.overview import table as overview
 
 UTILISATION = 0.4  # of arithmetic while learning, of memory's bandwidth while decoding, of the links between chips
@@ -83,7 +84,7 @@ def measure(case: Case, sample: Phase, learned: dict[int, Phase]) -> dict[str, A
         "fits": fits(case, sample) and fits(case, train),
         "hbm_limit_bytes": case.slice.chip.memory,
         "weights_bytes": weights,
-        "weights_type": " and ".join(sorted({a.dtype.name for a in jax.tree.leaves(case.state.params) if a.ndim > 2})),
+        "weights_type": _types(case.state.params),
         "optimizer_bytes": device_bytes(case.state.opt_state),
         "optimizer_host_bytes": host_bytes(case.state.opt_state),
         "reference_bytes": case.reference_bytes,
@@ -135,6 +136,11 @@ def plain(phase: Phase) -> dict[str, int | None]:
         "temp_bytes": phase.temporary,
         "collective_bytes": phase.collective,
     }
+
+
+def _types(params: Params) -> str:
+    """The types of matrices that are stacked by layer; adapters are left out."""
+    return " and ".join(sorted({a.dtype.name for a in jax.tree.leaves(params.get("base", params)) if a.ndim > 2}))
 
 
 def gib(number: int | float | None) -> str:

@@ -195,7 +195,9 @@ def test_adapters_are_inputs_of_the_learner_and_no_base_weight_has_a_gradient(tr
     assert list(total[2]) == ["lora"]
 
 
-@pytest.mark.parametrize("sizes", [pytest.param({"fsdp": 8}, marks=pytest.mark.long), {"fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "sizes", [pytest.param({"fsdp": 8}, marks=[pytest.mark.slow, pytest.mark.long]), {"fsdp": 2, "tensor": 2}]
+)
 @pytest.mark.slow
 def test_sharded_adapters_give_the_same_log_probs_and_gradients(sizes):
     devices = int(np.prod(list(sizes.values())))

@@ -206,7 +206,11 @@ def learned(model, mesh=None, **changes):
     return before, state, metrics
 
 
-@pytest.mark.parametrize("model", [tiny(), several_kinds()], ids=["tied", "two kinds"])
+@pytest.mark.parametrize(
+    "model",
+    [tiny(), pytest.param(several_kinds(), marks=[pytest.mark.slow, pytest.mark.long])],
+    ids=["tied", "two kinds"],
+)
 def test_gradients_by_layer_lead_where_a_whole_gradient_leads(model):
     """Clipping is active, in the second step as well as in the first: it needs the norm over all layers."""
     before, whole, expected = learned(model)
@@ -222,6 +226,7 @@ def test_gradients_by_layer_lead_where_a_whole_gradient_leads(model):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_by_layer_with_bytes_on_a_mesh_learns_as_on_one_device():
     options = {"gradients": "by_layer", "optimizer": adamw(1e-3, 0, clip_norm=0.01, moments="int8")}
     model = tiny(weights="bfloat16")
@@ -357,7 +362,11 @@ def test_moments_in_the_hosts_memory_are_learned_left_alone_and_saved(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"gradients": "by_layer"}], ids=["whole", "by layer"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"gradients": "by_layer"}, marks=[pytest.mark.slow, pytest.mark.long])],
+    ids=["whole", "by layer"],
+)
 def test_moments_in_the_hosts_memory_learn_on_a_mesh_as_on_devices(monkeypatch, options):
     monkeypatch.setattr(optimizers, "PIECE", 1024)
     mesh = Layout(1, 4, 2).mesh()

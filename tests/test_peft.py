@@ -121,6 +121,8 @@ def test_adapters_come_back_bit_for_bit_and_their_files_mean_what_the_merged_exp
     assert find_shape(str(out)) == model.shape
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_adapters_do_not_depend_on_how_they_are_divided(bases, tmp_path):
     lora, mesh = {"rank": 4, "alpha": 4.0}, gj.Layout(data=1, fsdp=4, tensor=2).mesh()
     model = gj.load(str(bases["phi3"]), lora=lora)
@@ -357,7 +359,7 @@ def test_an_adapter_of_ours_is_refused_where_its_base_has_changed(bases, tmp_pat
 @pytest.mark.faults
 def test_other_settings_than_those_of_the_adapter_are_refused(bases, tmp_path):
     adapter = write_peft(bases["llama"], tmp_path / "adapter", ATTENTION)
-    with pytest.raises(ValueError, match=r"has adapters with the settings .*'rank': 4, 'alpha': 8\.0.*grpo-jax export"):
+    with pytest.raises(ValueError, match=r"write model\.lora: \{rank: 4, alpha: 8, targets: attention\}"):
         gj.load(str(adapter), lora={"rank": 8})
 
 

@@ -229,7 +229,13 @@ def test_a_plan_counts_a_teacher_and_has_greedy_answers_where_they_are_asked_for
     assert (greedy.temperature, greedy.responses) == (0.0, 1)
 
 
-FIGURES = {"weights_bytes": 4, "optimizer_bytes": 8, "reference_bytes": 0, "kv_cache_bytes": 100}
+FIGURES = {
+    "weights_bytes": 4,
+    "weights_type": "float32",
+    "optimizer_bytes": 8,
+    "reference_bytes": 0,
+    "kv_cache_bytes": 100,
+}
 ROOM, NO_ROOM = Phase(1), Phase(None)
 LARGE = Phase(2**40, temporary=100)
 

@@ -150,7 +150,10 @@ def test_an_export_has_the_tensors_that_were_read_and_is_read_again(name, tmp_pa
     jax.tree.map(np.testing.assert_array_equal, params_again, params)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LIKE_OTHERS else n for n in NAMES])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.long) if n in (*LIKE_OTHERS, "exaone4", "smollm3") else n for n in NAMES],
+)
 @pytest.mark.slow
 def test_a_step_moves_every_weight_and_sampler_and_trainer_agree(name, tmp_path):
     policy, params = loaded(write_model(tmp_path, name))
@@ -194,7 +197,7 @@ def test_the_tpu_kernel_gives_local_and_global_layers_their_windows(tmp_path, mo
     _, params = loaded(write_model(tmp_path, "gemma2"))
     shape = read_shape(tmp_path / "gemma2")
     monkeypatch.setattr(policy_module, "kernel", lambda *_: partial(attention.splash_rows, interpret=True))
-    policy = policy_module._policy.__wrapped__(shape, jnp.float32, "full", "cpu")
+    policy = policy_module._policy.__wrapped__(shape, jnp.float32, "full", "cpu", False, jnp.float32)
     prompts, tokens_PGT, expected_TV = text_of("gemma2")
     last_PD, hidden_PGTD = jax.jit(policy.respond)(params, prompts, tokens_PGT, tokens_PGT >= 0)
     hidden_TD = jnp.concatenate([last_PD, hidden_PGTD[0, 0]])

@@ -266,7 +266,7 @@ def test_log_probs_by_the_tpu_kernel_are_those_of_transformers(name, monkeypatch
     """All responses to a prompt are in one packed row; the kernel runs in an interpreter."""
     shape = read_shape(GOLDEN / name)
     monkeypatch.setattr(policy_module, "kernel", lambda *_: partial(attention.splash_rows, interpret=True))
-    policy = policy_module._policy.__wrapped__(shape, jnp.float32, "full", "cpu")
+    policy = policy_module._policy.__wrapped__(shape, jnp.float32, "full", "cpu", False, jnp.float32)
     _, params = load_golden(name)
     rollouts, expected = read_expected(name)
     P, G, T = rollouts.tokens_PGT.shape

@@ -193,13 +193,17 @@ def follow(algorithm: Algorithm, state: TrainState, batch: Batch, metrics: Metri
     moves = objective.kl.reference if objective.kl is not None else None
     if state.reference is not None and moves is not None and moves.every and int(state.step) % moves.every == 0:
         trained = algorithm.policy.trained(state.params)
-        state = replace(state, reference=closer(state.reference, trained, moves.share, key_of_step(state, 0)))
+        rounded = any(a.dtype == jnp.bfloat16 for a in jax.tree.leaves(state.reference))
+        key = key_of_step(state, 0) if rounded else None
+        state = replace(state, reference=closer(state.reference, trained, moves.share, key))
     return state, metrics | used
 
 
 @program(donate_argnames="reference")
-def closer(reference: Params, params: Params, share: float | Array, key: Array) -> Params:
-    """A reference policy moved by `share` of the way to the present one. In bfloat16 it is rounded at random."""
+def closer(reference: Params, params: Params, share: float | Array, key: Array | None = None) -> Params:
+    """A reference policy moved by `share` of the way to the present one. In bfloat16 it is rounded by a key."""
+    if key is None:
+        return jax.tree.map(lambda old, new: old + share * (new - old), reference, params)
 
     def way(old: Array, new: Array) -> Array:
         return share * (new.astype(jnp.float32) - old.astype(jnp.float32))

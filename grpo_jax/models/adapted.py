@@ -1,9 +1,9 @@
 """A weight that is not stored as one array: a frozen base, whole or as int8, and what a low-rank adapter adds to it.
 
 LoRA (Hu et al. 2021, arXiv:2106.09685, equation 3): y = W x + (alpha / rank) B A x, where W is frozen. Here the two
-are summed in float32 and cast once, W' = cast(W + scale B A), and y = W' x. So the learner computes with the very
+are summed in float32 and cast once, W' = cast(W + factor B A), and y = W' x. So the learner computes with the very
 weights that sampling uses, however they are rounded. The gradients are those of the low-rank form, which needs no
-gradient of W: with g the gradient of y, that of B is scale g (A x)^T and that of A is scale (B^T g) x^T.
+gradient of W: with g the gradient of y, that of B is factor g (A x)^T and that of A is factor (B^T g) x^T.
 """
 
 import math

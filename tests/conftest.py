@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 PLATFORM = os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -33,12 +34,17 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forget_programs():
+def forget_programs(tmp_path_factory):
     """Every loaded program holds memory maps, of which a process may have 65,530; the disk cache has them again.
 
-    A command that a test has run does not go on telling what it does.
+    A command that a test has run does not go on telling what it does, and a module that a test wrote and imported is
+    not what another test imports under the same name.
     """
     yield
+    temporary = str(tmp_path_factory.getbasetemp())
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(temporary):
+            del sys.modules[name]
     jax.clear_caches()
     logging.getLogger("grpo_jax").handlers.clear()
     logging.getLogger("grpo_jax").propagate = True

@@ -25,6 +25,7 @@ def my_rewards(tmp_path, monkeypatch):
     (tmp_path / "my_rewards.py").write_text("\n".join(own))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
     yield importlib.import_module("my_rewards")
     sys.modules.pop("my_rewards")
 

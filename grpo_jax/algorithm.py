@@ -63,15 +63,20 @@ class Algorithm:
 
     def _check_by_layer(self) -> None:
         """Refuses what does not go together with gradients that are applied layer by layer."""
-        if self.policy.layered is None or self.policy.frozen:
+        if self.policy.frozen:
             raise ValueError(
-                "algorithm.gradients by_layer is for models without experts of which every parameter is trained: take"
-                " whole for this one."
+                "algorithm.gradients by_layer saves the gradient of all weights, which adapters (model.lora) do not"
+                " have: leave it out (algorithm.gradients=whole)."
+            )
+        if self.policy.layered is None:
+            raise ValueError(
+                "algorithm.gradients by_layer is not for models with experts: leave it out (algorithm.gradients=whole)."
             )
         if not isinstance(self.optimizer, FiniteSteps):
             raise ValueError(
                 "algorithm.gradients by_layer is for an optimizer whose steps are known to be finite before they are"
-                " taken: adamw or adafactor of grpo_jax, with the usual settings. Take whole for another."
+                " taken: adamw or adafactor of grpo_jax, with the usual settings. Use algorithm.gradients=whole with"
+                " another."
             )
 
     @cached_property

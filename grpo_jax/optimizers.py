@@ -60,10 +60,8 @@ def adamw(
     kinds = {} if plain else {"in_bytes": moments == "int8", "in_host": moments_in == "host"}
     static = ("b1", "b2", "eps", "weight_decay", "mu_dtype", *kinds)
     descend = optax.inject_hyperparams(optax.adamw if plain else _adamw_in_pieces, static_args=static)
-    rate, kept = (
-        _warmed_up(learning_rate, adapters, warmup_steps, clip_norm),
-        jnp.float32 if moments == "int8" else moments,
-    )
+    rate = _warmed_up(learning_rate, adapters, warmup_steps, clip_norm)
+    kept = jnp.float32 if moments == "int8" else moments
     steps = optax.chain(
         optax.clip_by_global_norm(clip_norm),
         descend(learning_rate=rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mu_dtype=kept, **kinds),

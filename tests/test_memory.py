@@ -274,7 +274,7 @@ def test_a_run_in_little_memory_goes_on_from_a_checkpoint_bit_by_bit(tmp_path):
 def test_what_does_not_go_together_with_gradients_by_layer_is_refused():
     with pytest.raises(ValueError, match=r"model\.weights is float32 or bfloat16"):
         tiny(weights="float16")
-    with pytest.raises(ValueError, match=r"algorithm\.gradients by_layer is for models without experts"):
+    with pytest.raises(ValueError, match=r"algorithm\.gradients by_layer is not for models with experts"):
         algorithm_with(replace(tiny(), policy=replace(tiny().policy, layered=None)), gradients="by_layer")
     with pytest.raises(ValueError, match=r"algorithm\.gradients by_layer is for an optimizer whose steps are known"):
         algorithm_with(tiny(), gradients="by_layer", optimizer=optax.adam(1e-3))

@@ -13,7 +13,7 @@ import pytest
 
 from grpo_jax.config import SECTIONS, ConfigError, build, locate, read, render
 from grpo_jax.config.advice import keys_of
-from grpo_jax.config.elsewhere import OTHERS, TRL, VERL
+from grpo_jax.config.elsewhere import OTHERS, OWN, TRL, VERL
 
 pytestmark = pytest.mark.faults
 DATA = Path(__file__).parent / "data" / "mistakes.txt"
@@ -88,9 +88,9 @@ def test_all_mistakes_are_reported_with_exit_code_2_and_without_importing_jax(tm
 # What other programs call a setting
 
 
-@pytest.mark.parametrize("name", [*TRL, *VERL, *OTHERS])
+@pytest.mark.parametrize("name", [*TRL, *VERL, *OTHERS, *OWN])
 def test_what_another_program_calls_a_setting_is_answered_with_keys_that_there_are(name):
-    said = {**TRL, **VERL, **OTHERS}[name]
+    said = {**TRL, **VERL, **OTHERS, **OWN}[name]
     named = re.findall(rf"\b({'|'.join(SECTIONS)})\.(\w+)\b(?! and)", said)
     for section, key in named:
         assert key == "use" or key in keys_of(section), said

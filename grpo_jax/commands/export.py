@@ -11,9 +11,9 @@ from grpo_jax.devices.mesh import Layout
 from grpo_jax.learner.finite import check_weights
 from grpo_jax.models import export, load
 from grpo_jax.models.exporting import check_free
-from grpo_jax.models.hub import check_push, push
+from grpo_jax.models.hub import ADAPTER, check_push, push
 from grpo_jax.models.load import load_apart
-from grpo_jax.models.runs import is_run
+from grpo_jax.models.runs import find_run, is_run
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,6 +29,13 @@ def run(arguments: argparse.Namespace) -> int:
         check_weights(params, arguments.model)
         directory = export(model, params, arguments.out, arguments.dtype, adapter=arguments.adapter)
         print(f"{arguments.model} is in {directory}", file=sys.stderr)
+        base = "" if model.origin is None else model.origin.base
+        if arguments.adapter and base and find_run(base) is not None:
+            print(
+                f"its adapters belong to the run {base}, which PEFT cannot load: grpo-jax export {base} --out DIRECTORY"
+                f" writes that, to be named in {directory / ADAPTER} and in from_pretrained",
+                file=sys.stderr,
+            )
         if arguments.push is not None:
             print(push(directory, arguments.push))
     except (ValueError, OSError) as error:

@@ -1,11 +1,12 @@
 """Makes the objects that a `Config` names: the arguments of `training.train`."""
 
+import logging
 import re
 from typing import Any, TypeVar
 
 from grpo_jax.config.rendering import render
 from grpo_jax.config.sections import SECTIONS, Call, Config, wanted
-from grpo_jax.config.values import ConfigError
+from grpo_jax.config.values import COMMAND_LINE, ConfigError
 
 
 def build(config: Config) -> dict[str, Any]:
@@ -22,6 +23,8 @@ def build(config: Config) -> dict[str, Any]:
 
     settings, task, layout = config.train.build(), built(config.task, Task), config.mesh.build()
     model = built(config.model, Model)
+    if model.lora is not None:
+        _compare_rate(config)
     judge = None
     if config.judge is not None:
         mesh = layout.mesh(copy_bytes=copy_bytes(model.policy))
@@ -52,6 +55,17 @@ def build(config: Config) -> dict[str, Any]:
         "run": config.run.build(),
         "config": render(config),
     }
+
+
+def _compare_rate(config: Config) -> None:
+    """Warns where adapters are asked for on the command line, and the rate is that of a file for all weights."""
+    asked, rate = config.model.places.get("lora", ""), config.optimizer.places.get("learning_rate", COMMAND_LINE)
+    if asked.startswith(COMMAND_LINE) and not rate.startswith(COMMAND_LINE):
+        logging.getLogger("grpo_jax").warning(
+            "%s: optimizer.learning_rate was chosen before model.lora was added on the command line: adapters usually"
+            " take ten times the rate of all weights (docs/lora.md)",
+            rate,
+        )
 
 
 def _teacher(call: Call, model: Any, layout: Any) -> tuple[Any, Any]:

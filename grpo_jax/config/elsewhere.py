@@ -23,7 +23,9 @@ ENTROPY = "part of objective.terms: [{use: Term, value: entropy, coefficient: 0.
 NONE_ENGINE = "not needed: the package's own sampler answers on the devices that train; leave it out"
 NONE_LOG = "not needed: every step is written to metrics.jsonl, events/ and completions/; leave it out"
 TRACKERS = "train.trackers, a list such as [tensorboard, wandb, {use: trackio, project: mine}, my_file:function]"
-NONE_ADAPTER = "not here: all weights are trained; leave it out"
+LORA = "model.lora, as in model: {lora: {rank: 16, alpha: 32, targets: all}}"
+INT8 = "model.weights, as in model: {weights: int8, lora: {}}: the frozen weights in 8 bits"
+NONE_DROPOUT = "not here: adapters have no dropout; leave it out"
 NONE_SHARDING = "not here: weights are divided by mesh.fsdp and mesh.tensor; leave it out"
 RESUME = "not a setting: give the command line option --resume"
 
@@ -81,9 +83,15 @@ TRL = {
     "report_to": TRACKERS,
     "use_vllm": NONE_ENGINE,
     "use_liger_kernel": NONE_ENGINE,
-    "use_peft": NONE_ADAPTER,
-    "lora_r": NONE_ADAPTER,
-    "lora_alpha": NONE_ADAPTER,
+    "use_peft": LORA,
+    "peft_config": LORA,
+    "lora_r": LORA,
+    "lora_rank": LORA,
+    "lora_alpha": LORA,
+    "lora_target_modules": LORA,
+    "lora_dropout": NONE_DROPOUT,
+    "load_in_8bit": INT8,
+    "load_in_4bit": INT8,
     "deepspeed": NONE_SHARDING,
     "resume_from_checkpoint": RESUME,
 }
@@ -95,6 +103,9 @@ VERL = {
     "data.max_prompt_length": "train.max_prompt_tokens",
     "data.max_response_length": "rollout.max_tokens",
     "actor_rollout_ref.model.path": "model.name",
+    "actor_rollout_ref.model.lora_rank": LORA,
+    "actor_rollout_ref.model.lora_alpha": LORA,
+    "actor_rollout_ref.model.target_modules": LORA,
     "actor_rollout_ref.model.enable_gradient_checkpointing": "model.remat",
     "actor_rollout_ref.actor.optim.lr": "optimizer.learning_rate",
     "actor_rollout_ref.actor.optim.lr_warmup_steps": "optimizer.warmup_steps",
@@ -139,6 +150,13 @@ VERL = {
     "trainer.nnodes": NONE_SHARDING,
     "trainer.resume_mode": RESUME,
 }
+OWN = {  # paths here that one might expect
+    "evaluation.prompts": "train.evaluate_prompts",
+    "evaluation.every": "train.evaluate_every",
+    "sft.prompts": "train.prompts, in the section train of sft",
+    "sft.steps": "train.steps, in the section train of sft",
+    "sft.learning_rate": "optimizer.learning_rate, in the section optimizer of sft",
+}
 OTHERS = {
     "lr": "optimizer.learning_rate",
     "batch_size": PROMPTS,
@@ -166,6 +184,8 @@ def meaning(path: str) -> str | None:
     `path` is a whole path, such as `algorithm.adv_estimator`, or ends with the name of a setting.
     """
     name = path.rpartition(".")[2]
+    if path in OWN:
+        return f"; it is {OWN[path]}"
     if path in VERL:
         return f"; what verl calls {path} is {VERL[path]}"
     if name in TRL:

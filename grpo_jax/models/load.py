@@ -25,6 +25,7 @@ from grpo_jax.models.runs import TrainedRun, find_run, manifest_digest, read_ada
 from grpo_jax.models.shapes import TINY, known_shape
 from grpo_jax.models.tokenizer import Tokenizer, byte_tokenizer, check_vocabulary, load_tokenizer
 from grpo_jax.models.weights import load_weights
+from grpo_jax.saved.directory import RUN
 from grpo_jax.structs import Params, Policy
 
 WEIGHTS = ("float32", "bfloat16")  # types of weights that are trained
@@ -131,7 +132,10 @@ def _load_run(
     try:
         base = _load_whole(run.base, template, **options)
     except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"{run.path} was trained from {run.base}, which gives the tokenizer. {error}") from error
+        what = "gives the tokenizer" if run.lora is None else "its adapters belong to"
+        moved = f' If it has moved, write its new path into {run.path / RUN}, as "model".'
+        said = moved if isinstance(error, FileNotFoundError) else ""
+        raise type(error)(f"{run.path} was trained from {run.base}, which {what}. {error}{said}") from error
     if run.lora is None:
         origin = None if base.origin is None else replace(base.origin, run=run)
         return replace(base, params=partial(read_weights, run, base.policy.shapes), origin=origin), None

@@ -94,6 +94,8 @@ PLANS = (
 )  # fmt: skip
 GIVEN = Plan("Loss", "Cross-entropy of given answers: of those that are learned, and of held-out ones.", "nats a token",
              {r"loss": "training", r"eval/loss": "held-out"})  # fmt: skip
+CUT_OFF = Plan("Cut-off answers", "Given answers that are cut off at sft.max_tokens.", "part of answers",
+               {r"completions/clipped_ratio": "cut off"})  # fmt: skip
 HIDDEN = (r"step", r"eval/.*/(low|high)", r"step_time", r"time/.*", r"sampling/programs")
 
 
@@ -105,7 +107,8 @@ def curves(found: Found) -> list[Curve]:
 def whole_curves(found: Found) -> list[Curve]:
     """All curves for which the run has numbers, those of the answers and of the speed among them."""
     of_given = TAUGHT not in found.history.names()
-    drawn = [_curve(found, plan) for plan in PLANS if not (of_given and plan.title == GIVEN.title)]
+    plans = [CUT_OFF if of_given and plan.title == CUT_OFF.title else plan for plan in PLANS]
+    drawn = [_curve(found, plan) for plan in plans if not (of_given and plan.title == GIVEN.title)]
     agree = _agreeing(found)
     speed = _speed(found)
     made = [_curve(found, GIVEN) if of_given else None, *drawn[:5], agree, *drawn[5:-2], speed, *drawn[-2:]]

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from grpo_jax.rollout.given import GivenAnswers
 from grpo_jax.saved.directory import REPORT
 from grpo_jax.structs import Params, TrainState
 from grpo_jax.training.checkpoint import SAVED, size_of
@@ -22,6 +23,8 @@ def introduction(session: Session, state: TrainState, path: Path) -> str:
     size, frozen = _count(state.params), algorithm.policy.frozen
     adapted = f", {_count(algorithm.policy.trained(state.params)) / 1e6:.2f} M of them trained" if frozen else ""
     kl = algorithm.objective.kl if algorithm.objective.needs_reference else None
+    term = "no reference policy, as there is no KL term" if kl is None else f"KL coefficient {kl.coefficient}"
+    term = "given answers are learned" if isinstance(algorithm.engine, GivenAnswers) else term
     devices = overview(
         session.mesh, jax.process_count(), algorithm.policy, state, settings.prompts, algorithm.engine.responses
     )
@@ -36,8 +39,7 @@ def introduction(session: Session, state: TrainState, path: Path) -> str:
         " device(s);"
         f" {len(session.questions.examples)} training prompts,"
         f" {len(session.held_out.examples) if session.held_out else 'no'} held-out ones\n"
-        f"{settings.prompts} prompts a step, {algorithm.minibatches} optimiser step(s) each;"
-        f" {'no reference policy, as there is no KL term' if kl is None else f'KL coefficient {kl.coefficient}'}\n"
+        f"{settings.prompts} prompts a step, {algorithm.minibatches} optimiser step(s) each; {term}\n"
         f"{devices}\n"
         f"{'each checkpoint':<22} {kept}\n"
         f"{'resuming at' if int(state.step) else 'from'} step {int(state.step)} to {settings.steps}, into {path}"
@@ -69,4 +71,5 @@ def conclusion(record: Record, progress: Progress) -> str:
     text += f"\nreport: {made}grpo-jax report {run} makes it anew, and grpo-jax watch {run} shows it here"
     if not (record.path / SAVED).exists():  # so there is no checkpoint to go on with
         return text
-    return f"{text}\nnext: grpo-jax generate {run}, or grpo-jax export {run} --out {run}-model"
+    on = f"grpo-jax train CONFIG model.name={run} goes on from here with rewards; " if name == "loss" else ""
+    return f"{text}\nnext: {on}grpo-jax generate {run}, or grpo-jax export {run} --out {run}-model"

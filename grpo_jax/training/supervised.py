@@ -6,6 +6,7 @@ scored as in any training.
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from grpo_jax.training.loop import Trained, train
 from grpo_jax.training.session import Settings
 
 MOST_CUT = 0.5  # of the answers that are learned
+ENOUGH, SLOW = 200, 5  # examples that are timed, and the seconds from which on it is said
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Supervised:
         Held-out prompts and rewards stay those of `task`.
         """
         source = task if answers is None else answers
-        train = [self._answered(example, model, self.turns) for example in source.train]
+        train = self._all_answered(source.train, model)
         _check_cut(train, self.max_tokens)
         held_out = [self._held_out(example, model) for example in task.held_out]
         known = [each for each in [*train, *held_out] if isinstance(each, Answered)]
@@ -66,6 +68,17 @@ class Supervised:
         engine = GivenAnswers(algorithm.engine, min(longest, self.max_tokens))
         changed = replace(algorithm, sample=engine, objective=self.objective, teacher=None)
         return replace(task, train=train, held_out=held_out), changed
+
+    def _all_answered(self, examples: Sequence[Example], model: Model) -> list[Answered]:
+        """The examples with the tokens to learn. Says how long it takes, once that is known, if it is long."""
+        found, begun = [], time.monotonic()
+        for n, example in enumerate(examples):
+            found.append(self._answered(example, model, self.turns))
+            left = (time.monotonic() - begun) / (n + 1) * (len(examples) - n - 1)
+            if n == ENOUGH and left > SLOW:
+                said = "encoding %s given answers takes about %d s"
+                logging.getLogger("grpo_jax").info(said, f"{len(examples):,}", left)
+        return found
 
     def _held_out(self, example: Example, model: Model) -> Example:
         """A held-out example with its answer, if it has one; the greedy answer to it is scored in any case."""

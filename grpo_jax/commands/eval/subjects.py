@@ -9,7 +9,7 @@ from pathlib import Path
 
 from grpo_jax.config import Call, Config, ConfigError, find_config, read
 from grpo_jax.config.overrides import read_override
-from grpo_jax.models.runs import TrainedRun, find_run
+from grpo_jax.models.runs import TrainedRun, find_run, is_run
 from grpo_jax.saved.directory import CONFIG, RunDirectory
 from grpo_jax.training.trackers.tracker import numbered
 
@@ -46,6 +46,8 @@ def targeted(target: str, tasks: Sequence[str], overrides: Sequence[str]) -> Tar
         overrides, path = [f"model.name={json.dumps(run.name)}", *overrides], _config_of_run(run)
     if path is not None and (run is None or path.is_file()):
         return Target(run, _subjects(path, tasks, overrides))
+    if run is None:
+        _refuse_missing(target)
     if not tasks:
         raise ConfigError(
             f"{target} is {'a run from Python' if run else 'no run and no config, so a model'}, which says no task to"
@@ -57,6 +59,14 @@ def targeted(target: str, tasks: Sequence[str], overrides: Sequence[str]) -> Tar
         path = Path(folder) / "evaluation.yaml"
         path.write_text("train: {steps: 1}\n", encoding="utf-8")
         return Target(run, _subjects(path, tasks, [f"model.name={json.dumps(name)}", *overrides]))
+
+
+def _refuse_missing(target: str) -> None:
+    """Refuses a path to nothing in a folder of runs, which would be taken for the name of a model on the hub."""
+    path = Path(target).expanduser()
+    runs = sorted(each.name for each in path.parent.iterdir() if is_run(each)) if path.parent.is_dir() else []
+    if runs and "/" in target and not path.exists():
+        raise FileNotFoundError(f"there is no {target}; the runs in {path.parent} are {', '.join(runs)}")
 
 
 def _config_of(target: str) -> Path | None:

@@ -1,8 +1,8 @@
 """Measures how far weights in 8 bits move log-probs: python docs/measure_int8.py prints a table.
 
 SmolLM2-135M-Instruct answers questions, and the trainer scores these answers with its matrices in 8 bits, rounded as
-`model.weights: int8` does it, and by the library qwix, if that is installed (pip install qwix). Activations are float32,
-so only the weights differ.
+`model.weights: int8` does it, and by the library qwix, if that is installed (pip install qwix). Activations are in
+float32, so only the weights differ.
 """
 
 from collections.abc import Callable

@@ -86,6 +86,7 @@ def test_leave_one_out_compares_each_response_with_the_mean_of_the_others():
 
 
 @pytest.mark.parametrize("G", [2, 3, 8])
+@pytest.mark.slow
 def test_leave_one_out_is_the_centred_advantage_times_g_over_g_minus_one(G):
     rewards_PG = rewards(G=G)
     np.testing.assert_allclose(
@@ -137,6 +138,7 @@ def test_permuting_prompts_and_responses_permutes_advantages(advantage):
 
 @everything
 @pytest.mark.parametrize("G", [2, 7, 16])
+@pytest.mark.slow
 def test_groups_with_equal_rewards_have_advantages_of_exactly_zero(advantage, G):
     agreed_P1 = jnp.array([1.0, 0.1, 1.1, 1 / 3])[:, None]  # a mean of many 0.1 in float32 is not 0.1
     rewards_PG = jnp.concatenate([jnp.broadcast_to(agreed_P1, (4, G)), jnp.arange(G)[None] / G])
@@ -150,6 +152,7 @@ def test_a_group_of_one_has_no_advantage(advantage):
 
 
 @everything
+@pytest.mark.slow
 def test_a_response_without_a_reward_has_no_advantage_and_the_rest_of_its_group_ignores_it(advantage):
     rewards_PG = rewards(P=1)
     with_gaps_PG = jnp.insert(rewards_PG, jnp.array([0, 3]), NAN, axis=1)

@@ -237,6 +237,7 @@ def test_a_file_in_the_place_of_an_old_step_does_not_keep_a_run_from_saving(tmp_
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["2"]
 
 
+@pytest.mark.slow
 def test_a_hundred_random_mutations_are_all_found(three_steps, tmp_path):
     """One to three changes of the newest step: whatever is chosen then, each of its files is what was saved."""
     source = three_steps / "checkpoints"

@@ -206,6 +206,7 @@ def teaches(objective: Objective, G: int) -> bool:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("preset", [p for p in objectives.PRESETS if p is not objectives.distillation])
+@pytest.mark.slow
 def test_a_group_of_one_is_refused_where_it_has_no_advantage_and_only_there(preset):
     if teaches(preset(), 1):
         check_group(preset(), 1)
@@ -296,6 +297,7 @@ def test_a_function_that_does_not_fit_is_named_with_what_it_gave(changes, words)
 
 
 @pytest.mark.parametrize("preset", objectives.PRESETS)
+@pytest.mark.slow
 def test_every_preset_passes_for_large_steps_without_computing_anything(preset):
     check_objective(preset(), P=512, G=64, T=32768, R=3)  # 1.07e9 numbers in each array
 

@@ -58,6 +58,7 @@ def random_case(seed: int):
 
 @pytest.mark.parametrize("position", [0, 5])
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.slow
 def test_probabilities_equal_those_of_sorting(name, position):
     for seed in range(20):
         logits_V, seen_V = random_case(seed)
@@ -94,6 +95,7 @@ def test_draws_pass_a_chi_square_test(name):
 
 
 @pytest.mark.parametrize("size", [5, 128, 300])
+@pytest.mark.slow
 def test_an_even_grid_of_uniform_numbers_gives_the_probabilities(size):
     logits_V = np.random.default_rng(size).normal(size=size) * 2
     probs_V = np.exp(logits_V - np.log(np.exp(logits_V).sum()))

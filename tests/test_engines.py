@@ -107,6 +107,7 @@ class Whole:
         self.asked.append(("check", len(prompts.tokens_PL)))
 
 
+@pytest.mark.slow
 def test_an_object_with_the_whole_protocol_is_used_as_it_is():
     engine = Whole(gj.Sampler(MODEL.tokenizer.end_ids, responses=4, max_tokens=3))
     assert isinstance(engine, gj.Engine) and gj.as_engine(engine) is engine

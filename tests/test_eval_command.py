@@ -72,6 +72,7 @@ def test_an_evaluation_is_a_mapping_of_metrics_with_the_answers_that_they_are_ma
     assert all(row["truncated"] for row in rows if len(row["completion"]) == 5)
 
 
+@pytest.mark.slow
 def test_greedy_answers_are_the_same_however_the_prompts_are_divided_over_devices_and_calls():
     algorithm = algorithm_of(odd)
     alone = gj.evaluate(algorithm, MODEL, EXAMPLES, params_on(1))
@@ -241,6 +242,7 @@ def test_what_overrides_say_of_a_task_is_kept_and_tasks_of_one_name_are_told_apa
         (["RUN", "--task", "arithmetic", "evaluation.right=last_number", "rewards=[exact]"], "the rewards are exact."),
     ],
 )
+@pytest.mark.slow
 def test_a_mistake_is_one_sentence(run, argv, words, capsys):
     assert main(["eval", *(text.replace("RUN", str(run)) for text in argv)]) == 2
     message = capsys.readouterr().err

@@ -116,6 +116,7 @@ def test_log_probs_of_the_whole_vocabulary_are_those_of_transformers_also_throug
 
 
 @pytest.mark.parametrize("name", ["gemma3_text", "qwen3_sliding"])
+@pytest.mark.slow
 def test_responses_that_go_on_from_one_trunk_are_computed_as_whole_texts_also_with_windows(name, tmp_path):
     policy, params = loaded(write_model(tmp_path, name))
     prompts, tokens_PGT, _ = text_of(name)
@@ -135,6 +136,7 @@ def test_responses_that_go_on_from_one_trunk_are_computed_as_whole_texts_also_wi
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_an_export_has_the_tensors_that_were_read_and_is_read_again(name, tmp_path):
     directory = write_model(tmp_path, name)
     policy, params = loaded(directory)
@@ -341,6 +343,7 @@ def test_what_changes_the_computation_and_is_not_understood_is_refused_by_name(t
         read_shape(write_config(tmp_path, "llama", **changes))
 
 
+@pytest.mark.slow
 def test_the_copy_for_sampling_keeps_the_weights_of_norms_in_float32(tmp_path):
     shape = read_shape(write_model(tmp_path, "olmo2"))
     policy = decoder_policy(shape, jnp.bfloat16)

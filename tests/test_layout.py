@@ -132,6 +132,7 @@ def test_no_circle_of_imports_between_folders():
     ],
     ids=lambda value: ",".join(sorted(value)) if isinstance(value, set) else "",
 )
+@pytest.mark.slow
 def test_a_package_is_imported_only_where_it_belongs(packages, allowed):
     strays = [str(module) for module in MODULES if external(module) & packages and not str(module).startswith(allowed)]
     assert strays == []

@@ -60,6 +60,7 @@ def logprobs(policy, params, rollouts):
 
 
 @pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.slow
 def test_log_probs_are_those_of_the_merged_weights(kind):
     plain = decoder_policy(SMALL[kind], remat="none")
     policy = adapted_policy(plain, SETTINGS)
@@ -103,6 +104,7 @@ def test_gradients_of_a_product_are_those_of_the_low_rank_form_in_float64():
 
 
 @pytest.mark.parametrize("kind", ["gemma", "experts"])
+@pytest.mark.slow
 def test_gradients_are_those_through_the_whole_merged_weights(kind):
     plain = decoder_policy(SMALL[kind], remat="full")
     policy = adapted_policy(plain, SETTINGS)
@@ -361,6 +363,7 @@ def test_a_checkpoint_of_adapters_is_small(name):
     assert size(policy) < 0.02 * size(full)
 
 
+@pytest.mark.slow
 def test_a_config_gives_adapters_ten_times_the_rate(tmp_path):
     (tmp_path / "a.yaml").write_text(CONFIG)
     rates = []

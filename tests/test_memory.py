@@ -211,6 +211,7 @@ def learned(model, mesh=None, **changes):
     [tiny(), pytest.param(several_kinds(), marks=[pytest.mark.slow, pytest.mark.long])],
     ids=["tied", "two kinds"],
 )
+@pytest.mark.slow
 def test_gradients_by_layer_lead_where_a_whole_gradient_leads(model):
     """Clipping is active, in the second step as well as in the first: it needs the norm over all layers."""
     before, whole, expected = learned(model)

@@ -43,6 +43,7 @@ def test_the_corpus_has_a_hundred_mistakes():
 
 
 @pytest.mark.parametrize(("text", "place", "words"), MISTAKES, ids=[repr(text)[1:40] for text, _, _ in MISTAKES])
+@pytest.mark.slow
 def test_a_mistake_is_reported_with_its_place_and_a_way_out(text, place, words, tmp_path):
     path = tmp_path / "some.yaml"
     path.write_text(text, encoding="utf-8")

@@ -302,6 +302,7 @@ LOOPS = [
 
 @pytest.mark.parametrize(("objective", "loop"), [pytest.param(*rest, id=name) for name, *rest in LOOPS])
 @pytest.mark.parametrize("spread", [0.0001, 0.3, 1.0])
+@pytest.mark.slow
 def test_a_preset_is_the_loop_of_its_paper(objective, loop, spread):
     case = random_case(P=3, G=4, spread=spread)
     loss, gradient_PGT = measure(objective, case)
@@ -347,6 +348,7 @@ def test_the_enumerated_gradients_are_the_published_ones():
         pytest.param(KL(1.0, k3, ratio=token), REVERSE, id="k3 times the ratio has that of the reverse KL"),
     ],
 )
+@pytest.mark.slow
 def test_the_gradient_of_a_kl_term_in_the_loss(kl, expected):
     gradient = expected_gradient(replace(grpo(), kl=kl), jnp.zeros((1, 4)))
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
@@ -379,6 +381,7 @@ def garbled(case: Case) -> Case:
 
 
 @every_preset
+@pytest.mark.slow
 def test_numbers_where_there_is_no_action_change_nothing(objective):
     case = random_case()
     loss, gradient_PGT = measure(objective, case)
@@ -389,6 +392,7 @@ def test_numbers_where_there_is_no_action_change_nothing(objective):
 
 
 @every_preset
+@pytest.mark.slow
 def test_padding_changes_nothing(objective):
     if objective.weighting == FixedLength():  # it divides by the width of the arrays, which is the sampler's limit
         objective = replace(objective, weighting=FixedLength(6))
@@ -431,6 +435,7 @@ def test_a_constant_added_to_the_rewards_of_a_group_changes_nothing(objective):
 
 
 @presets_but(*LEVEL)
+@pytest.mark.slow
 def test_a_constant_added_to_all_rewards_changes_nothing(objective):
     case = random_case()
     shifted = replace(case, rewards_PG=case.rewards_PG + 2.0)
@@ -439,6 +444,7 @@ def test_a_constant_added_to_all_rewards_changes_nothing(objective):
 
 
 @presets_but(*LEVEL, *AGAIN)
+@pytest.mark.slow
 def test_a_group_with_equal_rewards_has_a_gradient_of_exactly_zero(objective):
     case = random_case(seed=1, G=5, T=10)
     agreed = replace(case, rewards_PG=np.stack([np.full(5, 0.5), case.rewards_PG[1]]))
@@ -448,6 +454,7 @@ def test_a_group_with_equal_rewards_has_a_gradient_of_exactly_zero(objective):
 
 
 @every_preset
+@pytest.mark.slow
 def test_token_advantages_equal_to_those_of_their_response_change_nothing(objective):
     case = random_case()
     advantages = batch_of(objective, case).advantages
@@ -478,6 +485,7 @@ def test_losses_gradients_and_sums_of_microbatches_add_up(objective):
 
 @every_preset
 @pytest.mark.parametrize("log_ratio", [-80.0, -10.0, 10.0, 80.0])
+@pytest.mark.slow
 def test_gradients_are_finite_however_far_the_policy_has_moved(objective, log_ratio):
     case = random_case()
     moved = replace(case, old_PGT=case.new_PGT - log_ratio, ref_PGT=case.new_PGT - log_ratio)
@@ -487,6 +495,7 @@ def test_gradients_are_finite_however_far_the_policy_has_moved(objective, log_ra
 
 @every_preset
 @pytest.mark.parametrize(("old", "ref"), [(70.0, -70.0), (-70.0, 70.0), (80.0, -80.0), (-80.0, 80.0)])
+@pytest.mark.slow
 def test_gradients_are_finite_though_policy_and_reference_have_moved_apart(objective, old, ref):
     case = random_case()
     moved = replace(case, old_PGT=case.new_PGT - old, ref_PGT=case.new_PGT - ref)
@@ -534,6 +543,7 @@ def test_a_coefficient_does_not_change_if_its_metric_is_not_a_number():
 
 
 @pytest.mark.parametrize("each", [-1.0, 1.0])
+@pytest.mark.slow
 def test_gradients_are_finite_though_the_ratio_of_a_long_response_is_not(each):
     case = random_case(T=200)
     drifted = replace(case, action_PGT=np.ones((2, 3, 200), bool), old_PGT=case.new_PGT - each)  # exp(200) overflows
@@ -542,6 +552,7 @@ def test_gradients_are_finite_though_the_ratio_of_a_long_response_is_not(each):
 
 
 @every_preset
+@pytest.mark.slow
 def test_an_empty_response_has_no_gradient_and_breaks_no_other(objective):
     case = random_case()
     emptied_PGT = case.action_PGT.copy()
@@ -553,6 +564,7 @@ def test_an_empty_response_has_no_gradient_and_breaks_no_other(objective):
 
 
 @every_preset
+@pytest.mark.slow
 def test_a_batch_without_any_action_has_no_loss_and_no_gradient(objective):
     case = replace(random_case(), action_PGT=np.zeros((2, 3, 6), bool))
     for array in measure(objective, case):
@@ -620,6 +632,7 @@ def test_a_kl_term_with_a_coefficient_of_zero_is_no_term():
     assert loss_of(weightless, jnp.asarray(case.new_PGT, jnp.float32), batch) == measure(grpo(kl=0.0), case)[0]
 
 
+@pytest.mark.slow
 def test_clipped_tokens_are_counted_by_the_sign_of_their_advantage():
     case = random_case(P=3, G=4, T=8, spread=0.5)
     batch = batch_of(dapo(), case)
@@ -706,6 +719,7 @@ every_surrogate = pytest.mark.parametrize(
 
 
 @every_surrogate
+@pytest.mark.slow
 def test_a_surrogate_has_the_coefficient_of_its_paper(surrogate, expected):
     draw = np.random.default_rng(3)
     before, x = draw.uniform(0.05, 0.5, 400), draw.uniform(-1.5, 0.6, 400)
@@ -716,6 +730,7 @@ def test_a_surrogate_has_the_coefficient_of_its_paper(surrogate, expected):
 
 
 @every_surrogate
+@pytest.mark.slow
 def test_on_policy_every_coefficient_is_one(surrogate, expected):
     A, logprob = np.array([-1.0, 2.0, 0.3]), np.log([0.1, 0.5, 0.9])
     np.testing.assert_allclose(coefficients(surrogate, np.zeros(3), A, logprob), 1.0, rtol=1e-5)
@@ -723,6 +738,7 @@ def test_on_policy_every_coefficient_is_one(surrogate, expected):
 
 @every_surrogate
 @pytest.mark.parametrize("x", [-80.0, 80.0])
+@pytest.mark.slow
 def test_coefficients_are_finite_however_far_the_policy_has_moved(surrogate, expected, x):
     assert np.isfinite(coefficients(surrogate, np.full(2, x), np.array([-1.0, 1.0]), np.array([-90.0, -0.1]))).all()
 
@@ -774,6 +790,7 @@ def test_a_cap_on_the_ratio_is_a_dual_clip():
     same(dapo(cap=3.0), replace(dapo(), surrogate=dual), case)
 
 
+@pytest.mark.slow
 def test_real_is_reinforce_with_listwise_advantages():
     case, t = random_case(P=4, G=5), 0.5
     case = replace(case, rewards_PG=(case.rewards_PG > 0.5) * 1.0)
@@ -862,6 +879,7 @@ RATIO_OF_RESPONSES = {"gspo", "luspo", "real"}  # their ratio carries a gradient
 
 
 @presets_but(*RATIO_OF_RESPONSES)
+@pytest.mark.slow
 def test_a_token_that_a_mask_leaves_out_does_not_move(objective):
     case = random_case()
     _, gradient_PGT = measure(replace(objective, masks=(EveryOther(),)), case)
@@ -939,6 +957,7 @@ def gradient_of_right(objective: Objective, p: float, G: int) -> float:
 
 
 @pytest.mark.parametrize(("p", "G"), [(0.1, 4), (0.5, 4), (0.9, 2)])
+@pytest.mark.slow
 def test_the_gradients_of_dr_grpo_maxrl_and_rloo_are_those_that_the_docs_name(p, G):
     np.testing.assert_allclose(gradient_of_right(dr_grpo(length=1), p, G), (G - 1) / G, rtol=1e-5)
     np.testing.assert_allclose(gradient_of_right(rloo(kl=0.0), p, G), 1.0, rtol=1e-5)
@@ -956,6 +975,7 @@ def test_a_truncated_response_beats_a_wrong_one_where_wrong_ones_earn_less_than_
 
 
 @pytest.mark.parametrize("make", [TokenTruncation, TokenMask, SequenceTruncation, SequenceMask])
+@pytest.mark.slow
 def test_an_infinite_upper_bound_of_a_weight_is_no_bound(make):
     assert make(low=0.5, high=math.inf).high == math.inf
     for high in (0.5, -math.inf, math.nan):

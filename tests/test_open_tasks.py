@@ -31,6 +31,7 @@ def earned(task, example: Example, response: str) -> float:
 
 
 @BOTH
+@pytest.mark.slow
 def test_every_gold_answer_earns_one(task):
     for example in (*task.train[::3], *task.held_out):
         assert earned(task, example, example.answer) == pytest.approx(1), example.label

@@ -103,6 +103,7 @@ def assert_close(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) ->
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_adapters_come_back_bit_for_bit_and_their_files_mean_what_the_merged_export_is(case, bases, tmp_path):
     name, targets = CASES[case]
     lora = {"rank": 3, "alpha": 5.0, "targets": targets}
@@ -253,6 +254,7 @@ def run_of_adapters(base: str, folder: Path) -> tuple[Path, Model, dict]:
     return folder, model, params
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_adapters_of_a_run_or_all_weights(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)  # this process has started its backend
     run, model, params = run_of_adapters("tiny", tmp_path / "run")

@@ -102,6 +102,7 @@ def well(tmp_path_factory) -> Path:
     return healthy().write(tmp_path_factory.mktemp("runs") / "well")
 
 
+@pytest.mark.slow
 def test_a_healthy_run_gets_a_headline_curves_answers_settings_and_no_diagnosis(well):
     page = page_of(well)
     assert "held-out reward 0.200 (0.100 to 0.300) → 0.850" in page.text
@@ -373,6 +374,7 @@ def test_a_number_that_no_float_can_hold_is_none(tmp_path):
     assert read_run(tmp_path).history[0]["reward"] is None
 
 
+@pytest.mark.slow
 def test_a_run_without_a_config_or_with_a_torn_one_makes_a_page(well, tmp_path):
     for number, config in enumerate((None, b"run:\n  name: \xff\xfe", b"")):
         run = tmp_path / str(number)
@@ -383,6 +385,7 @@ def test_a_run_without_a_config_or_with_a_torn_one_makes_a_page(well, tmp_path):
         assert "held-out reward" in page_of(run).text
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_makes_a_page(tmp_path):
     shutil.copytree(DATA / "run_of_0d0afb5" / "old", tmp_path / "old")
     text = page_of(tmp_path / "old").text
@@ -545,6 +548,7 @@ def test_a_page_that_would_be_too_large_loses_colours_first_and_says_so():
     assert bounded(given, most=10_000_000) == (given, [])
 
 
+@pytest.mark.slow
 def test_a_page_that_cannot_be_written_leaves_no_file(well, tmp_path):
     (tmp_path / "report.html" / "in the way").mkdir(parents=True)
     with pytest.raises(OSError):
@@ -560,6 +564,7 @@ def test_a_page_that_cannot_be_written_leaves_no_file(well, tmp_path):
 # Several runs on one page, the commands, and training.
 
 
+@pytest.mark.slow
 def test_seeds_of_one_config_are_one_side_and_another_config_is_another(tmp_path):
     runs = [healthy(steps=12, seed=seed).write(tmp_path / f"seed{seed}") for seed in (0, 1, 2)]
     runs.append(healthy(steps=12, objective="grpo").write(tmp_path / "other"))
@@ -584,6 +589,7 @@ def test_the_mean_and_the_band_of_long_runs_are_those_of_each_step(tmp_path):
     np.testing.assert_allclose((line.low, line.high), (values.min(axis=0), values.max(axis=0)))
 
 
+@pytest.mark.slow
 def test_the_commands_write_a_page_and_print_its_path(well, tmp_path, capsys):
     assert main(["report", str(well)]) == 0
     assert capsys.readouterr().out.strip() == str(well / "report.html")
@@ -618,6 +624,7 @@ def test_watch_prints_plain_characters_where_the_terminal_knows_no_others(well):
     assert "held-out reward 0.200" in found.stdout.decode("ascii")
 
 
+@pytest.mark.slow
 def test_a_report_needs_no_jax(well):
     program = (
         f"import sys; from grpo_jax.report.page import write_report; write_report({str(well)!r}); print(*sys.modules)"

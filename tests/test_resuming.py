@@ -153,6 +153,7 @@ def before(kept) -> Fingerprint:
 
 
 @pytest.mark.parametrize(("override", "name"), LEARNED, ids=[name for _, name in LEARNED])
+@pytest.mark.slow
 def test_a_change_of_what_is_learned_is_refused_by_its_name(folder, kept, override, name):
     found = changes(before(kept), fingerprint_of(override))
     assert name in names(found)
@@ -162,6 +163,7 @@ def test_a_change_of_what_is_learned_is_refused_by_its_name(folder, kept, overri
 
 
 @pytest.mark.parametrize(("override", "name"), ALLOWED, ids=[name for _, name in ALLOWED])
+@pytest.mark.slow
 def test_a_change_of_how_it_runs_is_taken_and_said(folder, kept, override, name, caplog):
     more = ["mesh.tensor=2"] if name == "mesh.fsdp" else []
     found = changes(before(kept), fingerprint_of(override, *more))
@@ -205,6 +207,7 @@ def test_an_override_that_is_the_default_is_no_change(folder, kept):
     assert changes(before(kept), fingerprint_of("rollout.temperature=1.0")) == []
 
 
+@pytest.mark.slow
 def test_a_run_from_python_is_compared_without_a_config(folder, kept):
     first = fingerprint_of(text=False)
     assert changes(first, fingerprint_of(text=False)) == []

@@ -32,6 +32,7 @@ def rollouts(request) -> Rollouts:
     return sample(Sampler(ENDS, responses=6, max_tokens=40, temperature=request.param))
 
 
+@pytest.mark.slow
 def test_sampler_and_trainer_agree_on_log_probs_and_entropies(rollouts):
     logprobs_PGT, entropy_PGT = score(MODEL.policy, PARAMS, rollouts)
     np.testing.assert_allclose(logprobs_PGT, rollouts.logprobs_PGT, atol=2e-4)

@@ -129,6 +129,7 @@ def test_three_steps_are_those_of_torch():
     same(state.params, stored(policy, "trained"))
 
 
+@pytest.mark.slow
 def test_microbatches_and_packing_change_nothing():
     policy, params = load_golden("llama")
     whole = gradient_of(algorithm_of(policy), params)
@@ -140,6 +141,7 @@ def test_microbatches_and_packing_change_nothing():
     same(gradient, whole[1], tolerance=4e-6)
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing():
     mesh = Layout(data=2, fsdp=2, tensor=2).mesh()
     policy, params = load_golden("llama", mesh)
@@ -148,6 +150,7 @@ def test_a_mesh_changes_nothing():
     same(gradient, stored(policy, "gradient"))
 
 
+@pytest.mark.slow
 def test_every_answer_counts_the_same_if_asked_for():
     policy, params = load_golden("llama")
     rollouts = rollouts_of_step(algorithm_of(policy), 0)
@@ -361,6 +364,7 @@ def weights_of(path: Path, step: int):
     return ocp.StandardCheckpointer().restore(path / "checkpoints" / str(step) / "default")["params"]
 
 
+@pytest.mark.slow
 def test_a_run_measures_what_means_something(warm):
     before, *steps = warm.metrics()
     assert [row["step"] for row in (before, *steps)] == [0, 1, 2, 3, 4]
@@ -391,6 +395,7 @@ def test_the_loss_of_held_out_answers_is_the_mean_over_their_tokens(warm, config
     np.testing.assert_allclose(warm.metrics()[0]["eval/loss"], total / tokens, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights_also_from_python(warm, config):
     assert main(["sft", str(config), "run.name=halves", "train.steps=2"]) == 0
     optimizer = "optimizer={learning_rate: 1e-2, warmup_steps: 1}"
@@ -402,6 +407,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights_also_from_python(war
     assert [row["loss"] for row in halves.metrics()[1:]] == [row["loss"] for row in warm.metrics()[1:]]
 
 
+@pytest.mark.slow
 def test_a_run_is_a_model_for_grpo_at_once(warm, config, capsys):
     assert main(["train", str(config), f"model.name={warm.path}", "train.steps=1", "objective=reinforce_pp"]) == 0
     first = RunDirectory(config.parent / "grpo").metrics()[0]

@@ -166,6 +166,7 @@ def test_a_coefficient_that_follows_what_nobody_measures_is_refused(rollouts):
 
 
 @pytest.mark.parametrize("target", [0.0, 9.0])
+@pytest.mark.slow
 def test_a_coefficient_may_follow_the_entropy_of_all_answers(rollouts, target):
     bonus = Term(Stepwise(target, initial=0.1, change=0.01), entropy, token_mean)
     algorithm = build(objective=replace(objectives.dapo(), terms=(bonus,)))
@@ -323,6 +324,7 @@ class FirstTokens:
         return tokens.action_PGT & (jnp.arange(tokens.action_PGT.shape[2])[None, None] < self.number)
 
 
+@pytest.mark.slow
 def test_parts_that_users_write_train():
     objective = replace(
         objectives.verifiable(), surrogate=halved, advantage=above_a_half, masks=(FirstTokens(3),), select=()

@@ -300,6 +300,7 @@ def gsm8k_builder(tmp_path):
     ("source", "copy"),
     [("datasets", "gsm8k_folder"), ("datasets", "gsm8k_repository"), ("tensorflow-datasets", "gsm8k_builder")],
 )
+@pytest.mark.slow
 def test_gsm8k_is_the_same_from_every_source(source, copy, request):
     task = gsm8k(source, path=str(request.getfixturevalue(copy)), instruction="Go.")
     assert questions(task.train) == ["How many legs have 3 dogs? Go."]

@@ -180,6 +180,7 @@ def test_the_readme_lists_every_script():
         ("delete", [*WHERE, "--yes", "--async"]),
     ],
 )
+@pytest.mark.slow
 def test_a_dry_run_prints_the_commands_that_a_real_run_calls(cloud, script, arguments):
     result = cloud.call(script, "--dry-run", *arguments)
     printed = [shlex.split(line) for line in result.stdout.splitlines()]
@@ -436,6 +437,7 @@ def test_delete_asks_first(cloud):
     assert call[3:6] == ["queued-resources", "delete", "v5e"] and "--force" in call
 
 
+@pytest.mark.slow
 def test_babysit_creates_trains_and_resumes_after_a_preemption(cloud):
     waiting = ["ABSENT", "CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING"]
     preempted = ["SUSPENDING|SERVICE|", "SUSPENDED|SERVICE|", "ABSENT", "WAITING_FOR_RESOURCES", "PROVISIONING"]
@@ -476,6 +478,7 @@ ACTIONS = {
 @pytest.mark.faults
 @pytest.mark.parametrize("terms", [(), ("--spot",)], ids=["on demand", "spot"])
 @pytest.mark.parametrize("state", STATES)
+@pytest.mark.slow
 def test_every_request_state_leads_to_its_listed_actions(cloud, state, terms):
     """The state is followed by a failure that ends babysit.sh, so all actions are due to the state."""
     cloud.answer_with(requests=[state, state, "FAILED||a bad request"] if state != "ACTIVE" else [state, "FAILED||bad"])
@@ -505,6 +508,7 @@ def test_every_request_state_leads_to_its_listed_actions(cloud, state, terms):
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
+@pytest.mark.slow
 def test_babysit_exits_with_3_and_the_reason_when_a_person_must_decide(cloud, script, sentence):
     cloud.answer_with(**script)
     result = cloud.call("babysit", *WHERE, *TYPE, *TRAINING)
@@ -552,6 +556,7 @@ def test_babysit_resumes_on_a_slice_that_was_preempted_before_it_started(cloud):
 
 
 @pytest.mark.parametrize(("ends", "launches"), [(["0"], [True]), (["2 error: There is no run", "0"], [True, False])])
+@pytest.mark.slow
 def test_babysit_with_resume_starts_a_new_run_if_there_is_none(cloud, ends, launches):
     for number, end in enumerate(ends, start=1):
         cloud.end_training(number, end)
@@ -632,6 +637,7 @@ def test_the_states_of_all_workers_combine_into_one_in_any_order(lines, state):
         assert result.stdout == f"{state}\n"
 
 
+@pytest.mark.slow
 def test_babysit_stops_workers_that_outlive_the_others_and_resumes(cloud):
     cloud.end_training(1, "1", "on")
     cloud.end_training(2, "0")

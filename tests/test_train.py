@@ -106,6 +106,7 @@ def test_a_run_directory_holds_what_was_asked_and_what_happened(config, tmp_path
         (["optimizer.learning_rate=0.0"], "optimizer.learning_rate must be above 0 and at most 1; got 0.0"),
     ],
 )
+@pytest.mark.slow
 def test_a_mistake_is_one_sentence_and_leaves_no_run_behind(config, tmp_path, capsys, overrides, words):
     edited = config.read_text()
     if overrides[0].startswith("task.use"):

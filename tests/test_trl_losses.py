@@ -180,6 +180,7 @@ def measure(objective: Objective, name: str, batch: Batch):
     ("case", "gradient"),
     [pytest.param(*pair, id=str(pair[0]["id"])) for pair in zip(RECORD["losses"], ARRAYS["gradients"], strict=True)],
 )
+@pytest.mark.slow
 def test_loss_gradient_and_metrics_are_those_of_trl(case, gradient):
     case = DEFAULTS | case
     objective = objective_of(case)
@@ -286,6 +287,7 @@ def norms_of(gradient: dict) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("case", RECORD["model"], ids=lambda case: f"{case['loss_type']}-{case['temperature']}")
+@pytest.mark.slow
 def test_log_probs_loss_and_parameter_gradients_of_a_model_are_those_of_trl(case, qwen3):
     policy, params = qwen3
     objective = objective_of(DEFAULTS | case)

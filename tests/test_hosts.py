@@ -256,6 +256,21 @@ def test_multi_process_given_answers_are_learned_by_two_processes_as_by_one(tmp_
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.lora={rank: 4}", "optimizer.learning_rate=1e-2"],
+        ["model.lora={rank: 4}", "model.weights=int8", "optimizer.learning_rate=1e-2"],
+        ["algorithm.gradients=by_layer"],
+    ],
+    ids=["adapters", "adapters of an int8 base", "gradients by layer"],
+)
+def test_multi_process_what_saves_memory_leads_two_processes_where_it_leads_one(overrides, tmp_path):
+    runs = [train(tmp_path / str(processes), processes, 4 // processes, *overrides) for processes in (1, 2)]
+    assert_same_run(*runs)
+
+
+@pytest.mark.long
 def test_multi_process_an_evaluation_of_two_processes_equals_that_of_one_and_replaces_its_answers(tmp_path):
     """Ten prompts in two calls; each asks some of them again, as eight fill the devices."""
     fill(tmp_path, SMALL)

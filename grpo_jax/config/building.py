@@ -23,8 +23,7 @@ def build(config: Config) -> dict[str, Any]:
 
     settings, task, layout = config.train.build(), built(config.task, Task), config.mesh.build()
     model = built(config.model, Model)
-    if model.lora is not None:
-        _compare_rate(config)
+    _compare_rate(config, model.lora is not None)
     judge = None
     if config.judge is not None:
         mesh = layout.mesh(copy_bytes=copy_bytes(model.policy))
@@ -57,10 +56,10 @@ def build(config: Config) -> dict[str, Any]:
     }
 
 
-def _compare_rate(config: Config) -> None:
+def _compare_rate(config: Config, adapters: bool) -> None:
     """Warns where adapters are asked for on the command line, and the rate is that of a file for all weights."""
     asked, rate = config.model.places.get("lora", ""), config.optimizer.places.get("learning_rate", COMMAND_LINE)
-    if asked.startswith(COMMAND_LINE) and not rate.startswith(COMMAND_LINE):
+    if adapters and asked.startswith(COMMAND_LINE) and not rate.startswith(COMMAND_LINE):
         logging.getLogger("grpo_jax").warning(
             "%s: optimizer.learning_rate was chosen before model.lora was added on the command line: adapters usually"
             " take ten times the rate of all weights (docs/lora.md)",

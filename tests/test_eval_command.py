@@ -235,6 +235,7 @@ def test_what_overrides_say_of_a_task_is_kept_and_tasks_of_one_name_are_told_apa
         (["RUN", "--json", "RUN"], "is a folder. Name a file."),
         (["RUN", "--json", "RUN/nowhere/figures.json"], "in a folder that is not there. Make it first"),
         (["RUN", "--before", "smollm2-135m-instruct"], "with a model of the same shape"),
+        (["RUN-2"], "the runs in"),
         (["tinny", "--task", "arithmetic"], "'tinny' is none of them"),
         (["tiny", "--task", "arithmetic", "task={use: gsm8k}"], "names the task, so task={use: gsm8k} cannot name one"),
         (["tiny", "--task", "arithmetic", "rewards=[exakt]"], "rewards[0].use: unknown name exakt, did you mean"),

@@ -364,7 +364,18 @@ def test_a_checkpoint_of_adapters_is_small(name):
 
 
 @pytest.mark.slow
-def test_a_config_gives_adapters_ten_times_the_rate(tmp_path):
+def test_a_rate_of_a_file_is_questioned_where_adapters_are_added_on_the_command_line(tmp_path, caplog):
+    (tmp_path / "a.yaml").write_text(
+        "model: {name: tiny}\ntask: arithmetic\noptimizer: {learning_rate: 1e-5}\ntrain: {steps: 1}\n"
+    )
+    for change in (["train.steps=2"], ["model.lora={}", "optimizer.learning_rate=1e-4"]):
+        build(read(str(tmp_path / "a.yaml"), change))
+    assert not caplog.records
+    build(read(str(tmp_path / "a.yaml"), ["model.lora={}"]))
+    assert f"{tmp_path / 'a.yaml'}:3:13: optimizer.learning_rate was chosen before model.lora" in caplog.text
+
+
+def test_a_config_gives_adapters_ten_times_the_rate(tmp_path, caplog):
     (tmp_path / "a.yaml").write_text(CONFIG)
     rates = []
     for change in ([], ["model.lora=null"], ["optimizer.learning_rate=3e-4"]):
@@ -375,5 +386,6 @@ def test_a_config_gives_adapters_ten_times_the_rate(tmp_path):
             _, state = algorithm.optimizer.update(grads, state, grads)
         rates.append(float(state[1].hyperparams["learning_rate"]))
     assert rates == pytest.approx([1e-5, 1e-6, 3e-4])
+    assert not caplog.records
     with pytest.raises(ConfigError, match=r"^command line: model\.lora\.targets must name some of"):
         build(read(str(tmp_path / "a.yaml"), ["model.lora={targets: [q_proj]}"]))

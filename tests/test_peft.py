@@ -275,7 +275,7 @@ def test_the_command_writes_the_adapters_of_a_run_or_all_weights(tmp_path, monke
     assert not (tmp_path / "none").exists()
 
 
-def test_a_run_that_goes_on_with_the_adapters_of_another_keeps_the_base_of_these(tmp_path):
+def test_a_run_that_goes_on_with_the_adapters_of_another_keeps_the_base_of_these(tmp_path, monkeypatch, capsys):
     """The base is itself a run: its weights are meant, not those of the model that it was trained from."""
     first = shutil.copytree(Path(__file__).parent / "data" / "run_of_0d0afb5" / "old", tmp_path / "first")
     second, _, params = run_of_adapters(str(first), tmp_path / "second")
@@ -283,6 +283,9 @@ def test_a_run_that_goes_on_with_the_adapters_of_another_keeps_the_base_of_these
     assert model.origin.base == f"{first}@3" and model.first_weights == f"{second}@3"
     jax.tree.map(np.testing.assert_array_equal, model.params(ONE), params)
     assert find_shape(str(second)) == model.shape
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)  # this process has started its backend
+    assert main(["export", str(second), "--out", str(tmp_path / "for_peft"), "--adapter"]) == 0
+    assert f"grpo-jax export {first}@3 --out DIRECTORY writes that" in capsys.readouterr().err
     out = gj.export(model, params, tmp_path / "adapter", adapter=True)
     jax.tree.map(np.testing.assert_array_equal, gj.load(str(out), lora=asdict(model.lora)).params(ONE), params)
 

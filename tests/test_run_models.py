@@ -102,7 +102,7 @@ def nothing_saved_whole(run):
 
 def base_that_is_gone(run):
     (run / "run.json").write_text(json.dumps({"name": "old", "model": "/no/where"}))
-    return str(run), "was trained from /no/where.*none of them"
+    return str(run), "was trained from /no/where.*none of them.*If it has moved, write its new path into .*run.json"
 
 
 def made_in_python(run):

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: given answers as groups of one, against torch, and as a run."""
 
 import json
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,13 +30,16 @@ from grpo_jax.models.tokenizer import byte_tokenizer, load_tokenizer
 from grpo_jax.models.weights import load_weights
 from grpo_jax.objectives.presets import dapo, likelihood
 from grpo_jax.optimizers import adamw
+from grpo_jax.report.curves import whole_curves
 from grpo_jax.report.page import write_report
+from grpo_jax.report.reading import read_run
 from grpo_jax.rewards import Example, Mix, exact
 from grpo_jax.rollout import as_engine
 from grpo_jax.rollout.given import Answered, GivenAnswers
 from grpo_jax.saved.directory import RunDirectory
 from grpo_jax.structs import Prompts, Rollouts
 from grpo_jax.tasks import Task, kept
+from grpo_jax.training import supervised
 from grpo_jax.training.supervised import Supervised
 
 EXPECTED = np.load(GOLDEN / "sft" / "expected.npz")
@@ -354,8 +358,9 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def warm(config):
-    """A run of four steps."""
-    assert main(["sft", str(config)]) == 0
+    """A run of four steps; what it printed is beside it."""
+    with (config.parent / "said.txt").open("w") as output, redirect_stdout(output):
+        assert main(["sft", str(config)]) == 0
     return RunDirectory(config.parent / "warm")
 
 
@@ -393,6 +398,22 @@ def test_the_loss_of_held_out_answers_is_the_mean_over_their_tokens(warm, config
             total += np.log(np.exp(logits_V).sum()) - logits_V[token]
             tokens += 1
     np.testing.assert_allclose(warm.metrics()[0]["eval/loss"], total / tokens, rtol=1e-5)
+
+
+def test_its_lines_and_its_report_speak_of_given_answers(warm):
+    said = (warm.path.parent / "said.txt").read_text()
+    assert "given answers are learned" in said and "KL" not in said
+    assert f"next: grpo-jax train CONFIG model.name={warm.path} goes on from here with rewards" in said
+    drawn = {curve.title: curve.says for curve in whole_curves(read_run(warm.path))}
+    assert "sft.max_tokens" in drawn["Cut-off answers"]
+
+
+def test_long_encoding_says_how_long_it_takes(monkeypatch, caplog):
+    monkeypatch.setattr(supervised, "ENOUGH", 1)
+    monkeypatch.setattr(supervised, "SLOW", 0)
+    caplog.set_level("INFO")
+    parts_of([ask("?", "4")] * 8, [ask("!", "5")])
+    assert "encoding 8 given answers takes about 0 s" in caplog.text
 
 
 @pytest.mark.slow

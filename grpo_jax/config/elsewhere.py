@@ -25,6 +25,7 @@ NONE_LOG = "not needed: every step is written to metrics.jsonl, events/ and comp
 TRACKERS = "train.trackers, a list such as [tensorboard, wandb, {use: trackio, project: mine}, my_file:function]"
 LORA = "model.lora, as in model: {lora: {rank: 16, alpha: 32, targets: all}}"
 INT8 = "model.weights, as in model: {weights: int8, lora: {}}: the frozen weights in 8 bits"
+NONE_4BIT = "not here: leave it out; 8 bits are the fewest (model.weights: int8, with model.lora)"
 NONE_DROPOUT = "not here: adapters have no dropout; leave it out"
 NONE_SHARDING = "not here: weights are divided by mesh.fsdp and mesh.tensor; leave it out"
 RESUME = "not a setting: give the command line option --resume"
@@ -91,7 +92,7 @@ TRL = {
     "lora_target_modules": LORA,
     "lora_dropout": NONE_DROPOUT,
     "load_in_8bit": INT8,
-    "load_in_4bit": INT8,
+    "load_in_4bit": NONE_4BIT,
     "deepspeed": NONE_SHARDING,
     "resume_from_checkpoint": RESUME,
 }

@@ -27,7 +27,9 @@ from grpo_jax.report.diagnosis import TITLES, diagnoses
 from grpo_jax.report.headline import headline
 from grpo_jax.report.page import bounded, write_comparison, write_report
 from grpo_jax.report.reading import read_run
+from grpo_jax.report.terminal import BLOCKS
 from grpo_jax.report.tokens import Token
+from grpo_jax.saved.directory import RunDirectory
 from grpo_jax.training.reporting import Reporter
 
 DATA = Path(__file__).parent / "data"
@@ -614,6 +616,18 @@ def test_watch_prints_the_headline_the_diagnosis_and_small_curves_once(well, tmp
     out = capsys.readouterr().out
     assert title in out and "\x1b]0" not in out
     assert main(["watch", str(tmp_path / "none"), "--once"]) == 2
+
+
+@pytest.mark.parametrize("columns", [40, 60, 70, 80, 100, 200])
+def test_watch_cuts_no_number_and_no_curve_however_narrow_the_terminal(well, columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["watch", str(well), "--once"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= columns
+    assert not re.search(rf"[{BLOCKS}]…|\s[-+0-9.e]+…", out)
+    rewards = RunDirectory(well).column("reward")[1]
+    line = next(line for line in out.splitlines() if line.startswith("Reward: training"))
+    assert {f"{rewards[0]:.4g}", f"{rewards[-1]:.4g}"} <= {*line.split()}
 
 
 def test_watch_prints_plain_characters_where_the_terminal_knows_no_others(well):

@@ -91,7 +91,7 @@ def headline(found: Found) -> Headline:
     values = found.history.column(name)
     if not len(values[0]):
         return Headline("", None, None, _state(found), "", notes)
-    few = min(FEW, len(values[0]))
+    few = min(FEW, len(values[0]) // 2) or len(values[0])  # no step is in both, unless there is one only
     first, last = _level(values, slice(0, few)), _level(values, slice(len(values[0]) - few, None))
     what = f"the means of the first and of the last {few} step(s); held-out prompts tell more (train.evaluate_every)"
     return Headline(f"training {name}", first, last, _state(found), what, notes)

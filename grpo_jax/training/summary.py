@@ -55,11 +55,12 @@ def conclusion(record: Record, progress: Progress) -> str:
     taught = [row for row in record.history if not row.get("skipped_updates")]
     name = "reward" if any("reward" in row for row in taught) else "loss"  # given answers have no reward
     rewards, held_out = ([row[name] for row in taught if row.get(name) is not None] for name in (name, "eval/reward"))
-    few = min(3, len(rewards))
+    few = min(3, len(rewards) // 2) or len(rewards)  # no step is in both, unless there is one only
     text = "no step was learned from, so there are no rewards to compare"
     if few:
         first, last = (np.mean(part) for part in (rewards[:few], rewards[-few:]))
-        text = f"{name} {first:.3f} -> {last:.3f} (mean of the first and of the last {few} steps)"
+        compared = f"mean of the first and of the last {few} steps" if few > 1 else "the first and the last step"
+        text = f"{name} {first:.3f} -> {last:.3f} ({compared})"
     skipped = len([row for row in record.history if row.get("skipped_updates")])
     text += f", without {skipped} step(s) that had updates left out" if skipped else ""
     if len(held_out) > 1:

@@ -225,7 +225,7 @@ def test_an_evaluation_that_is_interrupted_is_made_up_for_when_the_run_goes_on(t
     assert train({}) == codes.INTERRUPTED
     assert saved() == ["2"] and "eval/reward" not in without_times("t")[-1]
     monkeypatch.undo()
-    os.chdir(Path(sys.modules["asked"].__file__).parent)
+    monkeypatch.chdir(Path(sys.modules["asked"].__file__).parent)  # what was undone had changed to it, too
     assert train({}, "--resume") == codes.COMPLETE
     assert without_times("t") == without_times("whole")
 

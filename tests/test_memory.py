@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ from grpo_jax.structs import Batch, Prompts, Rollouts
 from grpo_jax.training.checkpoint import Checkpoints, Keep
 
 KEY = jax.random.key(0)
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
 
 def neighbours(x: float) -> tuple[float, float]:
@@ -396,7 +398,7 @@ def test_moments_in_the_hosts_memory_are_refused_where_that_cannot_be():
 
 def test_a_plan_counts_moments_in_the_hosts_memory_apart():
     overrides = ["optimizer.moments_in=host"], []
-    hosted, plain = (assemble(read("configs/quickstart.yaml", each), device_with("16GiB")) for each in overrides)
+    hosted, plain = (assemble(read(QUICKSTART, each), device_with("16GiB")) for each in overrides)
     moved = device_bytes(plain.state.opt_state) - device_bytes(hosted.state.opt_state)
     assert moved == host_bytes(hosted.state) == 8 * sum(a.size for a in jax.tree.leaves(plain.state.params))
     assert plain.estimated_peak(4) - hosted.estimated_peak(4) == moved

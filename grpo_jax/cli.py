@@ -2,20 +2,33 @@
 
 import argparse
 import importlib
+import logging
 import os
 import re
 import sys
 import threading
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from grpo_jax import __version__
-from grpo_jax.commands.options import COMMANDS
+from grpo_jax.commands.completion import SHELLS, script
+from grpo_jax.commands.options import COMMANDS, GROUPS
+from grpo_jax.commands.printing import NotRead, stdout_for_json, wrapped
 from grpo_jax.devices.process import keep_pages, silence_tpu_library
 from grpo_jax.hosts import codes
 from grpo_jax.hosts.signals import INTERRUPTS, say
 from grpo_jax.hosts.telling import announce
 from grpo_jax.redaction import options_redacted, print_redacted, print_redacted_of_thread
+
+if TYPE_CHECKING:
+    from grpo_jax.config import Config
+
+BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+EXAMPLES = """examples:
+  grpo-jax train quickstart
+  grpo-jax generate runs/quickstart "What is 16 + 6?"
+
+The options of a command: grpo-jax train --help"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("\ninterrupted")
         return codes.INTERRUPTED
-    except BrokenPipeError:
+    except (NotRead, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would report it once more at its end
         return codes.NOT_READ
     finally:
@@ -45,25 +58,40 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Runs one command, and prints the errors that are mistakes of the config or its files as one line."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     keep_pages()
-    announce(say)
+    _set_up_messages(getattr(arguments, "quiet", False))
     sys.excepthook, threading.excepthook = print_redacted, print_redacted_of_thread
-    sys.path.append(os.getcwd())  # so that `use: my_module:my_reward` is found
-    from grpo_jax.config import ConfigError, find_config, read
+    from grpo_jax.config import ConfigError, find_modules_in
 
+    find_modules_in(os.getcwd())  # so that `use: my_module:my_reward` is found
     try:
-        if hasattr(arguments, "config"):  # before the command is imported, so that a mistake is shown at once
-            path = find_config(arguments.config)
-            sys.path.append(str(path.parent.absolute()))  # and a module beside the config
-            sft = arguments.command == "sft" or getattr(arguments, "sft", False)
-            arguments.config = read(path, arguments.overrides, sft)
+        if getattr(arguments, "config", None) is not None:  # before the command is imported: a mistake is shown at once
+            arguments.config = _read_config(arguments)
         silence_tpu_library()
-        return importlib.import_module(f"grpo_jax.commands.{arguments.command}").run(arguments)
+        with stdout_for_json(arguments):
+            return importlib.import_module(f"grpo_jax.commands.{arguments.command}").run(arguments)
     except SystemExit as error:
         say(f"error: code that the config names called sys.exit({error.code}) while it was imported")
         return codes.MISTAKE
     except (ConfigError, FileNotFoundError) as error:
         say(f"error: {error}")
         return codes.MISTAKE
+
+
+def _set_up_messages(quiet: bool) -> None:
+    """What the library says goes to standard error: warnings alone if `quiet`, and then without bars of downloads."""
+    announce(say, logging.WARNING if quiet else logging.INFO)
+    if quiet:
+        os.environ.update(dict.fromkeys(BARS, "1"))
+
+
+def _read_config(arguments: argparse.Namespace) -> "Config":
+    """The config of a command. Modules beside its file are found, too."""
+    from grpo_jax.config import find_config, find_modules_in, read
+
+    path = find_config(arguments.config)
+    find_modules_in(path.parent)
+    sft = arguments.command == "sft" or getattr(arguments, "sft", False)
+    return read(path, arguments.overrides, sft)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -82,14 +110,60 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
     """A parser that knows all commands, and the options of those that are named in `argv`."""
-    parser = Parser("grpo-jax", description="Train language models by GRPO in JAX.", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, (summary, add_options) in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, allow_abbrev=False)
+    parser = Parser(
+        "grpo-jax",
+        usage="grpo-jax [-h] [--version] [--print-completion SHELL] command ...",
+        description=_overview(),
+        epilog=EXAMPLES,
+        allow_abbrev=False,
+        formatter_class=Help,
+    )
+    parser.add_argument("--version", action="version", version=__version__, help="print the version")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"print a script that completes commands, options, configs and runs in {', '.join(SHELLS)}",
+    )
+    commands = parser.add_subparsers(  # which the description lists, in groups
+        dest="command", required=True, metavar="command", help=argparse.SUPPRESS, prog="grpo-jax"
+    )
+    for name, command in COMMANDS.items():
+        known = commands.add_parser(name, help=command.summary, allow_abbrev=False, formatter_class=Help)
         if name in argv:
-            add_options(command)
+            known.description = f"{command.summary[0].upper()}{command.summary[1:]}."
+            command.add_options(known)
+            examples = "\n".join(["examples:", *(f"  {example}" for example in command.examples)])
+            known.epilog = "\n\n".join(filter(None, [examples, known.epilog]))
     return parser
+
+
+def _overview() -> str:
+    """The commands in their groups, those that come first at the top."""
+    groups = [
+        "\n".join([f"{title}:", *(f"  {name:<12}{command.summary}" for name, command in group.items())])
+        for title, group in GROUPS.items()
+    ]
+    return "\n\n".join(["Train language models by GRPO in JAX.", *groups])
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help whose lists are broken into lines that fit."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return wrapped(text, width)
+
+
+class PrintCompletion(argparse.Action):
+    """Prints the script for a shell, and ends."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        """What argparse calls."""
+        print(script(parser_for(list(COMMANDS)), values))
+        parser.exit()
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,6 +186,6 @@ def _meant(unknown: str, command: str) -> str:
         override = unknown.lstrip("-")
         return f"; an override has no dashes: {override if '=' in override else f'{override}=VALUE'}"
     parser = argparse.ArgumentParser(add_help=False)
-    COMMANDS[command][1](parser)
+    COMMANDS[command].add_options(parser)
     close = closest(unknown.partition("=")[0], re.findall(r"--[\w-]+", parser.format_help()))
     return "" if close is None else f", did you mean {close}?"

@@ -3,6 +3,7 @@
 import argparse
 import typing
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from grpo_jax.hosts import codes
@@ -16,7 +17,17 @@ A_MODEL = (
     " org/name on the hub,"
     " smollm2-135m-instruct, or tiny"
 )
+PROGRESS = "print errors, warnings and the result only"
 LOAD, SAMPLER = "grpo_jax.models:load", "grpo_jax.rollout:Sampler"  # owners of settings that are options here, too
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command does, in a line; its options; and examples of its use."""
+
+    summary: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    examples: tuple[str, ...]
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +41,27 @@ def add_sft(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sft", action="store_true", help="of `grpo-jax sft`, in place of `grpo-jax train`")
 
 
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """One document of JSON in place of text."""
+    parser.add_argument(
+        "--json", action="store_true", help="print one document of JSON on standard output, and nothing else there"
+    )
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Nothing but the result."""
+    parser.add_argument("--quiet", action="store_true", help=PROGRESS)
+
+
 def add_shown(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax config`."""
-    add_config(parser)
+    parser.add_argument("config", nargs="?", help="a YAML file, or its name, such as quickstart")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDES)
+    parser.add_argument(
+        "--all", action="store_true", help="list every setting that a config can have, and what it means"
+    )
     add_sft(parser)
+    add_json(parser)
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +72,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-changes", action="store_true", help="with --resume: take settings that change what is learned"
     )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_quiet(parser)
     parser.epilog = f"exit codes:\n{codes.table()}"
 
 
@@ -54,6 +82,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "action", choices=["list", "verify"], help="show the checkpoints of a run, or compare all files"
     )
     parser.add_argument("run", help="a run directory, such as runs/quickstart")
+    add_json(parser)
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +91,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FILE", help="default: report.html in the run, or comparison.html here for several runs"
     )
+    add_json(parser)
 
 
 def add_watch(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +108,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--topology", help="a slice: v5e-8 (or v5litepod-8), v6e-4, v5p-8, v4-8, ...")
     where.add_argument("--memory", metavar="SIZE", help="of one device of any kind, e.g. 24GiB: an estimate")
     add_sft(parser)
+    add_quiet(parser)
     add_json(parser)
 
 
@@ -89,22 +120,28 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--probes", type=number, default=32, help="examples to probe rewards with; default: %(default)s"
     )
     parser.add_argument("--judge", action="store_true", help="ask the judge of the config, too")
+    add_quiet(parser)
+    add_json(parser)
 
 
 def add_objectives(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax objectives`."""
-    parser.add_argument("name", nargs="?", help="a preset, shown with its formula and source; default: a table of all")
-    parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+    parser.add_argument("name", nargs="?", help="an objective, shown with its formula and settings; default: all")
+    parser.add_argument("--table", action="store_true", help="print what each is made of, side by side")
+    parser.add_argument("--markdown", action="store_true", help="print this table in Markdown")
+    add_json(parser)
 
 
 def add_rewards(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax rewards`."""
-    parser.add_argument("name", nargs="?", help="a reward, shown with all that is written about it; default: all")
+    parser.add_argument("name", nargs="?", help="a reward, shown with its settings; default: all")
+    add_json(parser)
 
 
 def add_tasks(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax tasks`."""
-    parser.add_argument("name", nargs="?", help="a task, shown with all that is written about it; default: all")
+    parser.add_argument("name", nargs="?", help="a task, shown with its settings; default: all")
+    add_json(parser)
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
@@ -113,13 +150,15 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help=A_MODEL)
     parser.add_argument("prompt", nargs="?", help="a text to answer; without one, a conversation in the terminal")
     parser.add_argument("--system", metavar="TEXT", help="a system prompt; default: that of a run's task, else none")
-    parser.add_argument("--max-tokens", **setting(SAMPLER, "max_tokens"), help="default: %(default)s")
+    parser.add_argument(
+        "--max-tokens", **setting(SAMPLER, "max_tokens"), help="of the answer, at most; default: %(default)s"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="default: %(default)s, the likeliest token")
     parser.add_argument("--top-k", **top_k, help="sample from this many of the likeliest tokens; 0, the default: all")
     parser.add_argument(
         "--top-p", **top_p, help="sample from the likeliest tokens with this probability together; default: %(default)s"
     )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of what is sampled at random; default: %(default)s")
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +173,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--before", metavar="MODEL", help="compare with this model; default: the base model of a run")
     parser.add_argument("--out", metavar="DIR", help="keep the answers here; default: in the directory of a run")
+    add_quiet(parser)
     add_json(parser)
 
 
@@ -177,23 +217,19 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         "--responses-at-once", type=count, help="responses a device learns from at once; default: found from memory"
     )
     parser.add_argument("--repeat", type=count, default=3, help="runs, whose median is shown; default: %(default)s")
+    add_quiet(parser)
     add_json(parser)
 
 
 def add_bench_sizes(parser: argparse.ArgumentParser) -> None:
     """How many prompts and responses `grpo-jax bench` makes, and of how many tokens."""
-    parser.add_argument("--prompts", type=count, default=4, help="default: %(default)s")
+    parser.add_argument("--prompts", type=count, default=4, help="that are asked at once; default: %(default)s")
     parser.add_argument("--responses", type=count, default=8, help="to each prompt; default: %(default)s")
-    parser.add_argument("--prompt-tokens", type=count, default=48, help="default: %(default)s")
+    parser.add_argument("--prompt-tokens", type=count, default=48, help="of each prompt; default: %(default)s")
     parser.add_argument(
         "--response-tokens", type=count, default=64, help="of each response, at most; default: %(default)s"
     )
     parser.add_argument("--mean-tokens", type=count, help="end responses at random, after this many tokens on average")
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """A file for the figures of a command."""
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
 
 
 def setting(target: str, name: str) -> dict[str, Any]:
@@ -219,20 +255,75 @@ def number(text: str) -> int:
     return int(text)
 
 
-COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "train": ("train the model of a config", add_train),
-    "sft": ("train the model of a config on given answers: supervised fine-tuning", add_train),
-    "checkpoint": ("list and verify the checkpoints of a run", add_checkpoint),
-    "report": ("show a run as a page, or compare several", add_report),
-    "watch": ("show a run in the terminal", add_watch),
-    "config": ("show a config with every default filled in", add_shown),
-    "plan": ("show what a config needs on a TPU slice or another device, without one", add_plan),
-    "data": ("show the prompts of a config, and what its rewards give for known answers", add_data),
-    "objectives": ("list the objectives that can be trained with", add_objectives),
-    "rewards": ("list the rewards, with their settings", add_rewards),
-    "tasks": ("list the tasks, with their settings", add_tasks),
-    "eval": ("measure a model, or a run beside its base model, on held-out prompts", add_eval),
-    "generate": ("answer a prompt, or talk", add_generate),
-    "export": ("write a run as a model that others load", add_export),
-    "bench": ("measure this machine", add_bench),
+GROUPS: dict[str, dict[str, Command]] = {
+    "start here": {
+        "train": Command(
+            "train the model of a config",
+            add_train,
+            ("grpo-jax train quickstart", "grpo-jax train quickstart train.steps=20 run.name=short"),
+        ),
+        "generate": Command(
+            "answer a prompt, or talk",
+            add_generate,
+            ('grpo-jax generate runs/quickstart "What is 16 + 6?"', "grpo-jax generate smollm2-135m-instruct"),
+        ),
+        "eval": Command(
+            "measure a model, or a run beside its base model, on held-out prompts",
+            add_eval,
+            ("grpo-jax eval runs/quickstart", "grpo-jax eval smollm2-135m-instruct --task arithmetic"),
+        ),
+        "report": Command(
+            "show a run as a page, or compare several",
+            add_report,
+            ("grpo-jax report runs/quickstart", "grpo-jax report runs/quickstart runs/short --out both.html"),
+        ),
+    },
+    "to prepare a training": {
+        "tasks": Command("list the tasks", add_tasks, ("grpo-jax tasks", "grpo-jax tasks countdown")),
+        "rewards": Command("list the rewards", add_rewards, ("grpo-jax rewards", "grpo-jax rewards MathEqual")),
+        "objectives": Command(
+            "list the objectives that can be trained with",
+            add_objectives,
+            ("grpo-jax objectives", "grpo-jax objectives dapo"),
+        ),
+        "config": Command(
+            "show a config with every default filled in, or all settings there are",
+            add_shown,
+            ("grpo-jax config quickstart train.steps=20", "grpo-jax config --all"),
+        ),
+        "data": Command(
+            "show the prompts of a config, and what its rewards give for known answers",
+            add_data,
+            ("grpo-jax data quickstart", "grpo-jax data travel --show 1"),
+        ),
+        "plan": Command(
+            "show what a config needs on a TPU slice or another device, without one",
+            add_plan,
+            ("grpo-jax plan quickstart --memory 8GiB", "grpo-jax plan gemma3_1b_v5e-1 --topology v5e-1"),
+        ),
+    },
+    "and more": {
+        "sft": Command(
+            "train the model of a config on given answers: supervised fine-tuning",
+            add_train,
+            ("grpo-jax sft sft_then_grpo", "grpo-jax sft sft_then_grpo train.steps=20"),
+        ),
+        "watch": Command("show a run in the terminal", add_watch, ("grpo-jax watch runs/quickstart",)),
+        "export": Command(
+            "write a run as a model that others load",
+            add_export,
+            ("grpo-jax export runs/quickstart --out quickstart-model",),
+        ),
+        "checkpoint": Command(
+            "list and verify the checkpoints of a run",
+            add_checkpoint,
+            ("grpo-jax checkpoint list runs/quickstart",),
+        ),
+        "bench": Command(
+            "measure this machine",
+            add_bench,
+            ("grpo-jax bench step", "grpo-jax bench rollout --model random:qwen3-0.6b"),
+        ),
+    },
 }
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}

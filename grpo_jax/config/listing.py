@@ -74,8 +74,8 @@ def _places() -> Iterator[tuple[str, Section]]:
     """The sections, and the keys whose values are choices or mappings, each with what these are looked up by."""
     for name, section in SECTIONS.items():
         yield name, section
-        keys = [key for choice in _choices(section) for key in choice.keys]
-        yield from ((f"{name}.{key.name}", MAPPINGS[key.name]) for key in keys if key.name in MAPPINGS)
+        owners = {f"{section.namespace}:{choice.name}" for choice in _choices(section)}
+        yield from ((f"{name}.{key}", inner) for (owner, key), inner in MAPPINGS.items() if owner in owners)
         if name == "objective":
             yield from _parts(name, signature(OBJECTIVE).parameters, ())
         if name == "train":

@@ -131,7 +131,8 @@ PARTS = {
     "value": Section("the value of each token", TERMS, takes=("tokens",)),
 }
 TRACKERS = Section("a list of where metrics go, beside metrics.jsonl", "grpo_jax.training.trackers")  # of train
-MAPPINGS = {"lora": Section("the adapters that are trained", "grpo_jax.models.lora", "Lora")}  # values with keys
+# Mappings whose keys have an owner of their own, by the owner of the mapping and its name there.
+MAPPINGS = {("grpo_jax.models:load", "lora"): Section("the adapters that are trained", "grpo_jax.models.lora", "Lora")}
 OBJECTIVE = "grpo_jax.objectives:Objective"
 # Parameters that name a file, which may stand beside the config; `held_out` may be the name of a split instead.
 FILES = {"path": os.path.exists, "held_out": os.path.isfile}

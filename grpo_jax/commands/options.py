@@ -98,14 +98,16 @@ def add_watch(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax watch`."""
     parser.add_argument("run", help="a run directory, such as runs/quickstart")
     parser.add_argument("--once", action="store_true", help="print the run as it is now, and end")
-    parser.add_argument("--seconds", type=count, default=5, help="between two looks at its files; default: %(default)s")
+    parser.add_argument(
+        "--seconds", type=count, metavar="N", default=5, help="between two looks at its files; default: %(default)s"
+    )
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax plan`."""
     add_config(parser)
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--topology", help="a slice: v5e-8 (or v5litepod-8), v6e-4, v5p-8, v4-8, ...")
+    where.add_argument("--topology", metavar="SLICE", help="a slice: v5e-8 (or v5litepod-8), v6e-4, v5p-8, v4-8, ...")
     where.add_argument("--memory", metavar="SIZE", help="of one device of any kind, e.g. 24GiB: an estimate")
     add_sft(parser)
     add_quiet(parser)
@@ -115,9 +117,9 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax data`."""
     add_config(parser)
-    parser.add_argument("--show", type=number, default=3, help="prompts to show; default: %(default)s")
+    parser.add_argument("--show", type=number, metavar="N", default=3, help="prompts to show; default: %(default)s")
     parser.add_argument(
-        "--probes", type=number, default=32, help="examples to probe rewards with; default: %(default)s"
+        "--probes", type=number, metavar="N", default=32, help="examples to probe rewards with; default: %(default)s"
     )
     parser.add_argument("--judge", action="store_true", help="ask the judge of the config, too")
     add_quiet(parser)
@@ -151,14 +153,26 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", help="a text to answer; without one, a conversation in the terminal")
     parser.add_argument("--system", metavar="TEXT", help="a system prompt; default: that of a run's task, else none")
     parser.add_argument(
-        "--max-tokens", **setting(SAMPLER, "max_tokens"), help="of the answer, at most; default: %(default)s"
+        "--max-tokens",
+        **setting(SAMPLER, "max_tokens"),
+        metavar="N",
+        help="of the answer, at most; default: %(default)s",
     )
-    parser.add_argument("--temperature", type=float, default=0.0, help="default: %(default)s, the likeliest token")
-    parser.add_argument("--top-k", **top_k, help="sample from this many of the likeliest tokens; 0, the default: all")
     parser.add_argument(
-        "--top-p", **top_p, help="sample from the likeliest tokens with this probability together; default: %(default)s"
+        "--temperature", type=float, metavar="T", default=0.0, help="default: %(default)s, the likeliest token"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is sampled at random; default: %(default)s")
+    parser.add_argument(
+        "--top-k", **top_k, metavar="K", help="sample from this many of the likeliest tokens; 0, the default: all"
+    )
+    parser.add_argument(
+        "--top-p",
+        **top_p,
+        metavar="P",
+        help="sample from the likeliest tokens with this probability together; default: %(default)s",
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", default=0, help="of what is sampled at random; default: %(default)s"
+    )
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
@@ -183,7 +197,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help=A_MODEL)
     parser.add_argument("--out", required=True, metavar="DIR", help="a directory that does not exist yet")
     parser.add_argument(
-        "--step", type=int, help="the step of the run to export; default: its newest that can be verified"
+        "--step", type=int, metavar="N", help="the step of the run to export; default: its newest that can be verified"
     )
     parser.add_argument("--dtype", **dtype, help="of the weights; default: %(default)s, as they were trained")
     parser.add_argument(
@@ -198,7 +212,10 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax bench`."""
     parser.add_argument("what", choices=["rollout", "train", "step"], help="sampling, learning, or both")
     parser.add_argument(
-        "--model", default="random:smollm2-135m", help="a directory, a name, or random:SHAPE; default: %(default)s"
+        "--model",
+        metavar="NAME",
+        default="random:smollm2-135m",
+        help="a directory, a name, or random:SHAPE; default: %(default)s",
     )
     add_bench_sizes(parser)
     dtypes = [dtype for dtype in setting(LOAD, "activations")["choices"] if dtype != "auto"]
@@ -214,22 +231,33 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         help="kept of each layer for the backward pass; default: %(default)s",
     )
     parser.add_argument(
-        "--responses-at-once", type=count, help="responses a device learns from at once; default: found from memory"
+        "--responses-at-once",
+        type=count,
+        metavar="N",
+        help="responses a device learns from at once; default: found from memory",
     )
-    parser.add_argument("--repeat", type=count, default=3, help="runs, whose median is shown; default: %(default)s")
+    parser.add_argument(
+        "--repeat", type=count, metavar="N", default=3, help="runs, whose median is shown; default: %(default)s"
+    )
     add_quiet(parser)
     add_json(parser)
 
 
 def add_bench_sizes(parser: argparse.ArgumentParser) -> None:
     """How many prompts and responses `grpo-jax bench` makes, and of how many tokens."""
-    parser.add_argument("--prompts", type=count, default=4, help="that are asked at once; default: %(default)s")
-    parser.add_argument("--responses", type=count, default=8, help="to each prompt; default: %(default)s")
-    parser.add_argument("--prompt-tokens", type=count, default=48, help="of each prompt; default: %(default)s")
     parser.add_argument(
-        "--response-tokens", type=count, default=64, help="of each response, at most; default: %(default)s"
+        "--prompts", type=count, metavar="N", default=4, help="that are asked at once; default: %(default)s"
     )
-    parser.add_argument("--mean-tokens", type=count, help="end responses at random, after this many tokens on average")
+    parser.add_argument("--responses", type=count, metavar="N", default=8, help="to each prompt; default: %(default)s")
+    parser.add_argument(
+        "--prompt-tokens", type=count, metavar="N", default=48, help="of each prompt; default: %(default)s"
+    )
+    parser.add_argument(
+        "--response-tokens", type=count, metavar="N", default=64, help="of each response, at most; default: %(default)s"
+    )
+    parser.add_argument(
+        "--mean-tokens", type=count, metavar="N", help="end responses at random, after this many tokens on average"
+    )
 
 
 def setting(target: str, name: str) -> dict[str, Any]:

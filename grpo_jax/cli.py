@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from grpo_jax import __version__
 from grpo_jax.commands.completion import SHELLS, script
+from grpo_jax.commands.modules import find_modules_in
 from grpo_jax.commands.options import COMMANDS, GROUPS
 from grpo_jax.commands.printing import NotRead, stdout_for_json, wrapped
 from grpo_jax.devices.process import keep_pages, silence_tpu_library
@@ -60,8 +61,6 @@ def run(argv: Sequence[str] | None = None) -> int:
     keep_pages()
     _set_up_messages(getattr(arguments, "quiet", False))
     sys.excepthook, threading.excepthook = print_redacted, print_redacted_of_thread
-    from grpo_jax.config import ConfigError, find_modules_in
-
     find_modules_in(os.getcwd())  # so that `use: my_module:my_reward` is found
     try:
         if getattr(arguments, "config", None) is not None:  # before the command is imported: a mistake is shown at once
@@ -72,9 +71,19 @@ def run(argv: Sequence[str] | None = None) -> int:
     except SystemExit as error:
         say(f"error: code that the config names called sys.exit({error.code}) while it was imported")
         return codes.MISTAKE
-    except (ConfigError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError) as error:
+        if not _is_mistake(error):
+            raise
         say(f"error: {error}")
         return codes.MISTAKE
+
+
+def _is_mistake(error: ValueError | FileNotFoundError) -> bool:
+    """Whether an error is about the config or its files. The reader of configs is not imported for that: it needs YAML,
+    which may be missing where a command reads no config.
+    """
+    reader = sys.modules.get("grpo_jax.config.values")
+    return isinstance(error, FileNotFoundError) or (reader is not None and isinstance(error, reader.ConfigError))
 
 
 def _set_up_messages(quiet: bool) -> None:
@@ -86,7 +95,7 @@ def _set_up_messages(quiet: bool) -> None:
 
 def _read_config(arguments: argparse.Namespace) -> "Config":
     """The config of a command. Modules beside its file are found, too."""
-    from grpo_jax.config import find_config, find_modules_in, read
+    from grpo_jax.config import find_config, read
 
     path = find_config(arguments.config)
     find_modules_in(path.parent)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from grpo_jax.config import Call, Config, ConfigError, find_config, find_modules_in, read
+from grpo_jax.commands.modules import find_modules_in
+from grpo_jax.config import Call, Config, ConfigError, find_config, read
 from grpo_jax.config.overrides import read_override
 from grpo_jax.models.runs import TrainedRun, find_run, is_run
 from grpo_jax.saved.directory import CONFIG, RunDirectory

@@ -169,7 +169,7 @@ def find_policy(call: Call, rest: Mapping[str, Any] | None = None) -> tuple[Shap
     """
     try:
         return _policy({**_loaded(call), **(rest or {})})
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ConfigError(call.blame(str(error))) from error
 
 

@@ -70,7 +70,8 @@ def _check_at_once(algorithm: Algorithm, all_of_them: int) -> None:
         raise ValueError(
             "Gradients that are applied layer by layer cannot be added up over microbatches:"
             f" algorithm.responses_at_once must be at least the {all_of_them} of a minibatch that each device learns"
-            f" from; got {algorithm.responses_at_once}. Leave it out, or ask fewer prompts, or more algorithm.minibatches."
+            f" from; got {algorithm.responses_at_once}. Leave it out, or ask fewer prompts, or more"
+            " algorithm.minibatches."
         )
 
 

@@ -3,8 +3,7 @@
 import argparse
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpo_jax.hosts import codes
 
@@ -21,8 +20,7 @@ PROGRESS = "print errors, warnings and the result only"
 LOAD, SAMPLER = "grpo_jax.models:load", "grpo_jax.rollout:Sampler"  # owners of settings that are options here, too
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):  # the module of dataclasses takes as long to import as all of this
     """What a command does, in a line; its options; and examples of its use."""
 
     summary: str

@@ -92,5 +92,6 @@ def table(rows: Sequence[Sequence[str]], columns: int | None) -> str:
 
 
 def _paragraph(heading: Sequence[str], row: Sequence[str]) -> str:
-    pairs = [(name, cell) for name, cell in zip(heading[1:], row[1:], strict=False) if cell]
-    return "\n".join([row[0], *(f"{GAP}{name}: {cell}" for name, cell in pairs)])
+    pairs = [(name.strip(), cell.strip()) for name, cell in zip(heading[1:], row[1:], strict=False) if cell]
+    inside = " " * (len(row[0]) - len(row[0].lstrip())) + GAP
+    return "\n".join([row[0], *(f"{inside}{name}: {cell}" if name else f"{inside}{cell}" for name, cell in pairs)])

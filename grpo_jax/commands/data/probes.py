@@ -43,7 +43,7 @@ def table(found: Mapping[str, Mapping[str, float]], mix: Mix, count: int) -> str
     if not found:
         return "no probes, as --probes is 0"
     best = found[GOLD]["reward"] if GOLD in found else 1.0
-    rows = [["", *(f"{name:>6}" for name in ("in all", *mix.names))]]
+    rows = [["", *(f"{name:>6}" for name in ("in all", *mix.names)), ""]]
     for probe, means in found.items():
         cells = [f"{_number(means[name]):>{max(len(name), 6)}}" for name in ("reward", *mix.names)]
         fooled = probe != GOLD and best > 0 and means["reward"] >= SUSPECT * best

@@ -44,8 +44,13 @@ WORKING = {  # commands that load a model
 }
 HELP_ALONE = {"train", "sft", "export"}  # a training saves, and ends with 75: tests/test_ending.py; an export is silent
 CASES = [pytest.param(argv, id=" ".join(argv[:3])) for each in PRINTING.values() for argv in each]
+COMPILING = {"bench", "eval", "generate"}
 SLOW = [
-    pytest.param(argv, id=" ".join(argv[:2]), marks=[pytest.mark.slow]) for each in WORKING.values() for argv in each
+    pytest.param(
+        argv, id=" ".join(argv[:2]), marks=[pytest.mark.slow, *([pytest.mark.long] if name in COMPILING else [])]
+    )
+    for name, each in WORKING.items()
+    for argv in each
 ]
 
 

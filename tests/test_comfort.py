@@ -43,7 +43,7 @@ WORKING = {  # commands that load a model
     "generate": (["generate", "tiny", "hello", "--max-tokens", "4"],),
 }
 HELP_ALONE = {"train", "sft", "export"}  # a training saves, and ends with 75: tests/test_ending.py; an export is silent
-CASES = [pytest.param(argv, id=" ".join(argv[:3])) for each in PRINTING.values() for argv in each]
+CASES = [pytest.param(argv, id=" ".join(argv[:2])) for each in PRINTING.values() for argv in each]
 COMPILING = {"bench", "eval", "generate"}
 SLOW = [
     pytest.param(

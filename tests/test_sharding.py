@@ -195,7 +195,7 @@ def test_the_mesh_of_every_config_covers_its_slice(tpu_config):
     pytest.importorskip("libtpu", reason="libtpu is large, and only tests of TPUs need it")
     path, topology = tpu_config
     found, settings = find_slice(topology), read(path, ())
-    size = copy_bytes(find_policy(settings.model.arguments)[1])
+    size = copy_bytes(find_policy(settings.model)[1])
     mesh = settings.mesh.build().mesh(found.devices(), size, found.chip.memory)
     assert (mesh.size, hosts_of(mesh)) == (found.chips, found.hosts)
     check_hosts(mesh)

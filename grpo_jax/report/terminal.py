@@ -23,15 +23,23 @@ WIDE = 70  # columns from which on there is room for small curves
 SHARE = 10  # times as long as it took to read a run, before it is read again
 
 
+class Screen(Console):
+    """A terminal or a pipe. Where nobody reads it any more, that is told by the error of Python."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises the error, in place of ending the process."""
+        raise BrokenPipeError
+
+
 def show_once(run: Path) -> None:
     """Prints a run as it is now."""
-    console = Console()
+    console = Screen()
     console.print(_shown(read_run(run), console))
 
 
 def watch(run: Path, seconds: float) -> None:
     """Shows a run until Ctrl-C, and looks every so many seconds whether it has gone on."""
-    console = Console()
+    console = Screen()
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         for found in _changes(run, seconds):
             live.update(_shown(found, console), refresh=True)

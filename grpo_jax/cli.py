@@ -130,7 +130,9 @@ def _meant(unknown: str, command: str) -> str:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """A config file, and overrides of its values."""
-    parser.add_argument("config", help="a YAML file, or its name, such as quickstart")
+    parser.add_argument(
+        "config", help="a YAML file, or the name of one here, in configs/, or in the package: quickstart"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDES)
 
 

@@ -709,6 +709,14 @@ def test_a_rendered_config_is_read_as_the_same_config(config_file):
     assert read(config_file(render(config), "rendered.yaml")) == config
 
 
+def test_a_rendered_config_finds_what_lies_beside_the_first_one_from_another_folder(config_file, tmp_path):
+    config_file("{}", "rows.jsonl")
+    config = read(config_file("task: {use: data, path: rows.jsonl}\ntrain: {steps: 1}\n"))
+    (tmp_path / "run").mkdir()
+    kept = read(config_file(render(config), "run/config.yaml"))
+    assert Path(kept.task.arguments["path"]) == tmp_path / "rows.jsonl"
+
+
 def test_a_rendered_config_says_where_each_value_was_written(config_file):
     base, path = config_file(MINIMAL, "base.yaml"), config_file(FULL)
     lines = render(read(path, ["run.name=short"])).splitlines()

@@ -43,7 +43,13 @@ def test_a_mistake_in_a_config_is_one_line_and_comes_before_jax(config):
 
 def test_a_config_that_is_not_there_is_one_line(tmp_path):
     result = grpo_jax("config", str(tmp_path / "none.yaml"))
-    assert result.stderr == f"error: there is no config file {tmp_path}/none.yaml\n"
+    assert re.fullmatch(
+        rf"error: there is no config file {tmp_path}/none\.yaml; give the path of a YAML file, or the name of one that"
+        r" comes with the package: [\w.-]+(, [\w.-]+)*\n",
+        result.stderr,
+    )
+    names = result.stderr.strip().rpartition(": ")[2].split(", ")
+    assert names == sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.yaml"))
     assert result.returncode == 2
 
 
@@ -118,6 +124,9 @@ def test_a_config_is_found_by_its_name_in_the_current_folder_first(tmp_path, mon
         FileNotFoundError, match=r"no config file quikstart, did you mean quickstart \(quickstart.yaml\)"
     ):
         find_config("quikstart")
+    with pytest.raises(FileNotFoundError, match=r"comes with the package, so write its name alone: travel$"):
+        find_config("configs/travel.yaml")
+    assert find_config("travel") == checkout.with_name("travel.yaml")
 
 
 @pytest.mark.faults

@@ -22,6 +22,7 @@ from grpo_jax.objectives.kl import KL
 from grpo_jax.objectives.selection import Best, reward_per_token
 from grpo_jax.rewards import Matches, exact
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 MINIMAL = "task:\n  use: arithmetic\ntrain:\n  steps: 10\n"
 
 
@@ -351,7 +352,11 @@ def test_a_value_that_a_config_leaves_out_is_its_owners_default(config_file):
             "rewards:\n  - {use: exact, wieght: 1}",
             "2:18: rewards[0].wieght: unknown key, did you mean rewards[0].weight?",
         ),
-        ("base: zzzzzz.txt", "1:7: base: there is no file {folder}/zzzzzz.txt"),
+        (
+            "base: zzzzzz.txt",
+            "1:7: base: there is no file {folder}/zzzzzz.txt; give the path of a YAML file, or the name of one that"
+            " comes with the package: {packaged}",
+        ),
         (
             "mesh:\n\tdata: 1",
             "2:1: a tab cannot indent a line or stand before a value; indent with spaces",
@@ -371,12 +376,13 @@ def test_a_mistake_in_a_file_is_reported_where_it_is(config_file, text, complain
     path = config_file(text)
     with pytest.raises(ConfigError) as refused:
         read(path, [] if "task" in text else ["task.use=arithmetic", "train.steps=1"])
-    assert str(refused.value) == f"{path}:{complaint.format(folder=path.parent)}"
+    packaged = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+    assert str(refused.value) == f"{path}:{complaint.format(folder=path.parent, packaged=packaged)}"
 
 
 def test_a_config_that_is_not_there_names_the_nearest_one(config_file):
     path = config_file(MINIMAL, "quickstart.yaml")
-    with pytest.raises(FileNotFoundError, match=r"quikstart.yaml, did you mean .*quickstart.yaml\?"):
+    with pytest.raises(FileNotFoundError, match=r"quikstart.yaml, did you mean quickstart \(.*/quickstart.yaml\)\?"):
         read(path.with_name("quikstart.yaml"))
 
 
@@ -573,6 +579,17 @@ def test_keys_are_laid_over_those_of_the_base(config_file):
     assert config.task.target == "grpo_jax.tasks:arithmetic"
 
 
+@pytest.mark.parametrize("name", ["travel_judged", "travel_judged.yaml"])
+def test_a_config_of_the_package_is_a_base_by_its_name_unless_such_a_file_lies_beside(config_file, name):
+    config = read(config_file(f"base: {name}\nrun: {{name: mine}}\n"))
+    assert (config.run.arguments["name"], config.task.target) == ("mine", "grpo_jax.tasks:travel")
+    (reward,) = config.rewards  # the file beside the config of the package is found from here
+    assert Path(reward.call.found(reward.call.arguments)["path"]) == CONFIGS / "travel_judged.toml"
+    config_file(MINIMAL, "travel_judged.yaml")
+    beside = read(config_file(f"base: {name}\n"))
+    assert (beside.task.target == "grpo_jax.tasks:travel") is (name == "travel_judged")
+
+
 def test_another_owner_drops_the_arguments_of_the_base(config_file):
     config_file("task:\n  use: arithmetic\n  terms: 3\ntrain:\n  steps: 1\n", "base.yaml")
     config = read(config_file("base: base.yaml\ntask:\n  use: countdown\n"))
@@ -690,6 +707,14 @@ def test_a_rendered_config_is_read_as_the_same_config(config_file):
     config_file(MINIMAL, "base.yaml")
     config = read(config_file(FULL), ["run.name='4'"])
     assert read(config_file(render(config), "rendered.yaml")) == config
+
+
+def test_a_rendered_config_finds_what_lies_beside_the_first_one_from_another_folder(config_file, tmp_path):
+    config_file("{}", "rows.jsonl")
+    config = read(config_file("task: {use: data, path: rows.jsonl}\ntrain: {steps: 1}\n"))
+    (tmp_path / "run").mkdir()
+    kept = read(config_file(render(config), "run/config.yaml"))
+    assert Path(kept.task.arguments["path"]) == tmp_path / "rows.jsonl"
 
 
 def test_a_rendered_config_says_where_each_value_was_written(config_file):

@@ -766,9 +766,10 @@ def test_the_image_has_the_package_and_the_configs_only():
     lines = (SCRIPTS / "gke" / "Dockerfile").read_text().splitlines()
     copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    described = [project["project"]["readme"], *project["project"]["license-files"]]
-    assert sorted(copied) == sorted(["pyproject.toml", *described, *packages, "configs"])
+    hatch = project["tool"]["hatch"]
+    readme = [fragment["path"] for fragment in hatch["metadata"]["hooks"]["fancy-pypi-readme"]["fragments"]]
+    installed = hatch["build"]["targets"]["wheel"]["only-include"]
+    assert sorted(copied) == sorted(["pyproject.toml", *readme, *project["project"]["license-files"], *installed])
 
 
 def start_training(cloud: Cloud) -> None:

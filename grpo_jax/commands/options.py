@@ -30,7 +30,9 @@ class Command(NamedTuple):  # the module of dataclasses takes as long to import 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """A config file, and overrides of its values."""
-    parser.add_argument("config", help="a YAML file, or its name, such as quickstart")
+    parser.add_argument(
+        "config", help="a YAML file, or the name of one here, in configs/, or in the package: quickstart"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDES)
 
 
@@ -53,7 +55,9 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
 
 def add_shown(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax config`."""
-    parser.add_argument("config", nargs="?", help="a YAML file, or its name, such as quickstart")
+    parser.add_argument(
+        "config", nargs="?", help="a YAML file, or the name of one here, in configs/, or in the package: quickstart"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDES)
     parser.add_argument(
         "--all", action="store_true", help="list every setting that a config can have, and what it means"

@@ -1,36 +1,60 @@
-"""Finds a config by its name alone: `quickstart` is `configs/quickstart.yaml`."""
+"""Finds a config by its name alone: `quickstart` is `quickstart.yaml`.
+
+Every command looks in the same order: the path that was given, then, for a name without a folder, the current folder,
+its folder `configs`, and the configs that come with the package.
+"""
 
 from pathlib import Path
 
 from grpo_jax.config.similar import closest
 from grpo_jax.config.values import ConfigError
 
-CHECKOUT = Path(__file__).parents[2]  # where the package lies, which has configs if it is a clone of the repository
+PACKAGE = Path(__file__).parents[1]
 
 
 def find_config(name: str) -> Path:
-    """The path of a config: a file, or the name of one in the current folder, in `configs/`, or in the checkout."""
+    """The path of a config: a file, or the name of one in the current folder, in `configs/`, or of the package."""
     path = Path(name)
     try:
-        if path.is_file() or path.name != name:
-            return path
-        found = next((each for each in _known() if name in (each.name, each.stem)), None)
+        found = path if path.is_file() else None if path.name != name else _named(name, [*_here(), *packaged()])
     except OSError as error:
         raise ConfigError(f"{name} cannot be read: {error.strerror}; give the path of a config file") from error
     if found is not None or path.is_dir():
         return path if found is None else found
-    stems = {each.stem: each for each in reversed(_known())}
-    close = closest(path.stem, stems)
-    known = f", did you mean {close} ({stems[close]})?" if close else f"; there are {', '.join(sorted(stems))}"
-    raise FileNotFoundError(f"there is no config file {name}{known if stems else '; give the path of a YAML file'}")
+    raise FileNotFoundError(f"there is no config file {name}{instead_of(path)}")
+
+
+def find_base(name: str, config: Path) -> Path:
+    """The path of the file that a config is based on: a path from its own folder, or the name of one of the package."""
+    beside = config.parent / Path(name).expanduser()
+    found = None if beside.is_file() or Path(name).name != name else _named(name, packaged())
+    return beside if found is None else found
 
 
 def packaged() -> list[Path]:
-    """The configs that come with the package, if it is a clone of the repository."""
-    return sorted((CHECKOUT / "configs").glob("*.yaml")) if (CHECKOUT / "pyproject.toml").is_file() else []
+    """The configs that come with the package: in its own folder where it is installed, beside it in a clone."""
+    clone = PACKAGE.parent
+    folder = clone if (clone / "pyproject.toml").is_file() else PACKAGE
+    return sorted((folder / "configs").glob("*.yaml"))
 
 
-def _known() -> list[Path]:
-    """The configs that have a name, those of the current folder first."""
-    here = [path for folder in (Path(), Path("configs")) for path in sorted(folder.glob("*.yaml"))]
-    return here + packaged()
+def instead_of(path: Path) -> str:
+    """The end of a message about a config that is not there: the one that may be meant, or those of the package."""
+    shipped = packaged()
+    if path.name != str(path) and _named(path.name, shipped) is not None:
+        return f"; {path.stem} comes with the package, so write its name alone: {path.stem}"
+    beside = _here() if path.parent == Path() else sorted(path.parent.glob("*.yaml"))
+    known = {each.stem: each for each in [*shipped, *reversed(beside)]}
+    close = closest(path.stem, known)
+    if close is not None:
+        return f", did you mean {close} ({known[close]})?"
+    names = ", ".join(each.stem for each in shipped)
+    return f"; give the path of a YAML file, or the name of one that comes with the package: {names}"
+
+
+def _here() -> list[Path]:
+    return [path for folder in (Path(), Path("configs")) for path in sorted(folder.glob("*.yaml"))]
+
+
+def _named(name: str, configs: list[Path]) -> Path | None:
+    return next((each for each in configs if name in (each.name, each.stem)), None)

@@ -3,6 +3,7 @@
 Secrets are written as `***` (redaction.py).
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from grpo_jax.redaction import hidden
 
 
 def render(config: Config) -> str:
-    """The text of a config, which `read` reads as the same config."""
+    """The text of a config, which `read` reads as the same config, wherever it is kept."""
     lines = []
     for name in SECTIONS:
         value = getattr(config, name)
@@ -44,8 +45,14 @@ def _values(name: str, call: Call) -> dict[str, Any]:
 def _body(name: str, call: Call) -> list[str]:
     known = parameters(call.target)
     body = [_line("use", _short(name, call.target), call.sources)] if call.sources["use"] != "default" else []
-    body += [_line(key, value, call.sources, known[key], call.target) for key, value in call.arguments.items()]
+    body += [_line(key, value, call.sources, known[key], call.target) for key, value in _anywhere(call).items()]
     return body + [_line(key, value, call.sources) for key, value in call.choices.items()]
+
+
+def _anywhere(call: Call) -> dict[str, object]:
+    """The arguments, in which a file beside the config has its whole path: the text will stand in another folder."""
+    found = call.found(call.arguments)
+    return {key: value if found[key] == value else os.path.abspath(found[key]) for key, value in call.arguments.items()}
 
 
 def _item(name: str, reward: RewardPart) -> list[str]:

@@ -11,9 +11,9 @@ from pathlib import Path
 import yaml
 
 from grpo_jax.config.advice import keys_of, unknown_section, usable_names
+from grpo_jax.config.finding import find_base, instead_of
 from grpo_jax.config.overrides import Override, read_override, with_item, with_value
 from grpo_jax.config.sections import SECTIONS
-from grpo_jax.config.similar import closest
 from grpo_jax.config.values import (
     COMMAND_LINE,
     ConfigError,
@@ -94,13 +94,13 @@ def _names(node: yaml.Node) -> dict[str, object]:
 def _read_base(path: Path, node: yaml.Node, above: tuple[Path, ...]) -> dict[str, Written]:
     name = read_value(node, str, "base")
     try:
-        base = path.parent / Path(name).expanduser()
+        base = find_base(name, path)
         is_file = base.is_file()
     except (OSError, RuntimeError) as error:  # a name that is too long, or `~` without a home folder
         raise refusal(node, "base", f"{name} cannot be read ({error}); write the path of a file") from error
     if not is_file:
         variable = "; variables such as $HOME are not replaced, write the path" if "$" in name else ""
-        raise refusal(node, "base", f"there is no file {base}{variable or _similar_file(base)}")
+        raise refusal(node, "base", f"there is no file {base}{variable or instead_of(base)}")
     if base.resolve() in above:
         raise refusal(node, "base", f"{base} is itself based on this file; remove one of these `base` keys")
     return _read_file(base, above)
@@ -110,7 +110,7 @@ def _text(path: Path) -> str:
     try:
         if not path.is_file():
             inside = f"; did you mean {path / 'config.yaml'}?" if (path / "config.yaml").is_file() else ""
-            raise FileNotFoundError(f"there is no config file {path}{inside or _similar_file(path)}")
+            raise FileNotFoundError(f"there is no config file {path}{inside or instead_of(path)}")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
@@ -124,11 +124,6 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}:{line}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-
-
-def _similar_file(path: Path) -> str:
-    close = closest(path.name, [other.name for other in path.parent.glob("*.yaml")])
-    return f", did you mean {path.parent / close}?" if close else ""
 
 
 def _written(name: str, where: str, node: yaml.Node) -> Written:

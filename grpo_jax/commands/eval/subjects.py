@@ -79,11 +79,7 @@ def _config_of(target: str) -> Path | None:
         if target.endswith(CONFIGS):
             raise
         return None
-    if path.suffix not in CONFIGS:
-        return None
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no config file {path}")
-    return path
+    return path if path.suffix in CONFIGS else None
 
 
 def _config_of_run(run: TrainedRun) -> Path:

@@ -59,10 +59,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     announce(say)
     sys.excepthook, threading.excepthook = print_redacted, print_redacted_of_thread
     sys.path.append(os.getcwd())  # so that `use: my_module:my_reward` is found
-    from grpo_jax.config import ConfigError, find_config, read
-
     try:
         if hasattr(arguments, "config"):  # before the command is imported, so that a mistake is shown at once
+            from grpo_jax.config import find_config, read
+
             path = find_config(arguments.config)
             sys.path.append(str(path.parent.absolute()))  # and a module beside the config
             sft = arguments.command == "sft" or getattr(arguments, "sft", False)
@@ -72,9 +72,19 @@ def run(argv: Sequence[str] | None = None) -> int:
     except SystemExit as error:
         say(f"error: code that the config names called sys.exit({error.code}) while it was imported")
         return codes.MISTAKE
-    except (ConfigError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError) as error:
+        if not _is_mistake(error):
+            raise
         say(f"error: {error}")
         return codes.MISTAKE
+
+
+def _is_mistake(error: ValueError | FileNotFoundError) -> bool:
+    """Whether an error is about the config or its files. The reader of configs is not imported for that: it needs YAML,
+    which may be what `grpo-jax doctor` is to find missing.
+    """
+    reader = sys.modules.get("grpo_jax.config.values")
+    return isinstance(error, FileNotFoundError) or (reader is not None and isinstance(error, reader.ConfigError))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -198,6 +208,16 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--probes", type=number, default=32, help="examples to probe rewards with; default: %(default)s"
     )
     parser.add_argument("--judge", action="store_true", help="ask the judge of the config, too")
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax doctor`."""
+    from grpo_jax.commands.doctor.probe import SECONDS  # `setting` would need YAML, which may be missing
+
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="that JAX has to find its devices; default: %(default)s"
+    )
+    add_json(parser)
 
 
 def add_objectives(parser: argparse.ArgumentParser) -> None:
@@ -335,6 +355,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "report": ("show a run as a page, or compare several", add_report),
     "watch": ("show a run in the terminal", add_watch),
     "config": ("show a config with every default filled in", add_shown),
+    "doctor": ("look at this machine and what is installed on it, and say what is wrong", add_doctor),
     "plan": ("show what a config needs on a TPU slice or another device, without one", add_plan),
     "data": ("show the prompts of a config, and what its rewards give for known answers", add_data),
     "objectives": ("list the objectives that can be trained with", add_objectives),

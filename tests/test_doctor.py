@@ -21,7 +21,7 @@ from grpo_jax.commands.doctor.probe import Answer, ask_jax, read_answer
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-HEAVY = {"jax", "flax", "transformers", "datasets", "numpy"}
+HEAVY = {"jax", "flax", "transformers", "datasets"}
 
 JAX = {
     "jaxlib": "jaxlib<=0.10.1,>=0.10.0",

@@ -2,6 +2,7 @@
 
 from grpo_jax.config.building import build, locate
 from grpo_jax.config.finding import find_config
+from grpo_jax.config.loading import find_modules_in
 from grpo_jax.config.reading import read
 from grpo_jax.config.rendering import render
 from grpo_jax.config.sections import SECTIONS, Call, Config, RewardPart, Section
@@ -19,6 +20,7 @@ __all__ = [
     "Section",
     "build",
     "find_config",
+    "find_modules_in",
     "locate",
     "parameters",
     "read",

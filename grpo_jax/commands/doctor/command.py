@@ -2,14 +2,13 @@
 
 import argparse
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
 from grpo_jax import __version__
 from grpo_jax.commands.doctor.checks import Finding, check
 from grpo_jax.commands.doctor.facts import Facts, GiB, look
 from grpo_jax.commands.doctor.installed import ACCELERATOR
+from grpo_jax.commands.printing import print_json, show
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
 OTHERS = ("jax-metal", "torch-xla", "tensorflow", "tensorflow-tpu")  # which may take an accelerator for themselves
@@ -19,9 +18,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Looks at this machine and prints what was found; 1 if something keeps training from working, else 0."""
     facts = look(arguments.seconds)
     findings = check(facts)
-    print("\n".join([*described(facts), "", *map(told, findings)] + ([] if findings else ["no problem found"])))
-    if arguments.json is not None:
-        Path(arguments.json).write_text(json.dumps(as_data(facts, findings), indent=2) + "\n", encoding="utf-8")
+    if arguments.json:
+        print_json(arguments, as_data(facts, findings))
+    else:
+        show("\n".join([*described(facts), "", *(map(told, findings) if findings else ["no problem found"])]))
     return int(any(finding.level == "error" for finding in findings))
 
 

@@ -265,9 +265,12 @@ def test_a_jax_that_ends_the_process_is_told_with_the_signal(fake_jax):
 
 
 def test_a_jax_that_exits_is_told_with_its_last_words(fake_jax):
-    fake_jax("import os, sys; print('Unknown flag in XLA_FLAGS', file=sys.stderr, flush=True); os._exit(7)")
+    logged = "F1129 20:12:37.464162   21983 parse_flags_from_env.cc:234] Unknown flag in XLA_FLAGS: --xla_no=1"
+    fake_jax(f"import os, sys; print({logged!r}, file=sys.stderr, flush=True); os._exit(7)")
     answer = ask_jax(60.0)
-    assert (answer.died, answer.complaint) == ("import jax", "with status 7: Unknown flag in XLA_FLAGS")
+    assert (answer.died, answer.complaint) == ("import jax", "with status 7: Unknown flag in XLA_FLAGS: --xla_no=1")
+    [finding] = check(with_(jax=answer, variables={"XLA_FLAGS": "--xla_no=1"}))
+    assert finding.do == "take that flag out of XLA_FLAGS, which is --xla_no=1"
 
 
 def test_devices_that_do_not_answer_are_told_apart_from_an_import_that_does_not():

@@ -112,7 +112,7 @@ def of_jax(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "error",
             f"the process that {DOING[answer.died]} was ended {answer.complaint}",
-            "install jax, jaxlib and the library of the accelerator anew in one command, and look at XLA_FLAGS",
+            _way_out_of_death(facts),
         )
     for stage, error in answer.errors.items():
         if stage != "import jax" or "jax" in facts.versions:  # else it is already said that jax is missing
@@ -137,6 +137,14 @@ def _way_out_of_hanging(facts: Facts) -> str:
             " chips (sudo lsof -w /dev/accel* /dev/vfio/*), or restart the machine"
         )
     return "JAX_PLATFORMS=cpu grpo-jax doctor tells whether it is the accelerator; if so, restart the machine"
+
+
+def _way_out_of_death(facts: Facts) -> str:
+    if "XLA_FLAGS" in facts.jax.complaint:
+        return f"take that flag out of XLA_FLAGS, which is {facts.variables.get('XLA_FLAGS', 'not set')}"
+    return (
+        f"install jax, jaxlib and the library of the accelerator anew in one command: {_install(f'jax{_same(facts)}')}"
+    )
 
 
 def _way_out_of_error(facts: Facts, stage: str) -> str:

@@ -21,8 +21,8 @@ class Known:
 KNOWN = (
     Known(
         {"jaxlib": "==0.10.2"},
-        "on a CPU, jaxlib 0.10.2 can compute a product that is squared and summed over more than 32,768 rows wrongly"
-        " (jax-ml/jax#39103)",
+        "on a CPU, jaxlib 0.10.2 can give wrong sums of squares of a product over more than 32,768 rows"
+        " (jax-ml/jax#39103); projections with a norm after them, as models have, were compared and are right",
         'pip install "jaxlib==0.10.1", or with Python 3.12 and later pip install -U jax',
         on="cpu",
     ),

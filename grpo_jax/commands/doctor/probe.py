@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from grpo_jax.redaction import redact
 
 PROGRAM = "import sys; sys.path[:] = {paths!r}; from grpo_jax.commands.doctor.child import main; main()"
 SECONDS = 60.0  # after as many JAX itself warns that a TPU takes long to start
+LOGGED = re.compile(r"[EFIW]\d{4} \S+ +\d+ \S+\] ")  # what XLA writes before each of its messages
 COMPLAINT = 300  # characters of what a process says before it dies
 
 
@@ -86,7 +88,7 @@ def read_answer(said: str, errors: str, status: int | None) -> Answer:
 def _complaint(errors: str, status: int | None) -> str:
     """How a process ended: by which signal or with which status, and the last line that it printed."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    last = lines[-1][:COMPLAINT] if lines else ""
+    last = LOGGED.sub("", lines[-1])[:COMPLAINT] if lines else ""
     if status is None:
         return last
     how = f"with status {status}" if status >= 0 else f"by {_signal(-status)}"

@@ -137,6 +137,12 @@ ILL = {
         "install a newer driver",
     ),
     "jax-metal": (with_({"jax-metal": "0.1.1"}), "error", "jax-metal", "pip uninstall jax-metal"),
+    "a flax that the newer jax breaks": (
+        with_({"jax": "0.11.2", "jaxlib": "0.11.2", "flax": "0.12.9"}, asked={}),
+        "error",
+        "google/flax#5596",
+        "pip install -U flax",
+    ),
     "sums that are wrong": (
         with_({"jax": "0.10.2", "jaxlib": "0.10.2"}, asked={}),
         "warning",
@@ -171,7 +177,7 @@ ILL = {
         with_(jax=Answer(died="find devices", complaint="by SIGSEGV")),
         "error",
         "the process that looked for its devices was ended by SIGSEGV",
-        "in one command",
+        'to the version of jax: pip install "jax==0.10.1"',
     ),
     "a platform that is not there": (
         with_(

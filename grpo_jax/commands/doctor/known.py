@@ -41,6 +41,12 @@ KNOWN = (
         kind="A6000",
     ),
     Known(
+        {"flax": "==0.12.9", "jax": ">=0.11.2"},
+        "flax 0.12.9 needs a name that jax 0.11.2 no longer has, HiPrimitive (google/flax#5596)",
+        "pip install -U flax",
+        stops=True,
+    ),
+    Known(
         {"jax-metal": ">=0"},
         "jax-metal works with no jax after 0.5.0, and has no new versions (jax-ml/jax#26968)",
         "pip uninstall jax-metal: JAX then uses the CPU",

@@ -33,6 +33,7 @@ PRINTING = {  # commands that read text alone, each with all that it can print
     "config": (["config", "CONFIG"], ["config", "--all"], ["config", "CONFIG", "--json"]),
     "checkpoint": (["checkpoint", "list", str(RUN)], ["checkpoint", "verify", str(RUN), "--json"]),
     "watch": (["watch", str(RUN), "--once"],),
+    "doctor": (["doctor"],),
 }
 WORKING = {  # commands that load a model
     "report": (["report", str(RUN), "--out", "page.html"],),

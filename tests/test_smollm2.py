@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from grpo_jax.devices.cache import cache_folder
+from grpo_jax.devices.folders import cache_folder
 from grpo_jax.models import hub, smollm2
 
 WIDTH, HEADS, KV_HEADS, CHANNELS = 16, 4, 2, 4

@@ -116,6 +116,16 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """The options of `grpo-jax doctor`."""
+    from grpo_jax.commands.doctor.probe import SECONDS  # `setting` would need YAML, which may be missing
+
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="that JAX has to find its devices; default: %(default)s"
+    )
+    add_json(parser)
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The options of `grpo-jax data`."""
     add_config(parser)
@@ -348,6 +358,11 @@ GROUPS: dict[str, dict[str, Command]] = {
             "list and verify the checkpoints of a run",
             add_checkpoint,
             ("grpo-jax checkpoint list runs/quickstart",),
+        ),
+        "doctor": Command(
+            "look at this machine and what is installed on it, and say what is wrong",
+            add_doctor,
+            ("grpo-jax doctor", "grpo-jax doctor --json"),
         ),
         "bench": Command(
             "measure this machine",

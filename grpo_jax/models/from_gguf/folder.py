@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from grpo_jax.devices.cache import cache_folder
+from grpo_jax.devices.folders import cache_folder
 from grpo_jax.models.from_gguf.config import config_of
 from grpo_jax.models.from_gguf.reading import GgufFile, open_gguf
 from grpo_jax.models.from_gguf.tokenizer import write_tokenizer

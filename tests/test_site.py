@@ -1,6 +1,8 @@
 """The pages lead somewhere: every link and anchor in the repository, and the site that is built from them."""
 
+import html
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -206,13 +209,44 @@ def test_a_page_needs_no_network_and_fits_a_narrow_screen(site):
     assert re.search(r"img\s*\{[^}]*max-width:\s*100%", styles)
 
 
+def read_page(site: Path, name: str) -> str:
+    return (site / f"{name}.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_every_config_command_and_public_name_has_its_place(site):
     from grpo_jax import __all__ as names
     from grpo_jax.cli import COMMANDS
+    from grpo_jax.objectives import PRESETS
 
     assert {path.stem for path in (site / "recipes").glob("*.html")} == {path.stem for path in CONFIGS} | {"index"}
-    commands, api = ((site / "reference" / f"{name}.html").read_text(encoding="utf-8") for name in ("commands", "api"))
+    commands, api, settings = (read_page(site, f"reference/{name}") for name in ("commands", "api", "settings"))
     assert [name for name in COMMANDS if f'id="grpo-jax-{name}"' not in commands] == []
     modules = {"objectives", "rewards", "tasks", "config"}
     assert [name for name in names if name not in modules and f'id="grpo_jax.{name}"' not in api] == []
+    presets = [preset.__name__.replace("_", "-") for preset in PRESETS]
+    assert [name for name in presets if f'id="objective-{name}"' not in settings] == []
+
+
+@pytest.mark.slow
+def test_the_settings_of_a_section_are_those_of_its_owner_with_their_defaults(site):
+    from grpo_jax import Settings
+
+    section = re.search(r'<section id="train">.*?</section>', read_page(site, "reference/settings"), re.DOTALL)[0]
+    rows = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in re.findall(r"<tr.*?</tr>", section, re.DOTALL)]
+    shown = {
+        cells[0]: cells[2] for cells in ([re.sub("<.*?>", "", cell).strip() for cell in row] for row in rows if row)
+    }
+    known = inspect.signature(Settings).parameters
+    assert list(shown) == list(known)
+    written = {name: yaml.safe_load(default) for name, default in shown.items() if name not in ("steps", "trackers")}
+    assert written == {name: known[name].default for name in written}
+    assert shown["steps"] == "has to be given"
+
+
+@pytest.mark.slow
+def test_the_reference_shows_no_markup_of_docstrings_and_no_place_in_memory(site):
+    for path in [*(site / "reference").glob("api*.html"), site / "reference" / "settings.html"]:
+        article = re.search(r"<article.*</article>", path.read_text(encoding="utf-8"), re.DOTALL)[0]
+        text = html.unescape(re.sub("<[^>]*>", "", re.sub(r"<(script|style).*?</\1>", "", article, flags=re.DOTALL)))
+        assert re.findall(r".{20}(?:`|\\_|\\\*| at 0x|<function|<factory>|~\w+\.\w).{20}", text) == [], path

@@ -11,6 +11,10 @@ GROUPS = {  # by what the first sentence of a head says of the hardware
     "On a GPU": r"on one GPU",
     "On several hosts": r"hosts",
 }
+START = """# Recipes
+
+Each recipe is a config with its command, the hardware, the memory and time that it takes, and the figures to expect. What is
+called planned or estimated comes from `grpo-jax plan`, which runs nothing on the device; a recipe says if nobody has run it."""
 FILE = re.compile(r"(?<![\w/])((?:docs|configs|grpo_jax|tpu_scripts)/[\w./-]*\w)")
 
 
@@ -78,11 +82,7 @@ def _list(summaries: dict[str, str]) -> str:
     groups: dict[str, list[str]] = {title: [] for title in GROUPS}
     for name, sentence in summaries.items():
         groups[_group(name, sentence)].append(name)
-    lines = [
-        "# Recipes",
-        "",
-        "Each recipe is a config with a command, the hardware, the memory and the figures to expect.",
-    ]
+    lines = [START]
     for title, names in groups.items():
         lines += ["", f"## {title}", ""]
         lines += [f"- [{name}](configs/{name}.yaml): {summaries[name]}." for name in names]

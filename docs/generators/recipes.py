@@ -13,8 +13,9 @@ GROUPS = {  # by what the first sentence of a head says of the hardware
 }
 START = """# Recipes
 
-Each recipe is a config with its command, the hardware, the memory and time that it takes, and the figures to expect. What is
-called planned or estimated comes from `grpo-jax plan`, which runs nothing on the device; a recipe says if nobody has run it."""
+Each recipe is a config with its command, the hardware, the memory and time that it takes, and the figures to expect.
+What is called planned or estimated comes from `grpo-jax plan`, which runs nothing on the device. A recipe that nobody
+has run says so."""
 FILE = re.compile(r"(?<![\w/])((?:docs|configs|grpo_jax|tpu_scripts)/[\w./-]*\w)")
 
 

@@ -47,6 +47,7 @@ def forget_programs(tmp_path_factory):
             del sys.modules[name]
     jax.clear_caches()
     logging.getLogger("grpo_jax").handlers.clear()
+    logging.getLogger("grpo_jax").setLevel(logging.NOTSET)
     logging.getLogger("grpo_jax").propagate = True
 
 

@@ -20,25 +20,24 @@ pytestmark = pytest.mark.slow  # runs benchmarks
 FEW = ["--model", "tiny", "--prompts", "8", "--responses", "2", "--prompt-tokens", "8", "--repeat", "1"]
 
 
-def test_a_rollout_is_measured_and_written(tmp_path, capsys):
-    file = tmp_path / "figures.json"
-    assert main(["bench", "rollout", *FEW, "--response-tokens", "6", "--json", str(file)]) == 0
-    figures = json.loads(file.read_text())
+def test_a_rollout_is_measured_and_written(capsys):
+    assert main(["bench", "rollout", *FEW, "--response-tokens", "6", "--json"]) == 0
+    printed = capsys.readouterr()
+    figures = json.loads(printed.out)
     assert figures["tokens"] == 8 * 2 * 6
     assert figures["rollout_tokens_per_s"] == pytest.approx(figures["tokens"] / figures["rollout_s"])
     assert figures["prefill_s"] + figures["decode_s"] == pytest.approx(figures["rollout_s"])
     assert figures["roof_fraction"] == pytest.approx(figures["rollout_tokens_per_s"] / figures["roof_tokens_per_s"])
     assert figures["compile_s"] > 0 and figures["arguments"]["model"] == "tiny"
-    shown = capsys.readouterr().out
-    assert "8 prompts of 8 tokens, 2 responses of 6" in shown and "tokens/s" in shown
+    assert "8 prompts of 8 tokens, 2 responses of 6" in printed.err and "tokens/s" in printed.err
 
 
-def test_an_int8_cache_is_measured_by_what_it_does_to_log_probs(tmp_path, capsys):
-    file = tmp_path / "figures.json"
-    assert main(["bench", "rollout", *FEW, "--response-tokens", "6", "--int8-cache", "--json", str(file)]) == 0
-    figures = json.loads(file.read_text())
+def test_an_int8_cache_is_measured_by_what_it_does_to_log_probs(capsys):
+    assert main(["bench", "rollout", *FEW, "--response-tokens", "6", "--int8-cache", "--json"]) == 0
+    printed = capsys.readouterr()
+    figures = json.loads(printed.out)
     assert 0 < figures["logprob_gap_mean"] < figures["logprob_gap_max"] < 0.1
-    assert "nats from the trainer's" in capsys.readouterr().out
+    assert "nats from the trainer's" in printed.err
 
 
 def test_a_benchmark_learns_from_all_of_its_answers_though_none_ends():
@@ -51,12 +50,12 @@ def test_a_benchmark_learns_from_all_of_its_answers_though_none_ends():
 
 
 @pytest.mark.parametrize("what", ["train", "step"])
-def test_learning_is_measured_and_written(what, tmp_path, capsys):
-    file = tmp_path / "figures.json"
-    assert main(["bench", what, *FEW, "--response-tokens", "6", "--responses-at-once", "8", "--json", str(file)]) == 0
-    figures = json.loads(file.read_text())
+def test_learning_is_measured_and_written(what, capsys):
+    assert main(["bench", what, *FEW, "--response-tokens", "6", "--responses-at-once", "8", "--json"]) == 0
+    printed = capsys.readouterr()
+    figures = json.loads(printed.out)
     assert figures["compile_s"] > 0 and figures["peak_bytes"] > 1e8
-    assert f"{figures[f'{what}_step_s' if what == 'train' else 'step_s']:.2f} s" in capsys.readouterr().out
+    assert f"{figures[f'{what}_step_s' if what == 'train' else 'step_s']:.2f} s" in printed.err
     if what == "train":
         assert figures["tokens"] == 8 * (8 + 2 * 6)
         assert figures["train_tokens_per_s"] == pytest.approx(figures["tokens"] / figures["train_step_s"])

@@ -9,7 +9,7 @@ import pytest
 
 from grpo_jax import __version__
 from grpo_jax.cli import parse
-from grpo_jax.commands import objectives
+from grpo_jax.commands import objectives, presets, printing
 from grpo_jax.config import ConfigError, find_config, parameters
 
 HEAVY = {"jax", "flax", "transformers", "datasets"}
@@ -133,12 +133,13 @@ def test_a_reader_that_stops_early_ends_the_command_quietly(command):
 
 
 def test_the_table_of_objectives_fits_a_terminal_and_tells_all_choices():
-    whole = objectives.table().splitlines()
-    assert objectives.table(1000).splitlines() == whole
-    narrow = objectives.table(80)
+    rows = [presets.COLUMNS, *map(presets.cells, presets.PRESETS)]
+    whole = printing.table(rows, 1000)
+    assert whole == printing.table(rows, None) and whole.count("\n") == len(rows) - 1
+    narrow = printing.table(rows, 80)
     assert max(map(len, narrow.splitlines())) <= 80
     words = set(re.findall(r"[\w.()]+", narrow))
-    assert all(word in words for word in re.findall(r"[\w.()]+", "\n".join(whole[1:])) if word != "none")
+    assert all(word in words for word in re.findall(r"[\w.()]+", whole.partition("\n")[2]))
 
 
 def test_options_that_are_settings_of_the_library_have_its_choices_and_defaults(capsys):

@@ -132,13 +132,13 @@ def test_one_call_has_as_many_answers_as_the_engine_gives():
 
 @pytest.mark.slow
 def test_a_run_is_measured_beside_its_base_and_its_export_gives_the_same_answers(run, tmp_path, capsys):
-    assert main(["eval", str(run), "--json", str(tmp_path / "figures.json")]) == 0
+    assert main(["eval", str(run), "--json"]) == 0
     printed = capsys.readouterr()
-    assert f"{run}@3" in printed.out and "tiny" in printed.out and "difference" in printed.out
-    assert "arithmetic: 8 held-out prompts, one greedy answer to each; 95 % intervals" in printed.out
+    assert f"{run}@3  " in printed.err and "tiny" in printed.err and "difference" in printed.err
+    assert "arithmetic: 8 held-out prompts, one greedy answer to each; 95 % intervals" in printed.err
     assert f"{run}@3, arithmetic: 8 of 8 prompts" in printed.err and "left 0:00" in printed.err
     assert gj.RunDirectory(run).held_out_steps() == [0, 3] and len(gj.RunDirectory(run).held_out(3)) == 8
-    (figures,) = json.loads((tmp_path / "figures.json").read_text())
+    (figures,) = json.loads(printed.out)
     assert [each["model"] for each in figures["models"]] == ["tiny", f"{run}@3"]
     reward = [each["metrics"]["reward"] for each in figures["models"]]
     assert figures["changes"]["reward"]["mean"] == pytest.approx(reward[1] - reward[0])
@@ -147,13 +147,14 @@ def test_a_run_is_measured_beside_its_base_and_its_export_gives_the_same_answers
         gj.load(str(run)), gj.load(str(run)).params(gj.Layout().mesh(jax.devices()[:1])), tmp_path / "m"
     )
     several = ["evaluation.responses=4", "evaluation.seed=7"]
-    figures_of = {name: tmp_path / f"{name}.json" for name in ("run", "exported")}
-    assert main(["eval", str(run), *several, "--json", str(figures_of["run"])]) == 0
-    assert "4 sampled answers to each, seed 7" in capsys.readouterr().out
+    assert main(["eval", str(run), *several, "--json"]) == 0
+    first = capsys.readouterr()
+    assert "4 sampled answers to each, seed 7" in first.err
     as_task = ["--task", str(run / "config.yaml"), "--out", str(tmp_path / "out")]
-    assert main(["eval", str(exported), *as_task, *several, "--json", str(figures_of["exported"])]) == 0
-    assert "difference" not in capsys.readouterr().out
-    of_run, of_export = (json.loads(file.read_text())[0]["models"][-1] for file in figures_of.values())
+    assert main(["eval", str(exported), *as_task, *several, "--json", "--quiet"]) == 0
+    second = capsys.readouterr()
+    assert second.err == ""
+    of_run, of_export = (json.loads(text)[0]["models"][-1] for text in (first.out, second.out))
     assert of_run["metrics"] == of_export["metrics"] and of_run["intervals"] == of_export["intervals"]
     assert {"pass@1", "pass@4", "reward/low"} <= of_run["metrics"].keys()
     answers = completions(run / "evaluations", 3)
@@ -231,8 +232,6 @@ def test_what_overrides_say_of_a_task_is_kept_and_tasks_of_one_name_are_told_apa
         (["RUN@4"], "has no step 4: its steps are 3"),
         (["RUN", "task.held_out=0"], "The task arithmetic has no held-out examples, which are what is asked. Give it"),
         (["RUN", "--out", "RUN/config.yaml"], "cannot be one (File exists). Name another one."),
-        (["RUN", "--json", "RUN"], "is a folder. Name a file."),
-        (["RUN", "--json", "RUN/nowhere/figures.json"], "in a folder that is not there. Make it first"),
         (["RUN", "--before", "smollm2-135m-instruct"], "with a model of the same shape"),
         (["tinny", "--task", "arithmetic"], "'tinny' is none of them"),
         (["tiny", "--task", "arithmetic", "task={use: gsm8k}"], "names the task, so task={use: gsm8k} cannot name one"),

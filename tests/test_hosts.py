@@ -260,7 +260,7 @@ def test_multi_process_an_evaluation_of_two_processes_equals_that_of_one_and_rep
     """Ten prompts in two calls; each asks some of them again, as eight fill the devices."""
     fill(tmp_path, SMALL)
     settings = ("evaluation.responses=4", "evaluation.responses_at_once=24", "task.held_out=10")
-    arguments = ("-m", "grpo_jax", "eval", "config.yaml", *settings, "--out", "completions", "--json", "figures.json")
+    arguments = ("-m", "grpo_jax", "eval", "config.yaml", *settings, "--out", "completions", "--json")
     found = []
     for processes, devices in ((1, 4), (2, 2)):
         variables = environment(processes, devices)
@@ -269,7 +269,8 @@ def test_multi_process_an_evaluation_of_two_processes_equals_that_of_one_and_rep
         ended = finish([launch(tmp_path, host, variables, *arguments) for host in range(processes)])
         assert ended == [0] * processes, said(tmp_path)[-3000:]
         rows = sorted(gj.RunDirectory(tmp_path).held_out(0), key=lambda row: json.dumps(row["prompt"]))
-        found.append((rows, json.loads((tmp_path / "figures.json").read_text())))
+        text = said(tmp_path)  # with what went to standard error
+        found.append((rows, json.JSONDecoder().raw_decode(text, text.index("[\n {"))[0]))
     assert found[0] == found[1] and len(found[0][0]) == 40
     assert {"pass@4", "maj@4", "reward/low"} <= found[0][1][0]["models"][0]["metrics"].keys()
     names = sorted(file.name for file in (tmp_path / "completions").iterdir())

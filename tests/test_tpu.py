@@ -187,15 +187,16 @@ def test_slices_are_made_of_hosts(name, hosts, chips):
 @pytest.mark.slow
 def test_a_plan_says_what_fits(tmp_path, capsys):
     pytest.importorskip("libtpu", reason="libtpu is large, and only these tests need it where there is no TPU")
-    config, file = tmp_path / "config.yaml", tmp_path / "plan.json"
+    config = tmp_path / "config.yaml"
     config.write_text(CONFIG.replace("qwen3-0.6b", "tiny"))
-    assert main(["plan", str(config), "--topology", "v5e-1", "--json", str(file)]) == 0
-    figures = json.loads(file.read_text())
+    assert main(["plan", str(config), "--topology", "v5e-1", "--json"]) == 0
+    printed = capsys.readouterr()
+    figures = json.loads(printed.out)
     assert figures["fits"] and figures["largest_responses_at_once"] == 64
     for phase in ("sample", "train"):
         assert figures[phase]["temp_bytes"] < figures[phase]["peak_hbm_bytes"] < figures["hbm_limit_bytes"]
         assert figures[phase]["argument_bytes"] > 4 * 200_000 * (phase == "train")
-    assert "It fits." in capsys.readouterr().out
+    assert "It fits." in printed.err
 
 
 def case_without_compiler(tmp_path, *overrides: str) -> Case:

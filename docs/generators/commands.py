@@ -13,8 +13,8 @@ WIDTH = "100"  # characters of a line
 def page() -> str:
     """The help of every command, in the order in which `grpo-jax --help` lists them."""
     parts = ["# Commands", _block([]), "`python -m grpo_jax` is the same command."]
-    for name, (summary, *_) in COMMANDS.items():
-        parts += [f"## grpo-jax {name}", f"{summary[0].upper()}{summary[1:]}.", _block([name])]
+    for name in COMMANDS:
+        parts += [f"## grpo-jax {name}", _block([name])]
     return "\n\n".join(parts) + "\n"
 
 

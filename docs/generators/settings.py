@@ -1,77 +1,66 @@
-"""The page of the settings: every key of a config with its type, its default and the comment beside it."""
+"""The page of the settings: every key of a config with its type, its default and its meaning, as their owners have them."""
 
-import ast
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from grpo_jax.config import SECTIONS, Default, Parameter, Section, parameters
-from grpo_jax.config.advice import usable_names
-from grpo_jax.config.names import find
-from grpo_jax.config.sections import PARTS, TRACKERS, limits_of_rewards
+from grpo_jax.config import Default, Parameter
+from grpo_jax.config.listing import Choice, Listed, settings
 from grpo_jax.config.values import describe, write_value
 
 START = """# Settings
 
 Every section and key of a config. Where a section can be one of several things, `use` names which; with
-`use: package.module:name` it is one of your own. `grpo-jax config CONFIG` shows a config with all of its values.
-"""
+`use: package.module:name` it is one of your own. `grpo-jax config CONFIG` shows a config with all of its values, and
+`grpo-jax config --all` this list."""
 
 
 def page() -> str:
-    """The settings of all sections, and the choices that an objective is made of."""
-    parts = [START, *(part for name, section in SECTIONS.items() for part in _section(name, section))]
-    parts += ["## train.trackers", "Any of these, by name or with keys of its own.", *_owners(TRACKERS)]
-    parts += ["## Choices of an objective", "Keys of `objective` that replace a choice of its preset."]
-    for name, section in PARTS.items():
-        parts += [f"### objective: {name}", *(_choice(section, use) for use in _names(section))]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    """All sections in their order, each followed by the choices that its keys can have."""
+    return "\n\n".join(filter(None, [START, *(part for found in settings() for part in _listed(found))])) + "\n"
 
 
-def _section(name: str, section: Section) -> list[str]:
-    """The heading of a section, and a table of keys for each name that `use` can have."""
-    names = _names(section)
-    optional = "This section may be left out." if section.optional else ""
-    if len(names) == 1:
-        return [f"## {name}", optional, *_owner(section, names[0])]
-    default = f"`use: {section.default}` is the default." if section.default else "`use` has to be given."
-    every = ["Every item of `rewards` has these keys, too:", _table(_limits())] if name == "rewards" else []
-    return [f"## {name}", optional, "" if name == "rewards" else default, *every, *_owners(section, f"{name}: ")]
+def _listed(found: Listed) -> list[str]:
+    """The places where a choice can stand, and a table of keys for each name that `use` can have there."""
+    first = next(iter(found.places))
+    parts = [f"{'###' if '.' in first else '##'} {first}", *_places(found.places)]
+    if [choice.name for choice in found.choices] == [found.default]:
+        return parts + _choice(found.choices[0])
+    parts.append(f"`use: {found.default}` is the default." if found.default else "")
+    if "." in first:  # there are many, with few keys
+        return [*parts, "\n".join(_item(choice) for choice in found.choices)]
+    for choice in found.choices:
+        parts += [f"### {first}: {choice.name}", *_choice(choice)]
+    return parts + _shared(first, found.shared)
 
 
-def _limits() -> list[Parameter]:
-    return [parameters("grpo_jax.config.sections:RewardPart")["weight"], *limits_of_rewards().values()]
+def _shared(place: str, keys: tuple[Parameter, ...]) -> list[str]:
+    """The keys that stand beside those of any choice."""
+    if place == "objective":
+        table = "\n".join(f"- `{key.name}`: {_text(key.comment)}" for key in keys)
+        return ["### objective: beside any preset", "These replace what the preset has.", table]
+    return [f"### {place}: beside any of these", _table(keys)] if keys else []
 
 
-def _owners(section: Section, prefix: str = "") -> list[str]:
-    return [part for use in _names(section) for part in (f"### {prefix}{use}", *_owner(section, use))]
+def _places(places: dict[str, str]) -> list[str]:
+    (first, about), *others = places.items()
+    more = [f"`{place}`{f' ({_text(meaning)})' if meaning else ''}" for place, meaning in others]
+    return [_sentence(_text(about)), f"It also stands at {', '.join(more)}." if more else ""]
 
 
-def _names(section: Section) -> list[str]:
-    names = sorted(usable_names(section), key=str.lower)
-    return sorted(names, key=lambda name: name != section.default)  # the default first
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}." if text and not text.endswith(".") else text
 
 
-def _owner(section: Section, use: str) -> list[str]:
-    """What an owner says of itself, and its keys."""
-    return [_text(_docstring(section, use)), _table(_keys(section, use))]
+def _choice(choice: Choice) -> list[str]:
+    """What a choice says of itself, and its keys."""
+    return [_text(choice.text), _table(choice.keys)]
 
 
-def _choice(section: Section, use: str) -> str:
-    """A choice of an objective in an item of a list, with its keys in a sentence."""
-    keys = ", ".join(f"`{key.name}: {_default(key)}`" for key in _keys(section, use))
-    summary = " ".join(_docstring(section, use).partition("\n\n")[0].split())
-    return f"- `{use}`: {_text(summary)}" + (f" Keys: {keys}." if keys else "")
-
-
-def _keys(section: Section, use: str) -> list[Parameter]:
-    known = parameters(f"{section.namespace}:{use}").values()
-    return [key for key in known if key.name not in (*section.supplied, *section.takes)]
-
-
-def _docstring(section: Section, use: str) -> str:
-    definition = find(section.namespace, use)
-    return ast.get_docstring(definition.node) or ""
+def _item(choice: Choice) -> str:
+    """A choice in an item of a list, with its keys in a sentence."""
+    keys = ", ".join(f"`{key.name}{f': {_default(key)}' if _default(key) else ''}`" for key in choice.keys)
+    return f"- `{choice.name}`: {_text(choice.summary)}.{f' Keys: {keys}.' if keys else ''}"
 
 
 def _table(keys: Iterable[Parameter]) -> str:
@@ -94,11 +83,11 @@ def _default(key: Parameter) -> str:
 
 
 def _code(value: str) -> str:
-    return {"": "has to be given", "...": "computed"}.get(value, f"`{_cell(value, escaped=False)}`")
+    return {"": "has to be given", "...": "computed"}.get(value, f"`{value.replace('|', chr(92) + '|')}`")
 
 
-def _cell(text: str, escaped: bool = True) -> str:
-    return (_text(text) if escaped else text).replace("|", "\\|")
+def _cell(text: str) -> str:
+    return _text(text).replace("|", "\\|")
 
 
 def _text(text: str) -> str:

@@ -1,8 +1,10 @@
 """`grpo-jax checkpoint`: which checkpoints a run has, and whether their files are what was saved."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
+from grpo_jax.commands.printing import print_json, show
 from grpo_jax.saved.manifest import Verdict, list_step, steps_in, verify
 
 
@@ -11,14 +13,14 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.run) / "checkpoints"
     if not folder.is_dir():
         raise FileNotFoundError(f"{arguments.run} has no folder of checkpoints; give the directory of a run.")
-    steps = steps_in(folder)
-    if not steps:
-        print(f"{arguments.run} has no checkpoint yet")
-        return 0
     look = verify if arguments.action == "verify" else list_step
-    verdicts = [look(folder / str(step)) for step in steps]
-    print("\n".join(["step        size  files", *map(_line, verdicts)]))
-    return int(verdicts[-1].status in ("damaged", "unfinished"))
+    verdicts = [look(folder / str(step)) for step in steps_in(folder)]
+    if arguments.json:
+        print_json(arguments, [dataclasses.asdict(verdict) for verdict in verdicts])
+    else:
+        text = "\n".join(["step        size  files", *map(_line, verdicts)])
+        show(text if verdicts else f"{arguments.run} has no checkpoint yet")
+    return int(bool(verdicts) and verdicts[-1].status in ("damaged", "unfinished"))
 
 
 def _line(verdict: Verdict) -> str:

@@ -19,6 +19,7 @@ from grpo_jax.models.runs import find_run, is_run
 def run(arguments: argparse.Namespace) -> int:
     """Writes the directory; returns the exit code. Uses the CPU, as a training may be using what is faster."""
     jax.config.update("jax_platforms", "cpu")
+    address = None
     try:
         check_free(Path(arguments.out).expanduser().absolute())  # before minutes of work
         if arguments.push is not None:
@@ -37,9 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         if arguments.push is not None:
-            print(push(directory, arguments.push))
+            address = push(directory, arguments.push)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
+    if address is not None:
+        print(address)
     return 0
 
 

@@ -1,57 +1,54 @@
-"""Lists what a section of a config can name, with keys and defaults, from source text: nothing is imported for it."""
+"""Prints what a section of a config can name, with keys, defaults and meanings. Nothing is imported for it."""
 
-import ast
-import inspect
 import json
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from grpo_jax.config import SECTIONS, ConfigError, Default, Parameter, parameters
-from grpo_jax.config.advice import usable_names
-from grpo_jax.config.names import find
-from grpo_jax.config.sections import limits_of_rewards
+from grpo_jax.commands.printing import print_json, show
+from grpo_jax.config import ConfigError, Default, Parameter
+from grpo_jax.config.listing import Choice, Listed, listed
 from grpo_jax.config.similar import suggestion
+from grpo_jax.config.values import describe
+
+WRITTEN = {
+    "task": "task: {use: NAME, ...}",
+    "rewards": "rewards: [{use: NAME, weight: 1.0, ...}]",
+    "objective": "objective: {use: NAME, ...}",
+}
 
 
-def table(name: str) -> str:
-    """Each name that `use` can have in a section, with what it is in a line, and its keys."""
-    section = SECTIONS[name]
-    lines = [line for use in sorted(usable_names(section), key=str.lower) for line in _entry(name, use)]
-    return "\n".join([*lines, *_shared(name)])
+def run(place: str, arguments: Namespace, more: Callable[[str], str] = lambda name: "") -> int:
+    """Prints each name with a line about it, or one with all that is written about it and `more`; the exit code."""
+    found = listed(place)
+    choice = None if arguments.name is None else _named(place, arguments.name, found)
+    if arguments.json:
+        print_json(arguments, plain(found) if choice is None else plain_choice(choice) | _plain_shared(found))
+    elif choice is None:
+        show("\n".join(f"{each.name}: {each.summary}" for each in found.choices))
+    else:
+        show("\n".join([*described(place, choice, found), more(choice.name)]).rstrip())
+    return 0
 
 
-def describe(name: str, use: str) -> str:
-    """All that is written about one name of a section, and its keys."""
-    usable = usable_names(SECTIONS[name])
-    if use not in usable:
-        kind = "reward" if name == "rewards" else name
-        raise ConfigError(f"there is no {kind} {use}{suggestion(use, usable)}")
-    keys = [f"  {_shown(key)}" for key in _keys(name, use)]
-    written = f"rewards: [{{use: {use}, weight: 1.0, ...}}]" if name == "rewards" else f"task: {{use: {use}, ...}}"
-    settings = [f"settings, as `{written}`:", *(keys if keys else ["  none"])]
-    shared = _shared(name)
-    return "\n".join([_docstring(name, use), "", *settings, *(["", *shared] if shared else [])])
+def _named(place: str, name: str, found: Listed) -> Choice:
+    choices = {each.name: each for each in found.choices}
+    if name not in choices:
+        kind = "reward" if place == "rewards" else place
+        raise ConfigError(f"there is no {kind} {name}{suggestion(name, choices)}")
+    return choices[name]
 
 
-def _entry(name: str, use: str) -> list[str]:
-    summary = " ".join(_docstring(name, use).partition("\n\n")[0].split())
-    return [f"{use}: {summary}", *(f"    {_shown(key)}" for key in _keys(name, use)), ""]
+def described(place: str, choice: Choice, found: Listed) -> list[str]:
+    """All that is written about a name of a section, and its keys."""
+    keys = [f"  {shown(key)}" for key in choice.keys]
+    lines = [choice.text, "", f"settings, as `{WRITTEN[place].replace('NAME', choice.name)}`:", *(keys or ["  none"])]
+    if place == "rewards":
+        lines += ["", "every item of rewards has these keys, too:", *(f"  {shown(key)}" for key in found.shared)]
+    return lines
 
 
-def _shared(name: str) -> list[str]:
-    """The keys that every item of `rewards` has."""
-    if name != "rewards":
-        return []
-    weight = "    weight: 1.0  # of the reward in the sum; 0 records it alone"
-    limits = [f"    {_shown(key)}" for key in limits_of_rewards().values()]
-    return ["Every item of rewards has these keys, too:", weight, *limits]
-
-
-def _keys(name: str, use: str) -> list[Parameter]:
-    section = SECTIONS[name]
-    known = parameters(f"{section.namespace}:{use}")
-    return [parameter for parameter in known.values() if parameter.name not in section.supplied]
-
-
-def _shown(key: Parameter) -> str:
+def shown(key: Parameter) -> str:
     """A key as a config writes it, with its default and what its owner says of it."""
     match key.default:
         case Default.REQUIRED:
@@ -63,7 +60,40 @@ def _shown(key: Parameter) -> str:
     return f"{key.name}: {value}{f'  # {key.comment}' if key.comment else ''}"
 
 
-def _docstring(name: str, use: str) -> str:
-    definition = find(SECTIONS[name].namespace, use)
-    text = None if definition is None else ast.get_docstring(definition.node)
-    return "" if text is None else inspect.cleandoc(text)
+def all_settings(found: Iterable[Listed]) -> str:
+    """Every section, the names that it can have, and the keys of each, as text that is nearly YAML."""
+    return "\n\n".join("\n".join(_section(each)) for each in found)
+
+
+def _section(found: Listed) -> list[str]:
+    lines = [f"{place}:  # {about}" for place, about in found.places.items()]
+    if [choice.name for choice in found.choices] == [found.default]:
+        return lines + [f"  {shown(key)}" for key in found.choices[0].keys]
+    for choice in found.choices:
+        default = "(default) " if choice.name == found.default else ""
+        lines += [f"  use: {choice.name}  # {default}{choice.summary}", *(f"    {shown(key)}" for key in choice.keys)]
+    shared = [f"    {shown(key)}" for key in found.shared]
+    return lines + (["  whatever is used:", *shared] if shared else [])
+
+
+def plain(found: Listed) -> dict[str, Any]:
+    """A section as JSON has it."""
+    choices = [plain_choice(choice) for choice in found.choices]
+    return {"places": dict(found.places), "default": found.default, "choices": choices} | _plain_shared(found)
+
+
+def plain_choice(choice: Choice) -> dict[str, Any]:
+    """A name, what is written about it, and its keys as JSON has them."""
+    keys = [_plain_key(key) for key in choice.keys]
+    return {"name": choice.name, "summary": choice.summary, "text": choice.text, "keys": keys}
+
+
+def _plain_shared(found: Listed) -> dict[str, Any]:
+    return {"shared": [_plain_key(key) for key in found.shared]}
+
+
+def _plain_key(key: Parameter) -> dict[str, Any]:
+    """A key; one without `default` has to be given if it is `required`, and else its owner computes it."""
+    known = {} if isinstance(key.default, Default) else {"default": key.default}
+    required = key.default is Default.REQUIRED
+    return {"name": key.name, "type": describe(key.type), "required": required, **known, "comment": key.comment}

@@ -7,5 +7,4 @@ from grpo_jax.commands import listing
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints all tasks, or one with all that is written about it. Returns the exit code."""
-    print(listing.table("task") if arguments.name is None else listing.describe("task", arguments.name))
-    return 0
+    return listing.run("task", arguments)

@@ -14,21 +14,17 @@ def build(config: Config) -> dict[str, Any]:
 
     Of a config that was read with `sft=True` they are those of a run on given answers.
     """
-    from grpo_jax.judges import Judge, ModelJudge
+    from grpo_jax.judges import ModelJudge
     from grpo_jax.models import Model
     from grpo_jax.objectives import Objective
     from grpo_jax.rewards import Mix
     from grpo_jax.tasks import Task
-    from grpo_jax.training.overview import copy_bytes
 
     settings, task, layout = config.train.build(), built(config.task, Task), config.mesh.build()
     model = built(config.model, Model)
     if model.lora is not None:
         _compare_rate(config)
-    judge = None
-    if config.judge is not None:
-        mesh = layout.mesh(copy_bytes=copy_bytes(model.policy))
-        judge = built(config.judge, Judge, **wanted(config.judge, {"mesh": mesh}))
+    judge = None if config.judge is None else _judge(config.judge, model, layout)
     supervised = None if config.sft is None else config.sft.build()
     rewards = tuple((item.build(judge=judge), item.weight) for item in config.rewards)
     teacher = None if config.teacher is None or supervised is not None else _teacher(config.teacher, model, layout)
@@ -66,6 +62,15 @@ def _compare_rate(config: Config) -> None:
             " take ten times the rate of all weights (docs/lora.md)",
             rate,
         )
+
+
+def _judge(call: Call, model: Any, layout: Any) -> Any:
+    """A judge; one that is a model is divided over the devices as the model that is trained is."""
+    from grpo_jax.judges import Judge
+    from grpo_jax.training.overview import copy_bytes
+
+    mesh = layout.mesh(copy_bytes=copy_bytes(model.policy))
+    return built(call, Judge, **wanted(call, {"mesh": mesh}))
 
 
 def _teacher(call: Call, model: Any, layout: Any) -> tuple[Any, Any]:

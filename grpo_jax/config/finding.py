@@ -25,9 +25,12 @@ def find_config(name: str) -> Path:
     raise FileNotFoundError(f"there is no config file {name}{known if stems else '; give the path of a YAML file'}")
 
 
+def packaged() -> list[Path]:
+    """The configs that come with the package, if it is a clone of the repository."""
+    return sorted((CHECKOUT / "configs").glob("*.yaml")) if (CHECKOUT / "pyproject.toml").is_file() else []
+
+
 def _known() -> list[Path]:
     """The configs that have a name, those of the current folder first."""
-    folders = [Path(), Path("configs")]
-    if (CHECKOUT / "pyproject.toml").is_file():
-        folders.append(CHECKOUT / "configs")
-    return [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
+    here = [path for folder in (Path(), Path("configs")) for path in sorted(folder.glob("*.yaml"))]
+    return here + packaged()

@@ -73,7 +73,7 @@ def _choices(written: Written, known: Mapping[str, Parameter]) -> dict[str, Any]
 def _value(node: yaml.Node, parameter: Parameter, key: str) -> Any:
     """The value of a parameter, which may be a choice with arguments of its own, or a list of choices."""
     section = _section_of_choices(parameter.name, key)
-    if section is None or _is_never_a_choice(parameter.type) or _is_number_or_null(node, parameter.type, key):
+    if section is None or is_never_a_choice(parameter.type) or _is_number_or_null(node, parameter.type, key):
         return read_value(node, parameter.type, key)
     several = typing.get_origin(parameter.type) is tuple
     if several != isinstance(node, yaml.SequenceNode):
@@ -92,12 +92,12 @@ def _section_of_choices(name: str, key: str) -> Section | None:
     return PARTS.get(name) if key.startswith("objective.") else None
 
 
-def _is_never_a_choice(expected: Any) -> bool:
+def is_never_a_choice(expected: Any) -> bool:
     """Whether no value of a type is a choice: a user's own parameter may have the name of an objective's field."""
     if typing.get_origin(expected) is Literal:
         return True
     inner = typing.get_args(expected)
-    return all(_is_never_a_choice(member) for member in inner) if inner else expected in NEVER_CHOICES
+    return all(is_never_a_choice(member) for member in inner) if inner else expected in NEVER_CHOICES
 
 
 def _is_number_or_null(node: yaml.Node, expected: Any, key: str) -> bool:

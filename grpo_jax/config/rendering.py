@@ -4,8 +4,9 @@ Secrets are written as `***` (redaction.py).
 """
 
 from collections.abc import Mapping
+from typing import Any
 
-from grpo_jax.config.sections import SECTIONS, Call, Config, RewardPart, limits_of_rewards
+from grpo_jax.config.sections import MAPPINGS, SECTIONS, Call, Config, RewardPart, limits_of_rewards
 from grpo_jax.config.signatures import Parameter, parameters
 from grpo_jax.config.values import write_value
 from grpo_jax.redaction import hidden
@@ -23,10 +24,27 @@ def render(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
+def values(config: Config) -> dict[str, Any]:
+    """The sections of a config with every default, as JSON has them."""
+    found: dict[str, Any] = {}
+    for name in SECTIONS:
+        value = getattr(config, name)
+        if isinstance(value, Call):
+            found[name] = _values(name, value)
+        elif value:
+            found[name] = [_values(name, part.call) | {"weight": part.weight, **part.limits} for part in value]
+    return found
+
+
+def _values(name: str, call: Call) -> dict[str, Any]:
+    known = {key: hidden(key, _without_calls(value)) for key, value in {**call.arguments, **call.choices}.items()}
+    return {"use": _short(name, call.target), **known}
+
+
 def _body(name: str, call: Call) -> list[str]:
     known = parameters(call.target)
     body = [_line("use", _short(name, call.target), call.sources)] if call.sources["use"] != "default" else []
-    body += [_line(key, value, call.sources, known[key]) for key, value in call.arguments.items()]
+    body += [_line(key, value, call.sources, known[key], call.target) for key, value in call.arguments.items()]
     return body + [_line(key, value, call.sources) for key, value in call.choices.items()]
 
 
@@ -37,9 +55,21 @@ def _item(name: str, reward: RewardPart) -> list[str]:
     return [f"  - {first}", *_indent(_indent(rest))]
 
 
-def _line(key: str, value: object, sources: Mapping[str, str], parameter: Parameter | None = None) -> str:
-    comment = f" ({parameter.comment})" if parameter is not None and parameter.comment else ""
-    return f"{key}: {write_value(hidden(key, _without_calls(value)))}  # {sources[key]}{comment}"
+def _line(
+    key: str, value: object, sources: Mapping[str, str], parameter: Parameter | None = None, target: str = ""
+) -> str:
+    said = "" if parameter is None else parameter.comment
+    notes = "; ".join(filter(None, [said, _completed(target, key, value)]))
+    return f"{key}: {write_value(hidden(key, _without_calls(value)))}  # {sources[key]}{f' ({notes})' if notes else ''}"
+
+
+def _completed(target: str, key: str, value: object) -> str:
+    """What a mapping is with its defaults, if it has any."""
+    section = MAPPINGS.get((target, key))
+    if section is None or not isinstance(value, Mapping):
+        return ""
+    known = parameters(f"{section.namespace}:{section.default}")
+    return f"here {write_value({name: value.get(name, each.default) for name, each in known.items()})}"
 
 
 def _without_calls(value: object) -> object:

@@ -20,13 +20,15 @@ from grpo_jax.redaction import revealed
 
 @dataclass(frozen=True)
 class Section:
-    """The module in which `use: name` is looked up, and the name used by default (None: `use` has to be given).
+    """What a section is about, the module in which `use: name` is looked up, and the name used by default (None: `use`
+    has to be given).
 
     The program itself gives the `supplied` parameters, so a config cannot. An `optional` section may be left out.
     What can be named is told from helpers of its module by what a function `returns`, or by the parameters that it
     `takes` when it is called; without both, it is the default alone.
     """
 
+    about: str
     namespace: str
     default: str | None = None
     supplied: tuple[str, ...] = ()
@@ -37,59 +39,100 @@ class Section:
 
 
 SECTIONS = {
-    "run": Section("grpo_jax.training.record", "Run"),
-    "model": Section("grpo_jax.models", "load", returns="Model"),
-    "task": Section("grpo_jax.tasks", returns="Task"),
+    "run": Section("the directory of the run", "grpo_jax.training.record", "Run"),
+    "model": Section("the model that is trained", "grpo_jax.models", "load", returns="Model"),
+    "task": Section("the questions, and how they are worded as prompts", "grpo_jax.tasks", returns="Task"),
     "rewards": Section(
+        "a list of what scores the answers; without it the task's own reward does",
         "grpo_jax.rewards",
         supplied=("example", "response", "examples", "responses", "prompts", "completions", "judge"),
         takes=("example", "response"),
         also_takes=(("example", "responses"), ("examples", "responses")),
     ),
-    "rollout": Section("grpo_jax.rollout", "Sampler", supplied=("ends", "decode")),
-    "objective": Section("grpo_jax.objectives", "verifiable", returns="Objective"),
+    "rollout": Section("how answers are sampled", "grpo_jax.rollout", "Sampler", supplied=("ends", "decode")),
+    "objective": Section("what is learned from rewards", "grpo_jax.objectives", "verifiable", returns="Objective"),
     "algorithm": Section(
+        "how a step divides its work",
         "grpo_jax.algorithm",
         "Algorithm",
         supplied=("policy", "sample", "decode", "reward", "objective", "optimizer", "teacher", "judge"),
     ),
     "optimizer": Section(
-        "grpo_jax.optimizers", "adamw", supplied=("adapters",), returns="optax.GradientTransformation"
+        "how gradients change the weights",
+        "grpo_jax.optimizers",
+        "adamw",
+        supplied=("adapters",),
+        returns="optax.GradientTransformation",
     ),
-    "train": Section("grpo_jax.training.session", "Settings"),
-    "evaluation": Section("grpo_jax.evaluation.settings", "Evaluation"),
-    "mesh": Section("grpo_jax.devices.mesh", "Layout"),
-    "judge": Section("grpo_jax.judges", "model", supplied=("mesh",), optional=True, returns="Judge"),
-    "teacher": Section("grpo_jax.models", "load", optional=True, returns="Model"),
-    "answers": Section("grpo_jax.tasks", optional=True, returns="Task"),
-    "sft": Section("grpo_jax.training.supervised", "Supervised", optional=True),
+    "train": Section("how long to train, and what to do between steps", "grpo_jax.training.session", "Settings"),
+    "evaluation": Section("how held-out prompts are answered", "grpo_jax.evaluation.settings", "Evaluation"),
+    "mesh": Section("how weights and prompts are divided among devices", "grpo_jax.devices.mesh", "Layout"),
+    "judge": Section(
+        "the language model that rubrics ask about answers",
+        "grpo_jax.judges",
+        "model",
+        supplied=("mesh",),
+        optional=True,
+        returns="Judge",
+    ),
+    "teacher": Section(
+        "a model whose log-probs are learned from (distillation)",
+        "grpo_jax.models",
+        "load",
+        optional=True,
+        returns="Model",
+    ),
+    "answers": Section(
+        "the answers that `grpo-jax sft` learns; without it those of the task",
+        "grpo_jax.tasks",
+        optional=True,
+        returns="Task",
+    ),
+    "sft": Section(
+        "what `grpo-jax sft` does differently; sections in here replace those outside",
+        "grpo_jax.training.supervised",
+        "Supervised",
+        optional=True,
+    ),
 }
 OF_SFT = ("answers", "sft")  # sections that `grpo-jax sft` alone follows
 
 # Choices that an objective is made of: where their names are looked up, and what a mapping without `use` is.
+ADVANTAGES, SELECTION = "grpo_jax.objectives.advantages", "grpo_jax.objectives.selection"
+CORRECTIONS, KL, TERMS = (f"grpo_jax.objectives.{name}" for name in ("corrections", "kl", "terms"))
 PARTS = {
-    "advantage": Section("grpo_jax.objectives.advantages", "Advantage", takes=("scored",)),
-    "center": Section("grpo_jax.objectives.advantages", takes=("scored",)),
-    "scale": Section("grpo_jax.objectives.advantages", takes=("scored",)),
-    "rewards": Section("grpo_jax.objectives.advantages", takes=("scored",)),
-    "shaping": Section("grpo_jax.objectives.shaping", takes=("scored",)),
-    "select": Section("grpo_jax.objectives.selection", takes=("scored",)),
-    "prune": Section("grpo_jax.objectives.selection", takes=("scored", "advantages")),
-    "metric": Section("grpo_jax.objectives.selection", takes=("scored",)),
-    "surrogate": Section("grpo_jax.objectives.surrogates", takes=("tokens",)),
-    "ratio": Section("grpo_jax.objectives.ratios", takes=("difference_PGT", "action_PGT")),
-    "weighting": Section("grpo_jax.objectives.weightings", takes=("action_PGT", "counted_PG")),
-    "masks": Section("grpo_jax.objectives.corrections", takes=("tokens", "key")),
-    "mask": Section("grpo_jax.objectives.corrections", takes=("tokens", "key")),
-    "corrections": Section("grpo_jax.objectives.corrections", takes=("tokens",)),
-    "kl": Section("grpo_jax.objectives.kl", "KL"),
-    "estimator": Section("grpo_jax.objectives.kl", takes=("logprobs_PGT", "ref_logprobs_PGT")),
-    "coefficient": Section("grpo_jax.objectives.coefficients"),
-    "reference": Section("grpo_jax.objectives.kl", "Reference"),
-    "terms": Section("grpo_jax.objectives.terms", "Term"),
-    "value": Section("grpo_jax.objectives.terms", takes=("tokens",)),
+    "advantage": Section("how much better each response was", ADVANTAGES, "Advantage", takes=("scored",)),
+    "center": Section("what is subtracted from rewards", ADVANTAGES, takes=("scored",)),
+    "scale": Section("what they are then divided by", ADVANTAGES, takes=("scored",)),
+    "rewards": Section("rewards of steps or tokens", ADVANTAGES, takes=("scored",)),
+    "shaping": Section("a list of changes of rewards", "grpo_jax.objectives.shaping", takes=("scored",)),
+    "select": Section("a list of what leaves responses out of their group", SELECTION, takes=("scored",)),
+    "prune": Section("a list of what leaves responses out of the loss", SELECTION, takes=("scored", "advantages")),
+    "metric": Section("by what responses are chosen", SELECTION, takes=("scored",)),
+    "surrogate": Section("what is maximised for each token", "grpo_jax.objectives.surrogates", takes=("tokens",)),
+    "ratio": Section(
+        "the log-ratio of each token",
+        "grpo_jax.objectives.ratios",
+        takes=("difference_PGT", "action_PGT"),
+    ),
+    "weighting": Section(
+        "how much each token counts",
+        "grpo_jax.objectives.weightings",
+        takes=("action_PGT", "counted_PG"),
+    ),
+    "masks": Section("a list of what leaves tokens out of the surrogate", CORRECTIONS, takes=("tokens", "key")),
+    "mask": Section("which tokens a term counts", CORRECTIONS, takes=("tokens", "key")),
+    "corrections": Section("a list of factors of the surrogate", CORRECTIONS, takes=("tokens",)),
+    "kl": Section("the penalty for leaving a reference policy", KL, "KL"),
+    "estimator": Section("how it is estimated", KL, takes=("logprobs_PGT", "ref_logprobs_PGT")),
+    "coefficient": Section("a number, or one that adapts", "grpo_jax.objectives.coefficients"),
+    "reference": Section("how the reference policy moves", KL, "Reference"),
+    "terms": Section("a list of what else is maximised", TERMS, "Term"),
+    "value": Section("the value of each token", TERMS, takes=("tokens",)),
 }
-TRACKERS = Section("grpo_jax.training.trackers")  # of train: functions, and objects that open one
+TRACKERS = Section("a list of where metrics go, beside metrics.jsonl", "grpo_jax.training.trackers")  # of train
+# Mappings whose keys have an owner of their own, by the owner of the mapping and its name there.
+MAPPINGS = {("grpo_jax.models:load", "lora"): Section("the adapters that are trained", "grpo_jax.models.lora", "Lora")}
 OBJECTIVE = "grpo_jax.objectives:Objective"
 # Parameters that name a file, which may stand beside the config; `held_out` may be the name of a split instead.
 FILES = {"path": os.path.exists, "held_out": os.path.isfile}
@@ -215,7 +258,7 @@ class RewardPart:
     """One item of `rewards`. If the target is a class, its instance is the reward; a function is the reward itself."""
 
     call: Call
-    weight: float = 1.0
+    weight: float = 1.0  # of the reward in the sum; 0 records it alone
     limits: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, **offered: Any) -> Any:

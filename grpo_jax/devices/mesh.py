@@ -110,7 +110,7 @@ def _fill(sizes: tuple[int, ...], devices: int) -> tuple[int, ...]:
         rest = "" if -1 in sizes else ", or leave one of them -1"
         raise ValueError(
             f"A mesh of {', '.join(_axes(sizes))} = {sizes} does not cover {devices} device(s): make the product"
-            f" {devices}, as {_nearest(sizes, devices)} does{rest}."
+            f" {devices}, as {_nearest(sizes, devices)} does{rest} (mesh.data, mesh.fsdp, mesh.expert, mesh.tensor)."
         )
     return tuple(devices // known if size == -1 else size for size in sizes)
 

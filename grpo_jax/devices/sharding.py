@@ -165,7 +165,8 @@ def devices_per_group(prompts: int, responses: int, mesh: Mesh | None) -> int:
     if spread > 1 and prompts % hosts:
         raise ValueError(
             f"A group stays on one host, so prompts must be a multiple of the {hosts} hosts; got {prompts}."
-            f" Choose {' or '.join(str(n * hosts) for n in (prompts // hosts, prompts // hosts + 1) if n)} prompts."
+            f" Choose {' or '.join(str(n * hosts) for n in (prompts // hosts, prompts // hosts + 1) if n)} prompts"
+            " (train.prompts)."
         )
     if responses % spread == 0:
         return spread
@@ -173,5 +174,5 @@ def devices_per_group(prompts: int, responses: int, mesh: Mesh | None) -> int:
     raise ValueError(
         f"The devices share prompts, or the responses to each, in {shards} equal parts: their number must be a multiple"
         f" of {shards}, or the responses to each a multiple of {spread}; got {prompts} prompts and {responses}"
-        f" responses. Choose {' or '.join(map(str, nearest))} prompts."
+        f" responses. Choose {' or '.join(map(str, nearest))} prompts (train.prompts)."
     )

@@ -26,12 +26,16 @@ class Announcements(logging.Handler):
         self.say(record.getMessage())
 
 
-def announce(say: Callable[[str], None]) -> None:
-    """From now on the log messages of the library are printed by `say`, and by nothing else."""
+def announce(say: Callable[[str], None], level: int | None = None) -> None:
+    """From now on the log messages of the library are printed by `say`, and by nothing else.
+
+    They are those of a `level` and above; None leaves it as it is, which is INFO unless somebody has set it.
+    """
     logger = logging.getLogger("grpo_jax")
     logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, Announcements)]
     logger.addHandler(Announcements(say))
-    logger.setLevel(logging.INFO)
+    if level is not None or logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO if level is None else level)
     logger.propagate = False  # or a library that configures the root logger makes every line appear twice
 
 
@@ -83,3 +87,8 @@ def frames_of_user(error: BaseException) -> list[traceback.FrameSummary]:
 
 def _is_ours(frame: traceback.FrameSummary) -> bool:
     return Path(frame.filename).is_relative_to(PACKAGE)
+
+
+def is_quiet() -> bool:
+    """Whether only warnings and errors are to be told: progress is left out."""
+    return not logging.getLogger("grpo_jax").isEnabledFor(logging.INFO)

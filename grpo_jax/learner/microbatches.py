@@ -53,7 +53,9 @@ def check_cut(P: int, G: int | None, minibatches: int, mesh: Mesh | None) -> Non
     if P % minibatches:
         *most, last = map(str, _divisors(P))
         choices = f"{', '.join(most)} or {last}" if most else last
-        raise ValueError(f"{P} prompts do not divide into {minibatches} minibatches; choose {choices}.")
+        raise ValueError(
+            f"{P} prompts do not divide into {minibatches} minibatches; choose {choices} for algorithm.minibatches."
+        )
     if G is not None:
         devices_per_group(P // minibatches, G, mesh)
 

@@ -60,17 +60,18 @@ def check_split(algorithm: Algorithm, P: int, G: int | None, mesh: Mesh | None) 
         )
     if how.splits > 1:
         raise ValueError(
-            f"This objective compares responses of a group in its loss: responses_at_once must be at least the {G}"
-            f" responses of a group; got {algorithm.responses_at_once}."
+            "This objective compares responses of a group in its loss: algorithm.responses_at_once must be at least the"
+            f" {G} responses of a group; got {algorithm.responses_at_once}."
         )
 
 
 def _check_at_once(algorithm: Algorithm, all_of_them: int) -> None:
     if algorithm.responses_at_once is not None and algorithm.responses_at_once < all_of_them:
         raise ValueError(
-            "Gradients that are applied layer by layer cannot be added up over microbatches: responses_at_once must be"
-            f" at least the {all_of_them} of a minibatch that each device learns from; got"
-            f" {algorithm.responses_at_once}. Leave it out, or ask fewer prompts, or more algorithm.minibatches."
+            "Gradients that are applied layer by layer cannot be added up over microbatches:"
+            f" algorithm.responses_at_once must be at least the {all_of_them} of a minibatch that each device learns"
+            f" from; got {algorithm.responses_at_once}. Leave it out, or ask fewer prompts, or more"
+            " algorithm.minibatches."
         )
 
 

@@ -52,7 +52,7 @@ class Objective:
     surrogate: Callable[[Tokens], Array]
     weighting: Callable[[Array, Array], Array]
     ratio: Callable[[Array, Array], Array] = token
-    anchor: Literal["current", "recomputed", "sampler"] = "recomputed"
+    anchor: Literal["current", "recomputed", "sampler"] = "recomputed"  # the policy that the ratio compares with
     shaping: tuple[Callable[[Scored], Scored], ...] = ()
     select: tuple[Callable[[Scored], Array], ...] = ()
     prune: tuple[Callable[[Scored, Array], Array], ...] = ()

@@ -19,18 +19,27 @@ from grpo_jax.report.text import clean
 from grpo_jax.saved.directory import METRICS
 
 BLOCKS, PLAIN = "▁▂▃▄▅▆▇█", "_.-:=+*#"  # of a small curve, for terminals with and without Unicode
+WIDE = 70  # columns from which on there is room for small curves
 SHARE = 10  # times as long as it took to read a run, before it is read again
+
+
+class Screen(Console):
+    """A terminal or a pipe. Where nobody reads it any more, that is told by the error of Python."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises the error, in place of ending the process."""
+        raise BrokenPipeError
 
 
 def show_once(run: Path) -> None:
     """Prints a run as it is now."""
-    console = Console()
+    console = Screen()
     console.print(_shown(read_run(run), console))
 
 
 def watch(run: Path, seconds: float) -> None:
     """Shows a run until Ctrl-C, and looks every so many seconds whether it has gone on."""
-    console = Console()
+    console = Screen()
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         for found in _changes(run, seconds):
             live.update(_shown(found, console), refresh=True)
@@ -74,16 +83,19 @@ def _shown(found: Found, console: Console) -> RenderableType:
 
 
 def _curves(drawn: list[Curve], console: Console) -> Table:
-    """A line for each metric: its name, a small curve, its first and its last value."""
+    """A line for each metric: its name, a small curve, its first and last value. A narrow terminal has no curves."""
+    wide, width = console.width >= WIDE, max(8, min(48, console.width - WIDE))
     table = Table(box=None, pad_edge=False, expand=False)
-    for title, side in (("", "left"), ("", "left"), ("first", "right"), ("last", "right"), ("unit", "left")):
-        table.add_column(title, justify="right" if side == "right" else "left", no_wrap=True, overflow="ellipsis")
-    width = max(8, min(48, console.width - 62))
+    table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(8, console.width - (width + 40 if wide else 24)))
+    for title in ("", "first", "last", "unit") if wide else ("first", "last"):
+        side, least = ("right", 9) if title in ("first", "last") else ("left", None)
+        table.add_column(title, justify=side, no_wrap=True, overflow="ellipsis", min_width=least)
     for curve in drawn:
         for line in curve.lines:
-            name = curve.title if len(curve.lines) == 1 else f"{curve.title}: {clean(line.label)}"
-            first, last = (f"{value:.4g}" for value in (line.values[0], line.values[-1]))
-            table.add_row(Text(name), Text(_small(line, width, console)), first, last, Text(curve.unit, style="dim"))
+            name = Text(curve.title if len(curve.lines) == 1 else f"{curve.title}: {clean(line.label)}")
+            ends = [f"{value:.4g}" for value in (line.values[0], line.values[-1])]
+            unit = Text(curve.unit, style="dim")
+            table.add_row(*([name, Text(_small(line, width, console)), *ends, unit] if wide else [name, *ends]))
     return table
 
 

@@ -199,7 +199,7 @@ def _steps(started: Started, whole: Whole) -> Trained:
     profile = Profile(record.path, settings.profile_steps, progress.say)
     started.files.callback(profile.close)
     stop.catch_interrupts()
-    progress.say(introduction(session, whole.state, record.path))
+    progress.note(introduction(session, whole.state, record.path))
     _evaluate_first(started, whole, progress)
     for _ in range(first, settings.steps):
         if used_up(session, retired) or is_spent(settings, record):

@@ -12,7 +12,7 @@ from statistics import median
 import jax
 
 from grpo_jax.devices.programs import forget_if_many
-from grpo_jax.hosts.telling import announce
+from grpo_jax.hosts.telling import announce, is_quiet
 from grpo_jax.training.watchdog import watched
 
 COMPILES = {"sampling", "learning", "evaluating"}
@@ -46,7 +46,8 @@ def compile_clock() -> CompileClock:
 
 
 class Progress:
-    """Times the phases of every step. A terminal shows the current phase; a log gets finished lines only.
+    """Times the phases of every step. A terminal shows the current phase; a log gets finished lines only. Where the
+    logger `grpo_jax` has the level WARNING, neither is shown, and only what is `said` is printed.
 
     A phase that takes longer than `watchdog_minutes`, and than `SLOWER` times the longest before it, ends the process
     (watchdog.py); 0 is no limit.
@@ -60,9 +61,10 @@ class Progress:
         self.clock = compile_clock()
         self.compiled_before = self.clock.seconds
         self.begun = time.monotonic()
-        self.live = speaks and sys.stdout.isatty()
-        self.closed = False  # whether nobody reads what is printed any more
         announce(self.say)
+        self.shows = speaks and not is_quiet()
+        self.live = self.shows and sys.stdout.isatty()
+        self.closed = False  # whether nobody reads what is printed any more
 
     @contextmanager
     def phase(self, name: str) -> Generator[None]:
@@ -102,20 +104,20 @@ class Progress:
         phases = ", ".join(f"{name} {self.times[name]:.1f}" for name in self.times)
         compiled = f", of it compiling {compiling:.1f}" if compiling > 0.1 else ""
         named = next(name for name in ("reward", "loss") if name in metrics)  # given answers have no reward
-        self.say(
+        self.note(
             f"step {self.done:>{len(str(self.steps))}}/{self.steps}"
             f"  {named} {metrics[named]:.3f}  length {metrics['completions/mean_length']:.1f}"
             f"  entropy {metrics['entropy']:.2f}  grad {metrics['grad_norm']:.2f}"
             f"  {times['step_time']:.1f} s ({phases}{compiled})  {self._left()}"
         )
         if compiling and forget_if_many():
-            self.say("half of the memory maps of this process are used: compiled programs are forgotten")
+            self.note("half of the memory maps of this process are used: compiled programs are forgotten")
         self.times, self.compiled_before = {}, self.clock.seconds
         return times
 
     def finish(self, name: str, text: str) -> None:
         """Prints the result of a phase between two steps, and how long it took."""
-        self.say(f"{text}  {self.times.pop(name):.1f} s")
+        self.note(f"{text}  {self.times.pop(name):.1f} s")
         self.compiled_before = self.clock.seconds
 
     def elapsed(self) -> str:
@@ -127,6 +129,11 @@ class Progress:
         self._show("")
         if self.speaks:
             self._print(text + "\n")
+
+    def note(self, text: str) -> None:
+        """Prints a line about the progress, on the one host that speaks, unless it is to be quiet."""
+        if self.shows:
+            self.say(text)
 
     def _print(self, text: str) -> None:
         """Prints, unless the terminal or the pipe is closed; standard output is nothing from then on."""
@@ -147,5 +154,5 @@ class Progress:
     def _show(self, text: str, keep: bool = False) -> None:
         if self.live:
             self._print(f"\r\033[K{text}")
-        elif keep and text and self.speaks:
+        elif keep and text and self.shows:
             self._print(text + "\n")

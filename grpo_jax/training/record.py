@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_jax.saved.directory import CONFIG, METRICS, RETIRED, RUN, RunDirectory, answer_files, settings_of
+from grpo_jax.saved.plain import without_nan
 from grpo_jax.training.trackers.feed import Feed, close_all
 
 
@@ -226,15 +227,6 @@ def _line(row: Mapping[str, Any]) -> str:
     text = json.dumps(finite, ensure_ascii=False, allow_nan=False, default=str)
     whole = all(not "\ud800" <= character <= "\udfff" for character in text)
     return (text if whole else json.dumps(finite, allow_nan=False, default=str)) + "\n"
-
-
-def without_nan(value: Any) -> Any:
-    """A value of JSON with None for each number that is not finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: without_nan(item) for key, item in value.items()}
-    return [without_nan(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _replace(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

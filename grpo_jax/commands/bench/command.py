@@ -2,18 +2,18 @@
 
 import argparse
 import importlib
-import json
+import logging
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.commands.printing import is_for_people, print_json, show
 from grpo_jax.config import ConfigError
 from grpo_jax.devices.cache import keep_programs
 from grpo_jax.devices.mesh import Layout
@@ -22,6 +22,7 @@ from grpo_jax.devices.sharding import weight_shardings
 from grpo_jax.models import SHAPES, Shape, decoder_policy, load
 from grpo_jax.structs import Params, Policy, Prompts
 
+TOLD = logging.getLogger("grpo_jax")
 MEASURES = {"rollout": "rollout", "train": "train", "step": "train"}
 
 
@@ -36,7 +37,7 @@ class Subject:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the figures, and writes them to a file if asked. Returns the exit code."""
+    """Prints the figures. Returns the exit code."""
     keep_programs()
     bench = importlib.import_module(f"grpo_jax.commands.bench.{MEASURES[arguments.what]}")
     try:
@@ -44,11 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
         bench.check(arguments, subject)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    print(f"{describe(arguments, subject)}\nmeasuring the machine ...", flush=True)
+    if not arguments.quiet:
+        show(describe(arguments, subject))
+    TOLD.info("measuring the machine ...")
     figures, text = bench.measure(arguments, subject)
-    print(text)
+    if is_for_people(arguments):
+        show(text)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(figures | {"arguments": plain(arguments)}, indent=1) + "\n")
+        print_json(arguments, figures | {"arguments": plain(arguments)})
     return 0
 
 

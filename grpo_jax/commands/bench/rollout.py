@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 
-from grpo_jax.commands.bench.command import Subject, attention_cost, matrix_sizes, median_seconds, random_prompts
+from grpo_jax.commands.bench.command import TOLD, Subject, attention_cost, matrix_sizes, median_seconds, random_prompts
 from grpo_jax.commands.bench.roof import matmul_rate, memory_rate
 from grpo_jax.devices.mesh import mesh_of
 from grpo_jax.learner.update import microbatch_logprobs
@@ -35,7 +35,8 @@ def measure(arguments: argparse.Namespace, subject: Subject) -> tuple[dict[str, 
     """The figures, and a table of them for people."""
     shape, dtype = subject.shape, subject.dtype
     matmul, memory = matmul_rate(dtype) * jax.device_count(), memory_rate() * jax.device_count()
-    print(f"matrix product {matmul / 1e9:.0f} GFLOP/s, memory {memory / 1e9:.1f} GB/s; compiling and sampling ...")
+    rates = f"matrix product {matmul / 1e9:.0f} GFLOP/s, memory {memory / 1e9:.1f} GB/s"
+    TOLD.info("%s; compiling and sampling ...", rates)
     prompts, sampler = random_prompts(arguments, shape), build_sampler(arguments, shape)
     figures = time_rollouts(arguments, sampler, subject.policy, subject.params, prompts)
     roof = find_roof(shape, arguments, figures["tokens"], dtype, matmul, memory)
@@ -87,7 +88,7 @@ def time_rollouts(
     rollout_s = median_seconds(rollout, arguments.repeat)
     figures = {"rollout_s": rollout_s, "prefill_s": prefill_s, "decode_s": rollout_s - prefill_s}
     if arguments.mean_tokens is not None:
-        print("for comparison, decoding every row to the last position in a full cache ...", flush=True)
+        TOLD.info("for comparison, decoding every row to the last position in a full cache ...")
         figures["to_the_cap_s"] = prefill_s + to_the_cap(sampler, policy, params, prompts, arguments.repeat)
     if sampler.int8_cache:
         figures |= logprob_gap(policy, params, sampler(policy, params, prompts, jax.random.key(0)))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax.algorithm import Algorithm
-from grpo_jax.commands.bench.command import Subject, attention_cost, matrix_sizes, median_seconds, random_prompts
+from grpo_jax.commands.bench.command import TOLD, Subject, attention_cost, matrix_sizes, median_seconds, random_prompts
 from grpo_jax.commands.bench.rollout import build_sampler
 from grpo_jax.commands.bench.roof import matmul_rate
 from grpo_jax.devices.mesh import mesh_of
@@ -42,7 +42,7 @@ def check(arguments: argparse.Namespace, subject: Subject) -> None:
 def measure(arguments: argparse.Namespace, subject: Subject) -> tuple[dict[str, float], str]:
     """The figures, and a table of them for people. The matrix product is measured before and after."""
     before = matmul_rate(subject.dtype)
-    print(f"matrix product {before / 1e9:.0f} GFLOP/s; compiling and learning ...", flush=True)
+    TOLD.info("matrix product %.0f GFLOP/s; compiling and learning ...", before / 1e9)
     algorithm = build_algorithm(arguments, subject)
     state = init(algorithm, subject.params)
     mesh = mesh_of(subject.params)

@@ -21,9 +21,10 @@ def prompt_lengths(examples: Sequence[Example], model: Model) -> list[int]:
 def histogram(lengths: Sequence[int], examples: Sequence[Example], kind: str, limit: int, choice: LongPrompts) -> str:
     """How many prompts have how many tokens, and which have more than the limit."""
     longest = int(np.argmax(lengths))
-    middle, high = np.percentile(lengths, [50, 95])
+    of_all = spread(lengths)
     lines = [
-        f"tokens of the {kind} prompts: median {middle:.0f}, 95 % have at most {high:.0f}, the longest"
+        f"tokens of the {kind} prompts: median {of_all['median']:.0f}, 95 % have at most {of_all['percentile_95']:.0f},"
+        f" the longest"
         f" ({examples[longest].label}) {lengths[longest]}; train.max_prompt_tokens is {limit}"
     ]
     lines += bars(lengths)
@@ -31,6 +32,12 @@ def histogram(lengths: Sequence[int], examples: Sequence[Example], kind: str, li
     if long:
         lines.append(f"  {len(long)} have more than {limit}, and {MEANT[choice]} (train.long_prompts): {listed(long)}")
     return "\n".join(lines)
+
+
+def spread(lengths: Sequence[int]) -> dict[str, float]:
+    """The median, what 95 in 100 do not exceed, and the most."""
+    middle, high = np.percentile(lengths, [50, 95])
+    return {"median": float(middle), "percentile_95": float(high), "most": max(lengths)}
 
 
 def bars(lengths: Sequence[int]) -> list[str]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from grpo_jax.commands import printing
 from grpo_jax.commands.data.golds import token_ids
 from grpo_jax.metrics import describe_rewards
 from grpo_jax.models.tokenizer import Tokenizer
@@ -18,11 +19,10 @@ NOT_WORDS = ("path", "column", "place")  # fields of a reward that hold no crite
 SUSPECT = 0.5  # of what golds earn, from which on a probe is pointed out
 
 
-def probed(mix: Mix, examples: Sequence[Example], tokenizer: Tokenizer, count: int) -> str:
-    """A table of what each probe earns on average, of each reward and in all, for the first `count` examples."""
-    asked = list(examples[:count])
+def earned(mix: Mix, asked: Sequence[Example], tokenizer: Tokenizer) -> dict[str, dict[str, float]]:
+    """What gold answers and probes to these examples earn on average, of each reward and in all."""
     if not asked:
-        return "no probes, as --probes is 0"
+        return {}
     golds = [example.answer for example in asked]
     probes = {name: [probe(n, asked, mix)[:LONGEST] for n in range(len(asked))] for name, probe in PROBES.items()}
     useless = () if any(golds) else OF_GOLD
@@ -30,23 +30,26 @@ def probed(mix: Mix, examples: Sequence[Example], tokenizer: Tokenizer, count: i
     rows = {GOLD: golds} if any(golds) else {}
     responses = [list(texts) for texts in zip(*(rows | probes).values(), strict=True)]
     rewards_PGR = score(mix, asked, responses, token_ids(responses, tokenizer), step=0)
-    earned = [describe_rewards(rewards_PGR[:, [g]], mix) for g in range(rewards_PGR.shape[1])]
-    return _table(dict(zip(rows | probes, earned, strict=True)), mix, len(asked))
+    means = [describe_rewards(rewards_PGR[:, [g]], mix) for g in range(rewards_PGR.shape[1])]
+    names = {"reward": "reward", **{f"rewards/{name}/mean": name for name in mix.names}}
+    return {
+        probe: {name: mean[metric] for metric, name in names.items()}
+        for probe, mean in zip(rows | probes, means, strict=True)
+    }
 
 
-def _table(earned: Mapping[str, Mapping[str, float]], mix: Mix, count: int) -> str:
-    columns = {"in all": "reward", **{name: f"rewards/{name}/mean" for name in mix.names}}
-    first = max(map(len, earned))
-    best = earned[GOLD]["reward"] if GOLD in earned else 1.0
-    lines = [
-        f"what answers earn that should earn little, on the first {count} training examples:",
-        f"  {'':<{first}}  " + "  ".join(f"{name:>6}" for name in columns),
-    ]
-    for probe, means in earned.items():
-        cells = [f"{_number(means[metric]):>{max(len(name), 6)}}" for name, metric in columns.items()]
+def table(found: Mapping[str, Mapping[str, float]], mix: Mix, count: int) -> str:
+    """What was earned, a line for each probe; those that earn much are pointed out."""
+    if not found:
+        return "no probes, as --probes is 0"
+    best = found[GOLD]["reward"] if GOLD in found else 1.0
+    rows = [["", *(f"{name:>6}" for name in ("in all", *mix.names))]]
+    for probe, means in found.items():
+        cells = [f"{_number(means[name]):>{max(len(name), 6)}}" for name in ("reward", *mix.names)]
         fooled = probe != GOLD and best > 0 and means["reward"] >= SUSPECT * best
-        lines.append(f"  {probe:<{first}}  " + "  ".join(cells) + ("  <- it can be fooled so" if fooled else ""))
-    return "\n".join(lines)
+        rows.append([f"  {probe}", *cells, *(["<- it can be fooled so"] if fooled else [])])
+    heading = f"what answers earn that should earn little, on the first {count} training examples:"
+    return f"{heading}\n{printing.table(rows, printing.width())}"
 
 
 def _number(mean: float) -> str:

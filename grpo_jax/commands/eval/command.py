@@ -5,7 +5,6 @@ A run stands beside its base model, prompt by prompt, so that the difference has
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from grpo_jax.algorithm import Algorithm
+from grpo_jax.commands import printing
 from grpo_jax.commands.eval.subjects import Subject, Target, targeted
 from grpo_jax.commands.eval.table import heading, table
 from grpo_jax.config import ConfigError, build, locate, render
@@ -29,7 +29,7 @@ from grpo_jax.evaluation.result import Evaluated, changes
 from grpo_jax.evaluation.settings import Evaluation
 from grpo_jax.hosts import ending, meeting, store
 from grpo_jax.hosts.codes import COMPLETE, STEP_FAILED, RunError
-from grpo_jax.hosts.telling import tell
+from grpo_jax.hosts.telling import is_quiet, tell
 from grpo_jax.learner.finite import check_weights
 from grpo_jax.models import Model, load
 from grpo_jax.saved.directory import RunDirectory, answer_files
@@ -38,7 +38,7 @@ from grpo_jax.training.ending import writing
 from grpo_jax.training.long_prompts import fitted
 from grpo_jax.training.overview import copy_bytes
 from grpo_jax.training.progress import clock_text
-from grpo_jax.training.record import without_nan, write_answers
+from grpo_jax.training.record import write_answers
 
 MISTAKES = (ConfigError, FileNotFoundError)  # which the command line, too, prints as one line
 
@@ -106,7 +106,7 @@ def _prepared(target: Target, arguments: argparse.Namespace) -> tuple[Mesh, list
     """All parts, checked before any weights are loaded. What keeps them from being built is a mistake of the config."""
     subject = target.subjects[0]
     try:
-        _check_places(arguments)
+        _check_folder(arguments.out)
         meeting.join()
         texts = {f"config of {each.name}": render(each.config) for each in target.subjects}
         meeting.check_same(texts | {"version of the code": meeting.code_version()})
@@ -126,24 +126,15 @@ def _prepared(target: Target, arguments: argparse.Namespace) -> tuple[Mesh, list
         raise ConfigError(locate(subject.config, str(error))) from error
 
 
-def _check_places(arguments: argparse.Namespace) -> None:
-    """Refuses places that nothing can be written to, before minutes of work."""
-    if arguments.out is not None:
-        try:
-            Path(arguments.out).expanduser().mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"--out names the folder of the answers, and {arguments.out} cannot be one ({error.strerror}). Name"
-                " another one."
-            ) from error
-    if arguments.json is not None:
-        file = Path(arguments.json).expanduser()
-        if file.is_dir():
-            raise ValueError(f"--json names the file of the figures, and {arguments.json} is a folder. Name a file.")
-        if not file.parent.is_dir():
-            raise ValueError(
-                f"--json {arguments.json} is in a folder that is not there. Make it first, or name another."
-            )
+def _check_folder(out: str | None) -> None:
+    """Refuses a folder of answers that cannot be written to, before minutes of work."""
+    try:
+        if out is not None:
+            Path(out).expanduser().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out names the folder of the answers, and {out} cannot be one ({error.strerror}). Name another one."
+        ) from error
 
 
 def _mesh(layout: Layout, target: Target, model: Model, overrides: Sequence[str]) -> Mesh:
@@ -207,7 +198,8 @@ class Clock:
 
     def __init__(self, total: int) -> None:
         self.total, self.before, self.begun = total, 0, time.monotonic()
-        self.live = store.is_first() and sys.stderr.isatty()
+        self.shows = store.is_first() and not is_quiet()
+        self.live = self.shows and sys.stderr.isatty()
 
     def of(self, label: str) -> Any:
         """What is told of the prompts of one model and one task."""
@@ -228,7 +220,7 @@ class Clock:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
     def _say(self, text: str) -> None:
-        if store.is_first():
+        if self.shows:
             start, end = ("\r\033[K", "") if self.live else ("", "\n")
             print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
 
@@ -242,21 +234,21 @@ def _report(
 ) -> None:
     """Prints the tables, and then keeps the answers and the figures: a full disk costs no table."""
     names, figures = [column.name for column in columns], []
+    speaks = store.is_first() and printing.is_for_people(arguments)
     for each, results in zip(asked, found, strict=True):
         changed = changes(*results) if len(results) == 2 else None
         figures.append(_figures(each, names, results, changed))
-        if store.is_first():
-            print(heading(each.name, each.evaluation, each.algorithm.engine, results[-1]))
-            print(table(names, results, changed), flush=True)
+        if speaks:
+            text = table(names, results, changed, printing.width())
+            printing.show(f"{heading(each.name, each.evaluation, each.algorithm.engine, results[-1])}\n{text}")
         folder = answers_folder(target, each.name if len(asked) > 1 else "", arguments)
         if folder is not None:
             _keep(folder, columns, results, arguments)
-        if store.is_first():
-            print(f"answers: {folder}\n" if folder is not None else "answers are not kept; --out DIR keeps them\n")
+        if speaks:
+            kept = f"answers: {folder}" if folder is not None else "answers are not kept; --out DIR keeps them"
+            printing.show(f"{kept}\n")
     if arguments.json and store.is_first():
-        file = Path(arguments.json).expanduser()
-        with writing("The figures", file, other="name another file"):
-            file.write_text(json.dumps(without_nan(figures), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        printing.print_json(arguments, figures)
 
 
 def _keep(folder: Path, columns: Sequence[Column], results: Sequence[Evaluated], arguments: argparse.Namespace) -> None:

@@ -1,12 +1,12 @@
 """What `grpo-jax eval` is asked to measure: which model, and which configs say how."""
 
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from grpo_jax.commands.modules import find_modules_in
 from grpo_jax.config import Call, Config, ConfigError, find_config, read
 from grpo_jax.config.overrides import read_override
 from grpo_jax.models.runs import TrainedRun, find_run, is_run
@@ -93,7 +93,7 @@ def _config_of_run(run: TrainedRun) -> Path:
 
 def _subjects(path: Path, tasks: Sequence[str], overrides: Sequence[str]) -> list[Subject]:
     """A subject for each task, or the one of the config itself."""
-    _find_modules_beside(path)
+    find_modules_in(path.parent)
     if not tasks:
         config = read(path, overrides)
         return [_subject(config.task.target.rpartition(":")[2], config)]
@@ -109,7 +109,7 @@ def _of_task(task: str, path: Path, overrides: Sequence[str]) -> tuple[str, Conf
     if not task.endswith(CONFIGS):
         return task, _of_name(task, path, overrides)
     other = find_config(task)
-    _find_modules_beside(other)
+    find_modules_in(other.parent)
     model = [override for override in overrides if _key(override)[0] in ("model", "mesh")]
     own = [override for override in overrides if override not in model]
     asked = read(path, [*model, "task={use: arithmetic}"])  # any task, as only model and mesh are looked at
@@ -136,8 +136,3 @@ def _key(override: str) -> tuple[str | int, ...]:
 def _subject(name: str, config: Config) -> Subject:
     """A subject for which nothing is built that only learning needs."""
     return Subject(name, replace(config, objective=NO_LEARNING, teacher=None))
-
-
-def _find_modules_beside(path: Path) -> None:
-    """Lets `use: my_module:my_reward` find a module beside the config."""
-    sys.path.append(str(path.parent.absolute()))

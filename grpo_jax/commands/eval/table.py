@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from grpo_jax.commands import printing
 from grpo_jax.evaluation.intervals import Interval
 from grpo_jax.evaluation.result import Change, Evaluated
 from grpo_jax.evaluation.settings import Evaluation
@@ -21,7 +22,9 @@ def heading(name: str, evaluation: Evaluation, engine: Engine, found: Evaluated)
     return f"{name}: {prompts} held-out prompts, {how}; {100 * evaluation.confidence:g} % intervals over prompts"
 
 
-def table(columns: Sequence[str], found: Sequence[Evaluated], changed: dict[str, Change] | None) -> str:
+def table(
+    columns: Sequence[str], found: Sequence[Evaluated], changed: dict[str, Change] | None, width: int | None
+) -> str:
     """A line for each metric, a column for each model, and what changed between the two."""
     cells = [["", *columns, *(["difference"] if changed is not None else [])]]
     for name in found[-1].of_prompts:
@@ -31,9 +34,7 @@ def table(columns: Sequence[str], found: Sequence[Evaluated], changed: dict[str,
     cells.append([TRUNCATED, *(f"{each['truncated']:.0%}" for each in found)])
     if any(each["unscored"] for each in found):
         cells.append([UNSCORED, *(f"{each['unscored']:g} answers" for each in found)])
-    widths = [max(len(row[index]) for row in cells if index < len(row)) for index in range(len(cells[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in cells]
-    return "\n".join([*lines, *_notes(found[-1])])
+    return "\n".join([printing.table(cells, width), *_notes(found[-1])])
 
 
 def _notes(found: Evaluated) -> list[str]:

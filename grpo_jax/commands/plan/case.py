@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.commands.plan.topology import Slice
-from grpo_jax.config import Config
+from grpo_jax.config import Call, Config, ConfigError, parameters
 from grpo_jax.config.sections import wanted
 from grpo_jax.devices.memory import device_bytes
 from grpo_jax.devices.mesh import check_hosts, host_mesh, own_mesh, prompt_shards
@@ -128,15 +128,15 @@ class Case:
 def assemble(config: Config, found: Slice) -> Case:
     """The case of a config on a slice; refuses what training would refuse, too."""
     settings: Settings = config.train.build()
-    shape, policy = find_policy(config.model.arguments)
+    shape, policy = find_policy(config.model)
     teacher = None
     if config.teacher is not None:
-        taught = find_policy(config.teacher.arguments)[1]
+        taught = find_policy(config.teacher)[1]
         teacher = taught, taught.shapes
     judge = None
     if config.judge is not None and config.judge.target == IN_PROCESS:
         rest = {"remat": DEFAULT_REMAT, "replay_experts": False, "weights": "float32"}
-        asked = find_policy({**config.judge.arguments, **rest})[1]
+        asked = find_policy(config.judge, rest)[1]
         judge = asked, asked.shapes
     sampler, objective = native_sampler(config.rollout.build(ends=(0,), decode=str)), config.objective.build()
     if config.sft is not None:  # one given answer to each prompt, and a greedy one to as many held-out prompts
@@ -162,8 +162,27 @@ def assemble(config: Config, found: Slice) -> Case:
     return Case(config, algorithm, sampler, shape, settings, found, mesh, one)
 
 
-def find_policy(model: Mapping[str, Any]) -> tuple[Shape, Policy]:
-    """The shape and the policy that a section of a config means, as they are on a TPU."""
+def find_policy(call: Call, rest: Mapping[str, Any] | None = None) -> tuple[Shape, Policy]:
+    """The shape and the policy that a section of a config means, as they are on a TPU; `rest` is what it does not say.
+
+    An error has the place of the key that it is about, as it has when a model is loaded.
+    """
+    try:
+        return _policy({**_loaded(call), **(rest or {})})
+    except (ValueError, OSError) as error:
+        raise ConfigError(call.blame(str(error))) from error
+
+
+def _loaded(call: Call) -> Mapping[str, Any]:
+    """What `load` would be given; a random tiny model is planned as the model of that name."""
+    if "name" in call.arguments:
+        return call.arguments
+    if call.target != "grpo_jax.models:tiny":
+        raise ValueError(f"{call.name}.use is {call.target}, and only models with a `name` can be planned. Name one.")
+    return {name: each.default for name, each in parameters("grpo_jax.models:load").items()} | {"name": "tiny"}
+
+
+def _policy(model: Mapping[str, Any]) -> tuple[Shape, Policy]:
     shape = find_shape(model["name"])
     dtype = jnp.dtype("bfloat16" if model["activations"] == "auto" else model["activations"])
     lora = None if model.get("lora") is None else read_lora(model["lora"])

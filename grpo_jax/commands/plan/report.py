@@ -1,9 +1,9 @@
 """`grpo-jax plan`: what a config needs on a TPU slice or another device, whether it fits, and what would help."""
 
 import argparse
-import json
+import logging
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,34 +15,46 @@ from grpo_jax.commands.plan.estimate import ACCURACY, estimated
 from grpo_jax.commands.plan.programs import Phase, decoding_inputs, plan_learning, plan_sampling
 from grpo_jax.commands.plan.search import fits, largest, search, timed
 from grpo_jax.commands.plan.topology import GIB, AnyDevice, device_with, find_slice
-from grpo_jax.config import ConfigError
+from grpo_jax.commands.printing import is_for_people, print_json, show
+from grpo_jax.config import Config, ConfigError, locate
 from grpo_jax.devices.memory import device_bytes, host_bytes
 from grpo_jax.structs import Params
 from grpo_jax.training.overview import table as overview
 
+TOLD = logging.getLogger("grpo_jax")
 UTILISATION = 0.4  # of arithmetic while learning, of memory's bandwidth while decoding, of the links between chips
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints what fits, and writes it to a file if asked; 0 if it fits, 1 if not."""
+    """Prints what fits; 0 if it fits, 1 if not."""
     jax.config.update("jax_enable_compilation_cache", False)  # such programs cannot be loaded again without a TPU
+    config: Config = arguments.config
     try:
         found = find_slice(arguments.topology) if arguments.memory is None else device_with(arguments.memory)
-        case = assemble(arguments.config, found)
+        case = assemble(config, found)
+    except ConfigError:
+        raise
     except ValueError as error:
-        raise ConfigError(str(error)) from error
-    print(introduction(case), flush=True)
+        raise ConfigError(locate(config, str(error))) from error
+    if not arguments.quiet:
+        show(introduction(case))
+    TOLD.info("compiling ..." if figures_are_exact(case) else "estimating from shapes ...")
     sample, learned = _compiled(case) if figures_are_exact(case) else estimated(case)
     figures = measure(case, sample, learned)
-    print(table(figures, sample, learned[case.responses_at_once]))
+    figures["advice"] = [] if figures["fits"] else advice(case, figures, sample, learned)
+    if arguments.json:
+        print_json(arguments, figures)
+    if is_for_people(arguments):
+        show(f"{table(figures, sample, learned[case.responses_at_once])}\n{verdict(figures)}")
+    return 0 if figures["fits"] else 1
+
+
+def verdict(figures: Mapping[str, Any]) -> str:
+    """Whether it fits, and what would help."""
     estimate = "" if figures["compiled"] else f" by this estimate, which compiled nothing: {ACCURACY}"
     if figures["fits"]:
-        print(f"It fits{estimate}.")
-    else:
-        print(f"It does not fit{estimate}. What helps most: {', '.join(advice(case, figures, sample, learned))}.")
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n")
-    return 0 if figures["fits"] else 1
+        return f"It fits{estimate}."
+    return f"It does not fit{estimate}. What helps most: {', '.join(figures['advice'])}."
 
 
 def figures_are_exact(case: Case) -> bool:
@@ -58,7 +70,7 @@ def _compiled(case: Case) -> tuple[Phase, dict[int, Phase]]:
 
 
 def introduction(case: Case) -> str:
-    """What is compiled, as text."""
+    """What is planned, as text."""
     sampler, found = case.sampler, case.slice
     devices = overview(
         case.mesh, found.hosts, case.algorithm.policy, case.state, case.settings.prompts, sampler.responses
@@ -67,8 +79,7 @@ def introduction(case: Case) -> str:
     return (
         f"{found.name}: {found.chips} x {found.chip.memory / GIB:.2f} GiB\n{devices}\n"
         f"{case.settings.prompts} prompts of {case.length} tokens, {sampler.responses} responses of"
-        f" {sampler.max_tokens}; a device learns from {case.responses_at_once} responses at once{how};"
-        f" {'compiling ...' if figures_are_exact(case) else 'estimated from shapes'}"
+        f" {sampler.max_tokens}; a device learns from {case.responses_at_once} responses at once{how}"
     )
 
 

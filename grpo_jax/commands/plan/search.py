@@ -1,5 +1,6 @@
 """Finds from how many responses a device can learn at once, by compiling."""
 
+import logging
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -47,11 +48,11 @@ def largest(case: Case, phases: dict[int, Phase]) -> int | None:
 
 
 def timed(name: str, work: Callable[[], Phase | None]) -> Phase | None:
-    """The phase that `work` returns. Prints how long that took."""
+    """The phase that `work` returns. Tells how long that took."""
     begun = time.monotonic()
     phase = work()
     outcome = f"compiled {name} in" if phase else f"gave up compiling {name} after"
-    print(f"{outcome} {time.monotonic() - begun:.0f} s", flush=True)
+    logging.getLogger("grpo_jax").info("%s %.0f s", outcome, time.monotonic() - begun)
     return phase
 
 

@@ -1,4 +1,4 @@
-"""The page of the settings: every key of a config with its type, its default and its meaning, as their owners have them."""
+"""The page of the settings: every key of a config with its type, its default and its meaning."""
 
 import re
 from collections.abc import Iterable
@@ -43,8 +43,8 @@ def _shared(place: str, keys: tuple[Parameter, ...]) -> list[str]:
 
 
 def _places(places: dict[str, str]) -> list[str]:
-    (first, about), *others = places.items()
-    more = [f"`{place}`{f' ({_text(meaning)})' if meaning else ''}" for place, meaning in others]
+    about, *_ = places.values()
+    more = [f"`{place}`{f' ({_text(meaning)})' if meaning else ''}" for place, meaning in [*places.items()][1:]]
     return [_sentence(_text(about)), f"It also stands at {', '.join(more)}." if more else ""]
 
 

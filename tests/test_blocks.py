@@ -33,6 +33,7 @@ RUN_BY = {  # pages whose Python another test runs
     "docs/evaluation.md": "test_readme.py",
     "docs/sft.md": "test_readme.py",
     "docs/rewards.md": "test_rewards_page.py",
+    "docs/judges.md": "test_guide_pages.py",
 }
 WITH_TORCH = {
     "docs/models.md": "in_transformers.py",
@@ -121,7 +122,11 @@ def own_config(folder: Path, name: str) -> Path:
 
 def check_command(words: list[str], folder: Path) -> None:
     """Parses a `grpo-jax` command, and reads the config and the overrides that it is given."""
-    arguments = cli.parse(words)
+    try:
+        arguments = cli.parse(words)
+    except SystemExit as end:  # such as `--help`
+        assert end.code in (None, 0), words
+        return
     config = getattr(arguments, "config", None)
     if arguments.command == "eval":
         config = arguments.target if arguments.target.endswith(".yaml") else "quickstart"

@@ -1,10 +1,12 @@
 """What is printed: the log messages of the library, and of an error that ends a run a sentence."""
 
 import logging
+import os
 import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from grpo_jax.hosts.codes import FAILED, INTERRUPTED, MISTAKE, RunError
 from grpo_jax.hosts.signals import say
@@ -33,6 +35,11 @@ def announce(say: Callable[[str], None]) -> None:
     logger.addHandler(Announcements(say))
     logger.setLevel(logging.INFO)
     logger.propagate = False  # or a library that configures the root logger makes every line appear twice
+
+
+def redraws(stream: TextIO) -> bool:
+    """Whether a line of a stream can be drawn anew: it is a terminal, and TERM does not say that it is a dumb one."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def tell(error: BaseException, mistakes: tuple[type[Exception], ...] = (), otherwise: int = FAILED) -> tuple[int, str]:

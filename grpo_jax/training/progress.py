@@ -12,7 +12,7 @@ from statistics import median
 import jax
 
 from grpo_jax.devices.programs import forget_if_many
-from grpo_jax.hosts.telling import announce
+from grpo_jax.hosts.telling import announce, redraws
 from grpo_jax.training.watchdog import watched
 
 COMPILES = {"sampling", "learning", "evaluating"}
@@ -60,7 +60,7 @@ class Progress:
         self.clock = compile_clock()
         self.compiled_before = self.clock.seconds
         self.begun = time.monotonic()
-        self.live = speaks and sys.stdout.isatty()
+        self.live = speaks and redraws(sys.stdout)
         self.closed = False  # whether nobody reads what is printed any more
         announce(self.say)
 

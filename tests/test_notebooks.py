@@ -239,6 +239,13 @@ def test_the_badge_opens_this_file_of_the_repository_that_is_installed(path, not
     assert install == f'%pip install -q "grpo-jax @ git+{ADDRESS}"'
 
 
+def test_the_page_about_notebooks_opens_each_on_its_platform(path):
+    platform = KAGGLE if path.stem.startswith("kaggle") else COLAB
+    link = f"]({platform[2]}{path.name})"
+    [row] = [line for line in (ROOT / "docs" / "notebooks.md").read_text().splitlines() if link in line]
+    assert row.startswith(f"| [{path.stem}](../notebooks/{path.name}) |")
+
+
 def test_links_into_the_repository_lead_to_files(notebook):
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     linked = re.findall(r"https://github\.com/[\w./-]+", text)

@@ -282,12 +282,10 @@ def test_a_notebook_names_no_place_on_a_machine_but_those_of_its_platform(path, 
         assert [each for each in found if place is None or not each.startswith(place)] == [], cell.source
 
 
-class Terminal:
-    def isatty(self):
-        return True
-
-
-@pytest.mark.parametrize(("term", "expected"), [("xterm-256color", True), ("dumb", False)])
-def test_lines_are_drawn_anew_on_terminals_that_can_do_so(monkeypatch, term, expected):
+@pytest.mark.parametrize(
+    ("term", "terminal", "expected"),
+    [("xterm-256color", True, True), ("dumb", True, False), ("xterm-256color", False, False)],
+)
+def test_lines_are_drawn_anew_on_terminals_that_can_do_so(monkeypatch, term, terminal, expected):
     monkeypatch.setenv("TERM", term)
-    assert redraws(Terminal()) is expected
+    assert redraws(terminal) is expected

@@ -6,7 +6,6 @@ import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
 from grpo_jax.hosts.codes import FAILED, INTERRUPTED, MISTAKE, RunError
 from grpo_jax.hosts.signals import say
@@ -37,9 +36,9 @@ def announce(say: Callable[[str], None]) -> None:
     logger.propagate = False  # or a library that configures the root logger makes every line appear twice
 
 
-def redraws(stream: TextIO) -> bool:
-    """Whether a line of a stream can be drawn anew: it is a terminal, and TERM does not say that it is a dumb one."""
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
+def redraws(terminal: bool) -> bool:
+    """Whether a line can be drawn anew: on a terminal, unless TERM says that it is a dumb one."""
+    return terminal and os.environ.get("TERM") != "dumb"
 
 
 def tell(error: BaseException, mistakes: tuple[type[Exception], ...] = (), otherwise: int = FAILED) -> tuple[int, str]:

@@ -60,7 +60,7 @@ class Progress:
         self.clock = compile_clock()
         self.compiled_before = self.clock.seconds
         self.begun = time.monotonic()
-        self.live = speaks and redraws(sys.stdout)
+        self.live = speaks and redraws(sys.stdout.isatty())
         self.closed = False  # whether nobody reads what is printed any more
         announce(self.say)
 

@@ -207,7 +207,7 @@ class Clock:
 
     def __init__(self, total: int) -> None:
         self.total, self.before, self.begun = total, 0, time.monotonic()
-        self.live = store.is_first() and redraws(sys.stderr)
+        self.live = store.is_first() and redraws(sys.stderr.isatty())
 
     def of(self, label: str) -> Any:
         """What is told of the prompts of one model and one task."""

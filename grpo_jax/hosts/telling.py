@@ -1,6 +1,7 @@
 """What is printed: the log messages of the library, and of an error that ends a run a sentence."""
 
 import logging
+import os
 import sysconfig
 import traceback
 from collections.abc import Callable
@@ -37,6 +38,11 @@ def announce(say: Callable[[str], None], level: int | None = None) -> None:
     if level is not None or logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO if level is None else level)
     logger.propagate = False  # or a library that configures the root logger makes every line appear twice
+
+
+def redraws(terminal: bool) -> bool:
+    """Whether a line can be drawn anew: on a terminal, unless TERM says that it is a dumb one."""
+    return terminal and os.environ.get("TERM") != "dumb"
 
 
 def tell(error: BaseException, mistakes: tuple[type[Exception], ...] = (), otherwise: int = FAILED) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from statistics import median
 import jax
 
 from grpo_jax.devices.programs import forget_if_many
-from grpo_jax.hosts.telling import announce, is_quiet
+from grpo_jax.hosts.telling import announce, is_quiet, redraws
 from grpo_jax.training.watchdog import watched
 
 COMPILES = {"sampling", "learning", "evaluating"}
@@ -63,7 +63,7 @@ class Progress:
         self.begun = time.monotonic()
         announce(self.say)
         self.shows = speaks and not is_quiet()
-        self.live = self.shows and sys.stdout.isatty()
+        self.live = self.shows and redraws(sys.stdout.isatty())
         self.closed = False  # whether nobody reads what is printed any more
 
     @contextmanager

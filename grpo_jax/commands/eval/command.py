@@ -29,7 +29,7 @@ from grpo_jax.evaluation.result import Evaluated, changes
 from grpo_jax.evaluation.settings import Evaluation
 from grpo_jax.hosts import ending, meeting, store
 from grpo_jax.hosts.codes import COMPLETE, STEP_FAILED, RunError
-from grpo_jax.hosts.telling import is_quiet, tell
+from grpo_jax.hosts.telling import is_quiet, redraws, tell
 from grpo_jax.learner.finite import check_weights
 from grpo_jax.models import Model, load
 from grpo_jax.saved.directory import RunDirectory, answer_files
@@ -199,7 +199,7 @@ class Clock:
     def __init__(self, total: int) -> None:
         self.total, self.before, self.begun = total, 0, time.monotonic()
         self.shows = store.is_first() and not is_quiet()
-        self.live = self.shows and sys.stderr.isatty()
+        self.live = self.shows and redraws(sys.stderr.isatty())
 
     def of(self, label: str) -> Any:
         """What is told of the prompts of one model and one task."""

@@ -109,6 +109,7 @@ def test_every_name_on_the_page_is_in_the_source():
     assert unknown == [] and len(names_on_the_page()) > 50
 
 
-def test_every_entry_has_a_unit():
-    lines = [line for line in PAGE.splitlines() if line.startswith("- `")]
-    assert [line for line in lines if not ENTRY.match(line)] == []
+def test_every_entry_has_a_unit_and_says_what_is_normal():
+    entries = re.findall(r"^- `.*?(?=\n- |\n\n)", PAGE, re.DOTALL | re.MULTILINE)
+    assert len(entries) > 40
+    assert [entry for entry in entries if not ENTRY.match(entry) or "**Normal" not in entry] == []

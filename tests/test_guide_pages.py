@@ -77,8 +77,9 @@ def test_the_tables_of_one_small_chip_have_the_figures_of_the_configs():
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """The files that the page about judges writes, in the current folder."""
-    for name, text in re.findall(r"^```(?:toml|yaml)\n# (\S+)\n(.*?)^```", JUDGES, re.DOTALL | re.MULTILINE):
-        (tmp_path / name).write_text(text)
+    head = r"^```(?:toml|yaml)\n# ([\w.]+)(?:, the rest as in ([\w.]+))?\n"
+    for name, base, text in re.findall(rf"{head}(.*?)^```", JUDGES, re.DOTALL | re.MULTILINE):
+        (tmp_path / name).write_text(f"base: {base}\n{text}" if base else text)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

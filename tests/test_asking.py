@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_metrics_page import unexplained
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.cli import main
@@ -374,6 +375,7 @@ def test_solved_prompts_are_not_asked_again_whether_or_not_the_run_was_stopped(t
     assert whole == halted
     rows = [json.loads(line) for line in (tmp_path / "halted" / "metrics.jsonl").read_text().splitlines()]
     assert [row["retired_prompts"] for row in rows] == [4, 8, 12, 16]
+    assert unexplained(rows) == []
 
 
 @pytest.mark.slow

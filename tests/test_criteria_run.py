@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_metrics_page import unexplained
 
 from grpo_jax import scoring
 from grpo_jax.cli import main
@@ -59,6 +60,7 @@ def test_a_run_records_each_criterion_and_what_rewards_log(tmp_path, monkeypatch
         sys.modules.pop("mine", None)
     rows = list(RunDirectory(Path("runs/t")).metrics())
     last = rows[-1]
+    assert unexplained(rows) == []
     for name in ("judged/even", "judged/none", "judged/gate", "longest", "logged"):
         assert f"rewards/{name}/mean" in last and f"eval/rewards/{name}/mean" in last
     assert last["rewards/judged/none/mean"] is None

@@ -14,6 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from test_families import GOLDEN, loaded, tensors_of, text_of, write_model
 from test_meshes import one_step
+from test_metrics_page import unexplained
 
 import grpo_jax as gj
 from grpo_jax.devices.mesh import Layout
@@ -204,6 +205,7 @@ def test_the_load_balancing_loss_is_in_the_gradient_and_in_the_metrics():
     added, balance = metrics["loss"] - metrics_without["loss"], metrics["load_balancing_loss"]
     np.testing.assert_allclose(added, 0.5 * balance, rtol=1e-3)
     np.testing.assert_allclose(balance, metrics_without["load_balancing_loss"], rtol=0.05)
+    assert unexplained([metrics]) == []
 
 
 def rollouts_of(policy, params, **settings) -> gj.Rollouts:

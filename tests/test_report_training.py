@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_metrics_page import unexplained
 
 from grpo_jax.cli import main
 from grpo_jax.report.answers import chapters
@@ -56,6 +57,10 @@ def test_one_group_of_a_step_has_its_tokens_and_it_is_one_whose_rewards_differ_m
 def test_a_step_says_how_much_memory_was_used_at_most(run):
     steps, peaks = RunDirectory(run).column("memory/lifetime_peak/process")
     assert steps == [1, 2, 3, 4] and 0.1 < peaks[0] <= peaks[-1] < 1000
+
+
+def test_every_number_of_the_run_is_on_the_page_about_metrics(run):
+    assert unexplained(RunDirectory(run).metrics()) == []
 
 
 def test_the_page_shows_held_out_answers_pass_at_k_intervals_tokens_and_memory(run):

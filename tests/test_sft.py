@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from test_metrics_page import unexplained
 from test_models import GOLDEN, ONE, load_golden
 from test_text import CHATML, END, END_OF_TEXT, EOS, START, TROUBLE, save_tokenizer
 
@@ -372,6 +373,7 @@ def weights_of(path: Path, step: int):
 @pytest.mark.slow
 def test_a_run_measures_what_means_something(warm):
     before, *steps = warm.metrics()
+    assert unexplained([before, *steps]) == []
     assert [row["step"] for row in (before, *steps)] == [0, 1, 2, 3, 4]
     assert steps[-1]["eval/loss"] < before["eval/loss"] - 0.5
     assert steps[-1]["loss"] < steps[0]["loss"]

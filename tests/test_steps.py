@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jax import Array
+from test_metrics_page import unexplained
 
 from grpo_jax import objectives
 from grpo_jax.algorithm import Algorithm
@@ -153,6 +154,7 @@ def test_an_adaptive_coefficient_follows_the_measured_kl(rollouts):
     for _ in range(4):
         state, metrics = again(algorithm, state, rollouts)
         assert float(metrics["coefficient/kl"]) == pytest.approx(expected, rel=1e-5)
+        assert unexplained([metrics]) == []
         moves.append(0.5 * np.clip(float(metrics["kl"]) / 1e-3 - 1, -0.2, 0.2))
         expected *= 1 + moves[-1]
         np.testing.assert_allclose(state.coefficients["kl"], expected, rtol=1e-5)
@@ -235,6 +237,7 @@ def test_distillation_brings_the_policy_closer_to_its_teacher():
         batch = prepare(algorithm, state, rollouts, score(algorithm, rollouts, EXAMPLES), key)
         state, metrics = update(algorithm, state, batch)
         np.testing.assert_allclose(metrics["teacher_kl"], divergences[-1], rtol=1e-2, atol=1e-3)
+    assert unexplained([metrics]) == []
     assert np.mean(divergences[:2]) > 0.02
     assert np.mean(divergences[-4:]) < np.mean(divergences[:2]) / 2
 

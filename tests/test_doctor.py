@@ -177,7 +177,7 @@ ILL = {
         with_(jax=Answer(died="find devices", complaint="by SIGSEGV")),
         "error",
         "the process that looked for its devices was ended by SIGSEGV",
-        'to the version of jax: pip install "jax==0.10.1"',
+        'anew in one command: pip install "jax==0.10.1"',
     ),
     "a platform that is not there": (
         with_(

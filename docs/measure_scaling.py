@@ -8,15 +8,14 @@ scaling.svg.
 """
 
 import json
-import tempfile
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("svg")
 from matplotlib import pyplot
-
-from grpo_jax.cli import main as grpo_jax
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "gsm8k_qwen3_0.6b.yaml"
@@ -26,10 +25,12 @@ GIB = 2**30
 
 def plan(name: str, chips: int) -> dict:
     """The figures of one slice."""
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        work = [f"train.prompts={chips}", "algorithm.responses_at_once=8"]
-        grpo_jax(["plan", str(CONFIG), "--topology", name, "--json", file.name, *work])
-        return json.loads(Path(file.name).read_text()) | {"slice": name, "chips": chips}
+    work = [f"train.prompts={chips}", "algorithm.responses_at_once=8"]
+    command = [sys.executable, "-m", "grpo_jax", "plan", str(CONFIG), "--topology", name, "--json", *work]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout) | {
+        "slice": name,
+        "chips": chips,
+    }
 
 
 def main() -> None:

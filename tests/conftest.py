@@ -12,6 +12,7 @@ FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_lev
 if PLATFORM == "cpu":
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " " + FLAGS
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("COLUMNS", None)  # readline sets it in processes that tests run in, and commands would break lines
 for number in (signal.SIGINT, signal.SIGHUP):  # a shell that starts tests in the background has them ignored, also
     if signal.getsignal(number) is signal.SIG_IGN:  # in processes that they start, and runs leave ignored signals so
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -37,8 +38,7 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 def forget_programs(tmp_path_factory):
     """Every loaded program holds memory maps, of which a process may have 65,530; the disk cache has them again.
 
-    A command that a test has run does not go on telling what it does, and a module that a test wrote and imported is
-    not what another test imports under the same name.
+    A module that a test wrote and imported is not what another test imports under the same name.
     """
     yield
     temporary = str(tmp_path_factory.getbasetemp())
@@ -46,6 +46,12 @@ def forget_programs(tmp_path_factory):
         if str(getattr(module, "__file__", None)).startswith(temporary):
             del sys.modules[name]
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def forget_commands():
+    """A command that a test has run does not go on telling what it does."""
+    yield
     logging.getLogger("grpo_jax").handlers.clear()
     logging.getLogger("grpo_jax").setLevel(logging.NOTSET)
     logging.getLogger("grpo_jax").propagate = True

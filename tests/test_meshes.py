@@ -23,8 +23,16 @@ from grpo_jax.tasks import Example
 pytestmark = pytest.mark.slow  # compiles for meshes of eight devices
 
 MODEL = tiny()
-MESHES = [(1, 4, 2), (1, 8, 1), (2, 2, 2), (8, 1, 1)]
-MORE_MESHES = [(1, 1, 8), (1, 2, 4), (2, 1, 4), (2, 4, 1), (4, 1, 2), (4, 2, 1)]  # all others of eight devices
+MESHES = [(1, 8, 1), (2, 2, 2), (8, 1, 1)]
+MORE_MESHES = [
+    (1, 1, 8),
+    (1, 2, 4),
+    (1, 4, 2),
+    (2, 1, 4),
+    (2, 4, 1),
+    (4, 1, 2),
+    (4, 2, 1),
+]  # all others of eight devices
 
 
 def rows_of(rewards, advantages) -> list[tuple]:
@@ -102,7 +110,11 @@ def test_a_step_with_fewer_prompts_than_devices_spreads_the_responses_and_equals
 
 @pytest.mark.parametrize(
     ("layout", "prompts", "replay"),  # of four axes, the last is `expert`
-    [((1, 2, 2, 2), 8, False), ((1, 2, 1, 4), 2, True), pytest.param((2, 4, 1), 8, True, marks=pytest.mark.long)],
+    [
+        ((1, 2, 2, 2), 8, False),
+        pytest.param((1, 2, 1, 4), 2, True, marks=pytest.mark.long),
+        pytest.param((2, 4, 1), 8, True, marks=pytest.mark.long),
+    ],
     ids=["tensor and expert", "expert, spread groups, replay", "no expert, replay"],
 )
 def test_a_step_of_a_model_with_experts_does_not_depend_on_the_mesh(layout, prompts, replay):

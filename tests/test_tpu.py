@@ -109,7 +109,7 @@ def test_gathers_are_found_however_the_compiler_writes_them():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("int8", ["true", "false"])
+@pytest.mark.parametrize("int8", ["true", pytest.param("false", marks=pytest.mark.long)])
 @pytest.mark.parametrize("chip", ["v5e-1", pytest.param("v6e-1", marks=pytest.mark.long)])
 def test_decoding_on_one_chip_copies_no_cache(case_of, chip, int8):
     case = case_of(chip, *LONG, f"rollout.int8_cache={int8}")

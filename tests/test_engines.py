@@ -38,7 +38,8 @@ def even(example: gj.Example, response: str) -> float:
 
 
 def build(sample=one_token, **changes) -> gj.Algorithm:
-    parts = {"objective": gj.objectives.dapo(), "optimizer": gj.adamw(1e-2, warmup_steps=1)} | changes
+    optimizer = gj.adamw(1e-2, warmup_steps=1, epsilon=1e-3)  # or rounding turns the sign of a step of a tiny gradient
+    parts = {"objective": gj.objectives.dapo(), "optimizer": optimizer} | changes
     return gj.Algorithm(MODEL.policy, sample, MODEL.tokenizer.decode, even, **parts)
 
 

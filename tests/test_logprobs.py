@@ -100,7 +100,8 @@ def test_gradients_are_those_of_scoring_everything_at_once_in_float64(monkeypatc
         return jnp.sum(weights[0] * both[0] + weights[1] * both[1])
 
     tokens_PGT = jnp.asarray(tokens_PGT)
-    with jax.enable_x64(True):
+    enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # before jax 0.8
+    with enable_x64(True):
         expected = jax.grad(plain, (0, 1))(jnp.asarray(head_VD), jnp.asarray(hidden_PGTD))
     found = jax.grad(chunked, (0, 1))(jnp.asarray(head_VD, jnp.float32), jnp.asarray(hidden_PGTD, jnp.float32))
     for a, b in zip(expected, found, strict=True):

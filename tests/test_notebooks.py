@@ -160,7 +160,6 @@ def test_your_own_reward_runs_and_finds_how_it_can_be_fooled(tmp_path):
     assert "step 2/2" in after
 
 
-@pytest.mark.long
 def test_read_a_run_runs(tmp_path):
     text = check_run(read("read_a_run"), tmp_path)
     assert text.count("step 2/2") == 2 and "metrics.jsonl" in text
@@ -186,7 +185,6 @@ def test_colab_gsm8k_goes_on_after_a_disconnect(folder):
     assert "step 3/3" in text and "step 1/3" not in text
 
 
-@pytest.mark.long
 def test_kaggle_gsm8k_runs_on_eight_devices(folder):
     notebook = replaced(read("kaggle_gsm8k"), " mesh.fsdp=1", "")
     notebook.cells.append(nbformat.v4.new_code_cell(HELD))

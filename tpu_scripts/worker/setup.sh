@@ -12,6 +12,6 @@ fi
 rm -rf source ready
 mv incoming source
 [[ -x uv/bin/uv ]] || python3 -m pip install --quiet --target=uv uv
-[[ -x venv/bin/python ]] || uv/bin/uv venv --quiet --python 3.12 venv
+[[ -x venv/bin/python ]] || uv/bin/uv venv --quiet --seed --python 3.12 venv # --seed: with pip, which fetches smollm2
 uv/bin/uv pip install --quiet --python venv/bin/python --reinstall-package grpo-jax "./source[tpu]"
 echo "$(hostname) installed grpo-jax"

@@ -1,10 +1,9 @@
 """A decoder as a `Policy`: NNX inside, pure functions over a plain nested dict outside.
 
-Layers are stacked on a first axis N. Teacher forcing scans over them, and `REMAT` says what it keeps for the backward
-pass. Decoding unrolls them over separate arrays (`serve`), because a scan would hold every cache twice.
+Layers are stacked on a first axis N. Teacher forcing scans over them (`stack`); decoding unrolls them over the separate
+arrays of a copy (`serve`, `decoding`).
 """
 
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -12,27 +11,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from grpo_jax.models.adapted import is_adapted
-from grpo_jax.models.attention import KeyValues, Scope, attend, kernel
-from grpo_jax.models.decoder import (
-    Shape,
-    cast_matrix,
-    dtype_of_weights,
-    embeddings,
-    project,
-    quantize,
-    random_weight,
-    rms_norm,
-    unit_norm,
-)
+from grpo_jax.models.attention import KeyValues, Scope, kernel
+from grpo_jax.models.decoder import Shape, cast_matrix, dtype_of_weights, random_weight, unit_norm
+from grpo_jax.models.decoding import caches, extend
 from grpo_jax.models.experts import Routing, load_balance, recorded, usage
 from grpo_jax.models.layer import Layer
-from grpo_jax.models.remat import DEFAULT_REMAT, INPUT, REMAT, check_remat
-from grpo_jax.models.rope import rotations
-from grpo_jax.models.rows import AttendWithin, JointRows, given_experts, joined, one_text, positions, put, reach
+from grpo_jax.models.remat import DEFAULT_REMAT, check_remat
+from grpo_jax.models.rows import AttendWithin, JointRows, given_experts, joined, one_text, positions
+from grpo_jax.models.stack import Keep, each_layer, layer_of
+from grpo_jax.models.vocabulary import embed, normalized, unembed
 from grpo_jax.structs import Layered, Params, Policy, Prompts
 
 
@@ -65,19 +55,15 @@ def _policy(
         init=decoder.init,
         read=decoder.read,
         respond=decoder.respond,
-        cache=decoder.cache,
-        extend=decoder.extend,
-        unembed=decoder.unembed,
+        cache=partial(caches, shape, activations),
+        extend=partial(extend, shape, activations, decoder.graph),
+        unembed=partial(unembed, shape, platform),
         serve=decoder.serve,
         max_positions=shape.max_positions,
         balanced=None if shape.experts is None else decoder.balanced,
         layered=decoder.layered if shape.experts is None else None,
         experts=_experts if replay_experts else None,
     )
-
-
-def _unchanged(own: KeyValues) -> KeyValues:
-    return own
 
 
 def _dropped(own: KeyValues, routing: Routing | None) -> None:
@@ -194,7 +180,7 @@ class _Decoder:
         valid_PGT: Array,
         start_PGT: Array | None,
         experts_PGTNe: Array | None,
-        keep: Callable[[KeyValues, Routing | None], Any],
+        keep: Keep,
         trunk_PG: Array | None = None,
     ) -> tuple[Array, Array, Any]:
         rows = self._in_one_row(prompts, tokens_PGT, valid_PGT, start_PGT, trunk_PG)
@@ -205,16 +191,16 @@ class _Decoder:
     def layered(self, prompts: Prompts, tokens_PGT: Array, valid_PGT: Array, start_PGT: Array | None = None) -> Layered:
         """What `respond` computes, layer by layer."""
         rows = self._in_one_row(prompts, tokens_PGT, valid_PGT, start_PGT, None)
-        layer, kind_N = self._layer_of(rows.positions_P1M, rows.attend, _dropped)
+        layer, kind_N = layer_of(self.shape, self.graph, rows.positions_P1M, rows.attend, _dropped)
         kind_N = None if len(set(kind_N)) == 1 else jnp.array(kind_N)
 
         def each(weights: Params, n: Array, x_P1MD: Array) -> Array:
             return layer(x_P1MD, weights, None if kind_N is None else kind_N[n], None)[0]
 
         return Layered(
-            begin=lambda params: self._embed(params, rows.tokens_P1M),
+            begin=lambda params: embed(self.shape, self.activations, params, rows.tokens_P1M),
             layer=each,
-            end=lambda params, x_P1MD: rows.divide(self._normalized(params, x_P1MD)),
+            end=lambda params, x_P1MD: rows.divide(normalized(self.shape, params, x_P1MD)),
         )
 
     def _in_one_row(
@@ -251,84 +237,6 @@ class _Decoder:
     def _layer(self, layers: Params, n: int | Array) -> Params:
         return jax.tree_util.tree_map_with_path(lambda path, a: self.served(path, a[n]), layers, is_leaf=is_adapted)
 
-    def cache(
-        self, prefix: dict[str, Any], L: int, G: int, S: int, int8: bool
-    ) -> tuple[dict[str, Any], list[KeyValues]]:
-        """The prefix padded to L positions, and an empty cache of S positions for G responses to each prompt."""
-        store = quantize if int8 else _unchanged
-        P, K, C, experts = prefix["length_P"].shape[0], self.shape.kv_heads, self.shape.channels, None
-        padding = L - prefix["valid_PL"].shape[1]
-
-        def layer(n: int) -> KeyValues:
-            pads = ((0, 0), (0, 0), (padding, 0), (0, 0))
-            return store(jax.tree.map(lambda a: jnp.pad(a[n], pads[: a.ndim - 1]), prefix["key_values"]))
-
-        shared = prefix | {
-            "key_values": [layer(n) for n in range(self.shape.layers)],
-            "valid_PL": jnp.pad(prefix["valid_PL"], ((0, 0), (padding, 0))),
-        }
-        empty_PGKSC = jnp.zeros((P, G, K, S, C), self.activations)
-        if (known := prefix["key_values"].experts) is not None:
-            experts = jnp.zeros((P, G, known.shape[2], S), known.dtype)
-        empty = KeyValues(empty_PGKSC, empty_PGKSC, experts=experts)
-        return shared, [store(empty) for _ in range(self.shape.layers)]
-
-    def extend(
-        self,
-        params: Params,
-        prefix: dict[str, Any],
-        own: list[KeyValues],
-        tokens_PG: Array,
-        cursor: Array,
-        start_PG: Array,
-    ) -> tuple[Array, list[KeyValues]]:
-        """The hidden states of one more token for every response, and the caches with its keys and values."""
-        S, L = own[0].key.shape[3], prefix["valid_PL"].shape[1]
-        index, index_PG = cursor % S, cursor - start_PG  # of the token in the ring, and in its response
-        age_S = (cursor - jnp.arange(S)) % S  # how many tokens ago a position was written
-        positions_PG1 = (prefix["length_P"][:, None] + index_PG)[:, :, None]
-        spans = self.shape.spans
-        masks = {window: reach(window, index_PG, age_S, prefix["valid_PL"]) for window in {s.window for s in spans}}
-        tables = {rope: rotations(rope, self.shape.channels, jnp.arange(L + S)) for rope in {s.rope for s in spans}}
-        # looked up, or every layer would compute its own
-        cos_sin = {rope: jax.tree.map(lambda a: a[positions_PG1], table) for rope, table in tables.items()}
-        x_PG1D = self._embed(params, tokens_PG[:, :, None])
-        caches = []
-        for weights, span, shared, cached in zip(params["layers"], spans, prefix["key_values"], own, strict=True):
-
-            def store(new: KeyValues, cached: KeyValues = cached) -> KeyValues:
-                return put(cached._replace(experts=None), new if cached.key_scale is None else quantize(new), index)
-
-            def attend_cache(
-                query: Array, own: KeyValues, shared: KeyValues = shared, window: int | None = span.window
-            ) -> Array:
-                mask_PG1S, prefix_mask = masks[window]
-                return attend(query, own, mask_PG1S, shared, prefix_mask, self.shape.softcap)
-
-            layer = nnx.merge(self.graph, weights)
-            x_PG1D, now, routing = layer(x_PG1D, cos_sin[span.rope], attend_cache, store)
-            if cached.experts is not None and routing is not None:
-                now = now._replace(experts=put(cached.experts, recorded(routing), index))
-            caches.append(now)
-        return self._normalized(params, x_PG1D[:, :, 0]), caches
-
-    def unembed(self, params: Params, hidden: Array) -> Array:
-        """The float32 logits of hidden states."""
-        head_VD = params["embed_VD" if self.shape.tied else "head_VD"]
-        logits = project(hidden, head_VD, platform=self.platform, result_dtype=jnp.float32)
-        if len(head_VD) > self.shape.vocabulary:  # in a copy with rows of padding (`even_vocabulary`)
-            logits = logits[..., : self.shape.vocabulary]
-        scale, softcap = self.shape.logit_scale, self.shape.logit_softcap
-        logits = logits if scale is None else logits * scale
-        return logits if softcap is None else jnp.tanh(logits / softcap) * softcap
-
-    def _embed(self, params: Params, tokens: Array) -> Array:
-        x, scale = embeddings(params["embed_VD"], tokens).astype(self.activations), self.shape.embed_scale
-        return x if scale is None else x * jnp.asarray(scale, self.activations)
-
-    def _normalized(self, params: Params, x: Array) -> Array:
-        return rms_norm(x, params["norm_D"], self.shape.norm_epsilon, self.shape.norm_offset)
-
     def _attend(
         self, window: int | None, query: Array, own: KeyValues, scope: Scope, prefix: KeyValues | None
     ) -> Array:
@@ -340,61 +248,11 @@ class _Decoder:
         tokens_PGT: Array,
         positions_PGT: Array,
         attend_rows: AttendWithin,
-        keep: Callable[[KeyValues, Routing | None], Any],
+        keep: Keep,
         experts_NPGTe: Array | None = None,
     ) -> tuple[Array, Any]:
         """The rows after all layers and the last norm, and what `keep` returns of each layer."""
-        layer, kind_N = self._layer_of(positions_PGT, attend_rows, keep)
-        x_PGTD = self._embed(params, tokens_PGT)
-        x_PGTD, kept = self._each_layer(layer, x_PGTD, params["layers"], kind_N, experts_NPGTe)
-        return self._normalized(params, x_PGTD), kept
-
-    def _layer_of(
-        self, positions_PGT: Array, attend_rows: AttendWithin, keep: Callable[[KeyValues, Routing | None], Any]
-    ) -> tuple[Callable[..., tuple[Array, Any]], list[int]]:
-        """A layer as a function of rows, weights, its kind and its experts; and the kind of each layer.
-
-        Layers may be of several kinds, and are one program: which kind a layer is goes through the scan as a number.
-        """
-        kinds = list(dict.fromkeys(self.shape.spans))
-        tables = [rotations(span.rope, self.shape.channels, positions_PGT) for span in kinds]
-        kernels = [partial(attend_rows, span.window) for span in kinds]
-
-        def layer(
-            x_PGTD: Array, weights: Params, kind: int | Array | None, experts_PGTe: Array | None
-        ) -> tuple[Array, Any]:
-            x_PGTD = checkpoint_name(x_PGTD, INPUT)
-            if kind is None or isinstance(kind, int):  # None: all layers are of the first kind
-                position = 0 if kind is None else kind
-                cos_sin, attend_layer = tables[position], kernels[position]
-            else:
-                cos_sin = jax.tree.map(lambda *a: jax.lax.select_n(kind, *a), *tables)
-                same_window = len({span.window for span in kinds}) == 1
-                attend_layer = kernels[0] if same_window else partial(jax.lax.switch, kind, kernels)
-            block = nnx.merge(self.graph, weights)
-            x_PGTD, own, routing = block(x_PGTD, cos_sin, attend_layer, _unchanged, experts_PGTe)
-            return x_PGTD, keep(own, routing)
-
-        return layer, [kinds.index(span) for span in self.shape.spans]
-
-    def _each_layer(
-        self,
-        layer: Callable[..., tuple[Array, Any]],
-        x_PGTD: Array,
-        layers: Params | list,
-        kind_N: list[int],
-        experts_NPGTe: Array | None,
-    ) -> tuple[Array, Any]:
-        if isinstance(layers, list):  # the copy for sampling
-            kept = []
-            for weights, kind in zip(layers, kind_N, strict=True):
-                x_PGTD, own = layer(x_PGTD, weights, kind, None)
-                kept.append(own)
-            return x_PGTD, jax.tree.map(lambda *arrays: jnp.stack(arrays), *kept)
-        saved, alike = REMAT[self.remat], len(set(kind_N)) == 1
-
-        def body(x_PGTD: Array, given: Any) -> tuple[Array, Any]:
-            return layer(x_PGTD, *given)
-
-        kept = body if saved is None else jax.checkpoint(body, policy=saved, prevent_cse=False)
-        return jax.lax.scan(kept, x_PGTD, (layers, None if alike else jnp.array(kind_N), experts_NPGTe))
+        layer, kind_N = layer_of(self.shape, self.graph, positions_PGT, attend_rows, keep)
+        x_PGTD = embed(self.shape, self.activations, params, tokens_PGT)
+        x_PGTD, kept = each_layer(self.remat, layer, x_PGTD, params["layers"], kind_N, experts_NPGTe)
+        return normalized(self.shape, params, x_PGTD), kept

@@ -78,6 +78,11 @@ def serving_spec(letters: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
     return _trimmed([SERVING.get(letter) for letter in letters], shape, mesh)
 
 
+def weight_spec(letters: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The partition spec of a weight, or of its gradient, with these axes."""
+    return _trimmed([RULES.get(letter) for letter in letters], shape, mesh)
+
+
 def with_shardings(tree: Any, shardings: Any) -> Any:
     """The shapes of a tree with these shardings, for programs that are compiled and not run."""
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)

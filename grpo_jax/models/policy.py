@@ -19,6 +19,7 @@ from grpo_jax.models.decoder import Shape, cast_matrix, dtype_of_weights, random
 from grpo_jax.models.decoding import caches, extend
 from grpo_jax.models.experts import Routing, load_balance, recorded, usage
 from grpo_jax.models.layer import Layer
+from grpo_jax.models.layer_weights import ready
 from grpo_jax.models.remat import DEFAULT_REMAT, check_remat
 from grpo_jax.models.rows import AttendWithin, JointRows, given_experts, joined, one_text, positions
 from grpo_jax.models.stack import Keep, each_layer, layer_of
@@ -66,6 +67,10 @@ def _policy(
     )
 
 
+def _as_stored(weights: Params) -> Params:
+    return weights
+
+
 def _dropped(own: KeyValues, routing: Routing | None) -> None:
     return None
 
@@ -92,6 +97,7 @@ class _Decoder:
     ):
         self.shape, self.activations, self.remat, self.platform = shape, activations, remat, platform
         self.stored, self.served = (partial(cast_matrix, dtype) for dtype in (weights, activations))
+        self.ready = partial(ready, activations) if platform == "tpu" else _as_stored
         self.keep = _with_experts if replay else _own
         self.attend_rows = kernel(platform, activations)
         self.layer = jax.jit(self._layer)  # one program for every layer, not one that returns hundreds of arrays
@@ -191,7 +197,7 @@ class _Decoder:
     def layered(self, prompts: Prompts, tokens_PGT: Array, valid_PGT: Array, start_PGT: Array | None = None) -> Layered:
         """What `respond` computes, layer by layer."""
         rows = self._in_one_row(prompts, tokens_PGT, valid_PGT, start_PGT, None)
-        layer, kind_N = layer_of(self.shape, self.graph, rows.positions_P1M, rows.attend, _dropped)
+        layer, kind_N = layer_of(self.shape, self.graph, rows.positions_P1M, rows.attend, _dropped, self.ready)
         kind_N = None if len(set(kind_N)) == 1 else jnp.array(kind_N)
 
         def each(weights: Params, n: Array, x_P1MD: Array) -> Array:
@@ -252,7 +258,7 @@ class _Decoder:
         experts_NPGTe: Array | None = None,
     ) -> tuple[Array, Any]:
         """The rows after all layers and the last norm, and what `keep` returns of each layer."""
-        layer, kind_N = layer_of(self.shape, self.graph, positions_PGT, attend_rows, keep)
+        layer, kind_N = layer_of(self.shape, self.graph, positions_PGT, attend_rows, keep, self.ready)
         x_PGTD = embed(self.shape, self.activations, params, tokens_PGT)
         x_PGTD, kept = each_layer(self.remat, layer, x_PGTD, params["layers"], kind_N, experts_NPGTe)
         return normalized(self.shape, params, x_PGTD), kept

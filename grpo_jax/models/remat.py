@@ -13,6 +13,7 @@ Remat = Literal["full", "products", "offload", "none"]
 DEFAULT_REMAT: Remat = "full"
 
 INPUT = "layer_input"
+WEIGHT = "weight"  # a weight as a product takes it, on a TPU
 PRODUCT = "product"  # results of matrix products, and what attention reads and returns
 
 _POLICIES = jax.checkpoint_policies

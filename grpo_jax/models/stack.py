@@ -24,11 +24,17 @@ Keep = Callable[[KeyValues, Routing | None], Any]  # what is kept of a layer bes
 
 
 def layer_of(
-    shape: Shape, graph: Any, positions_PGT: Array, attend_rows: AttendWithin, keep: Keep
+    shape: Shape,
+    graph: Any,
+    positions_PGT: Array,
+    attend_rows: AttendWithin,
+    keep: Keep,
+    ready: Callable[[Params], Params],
 ) -> tuple[Callable[..., tuple[Array, Any]], list[int]]:
     """A layer as a function of rows, weights, its kind and its experts; and the kind of each layer.
 
     Layers may be of several kinds, and are one program: which kind a layer is goes through the scan as a number.
+    `ready` makes of a layer's weights those that it computes with.
     """
     kinds = list(dict.fromkeys(shape.spans))
     tables = [rotations(span.rope, shape.channels, positions_PGT) for span in kinds]
@@ -45,7 +51,7 @@ def layer_of(
             cos_sin = jax.tree.map(lambda *a: jax.lax.select_n(kind, *a), *tables)
             same_window = len({span.window for span in kinds}) == 1
             attend_layer = kernels[0] if same_window else partial(jax.lax.switch, kind, kernels)
-        block = nnx.merge(graph, weights)
+        block = nnx.merge(graph, ready(weights))
         x_PGTD, own, routing = block(x_PGTD, cos_sin, attend_layer, _unchanged, experts_PGTe)
         return x_PGTD, keep(own, routing)
 

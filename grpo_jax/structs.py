@@ -202,6 +202,16 @@ class TrainState:
     coefficients: dict[str, Array] = field(default_factory=dict)
 
 
+class Summing(NamedTuple):
+    """The weights of layers with sums of their gradients, in place of the weights in what `respond` is given.
+
+    The gradient by the sums is then the sums plus the gradient of the weights, and that by the weights is zero.
+    """
+
+    weights: Params
+    sums: Params
+
+
 class Layered(NamedTuple):
     """Teacher forcing of given rows as three functions, for a gradient that is taken layer by layer.
 
@@ -225,6 +235,7 @@ class Policy:
     read(params, prompts) -> (last_PD, prefix)                       one pass over the prompts
     respond(params, prompts, tokens_PGT, valid_PGT, start_PGT) -> (last_PD, hidden_PGTD)      teacher forcing of both
         with trunk_PG, all responses in a row go on from its first so many tokens
+        the "layers" of params, if they are trained, may be `Summing`; in `balanced`, too
     balanced(...) -> (last_PD, hidden_PGTD, loss)                    and the load-balancing loss of the responses
     layered(prompts, tokens_PGT, valid_PGT, start_PGT) -> Layered    `respond` layer by layer
     unembed(params, hidden) -> logits                                float32

@@ -33,8 +33,8 @@ from grpo_jax.learner.room import choices_for, gradient_sums, responses_at_once
 from grpo_jax.learner.states import Shardings, key_of_step, pinned, pinned_state, shardings_of
 from grpo_jax.metrics import describe_mismatch
 from grpo_jax.objectives import credit, next_coefficients
-from grpo_jax.optimizers import FiniteSteps, has_moments_in_host, moved, stepped
-from grpo_jax.structs import Batch, Metrics, Params, Policy, Rollouts, Scored, TrainState
+from grpo_jax.optimizers import LAYERS, FiniteSteps, has_moments_in_host, moved, stepped
+from grpo_jax.structs import Batch, Metrics, Params, Policy, Rollouts, Scored, Summing, TrainState
 
 
 def check_batch(algorithm: Algorithm, rollouts: Rollouts) -> None:
@@ -228,15 +228,22 @@ def add_gradient(
 ) -> tuple[Any, Array]:
     """The loss, statistics and gradient of a microbatch, added to `total` unless that is None; and its log-probs.
     Donates `total`.
+
+    The gradients of layers are added in the backward pass, one layer after the other: see `Summing`.
     """
-
-    def loss_of(trained: Params) -> tuple[Array, tuple[Metrics, Array]]:
-        return loss_and_sums(algorithm, algorithm.policy, params | trained, chosen, slots_PBW)
-
     trained = algorithm.policy.trained(params)
-    (value, (sums, logprobs_PGT)), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
-    found = value, sums, gradient
-    value, sums, gradient = found if total is None else jax.tree.map(jnp.add, total, found)
+    sums_of_layers = {} if total is None else {name: total[2][name] for name in trained if name == LAYERS}
+
+    def loss_of(learned: Params) -> tuple[Array, tuple[Metrics, Array]]:
+        summing = {name: Summing(params[name], learned[name]) for name in sums_of_layers}
+        return loss_and_sums(algorithm, algorithm.policy, params | learned | summing, chosen, slots_PBW)
+
+    (value, (sums, logprobs_PGT)), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained | sums_of_layers)
+    if total is not None:
+        before = {name: a for name, a in total[2].items() if name not in sums_of_layers}
+        found = value, sums, {name: gradient[name] for name in before}
+        value, sums, added = jax.tree.map(jnp.add, (*total[:2], before), found)
+        gradient = gradient | added
     return (value, sums, _sharded(algorithm, shardings, gradient)), logprobs_PGT
 
 

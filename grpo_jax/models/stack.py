@@ -18,7 +18,8 @@ from grpo_jax.models.experts import Routing
 from grpo_jax.models.remat import INPUT, REMAT
 from grpo_jax.models.rope import rotations
 from grpo_jax.models.rows import AttendWithin
-from grpo_jax.structs import Params
+from grpo_jax.models.summing import added, begun
+from grpo_jax.structs import Params, Summing
 
 Keep = Callable[[KeyValues, Routing | None], Any]  # what is kept of a layer beside its rows
 
@@ -66,7 +67,7 @@ def each_layer(
     remat: str,
     layer: Callable[..., tuple[Array, Any]],
     x_PGTD: Array,
-    layers: Params | list,
+    layers: Params | list | Summing,
     kind_N: list[int],
     experts_NPGTe: Array | None,
 ) -> tuple[Array, Any]:
@@ -83,4 +84,16 @@ def each_layer(
         return layer(x_PGTD, *given)
 
     kept = body if saved is None else jax.checkpoint(body, policy=saved, prevent_cse=False)
-    return jax.lax.scan(kept, x_PGTD, (layers, None if alike else jnp.array(kind_N), experts_NPGTe))
+    others = (None if alike else jnp.array(kind_N), experts_NPGTe)
+    if not isinstance(layers, Summing):
+        return jax.lax.scan(kept, x_PGTD, (layers, *others))
+
+    def summing(carry: tuple[Params, Array], given: tuple[Array, Params, Any]) -> tuple[tuple[Params, Array], Any]:
+        (sums, x_PGTD), (n, weights, others) = carry, given
+        sums, weights = added(sums, weights, n)
+        x_PGTD, own = kept(x_PGTD, (weights, *others))
+        return (sums, x_PGTD), own
+
+    given = (jnp.arange(len(kind_N)), layers.weights, others)
+    (sums, x_PGTD), own = jax.lax.scan(summing, (layers.sums, x_PGTD), given)
+    return begun(sums, x_PGTD), own

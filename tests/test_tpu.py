@@ -166,6 +166,46 @@ def test_learning_compiles_for_eight_chips_with_its_state_donated_and_its_attent
 
 @pytest.mark.long
 @pytest.mark.slow
+def test_a_further_layer_needs_memory_for_its_input_and_not_for_its_gradient_or_its_cast_weights(case_of):
+    used = {}
+    for layers in (4, 8):
+        case = case_of("v5e-1", "algorithm.responses_at_once=8", "train.prompts=2", layers=layers)
+        learn = plan_programs.compile_learning(case, case.cut(8))[0]
+        used[layers] = learn.memory_analysis().temp_size_in_bytes
+        assert f"bf16[{layers},{SHAPE.feedforward},{SHAPE.width}]" not in learn.as_text()
+    of_layer = SHAPE.width * (3 * SHAPE.feedforward + 6 * SHAPE.width)  # weights
+    assert used[8] - used[4] < 4 * 2 * of_layer / 2  # half of them in bfloat16
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_on_eight_chips_no_product_is_cut_into_partial_products(case_of):
+    case = case_of("v5e-8", "mesh.data=1", "mesh.fsdp=8", "mesh.tensor=1", layers=2)
+    assert "windowed" not in plan_programs.compile_learning(case, case.cut(8))[0].as_text()
+
+
+ADAFACTOR = ("model.name=Qwen/Qwen3-1.7B", "model.remat=offload", "optimizer.use=adafactor")
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("responses", "overrides"),
+    [
+        (64, ("model.name=Qwen/Qwen3-0.6B", "rollout.max_tokens=768")),
+        (8, (*ADAFACTOR, "rollout.max_tokens=1024")),
+    ],
+    ids=["0.6B, one part", "1.7B, eight parts"],
+)
+def test_one_v5e_chip_learns_every_parameter(tmp_path, responses, overrides):
+    pytest.importorskip("libtpu", reason="libtpu is large, and only these tests need it where there is no TPU")
+    config = config_of(tmp_path, *overrides, "train.max_prompt_tokens=256", "algorithm.responses_at_once=null")
+    phase = plan_programs.plan_learning(plan_case.assemble(config, find_slice("v5e-1")), responses)
+    assert phase.peak is not None and phase.peak < 15.75 * GIB, phase.message
+
+
+@pytest.mark.long
+@pytest.mark.slow
 def test_on_four_hosts_learning_gathers_a_layer_at_a_time_and_decoding_no_weight(case_of):
     case = case_of("v5e-16", "train.prompts=16", "algorithm.responses_at_once=8", layers=12)
     learned, decoded = plan_programs.compile_learning(case, case.cut(8))[0], plan_programs.compile_decoding(case)

@@ -10,6 +10,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from grpo_jax.models.attention.blocks import TILE, Blocks, choose_blocks, cycles, padded
 from grpo_jax.models.decoder import Rope, Shape
 from grpo_jax.models.policy import decoder_policy
+from grpo_jax.models.rope import rotate, rotations
 from grpo_jax.structs import prompt_shapes
 
 # What a v5e and a v6e execute for a head of 128 channels, forward and backward, in thousands of cycles: final bundles
@@ -81,3 +82,19 @@ def test_the_backward_pass_computes_attention_again_unless_its_output_is_kept(re
     assert kernels.count("fwd") == 2 * passes  # of the prompts, and of the responses
     assert kernels.count("dkv") == 2
     assert kernels.count("dq") == 0  # one kernel computes all gradients
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_rotation_on_a_tpu_has_the_values_and_gradients_of_one_by_halves(dtype):
+    x_PGHTC, weights_PGHTC = jax.random.normal(jax.random.key(0), (2, 1, 2, 3, 5, 64), dtype)
+    cos_sin = rotations(Rope(1e4), 64, jnp.arange(10).reshape(1, 2, 5))
+
+    def total(x_PGHTC, platform):
+        rotated_PGHTC = rotate(x_PGHTC, *cos_sin, platform=platform)
+        return jnp.sum(rotated_PGHTC * weights_PGHTC), rotated_PGHTC
+
+    by_product, by_halves = (jax.grad(total, has_aux=True)(x_PGHTC, platform) for platform in ("tpu", "cpu"))
+    for found, expected in zip(by_product, by_halves, strict=True):
+        assert found.dtype == dtype
+        found, expected = found.astype(jnp.float32), expected.astype(jnp.float32)
+        assert jnp.abs(found - expected).max() <= (1e-6 if dtype == jnp.float32 else 0.02)

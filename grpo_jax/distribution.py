@@ -21,6 +21,7 @@ from grpo_jax.ranges import WHOLE, check_range
 
 EXCLUDED = -1e30  # finite, so that zero probability times it is zero, and a softmax over nothing else is not NaN
 ONE_BITS = 0x3F800000  # 1.0 as an integer; integers order non-negative floats as the floats themselves
+FIRST_PASSES, MORE_PASSES = 14, 4  # of a bisection, before it first looks whether it has ended, and between looks
 BLOCK = 128  # tokens; as many as a TPU has lanes, and close to the square root of a vocabulary
 
 
@@ -101,7 +102,12 @@ class Distribution(SamplingSettings):
 
 
 def _likeliest(relative: Array, enough: Callable[[Array], Array]) -> Array:
-    """A mask of the fewest likeliest tokens for which `enough` holds, given probabilities in [0, 1]."""
+    """A mask of the fewest likeliest tokens for which `enough` holds, given probabilities in [0, 1].
+
+    The threshold is found by bisection, which ends when every row has at most one token between the bounds: all
+    thresholds between them choose the same tokens. Whether it has ended is looked at seldom, because devices have to
+    agree on it.
+    """
     bits = jax.lax.bitcast_convert_type(relative, jnp.int32)
 
     def halve(_: Array, interval: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -110,8 +116,18 @@ def _likeliest(relative: Array, enough: Callable[[Array], Array]) -> Array:
         fits = enough(bits >= middle[..., None])
         return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
 
+    def ambiguous(state: tuple[Array, tuple[Array, Array]]) -> Array:
+        done, (low, high) = state
+        between = (bits >= low[..., None]) & (bits < high[..., None])
+        return (done < ONE_BITS.bit_length()) & jnp.any(between.sum(axis=-1) > 1)
+
+    def halve_more(state: tuple[Array, tuple[Array, Array]]) -> tuple[Array, tuple[Array, Array]]:
+        done, interval = state
+        return done + MORE_PASSES, jax.lax.fori_loop(0, MORE_PASSES, halve, interval)
+
     low = jnp.zeros(relative.shape[:-1], jnp.int32)
-    low, _ = jax.lax.fori_loop(0, ONE_BITS.bit_length(), halve, (low, jnp.full_like(low, ONE_BITS + 1)))
+    interval = jax.lax.fori_loop(0, FIRST_PASSES, halve, (low, jnp.full_like(low, ONE_BITS + 1)))
+    _, (low, _) = jax.lax.while_loop(ambiguous, halve_more, (jnp.int32(FIRST_PASSES), interval))
     return bits >= low[..., None]
 
 
@@ -147,10 +163,25 @@ def _in_steps(reduce: Callable[..., Array], a_PGnJ: Array) -> Array:
 
 def _find(mass_PGn: Array, uniform_PG: Array) -> Array:
     """The first index where the cumulative mass, over its total, exceeds the uniform number; it always has mass."""
+    return jax.lax.platform_dependent(mass_PGn, uniform_PG, tpu=_find_by_products, default=_find_in_order)
+
+
+def _find_in_order(mass_PGn: Array, uniform_PG: Array) -> Array:
     edges_PGn = jnp.cumsum(mass_PGn, axis=2)
     found_PG = jnp.sum(edges_PGn <= uniform_PG[:, :, None] * edges_PGn[:, :, -1:], axis=2)
     last_PG = mass_PGn.shape[2] - 1 - jnp.argmax(mass_PGn[:, :, ::-1] > 0, axis=2)
     return jnp.minimum(found_PG, last_PG).astype(jnp.int32)
+
+
+def _find_by_products(mass_PGn: Array, uniform_PG: Array) -> Array:
+    """The same for a TPU, where a product with a triangular matrix is much faster than a cumulative sum."""
+    index_n, has_mass_PGn = jnp.arange(mass_PGn.shape[2]), mass_PGn > 0
+    before_nn = (index_n[:, None] <= index_n[None]).astype(mass_PGn.dtype)
+    edges_PGn = jnp.matmul(mass_PGn, before_nn[None], precision=jax.lax.Precision.HIGHEST)
+    beyond_PGn = edges_PGn > uniform_PG[:, :, None] * edges_PGn[:, :, -1:]
+    last_PG = jnp.where(has_mass_PGn, index_n[None, None], 0).max(axis=2)
+    first_PG = jnp.where(has_mass_PGn & beyond_PGn, index_n[None, None], mass_PGn.shape[2]).min(axis=2)
+    return jnp.minimum(first_PG, last_PG).astype(jnp.int32)
 
 
 def greedy(logits_PGV: Float[Array, "P G V"]) -> tuple[Int[Array, "P G"], Float[Array, "P G"], Float[Array, "P G"]]:

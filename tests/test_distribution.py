@@ -11,7 +11,16 @@ from scipy.stats import chisquare
 from grpo_jax.devices.mesh import Layout
 from grpo_jax.devices.placing import place_prompts
 from grpo_jax.devices.sharding import weight_shardings
-from grpo_jax.distribution import EXCLUDED, Distribution, draw, greedy
+from grpo_jax.distribution import (
+    EXCLUDED,
+    ONE_BITS,
+    Distribution,
+    _find_by_products,
+    _find_in_order,
+    _likeliest,
+    draw,
+    greedy,
+)
 from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import tiny
 from grpo_jax.rollout import Sampler
@@ -122,6 +131,37 @@ def test_tokens_of_a_rare_block_are_drawn_in_proportion():
 def test_a_token_with_probability_zero_is_never_drawn(uniform):
     logits_11V = jnp.full((1, 1, V), EXCLUDED).at[0, 0, jnp.array([7, 200])].set(jnp.log(0.5))
     assert int(draw(jnp.full((1, 1, 2), uniform), logits_11V)[0][0, 0]) == (7 if uniform == 0 else 200)
+
+
+@pytest.mark.parametrize("size", [128, 300, 1187])
+def test_a_product_finds_what_a_cumulative_sum_finds(size):
+    random = np.random.default_rng(size)
+    mass_PGn = random.exponential(size=(4, 8, size)).astype(np.float32) * (random.random((4, 8, size)) < 0.5)
+    mass_PGn[..., -3:] = 0  # nothing is found there
+    uniform_PG = random.random((4, 8)).astype(np.float32)
+    uniform_PG[0] = [0, 0.999999, 0.5, 0.25, 1e-7, 0.1, 0.9, 0.75]
+    inputs = jnp.asarray(mass_PGn), jnp.asarray(uniform_PG)
+    found_PG = _find_by_products(*inputs)
+    np.testing.assert_array_equal(found_PG, _find_in_order(*inputs))
+    assert (np.take_along_axis(mass_PGn, np.asarray(found_PG)[..., None], axis=2) > 0).all()
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 5.0])
+def test_a_bisection_that_ends_early_finds_the_same_tokens_as_one_that_does_not(spread):
+    logits_PGV = jax.random.normal(jax.random.key(3), (2, 4, V)) * spread
+    relative_PGV = jnp.exp(logits_PGV - logits_PGV.max(axis=2, keepdims=True))
+    mass_PG = 0.9 * relative_PGV.sum(axis=2)
+
+    def enough(mask_PGV):
+        return jnp.where(mask_PGV, relative_PGV, 0.0).sum(axis=2) >= mass_PG
+
+    bits_PGV = relative_PGV.view(jnp.int32)
+    low_PG, high_PG = jnp.zeros((2, 4), jnp.int32), jnp.full((2, 4), ONE_BITS + 1)
+    for _ in range(30):
+        middle_PG = (low_PG + high_PG) // 2
+        fits_PG = enough(bits_PGV >= middle_PG[..., None])
+        low_PG, high_PG = jnp.where(fits_PG, middle_PG, low_PG), jnp.where(fits_PG, high_PG, middle_PG)
+    np.testing.assert_array_equal(_likeliest(relative_PGV, enough), bits_PGV >= low_PG[..., None])
 
 
 def test_greedy_takes_the_first_of_equally_likely_tokens():

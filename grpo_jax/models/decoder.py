@@ -266,7 +266,7 @@ class Attention(nnx.Module):
             value_PGTKC += self.value_bias_KC[...].astype(dtype)[None, None, None]
         query_PGTHC, key_PGTKC = self._normalized(query_PGTHC, key_PGTKC)
         query_PGHTC, key_PGKTC, value_PGKTC = (jnp.swapaxes(a, 2, 3) for a in (query_PGTHC, key_PGTKC, value_PGTKC))
-        turn = partial(rotate, interleaved=self.shape.rope.interleaved)
+        turn = partial(rotate, interleaved=self.shape.rope.interleaved, platform=self.platform)
         query_PGHTC, key_PGKTC = (checkpoint_name(turn(a, *cos_sin), PRODUCT) for a in (query_PGHTC, key_PGKTC))
         if self.shape.query_scale is not None:  # attention itself multiplies by C ** -0.5
             factor = self.shape.query_scale * math.sqrt(self.shape.channels)

@@ -1,7 +1,7 @@
 """Rematerialisation: what of each layer is kept for the backward pass, and what is computed again.
 
-`INPUT` and `PRODUCT` are the names that layers and attention give to arrays by `checkpoint_name`; the policies in
-`REMAT` refer to them.
+`INPUT`, `WEIGHT`, `PRODUCT` and `ATTENTION` are names that layers and attention give to arrays by `checkpoint_name`;
+the policies in `REMAT` refer to them.
 """
 
 from collections.abc import Callable
@@ -9,18 +9,20 @@ from typing import Any, Literal
 
 import jax
 
-Remat = Literal["full", "products", "offload", "none"]
+Remat = Literal["full", "attention", "products", "offload", "none"]
 DEFAULT_REMAT: Remat = "full"
 
 INPUT = "layer_input"
 WEIGHT = "weight"  # a weight as a product takes it, on a TPU
-PRODUCT = "product"  # results of matrix products, and what attention reads and returns
+PRODUCT = "product"  # results of matrix products, and what attention reads
+ATTENTION = "attention"  # what attention returns, and the logarithm of each softmax's sum
 
 _POLICIES = jax.checkpoint_policies
 
 REMAT: dict[str, Callable[..., Any] | None] = {
     "full": _POLICIES.save_only_these_names(INPUT),  # keeps the layer's input: least memory, a third more arithmetic
-    "products": _POLICIES.save_only_these_names(INPUT, PRODUCT),  # computes scores, norms and activations again
+    "attention": _POLICIES.save_only_these_names(INPUT, ATTENTION),  # computes all but attention again
+    "products": _POLICIES.save_only_these_names(INPUT, PRODUCT, ATTENTION),  # computes norms and activations again
     "offload": _POLICIES.save_and_offload_only_these_names(  # keeps the layer's input in the host's memory
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[INPUT],

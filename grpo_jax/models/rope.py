@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -73,12 +74,15 @@ def _yarn(rope: Rope, channels: int, frequency_C: Array) -> Array:
     return frequency_C / rope.factor * stretched_C + frequency_C * (1 - stretched_C)
 
 
-def rotate(x_PGHTC: Array, cos_PGTC: Array, sin_PGTC: Array, interleaved: bool = False) -> Array:
+def rotate(x_PGHTC: Array, cos_PGTC: Array, sin_PGTC: Array, interleaved: bool = False, platform: str = "") -> Array:
     """Each head rotated by its position: channel c is paired with channel c + C/2, as Hugging Face weights expect.
 
     With fewer angles than pairs of channels, the last channels stay as they are.
     """
     channels = 2 * cos_PGTC.shape[-1]
+    if platform == "tpu" and not interleaved and channels == x_PGHTC.shape[4] and x_PGHTC.shape[3] > 1:
+        cos, sin = jnp.concatenate([cos_PGTC, cos_PGTC], axis=-1), jnp.concatenate([-sin_PGTC, sin_PGTC], axis=-1)
+        return _rotate_whole(x_PGHTC, cos[:, :, None], sin[:, :, None])
     x = x_PGHTC.astype(jnp.float32)
     still = x[..., channels:] if channels < x.shape[-1] else None
     x = x if still is None else x[..., :channels]
@@ -88,3 +92,34 @@ def rotate(x_PGHTC: Array, cos_PGTC: Array, sin_PGTC: Array, interleaved: bool =
     rotated = jnp.stack(halves, axis=-1).reshape(x.shape) if interleaved else jnp.concatenate(halves, axis=-1)
     rotated = rotated if still is None else jnp.concatenate([rotated, still], axis=-1)
     return rotated.astype(x_PGHTC.dtype)
+
+
+@jax.custom_vjp
+def _rotate_whole(x_PGHTC: Array, cos_PG1TC: Array, sin_PG1TC: Array) -> Array:
+    """A rotation for a TPU, where half a head would take as much memory as a whole one of 128 channels.
+
+    The halves change places by a product with a permutation, which is exact. The first half of the sines is negative.
+    """
+    return (x_PGHTC.astype(jnp.float32) * cos_PG1TC + _swapped(x_PGHTC) * sin_PG1TC).astype(x_PGHTC.dtype)
+
+
+def _swapped(x_PGHTC: Array) -> Array:
+    """The second half of the channels before the first, in float32."""
+    C = x_PGHTC.shape[-1]
+    swap_CC = jnp.roll(jnp.eye(C, dtype=x_PGHTC.dtype), C // 2, axis=0)
+    precision = jax.lax.Precision.DEFAULT if x_PGHTC.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+    return jax.lax.dot_general(
+        x_PGHTC, swap_CC, (((4,), (0,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def _rotate_whole_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _rotate_whole(x, cos, sin), (cos, sin)
+
+
+def _rotate_whole_backward(angles: tuple[Array, Array], grad: Array) -> tuple[Array, None, None]:
+    cos, sin = angles
+    return _rotate_whole(grad, cos, -sin), None, None  # positions are no parameters
+
+
+_rotate_whole.defvjp(_rotate_whole_forward, _rotate_whole_backward)

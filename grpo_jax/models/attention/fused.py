@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 
 from grpo_jax.devices.mesh import prompt_axes, prompt_shards
+from grpo_jax.models.attention.blocks import TILE, Blocks, choose_blocks, padded
 from grpo_jax.models.attention.formula import KeyValues, Scope, masks
 from grpo_jax.models.attention.plain import plain_rows
-from grpo_jax.models.remat import PRODUCT
+from grpo_jax.models.remat import ATTENTION
 
-TILE = 128  # positions; the TPU kernel's block sizes are multiples of it
 POSITION_BITS = 16
 
 
@@ -122,7 +122,8 @@ def splash_rows(
     L = key.shape[3] - T
     if L + T >= 2**POSITION_BITS // 2:
         raise ValueError(f"Rows of {L} + {T} positions exceed the attention kernel's limit of {2**POSITION_BITS // 2}.")
-    queries, keys = -(-T // TILE) * TILE, -(-(L + T) // TILE) * TILE
+    blocks = choose_blocks(T, L, C, query_PGHTC.dtype.itemsize)
+    queries, keys = padded(T, blocks.queries), padded(L + T, blocks.keys)
     position_11T = jnp.arange(queries)[None, None]
     start_PGT = _padded(scope.start_PGT, 2, queries)
     start_PGT = jnp.where(position_11T < T, start_PGT, position_11T)
@@ -138,7 +139,7 @@ def splash_rows(
         encoded_PGT,
         _padded(valid_PGS.astype(jnp.int32), 2, keys),
     )
-    attention = partial(_splash, _RowMask(queries, keys, L, window), softcap, interpret)
+    attention = partial(_splash, blocks, _RowMask(queries, keys, L, window), softcap, interpret)
     return _on_mesh(attention, arrays)[:, :, :, :T]
 
 
@@ -147,6 +148,7 @@ def _padded(a: Array, axis: int, size: int) -> Array:
 
 
 def _splash(
+    blocks: Blocks,
     mask: _RowMask,
     softcap: float | None,
     interpret: bool,
@@ -158,26 +160,32 @@ def _splash(
 ) -> Array:
     """Splash attention over the leading axes P and G of all arrays."""
     (T, S), H = mask.size, query.shape[2]
-    block_T, block_S = (max(size for size in (TILE, 2 * TILE, 4 * TILE) if n % size == 0) for n in (T, S))
-    blocks = splash.BlockSizes(block_T, block_S, block_S, block_T, block_S, block_S, block_T, block_S)
     kernel = splash.make_splash_mha(
         splash_mask.MultiHeadMask([mask] * H),
-        block_sizes=blocks,
+        block_sizes=_block_sizes(blocks, S),
         attn_logits_soft_cap=softcap,
         head_shards=1,
         q_seq_shards=1,
-        residual_checkpoint_name=PRODUCT,
+        residual_checkpoint_name=ATTENTION,
         interpret=interpret,
     )
 
     def row(query_HTC: Array, key_KSC: Array, value_KSC: Array, encoded_T: Array, valid_S: Array) -> Array:
-        infos = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
-        infos = (info._replace(q_sequence=encoded_T) for info in infos)
+        known: Any = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
+        infos = (info and info._replace(q_sequence=encoded_T) for info in known)  # a fused backward pass has no second
         segments = splash.SegmentIds(jnp.ones((T,), jnp.int32), valid_S)
         output_HTC = splash.SplashAttentionKernel(*infos, **kernel.kwargs)(query_HTC, key_KSC, value_KSC, segments)
         return cast(Array, output_HTC)  # a pair only where residuals are asked for
 
     return jax.vmap(jax.vmap(row))(query, key, value, encoded, valid)
+
+
+def _block_sizes(blocks: Blocks, S: int) -> splash.BlockSizes:
+    """The blocks as the kernel's library takes them, for all of its kernels."""
+    queries, keys, step = blocks
+    if blocks.fused(S):
+        return splash.BlockSizes(queries, keys, step, queries, keys, step, use_fused_bwd_kernel=True)
+    return splash.BlockSizes(queries, keys, step, queries, keys, step, queries, keys)
 
 
 def _on_mesh(attention: Callable[..., Array], arrays: tuple[Array, ...]) -> Array:

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from grpo_jax.distribution import EXCLUDED
 from grpo_jax.models.attention.formula import KeyValues, Scope, masks, scores_of
-from grpo_jax.models.remat import PRODUCT
+from grpo_jax.models.remat import ATTENTION
 
 
 def plain_rows(
@@ -59,8 +59,8 @@ def _forward(softcap: float | None, query_PKGQTC: Array, sources: _Sources, visi
     total_PKGQT1 = reduce(operator.add, (jnp.sum(a, axis=-1, keepdims=True) for a in exps))
     sums = (_weighted_values(a, value) for a, (_, value) in zip(exps, sources, strict=True))
     output_PKGQTC = reduce(operator.add, sums) / total_PKGQT1
-    output_PKGQTC = checkpoint_name(output_PKGQTC.astype(query_PKGQTC.dtype), PRODUCT)
-    logsumexp_PKGQT1 = checkpoint_name(max_PKGQT1 + jnp.log(total_PKGQT1), PRODUCT)
+    output_PKGQTC = checkpoint_name(output_PKGQTC.astype(query_PKGQTC.dtype), ATTENTION)
+    logsumexp_PKGQT1 = checkpoint_name(max_PKGQT1 + jnp.log(total_PKGQT1), ATTENTION)
     return output_PKGQTC, (query_PKGQTC, sources, visible, output_PKGQTC, logsumexp_PKGQT1)
 
 

@@ -122,6 +122,34 @@ def test_decoding_on_one_chip_copies_no_cache(case_of, chip, int8):
     assert copies == []
 
 
+def moved_out_of_vmem(program: str) -> list[int]:
+    """The bytes of each copy out of a chip's own memory, which the compiler calls S(1)."""
+    width = {"bf16": 2, "s8": 1, "f32": 4, "s32": 4, "u32": 4, "pred": 1}
+    shapes = dict(re.findall(r"%([\w.\-]+) = (\w+\[[\d,]*\]\{[^}]*S\(1\)\}) ", program))
+    moved = [shapes[name] for name in re.findall(r" copy-start\(%([\w.\-]+)\)", program) if name in shapes]
+    found = [re.match(r"(\w+)\[([\d,]*)\]", shape).groups() for shape in moved]
+    return [width[kind] * math.prod(int(n) for n in sizes.split(",") if n) for kind, sizes in found]
+
+
+def test_copies_out_of_vmem_are_counted_in_bytes():
+    program = """
+  %a = bf16[8,32]{1,0:T(8,128)(2,1)S(1)} dynamic-update-slice(%x, %y, %z)
+  %copy-start = (bf16[8,32]{1,0}, bf16[8,32]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%a)
+  %b = f32[8,32]{1,0:T(8,128)} add(%x, %y)
+  %copy-start.1 = (f32[8,32]{1,0:S(1)}, f32[8,32]{1,0}, u32[]{:S(2)}) copy-start(%b)
+"""
+    assert moved_out_of_vmem(program) == [8 * 32 * 2]
+
+
+@pytest.mark.slow
+def test_decoding_moves_few_caches_that_fit_into_vmem_back(case_of):
+    sizes = {"width": 1536, "feedforward": 8960, "heads": 12, "kv_heads": 2, "vocabulary": 151936}
+    case = case_of("v5e-1", "rollout.max_tokens=1024", **sizes)
+    moved = moved_out_of_vmem(plan_programs.compile_decoding(case).as_text())
+    own_bytes = plan_programs.device_bytes(plan_programs.decoding_inputs(case)[2])
+    assert sum(moved) < 0.2 * own_bytes  # the last layer's and one more; 0.8 if each layer writes before it attends
+
+
 @pytest.mark.slow
 def test_decoding_on_eight_chips_gathers_no_weight(case_of):
     compiled = plan_programs.compile_decoding(case_of("v5e-8", *LONG, *EIGHT))

@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from grpo_jax.models.attention import KeyValues, attend
+from grpo_jax.models.attention import KeyValues, attend, attend_part, by_group, merged
 from grpo_jax.models.decoder import Shape, quantize
 from grpo_jax.models.experts import recorded
 from grpo_jax.models.rope import rotations
@@ -51,6 +51,7 @@ def _unchanged(own: KeyValues) -> KeyValues:
 def extend(
     shape: Shape,
     activations: DTypeLike,
+    platform: str,
     graph: Any,
     params: Params,
     prefix: dict[str, Any],
@@ -72,26 +73,69 @@ def extend(
     tables = {rope: rotations(rope, shape.channels, jnp.arange(L + S)) for rope in {s.rope for s in spans}}
     # looked up, or every layer would compute its own
     cos_sin = {rope: jax.tree.map(lambda a: a[positions_PG1], table) for rope, table in tables.items()}
+    attend_of = _attend_to_all if platform == "tpu" else _write_and_attend
     x_PG1D = embed(shape, activations, params, tokens_PG[:, :, None])
     extended = []
     for weights, span, shared, cached in zip(params["layers"], spans, prefix["key_values"], own, strict=True):
-        attend_cache = partial(_attend, shape.softcap, shared, *masks[span.window])
-        store = partial(_store, cached._replace(experts=None), index)
+        attend_cache = partial(
+            attend_of, shape.softcap, shared, *masks[span.window], cached._replace(experts=None), index
+        )
         layer = nnx.merge(graph, weights)
-        x_PG1D, now, routing = layer(x_PG1D, cos_sin[span.rope], attend_cache, store)
+        x_PG1D, now, routing = layer(x_PG1D, cos_sin[span.rope], attend_cache)
         if cached.experts is not None and routing is not None:
             now = now._replace(experts=put(cached.experts, recorded(routing), index))
         extended.append(now)
+    if platform == "tpu":
+        x_PG1D, extended = _written(x_PG1D, own, extended, index)
     return normalized(shape, params, x_PG1D[:, :, 0]), extended
 
 
-def _store(cached: KeyValues, index: Array, new: KeyValues) -> KeyValues:
-    """The cache with the keys and values of one position."""
-    return put(cached, new if cached.key_scale is None else quantize(new), index)
+def _write_and_attend(
+    softcap: float | None,
+    shared: KeyValues,
+    mask_PG1S: Array,
+    prefix_mask: Array,
+    cached: KeyValues,
+    index: Array,
+    query_PGH1C: Array,
+    new: KeyValues,
+) -> tuple[Array, KeyValues]:
+    """The attention of one token to the cache, which it is in, and to its prompt; and this cache."""
+    own = put(cached, _as_cached(new, cached), index)
+    return attend(query_PGH1C, own, mask_PG1S, shared, prefix_mask, softcap), own
 
 
-def _attend(
-    softcap: float | None, shared: KeyValues, mask_PG1S: Array, prefix_mask: Array, query: Array, own: KeyValues
-) -> Array:
-    """The attention of one token to the cache and to its prompt."""
-    return attend(query, own, mask_PG1S, shared, prefix_mask, softcap)
+def _attend_to_all(
+    softcap: float | None,
+    shared: KeyValues,
+    mask_PG1S: Array,
+    prefix_mask: Array,
+    cached: KeyValues,
+    index: Array,
+    query_PGH1C: Array,
+    new: KeyValues,
+) -> tuple[Array, KeyValues]:
+    """The attention of one token to the cache without it, to itself and to its prompt; and its keys and values."""
+    new, S = _as_cached(new, cached), mask_PG1S.shape[3]
+    others_PG1S, itself_1111 = mask_PG1S & (jnp.arange(S) != index)[None, None, None], jnp.ones((1, 1, 1, 1), bool)
+    query_PGKQC = by_group(query_PGH1C, cached.key.shape[2])
+    sources = (cached, others_PG1S), (new, itself_1111), (shared, prefix_mask)
+    output_PGKQC = merged([attend_part(query_PGKQC, source, mask, softcap) for source, mask in sources])
+    return output_PGKQC.reshape(query_PGH1C.shape).astype(query_PGH1C.dtype), new
+
+
+def _as_cached(new: KeyValues, cached: KeyValues) -> KeyValues:
+    """New keys and values in the types of a cache."""
+    return new if cached.key_scale is None else quantize(new)
+
+
+def _written(
+    hidden: Array, cached: list[KeyValues], new: list[KeyValues], index: Array
+) -> tuple[Array, list[KeyValues]]:
+    """The same hidden states, and the caches of all layers with one more position, written after the last layer.
+
+    If a cache were written beside its layer, a TPU's compiler would do so in the chip's own memory, where attention has
+    just read it, and move all of it back.
+    """
+    hidden, new = jax.lax.optimization_barrier((hidden, new))
+    return hidden, [put(ring, one, index) for ring, one in zip(cached, new, strict=True)]

@@ -56,7 +56,7 @@ def _policy(
         read=decoder.read,
         respond=decoder.respond,
         cache=partial(caches, shape, activations),
-        extend=partial(extend, shape, activations, decoder.graph),
+        extend=partial(extend, shape, activations, platform, decoder.graph),
         unembed=partial(unembed, shape, platform),
         serve=decoder.serve,
         max_positions=shape.max_positions,

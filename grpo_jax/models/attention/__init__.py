@@ -14,9 +14,22 @@ from jax.typing import DTypeLike
 
 from grpo_jax.models.attention.formula import KeyValues, Scope, attend, masks
 from grpo_jax.models.attention.fused import cudnn_rows, splash_rows
+from grpo_jax.models.attention.parts import attend_part, by_group, merged
 from grpo_jax.models.attention.plain import plain_rows
 
-__all__ = ["KeyValues", "Scope", "attend", "cudnn_rows", "kernel", "masks", "plain_rows", "splash_rows"]
+__all__ = [
+    "KeyValues",
+    "Scope",
+    "attend",
+    "attend_part",
+    "by_group",
+    "cudnn_rows",
+    "kernel",
+    "masks",
+    "merged",
+    "plain_rows",
+    "splash_rows",
+]
 
 Kernel = Callable[[Array, KeyValues, Scope, KeyValues | None, int | None, float | None], Array]
 

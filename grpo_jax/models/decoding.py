@@ -90,9 +90,7 @@ def extend(
     tables = {rope: rotations(rope, shape.channels, jnp.arange(L + S)) for rope in {s.rope for s in spans}}
     # looked up, or every layer would compute its own
     cos_sin = {rope: jax.tree.map(lambda a: a[positions_PG1], table) for rope, table in tables.items()}
-    in_kernel = platform == "tpu" and _fits_kernel(shape, own[0].key.shape, own[0].key.dtype)
-    if platform == "tpu" and not in_kernel:
-        _say_whole_rings(own[0].key.shape, str(own[0].key.dtype))
+    in_kernel = platform == "tpu" and _serves(shape, own[0].key)
     attend_of = _attend_to_all if platform == "tpu" else _write_and_attend
     live = _live(spans, index_PG, active_PG, index, S) if in_kernel else {}
     x_PG1D = embed(shape, activations, params, tokens_PG[:, :, None])
@@ -181,6 +179,14 @@ def heads_in_lanes(shape: Shape, platform: str, int8: bool) -> int:
     return 0 if int8 or platform != "tpu" else heads_side_by_side(shape.kv_heads, shape.channels)
 
 
+def _serves(shape: Shape, key: Array) -> bool:
+    """Whether the kernel reads this cache; says so once where it does not."""
+    fits = _fits_kernel(shape, key.shape, key.dtype)
+    if not fits:
+        _say_whole_rings(key.shape, str(key.dtype))
+    return fits
+
+
 def _fits_kernel(shape: Shape, cache_shape: tuple[int, ...], dtype: DTypeLike) -> bool:
     """Whether the kernel takes a cache `[P, G, K, S, C]`, of which each device has its part."""
     P, G, K = cache_shape[:3]
@@ -210,4 +216,8 @@ def _written(
     just read it, and move all of it back.
     """
     hidden, new = jax.lax.optimization_barrier((hidden, new))
-    return hidden, [put(ring, one, index) for ring, one in zip(cached, new, strict=True)]
+    written = []
+    for ring, one in zip(cached, new, strict=True):
+        key_values = put(ring._replace(experts=None), one._replace(experts=None), index)
+        written.append(key_values._replace(experts=one.experts))  # in the ring already
+    return hidden, written

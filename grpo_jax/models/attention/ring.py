@@ -30,6 +30,8 @@ TILES = {2: 16, 4: 8}  # positions in a tile, by the bytes of a number
 ROW_BITS = 8  # an entry of the list of blocks is a row and, in so many bits, how many blocks ago
 VMEM_BYTES = 48 * 2**20  # for all that the kernel keeps on the chip
 
+Number = Array | int
+
 
 class Live(NamedTuple):
     """What is read of the ring buffers: how many positions of each row up to the present one, and the list of blocks.
@@ -277,35 +279,35 @@ class _Reader:
         self.rings, self.buffers = (key, value), (key_buffer, value_buffer)
         self.tile = TILES[key.dtype.itemsize]
 
-    def entry(self, n: Array | int) -> tuple[Array, Array]:
+    def entry(self, n: Number) -> tuple[Array, Array]:
         """The row of a block in the list, and how many blocks ago it was written."""
         return self.blocks[n] >> ROW_BITS, self.blocks[n] & (2**ROW_BITS - 1)
 
-    def fetch(self, step: Array | int, place: Array | int) -> None:
+    def fetch(self, step: Number, place: Number) -> None:
         """Starts to copy the blocks of a step."""
         for n, u in self._blocks(step):
             pl.when(n < self.total)(partial(_start, partial(self._fetches, n, place, u)))
 
-    def wait_fetched(self, step: Array, place: Array) -> None:
+    def wait_fetched(self, step: Number, place: Number) -> None:
         """Waits for all of them, as one semaphore counts the bytes of all."""
         for n, u in self._blocks(step):
             pl.when(n < self.total)(partial(_wait, partial(self._fetches, n, place, u)))
 
-    def write(self, step: Array, place: Array) -> None:
+    def write(self, step: Number, place: Number) -> None:
         """Puts new keys and values into the newest block of each row, and starts to copy the tile that they are in."""
         for n, u in self._blocks(step):
             pl.when((n < self.total) & (self.entry(n)[1] == 0))(partial(self._insert, n, place, u))
 
-    def wait_written(self, step: Array, place: Array) -> None:
+    def wait_written(self, step: Number, place: Number) -> None:
         """Waits until the tiles are in main memory."""
         for n, u in self._blocks(step):
             newest = (n < self.total) & (self.entry(n)[1] == 0)
             pl.when(newest)(partial(_wait, partial(self._writes, n, place, u)))
 
-    def _blocks(self, step: Array | int) -> list[tuple[Any, int]]:
+    def _blocks(self, step: Number) -> list[tuple[Any, int]]:
         return [(step * AT_ONCE + u, u) for u in range(AT_ONCE)]
 
-    def _insert(self, n: Array, place: Array, u: int) -> None:
+    def _insert(self, n: Number, place: Number, u: int) -> None:
         row, inside = self.entry(n)[0], self._tile_of(self.inside)
         for new, buffer in zip(self.new, self.buffers, strict=True):
             tile_KSC = buffer[place, u, :, pl.ds(inside, self.tile), :]
@@ -318,7 +320,7 @@ class _Reader:
     def _tile_of(self, position: Array) -> Array:
         return pl.multiple_of(position & -self.tile, self.tile)
 
-    def _fetches(self, n: Array, place: Array | int, u: int) -> list[Any]:
+    def _fetches(self, n: Number, place: Number, u: int) -> list[Any]:
         row, ago = self.entry(n)
         begin, low, size = self._span(row, ago)
         return [
@@ -330,7 +332,7 @@ class _Reader:
             for ring, buffer in zip(self.rings, self.buffers, strict=True)
         ]
 
-    def _writes(self, n: Array, place: Array, u: int) -> list[Any]:
+    def _writes(self, n: Number, place: Number, u: int) -> list[Any]:
         row, inside, begin = self.entry(n)[0], self._tile_of(self.inside), self._tile_of(self.index)
         return [
             pltpu.make_async_copy(
@@ -341,7 +343,7 @@ class _Reader:
             for ring, buffer in zip(self.rings, self.buffers, strict=True)
         ]
 
-    def _span(self, row: Array, ago: Array) -> tuple[Array, Array, Array]:
+    def _span(self, row: Number, ago: Number) -> tuple[Array, Array, Array]:
         """Where the tiles in use begin in the ring and in a block, and how many positions they have."""
         inside, count, tile = self.inside, self.counts[row], self.tile
         block = jax.lax.rem(jax.lax.div(self.index, BLOCK) - ago + self.S // BLOCK, self.S // BLOCK)

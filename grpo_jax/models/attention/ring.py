@@ -166,14 +166,14 @@ def _attend_rows(
     )
     numbers = jnp.stack([index, lengths[0]]).astype(jnp.int32)
     float32, groups = jnp.float32, -(-P * G // LANES)
-    scalar, vmem, anywhere = (pl.BlockSpec(memory_space=space) for space in (pltpu.SMEM, pltpu.VMEM, pl.ANY))
+    scalar, vmem, hbm = (pl.BlockSpec(memory_space=space) for space in (pltpu.SMEM, pltpu.VMEM, pltpu.HBM))
     rings_like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in rings]
     sums = [jax.ShapeDtypeStruct((P * G, H, C), float32), jax.ShapeDtypeStruct((groups, H, LANES), float32)]
     buffers = [pltpu.VMEM((2, AT_ONCE, K, BLOCK, C), a.dtype) for a in rings]
     output, logsum, key, value = pl.pallas_call(
         partial(_kernel, softcap, S),
-        in_specs=[scalar] * 3 + [vmem] * 3 + [anywhere] * 2,
-        out_specs=[vmem] * 2 + [anywhere] * 2,
+        in_specs=[scalar] * 3 + [vmem] * 3 + [hbm] * 2,  # and not anywhere, or XLA moves caches to VMEM and back
+        out_specs=[vmem] * 2 + [hbm] * 2,
         out_shape=[*sums, *rings_like],
         scratch_shapes=[*buffers, pltpu.SemaphoreType.DMA((2,)), pltpu.SemaphoreType.DMA((2,))],
         input_output_aliases={6: 2, 7: 3},

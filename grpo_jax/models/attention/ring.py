@@ -167,12 +167,12 @@ def _attend_rows(
     numbers = jnp.stack([index, lengths[0]]).astype(jnp.int32)
     float32, groups = jnp.float32, -(-P * G // LANES)
     scalar, vmem, hbm = (pl.BlockSpec(memory_space=space) for space in (pltpu.SMEM, pltpu.VMEM, pltpu.HBM))
-    rings_like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in rings]
+    rings_like = [pltpu.HBM(a.shape, a.dtype) for a in rings]  # or XLA would put some into VMEM, and move them back
     sums = [jax.ShapeDtypeStruct((P * G, H, C), float32), jax.ShapeDtypeStruct((groups, H, LANES), float32)]
     buffers = [pltpu.VMEM((2, AT_ONCE, K, BLOCK, C), a.dtype) for a in rings]
     output, logsum, key, value = pl.pallas_call(
         partial(_kernel, softcap, S),
-        in_specs=[scalar] * 3 + [vmem] * 3 + [hbm] * 2,  # and not anywhere, or XLA moves caches to VMEM and back
+        in_specs=[scalar] * 3 + [vmem] * 3 + [hbm] * 2,
         out_specs=[vmem] * 2 + [hbm] * 2,
         out_shape=[*sums, *rings_like],
         scratch_shapes=[*buffers, pltpu.SemaphoreType.DMA((2,)), pltpu.SemaphoreType.DMA((2,))],

@@ -244,7 +244,8 @@ class Policy:
 
     serve(params) -> served                                          a copy for sampling, which `extend` takes
     cache(prefix, L, G, S, int8) -> (shared, own)                    room for S positions of G responses
-    extend(served, shared, own, tokens_PG, cursor, start_PG) -> (hidden_PGD, own)    one position for every row
+    extend(served, shared, own, tokens_PG, cursor, start_PG, active_PG) -> (hidden_PGD, own)    one position for every
+        active row
 
     Rows of `respond` may hold several responses one after the other; `start` says where each token's response begins.
     Hidden states at position t predict token t+1; `last_PD` predicts the first token of every response. `shared` is the
@@ -270,6 +271,9 @@ class Policy:
     balanced: Callable[..., tuple[Array, Array, Array]] | None = None  # None: a model without experts
     experts: Callable[[Any], list[Array]] | None = None  # None: it records none
     layered: Callable[..., Layered] | None = None  # None: its layers cannot be taken one at a time
+    live_block: int | None = (
+        None  # without int8, blocks of so many positions are read where rows use them; None: all are
+    )
     frozen: frozenset[str] = frozenset()  # names in the dict of parameters
 
     def trained(self, params: Params) -> Params:

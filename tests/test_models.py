@@ -120,10 +120,11 @@ def test_decoding_with_a_cache_gives_the_hidden_states_of_teacher_forcing(name):
         np.testing.assert_allclose(hidden_PGD, hidden_PGTD[:, :, t], atol=2e-4)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "platform"), [*((name, "cpu") for name in FAMILIES), ("mistral", "tpu")])
 @pytest.mark.slow
-def test_rows_may_start_at_any_cursor_of_the_ring_buffer(name):
+def test_rows_may_start_at_any_cursor_of_the_ring_buffer(name, platform):
     policy, params = load_golden(name)
+    extend = jax.jit(decoder_policy(read_shape(GOLDEN / name), platform=platform).extend)
     rollouts, _ = read_expected(name)
     tokens_PGT = rollouts.tokens_PGT
     _, prefix = policy.read(params, rollouts.prompts)
@@ -131,7 +132,7 @@ def test_rows_may_start_at_any_cursor_of_the_ring_buffer(name):
     (P, G, T), L = tokens_PGT.shape, prefix["valid_PL"].shape[1]
     shared, own = policy.cache(prefix, L, G, T, int8=False)
     start_PG = np.random.default_rng(0).integers(0, T, (P, G)) + T // 2
-    extend, served = jax.jit(policy.extend), policy.serve(params)
+    served = policy.serve(params)
     for cursor in range(T // 2, 2 * T):
         index_PG = np.clip(cursor - start_PG, 0, T - 1)
         now_PG = np.take_along_axis(np.asarray(tokens_PGT), index_PG[:, :, None], axis=2)[:, :, 0]

@@ -24,8 +24,8 @@ from grpo_jax.models.rope import Rope, rotate
 
 FEW_VECTORS = 256  # up to so many, a CPU multiplies faster with the weight on the left
 
-Store = Callable[[KeyValues], KeyValues]  # a row's new keys and values -> all of the row's
-Attend = Callable[[Array, KeyValues], Array]  # queries, and their row's keys and values -> the output of each head
+# queries, and the new keys and values of their row -> the output of each head, and what the row has then
+Attend = Callable[[Array, KeyValues], tuple[Array, KeyValues]]
 
 
 @dataclass(frozen=True)
@@ -251,10 +251,8 @@ class Attention(nnx.Module):
             self.query_norm_HC = unit_norm(shape, H, C)
             self.key_norm_KC = unit_norm(shape, K, C)
 
-    def __call__(
-        self, x_PGTD: Array, cos_sin: tuple[Array, Array], attend: Attend, store: Store
-    ) -> tuple[Array, KeyValues]:
-        """The output of attention, and the keys and values that `store` returned."""
+    def __call__(self, x_PGTD: Array, cos_sin: tuple[Array, Array], attend: Attend) -> tuple[Array, KeyValues]:
+        """The output of attention, and the keys and values that `attend` returned."""
         dtype = x_PGTD.dtype
         query_PGTHC, key_PGTKC, value_PGTKC = (
             project(x_PGTD, weight[...], platform=self.platform)
@@ -271,8 +269,8 @@ class Attention(nnx.Module):
         if self.shape.query_scale is not None:  # attention itself multiplies by C ** -0.5
             factor = self.shape.query_scale * math.sqrt(self.shape.channels)
             query_PGHTC = (query_PGHTC.astype(jnp.float32) * factor).astype(dtype)  # the factor is not rounded
-        own = store(KeyValues(key_PGKTC, value_PGKTC))
-        output_PGTHC = jnp.swapaxes(attend(query_PGHTC, own), 2, 3)
+        output_PGHTC, own = attend(query_PGHTC, KeyValues(key_PGKTC, value_PGKTC))
+        output_PGTHC = jnp.swapaxes(output_PGHTC, 2, 3)
         output_PGTD = project(output_PGTHC, self.out_DHC[...], 2, self.platform)
         if self.shape.out_bias:
             output_PGTD += self.out_bias_D[...].astype(dtype)[None, None, None]

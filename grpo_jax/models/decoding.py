@@ -3,7 +3,8 @@
 Layers are unrolled over separate arrays, because a scan would hold every cache twice.
 """
 
-from functools import partial
+import logging
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -12,8 +13,20 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from grpo_jax.models.attention import KeyValues, attend
-from grpo_jax.models.decoder import Shape, quantize
+from grpo_jax.models.attention import (
+    KeyValues,
+    Live,
+    attend,
+    attend_part,
+    attend_ring,
+    by_group,
+    heads_side_by_side,
+    live_positions,
+    merged,
+    mesh_parts,
+    takes,
+)
+from grpo_jax.models.decoder import Shape, Span, quantize
 from grpo_jax.models.experts import recorded
 from grpo_jax.models.rope import rotations
 from grpo_jax.models.rows import put, reach
@@ -22,7 +35,7 @@ from grpo_jax.structs import Params
 
 
 def caches(
-    shape: Shape, activations: DTypeLike, prefix: dict[str, Any], L: int, G: int, S: int, int8: bool
+    shape: Shape, activations: DTypeLike, platform: str, prefix: dict[str, Any], L: int, G: int, S: int, int8: bool
 ) -> tuple[dict[str, Any], list[KeyValues]]:
     """The prefix padded to L positions, and an empty cache of S positions for G responses to each prompt."""
     store = quantize if int8 else _unchanged
@@ -37,7 +50,10 @@ def caches(
         "key_values": [layer(n) for n in range(shape.layers)],
         "valid_PL": jnp.pad(prefix["valid_PL"], ((0, 0), (padding, 0))),
     }
-    empty_PGKSC = jnp.zeros((P, G, K, S, C), activations)
+    pairs = heads_in_lanes(shape, platform, int8)
+    side_by_side = (P, G, K // max(pairs, 1), S, C * pairs)
+    in_kernel = pairs > 0 and _fits_kernel(shape, side_by_side, activations)
+    empty_PGKSC = jnp.zeros(side_by_side if in_kernel else (P, G, K, S, C), activations)
     if (known := prefix["key_values"].experts) is not None:
         experts = jnp.zeros((P, G, known.shape[2], S), known.dtype)
     empty = KeyValues(empty_PGKSC, empty_PGKSC, experts=experts)
@@ -51,6 +67,7 @@ def _unchanged(own: KeyValues) -> KeyValues:
 def extend(
     shape: Shape,
     activations: DTypeLike,
+    platform: str,
     graph: Any,
     params: Params,
     prefix: dict[str, Any],
@@ -58,10 +75,11 @@ def extend(
     tokens_PG: Array,
     cursor: Array,
     start_PG: Array,
+    active_PG: Array | None = None,
 ) -> tuple[Array, list[KeyValues]]:
     """The hidden states of one more token for every response, and the caches with its keys and values.
 
-    `params` are the copy for sampling, and `graph` is that of a `Layer`.
+    `params` are the copy for sampling, and `graph` is that of a `Layer`. Rows that are not active need neither.
     """
     S, L = own[0].key.shape[3], prefix["valid_PL"].shape[1]
     index, index_PG = cursor % S, cursor - start_PG  # of the token in the ring, and in its response
@@ -72,26 +90,134 @@ def extend(
     tables = {rope: rotations(rope, shape.channels, jnp.arange(L + S)) for rope in {s.rope for s in spans}}
     # looked up, or every layer would compute its own
     cos_sin = {rope: jax.tree.map(lambda a: a[positions_PG1], table) for rope, table in tables.items()}
+    in_kernel = platform == "tpu" and _serves(shape, own[0].key)
+    attend_of = _attend_to_all if platform == "tpu" else _write_and_attend
+    live = _live(spans, index_PG, active_PG, index, S) if in_kernel else {}
     x_PG1D = embed(shape, activations, params, tokens_PG[:, :, None])
     extended = []
     for weights, span, shared, cached in zip(params["layers"], spans, prefix["key_values"], own, strict=True):
-        attend_cache = partial(_attend, shape.softcap, shared, *masks[span.window])
-        store = partial(_store, cached._replace(experts=None), index)
+        mask_PG1S, prefix_mask = masks[span.window]
+        of_layer = (prefix_mask, cached._replace(experts=None), index)
+        attend_cache = partial(attend_of, shape.softcap, shared, mask_PG1S, *of_layer)
+        if in_kernel:
+            attend_cache = partial(_attend_live, shape.softcap, shared, live[span.window], *of_layer)
         layer = nnx.merge(graph, weights)
-        x_PG1D, now, routing = layer(x_PG1D, cos_sin[span.rope], attend_cache, store)
+        x_PG1D, now, routing = layer(x_PG1D, cos_sin[span.rope], attend_cache)
         if cached.experts is not None and routing is not None:
             now = now._replace(experts=put(cached.experts, recorded(routing), index))
         extended.append(now)
+    if platform == "tpu" and not in_kernel:
+        x_PG1D, extended = _written(x_PG1D, own, extended, index)
     return normalized(shape, params, x_PG1D[:, :, 0]), extended
 
 
-def _store(cached: KeyValues, index: Array, new: KeyValues) -> KeyValues:
-    """The cache with the keys and values of one position."""
-    return put(cached, new if cached.key_scale is None else quantize(new), index)
+def _write_and_attend(
+    softcap: float | None,
+    shared: KeyValues,
+    mask_PG1S: Array,
+    prefix_mask: Array,
+    cached: KeyValues,
+    index: Array,
+    query_PGH1C: Array,
+    new: KeyValues,
+) -> tuple[Array, KeyValues]:
+    """The attention of one token to the cache, which it is in, and to its prompt; and this cache."""
+    own = put(cached, _as_cached(new, cached), index)
+    return attend(query_PGH1C, own, mask_PG1S, shared, prefix_mask, softcap), own
 
 
-def _attend(
-    softcap: float | None, shared: KeyValues, mask_PG1S: Array, prefix_mask: Array, query: Array, own: KeyValues
-) -> Array:
-    """The attention of one token to the cache and to its prompt."""
-    return attend(query, own, mask_PG1S, shared, prefix_mask, softcap)
+def _attend_to_all(
+    softcap: float | None,
+    shared: KeyValues,
+    mask_PG1S: Array,
+    prefix_mask: Array,
+    cached: KeyValues,
+    index: Array,
+    query_PGH1C: Array,
+    new: KeyValues,
+) -> tuple[Array, KeyValues]:
+    """The attention of one token to the cache without it, to itself and to its prompt; and its keys and values."""
+    new, S = _as_cached(new, cached), mask_PG1S.shape[3]
+    others_PG1S, itself_1111 = mask_PG1S & (jnp.arange(S) != index)[None, None, None], jnp.ones((1, 1, 1, 1), bool)
+    query_PGKQC = by_group(query_PGH1C, cached.key.shape[2])
+    sources = (cached, others_PG1S), (new, itself_1111), (shared, prefix_mask)
+    output_PGKQC = merged([attend_part(query_PGKQC, source, mask, softcap) for source, mask in sources])
+    return output_PGKQC.reshape(query_PGH1C.shape).astype(query_PGH1C.dtype), new
+
+
+def _attend_live(
+    softcap: float | None,
+    shared: KeyValues,
+    live: Live,
+    prefix_mask: Array,
+    cached: KeyValues,
+    index: Array,
+    query_PGH1C: Array,
+    new: KeyValues,
+) -> tuple[Array, KeyValues]:
+    """The same by the kernel that reads only what lives of the cache, and writes."""
+    query_PGKQC = by_group(query_PGH1C, new.key.shape[2])
+    own, written = attend_ring(query_PGKQC, new, cached, live, index, softcap)
+    output_PGKQC = merged([own, attend_part(query_PGKQC, shared, prefix_mask, softcap)])
+    return output_PGKQC.reshape(query_PGH1C.shape).astype(query_PGH1C.dtype), written
+
+
+def _live(
+    spans: tuple[Span, ...], index_PG: Array, active_PG: Array | None, index: Array, S: int
+) -> dict[int | None, Live]:
+    """What each window reads of the ring buffers."""
+    count_PG = jnp.clip(index_PG + 1, 0, S)
+    count_PG = count_PG if active_PG is None else jnp.where(active_PG, count_PG, 0)
+    return {
+        window: live_positions(count_PG if window is None else jnp.minimum(count_PG, window), index, S)
+        for window in {span.window for span in spans}
+    }
+
+
+def heads_in_lanes(shape: Shape, platform: str, int8: bool) -> int:
+    """How many heads the cache keeps side by side for the kernel that reads only what lives; 0 if it is not used."""
+    return 0 if int8 or platform != "tpu" else heads_side_by_side(shape.kv_heads, shape.channels)
+
+
+def _serves(shape: Shape, key: Array) -> bool:
+    """Whether the kernel reads this cache; says so once where it does not."""
+    fits = _fits_kernel(shape, key.shape, key.dtype)
+    if not fits:
+        _say_whole_rings(key.shape, str(key.dtype))
+    return fits
+
+
+def _fits_kernel(shape: Shape, cache_shape: tuple[int, ...], dtype: DTypeLike) -> bool:
+    """Whether the kernel takes a cache `[P, G, K, S, C]`, of which each device has its part."""
+    P, G, K = cache_shape[:3]
+    shards, heads = mesh_parts(P, K)
+    return takes(cache_shape, shape.channels, dtype, P * G // shards, shape.heads // heads)
+
+
+@cache
+def _say_whole_rings(shape: tuple[int, ...], dtype: str) -> None:
+    """Says why decoding is slower than it might be, once for each shape."""
+    logging.getLogger("grpo_jax").info(
+        "decoding reads whole ring buffers: its TPU kernel does not take a cache %s of %s", list(shape), dtype
+    )
+
+
+def _as_cached(new: KeyValues, cached: KeyValues) -> KeyValues:
+    """New keys and values in the types of a cache."""
+    return new if cached.key_scale is None else quantize(new)
+
+
+def _written(
+    hidden: Array, cached: list[KeyValues], new: list[KeyValues], index: Array
+) -> tuple[Array, list[KeyValues]]:
+    """The same hidden states, and the caches of all layers with one more position, written after the last layer.
+
+    If a cache were written beside its layer, a TPU's compiler would do so in the chip's own memory, where attention has
+    just read it, and move all of it back.
+    """
+    hidden, new = jax.lax.optimization_barrier((hidden, new))
+    written = []
+    for ring, one in zip(cached, new, strict=True):
+        key_values = put(ring._replace(experts=None), one._replace(experts=None), index)
+        written.append(key_values._replace(experts=one.experts))  # in the ring already
+    return hidden, written

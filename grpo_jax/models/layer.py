@@ -1,8 +1,8 @@
 """One layer of a decoder as an NNX module.
 
 One `Layer.__call__` serves all three uses: reading prompts, teacher forcing and decoding. Rows are always `[P, G, T]`.
-The caller says how they attend (`attend`), and what happens to their new keys and values before that (`store`):
-decoding writes them into a cache, the other two leave them as they are.
+The caller says how they attend (`attend`), and what happens to their new keys and values: decoding writes them into a
+cache, the other two leave them as they are.
 """
 
 from functools import partial
@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from grpo_jax.models.attention import KeyValues
-from grpo_jax.models.decoder import Attend, Attention, FeedForward, Shape, Store, rms_norm, unit_norm
+from grpo_jax.models.decoder import Attend, Attention, FeedForward, Shape, rms_norm, unit_norm
 from grpo_jax.models.experts import MixtureOfExperts, Routing
 
 
@@ -36,17 +36,16 @@ class Layer(nnx.Module):
         x_PGTD: Array,
         cos_sin: tuple[Array, Array],
         attend: Attend,
-        store: Store,
         experts_PGTe: Array | None = None,
     ) -> tuple[Array, KeyValues, Routing | None]:
-        """The rows after this layer, their keys and values as `store` returned them, and the routing if it has experts.
+        """The rows after this layer, their keys and values as `attend` returned them, and the routing of its experts.
 
         Experts that are given are used in place of those that the router would choose.
         """
         norm = partial(rms_norm, epsilon=self.shape.norm_epsilon, offset=self.shape.norm_offset)
         after, before = self.shape.norms != "before", self.shape.norms != "after"
         normed_PGTD = norm(x_PGTD, self.attention_norm_D[...]) if before else x_PGTD
-        output_PGTD, own = self.attention(normed_PGTD, cos_sin, attend, store)
+        output_PGTD, own = self.attention(normed_PGTD, cos_sin, attend)
         output_PGTD = norm(output_PGTD, self.attention_output_norm_D[...]) if after else output_PGTD
         x_PGTD = x_PGTD + self._scaled(output_PGTD)
         normed_PGTD = norm(x_PGTD, self.feedforward_norm_D[...]) if before else x_PGTD

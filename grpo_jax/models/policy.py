@@ -14,9 +14,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from grpo_jax.models.adapted import is_adapted
-from grpo_jax.models.attention import KeyValues, Scope, kernel
+from grpo_jax.models.attention import BLOCK, KeyValues, Scope, kernel
 from grpo_jax.models.decoder import Shape, cast_matrix, dtype_of_weights, random_weight, unit_norm
-from grpo_jax.models.decoding import caches, extend
+from grpo_jax.models.decoding import caches, extend, heads_in_lanes
 from grpo_jax.models.experts import Routing, load_balance, recorded, usage
 from grpo_jax.models.layer import Layer
 from grpo_jax.models.layer_weights import ready
@@ -56,11 +56,12 @@ def _policy(
         init=decoder.init,
         read=decoder.read,
         respond=decoder.respond,
-        cache=partial(caches, shape, activations),
-        extend=partial(extend, shape, activations, decoder.graph),
+        cache=partial(caches, shape, activations, platform),
+        extend=partial(extend, shape, activations, platform, decoder.graph),
         unembed=partial(unembed, shape, platform),
         serve=decoder.serve,
         max_positions=shape.max_positions,
+        live_block=BLOCK if heads_in_lanes(shape, platform, int8=False) else None,
         balanced=None if shape.experts is None else decoder.balanced,
         layered=decoder.layered if shape.experts is None else None,
         experts=_experts if replay_experts else None,

@@ -53,14 +53,14 @@ def layer_of(
             same_window = len({span.window for span in kinds}) == 1
             attend_layer = kernels[0] if same_window else partial(jax.lax.switch, kind, kernels)
         block = nnx.merge(graph, ready(weights))
-        x_PGTD, own, routing = block(x_PGTD, cos_sin, attend_layer, _unchanged, experts_PGTe)
+        x_PGTD, own, routing = block(x_PGTD, cos_sin, partial(_attend_own, attend_layer), experts_PGTe)
         return x_PGTD, keep(own, routing)
 
     return layer, [kinds.index(span) for span in shape.spans]
 
 
-def _unchanged(own: KeyValues) -> KeyValues:
-    return own
+def _attend_own(attend: Callable[[Array, KeyValues], Array], query: Array, own: KeyValues) -> tuple[Array, KeyValues]:
+    return attend(query, own), own
 
 
 def each_layer(

@@ -28,6 +28,7 @@ from grpo_jax.rollout import stages
 from grpo_jax.rollout.buffer import ResponseBuffer
 from grpo_jax.rollout.engine import Heard
 from grpo_jax.rollout.sizes import (
+    FEWEST_ROWS,
     compact,
     next_ring,
     next_shape,
@@ -121,6 +122,10 @@ class Sampler(SamplingSettings):
             return None
         return partial(_contains_any, decode, stop)
 
+    def live_block(self, policy: Policy) -> int | None:
+        """The positions of a block of the cache, if only blocks in use are read."""
+        return None if self.int8_cache else policy.live_block
+
     def greedy(self) -> "Sampler":
         """The same sampler, giving the one likeliest answer."""
         return replace(self, temperature=0.0, responses=1)
@@ -159,7 +164,8 @@ class Sampler(SamplingSettings):
     def _needed(self, policy: Policy, P: int, prompts: Prompts) -> int:
         """Bytes on the devices of one host, which has its share of the prompts."""
         P, L = -(-P // jax.process_count()), prompts.tokens_PL.shape[1]
-        return _needed_bytes(policy, P, L, self.responses, self.max_tokens, self.int8_cache)
+        ring = ring_lengths(self.max_tokens, self.live_block(policy))[-1]
+        return _needed_bytes(policy, P, L, self.responses, ring, self.int8_cache)
 
 
 def _contains_any(decode: Callable[[Sequence[int]], str], stop: tuple[str, ...], ids: Sequence[int]) -> bool:
@@ -199,11 +205,12 @@ class _Sampling:
         self.mesh = mesh_of(prompts)
         self.shards = prompt_shards(self.mesh) if self.mesh is not None else 1
         self.served, self.key_PG = served, key_PG
-        self.rings, self.L = ring_lengths(T), prefix_length(L)
+        block = sampler.live_block(policy)
+        self.rings, self.L = ring_lengths(T, block), prefix_length(L)
         self.padding = bucket(L) - L  # prompts are read at one of a few lengths
         held = prompts_held(P, sampler.at_once, self.shards)
         self.few = max(self.shards, held // 4 // self.shards * self.shards)  # prompts that are admitted together
-        self.shapes = row_shapes(held, G, self.shards)
+        self.shapes = row_shapes(held, G, self.shards, 1 if block is None else FEWEST_ROWS)
         self.waiting = list(range(held, P))
         self.buffer = ResponseBuffer(P, G, T, held, padding=sampler.ends[0])
         self.shared, self.own, self.rows = self._begin(np.arange(held), self.rings[0])
@@ -378,10 +385,10 @@ def _serve(policy: Policy, params: Params) -> Params:
 
 
 @cache
-def _needed_bytes(policy: Policy, P: int, L: int, G: int, T: int, int8: bool) -> int:
+def _needed_bytes(policy: Policy, P: int, L: int, G: int, S: int, int8: bool) -> int:
     """Bytes of both caches at their largest, and of the weights that are read."""
     params = policy.shapes
     _, prefix = jax.eval_shape(policy.read, params, prompt_shapes(P, L))
-    caches = jax.eval_shape(lambda prefix: policy.cache(prefix, prefix_length(L), G, T, int8), prefix)
+    caches = jax.eval_shape(lambda prefix: policy.cache(prefix, prefix_length(L), G, S, int8), prefix)
     arrays = jax.tree.leaves((caches, jax.eval_shape(policy.serve, params)))
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays)

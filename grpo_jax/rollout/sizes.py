@@ -13,6 +13,7 @@ RING_HALVINGS = 3
 ROW_HALVINGS = 2
 SHORTEST_RING = 64  # positions; halving again would save next to nothing
 SHORTEST_PREFIX = 64
+FEWEST_ROWS = 64  # where ended rows are not read; fewer are multiplied no faster by a TPU, which waits for the weights
 
 
 class Compaction(NamedTuple):
@@ -37,8 +38,13 @@ def subgroups_at_once(at_once: int | None, spread: int, hosts: int) -> int | Non
     return None if at_once is None else -(-at_once * spread // hosts)
 
 
-def ring_lengths(max_tokens: int) -> list[int]:
-    """Lengths of the responses' cache, from the shortest to `max_tokens`."""
+def ring_lengths(max_tokens: int, block: int | None = None) -> list[int]:
+    """Lengths of the responses' cache, from the shortest to `max_tokens`.
+
+    A policy that reads no block of a ring buffer before a row uses it has one length, a multiple of such a block.
+    """
+    if block is not None:
+        return [-(-max_tokens // block) * block]
     lengths = [max_tokens]
     while len(lengths) <= RING_HALVINGS and lengths[-1] > SHORTEST_RING:
         lengths.append(-(-lengths[-1] // 2))
@@ -50,11 +56,15 @@ def prefix_length(length: int) -> int:
     return max(SHORTEST_PREFIX, 1 << (length - 1).bit_length())
 
 
-def row_shapes(P: int, G: int, shards: int) -> list[tuple[int, int]]:
-    """Prompts and rows of each, the most rows first; groups shrink before prompts do."""
+def row_shapes(P: int, G: int, shards: int, fewest: int = 1) -> list[tuple[int, int]]:
+    """Prompts and rows of each, the most rows first; groups shrink before prompts do. Halving ends where a shard would
+    have less than the `fewest` rows.
+    """
     shapes = [(P, G)]
     for _ in range(ROW_HALVINGS):
         P, G = shapes[-1]
+        if P * G < 2 * fewest * shards:
+            return shapes
         if G % 2 == 0:
             shapes.append((P, G // 2))
         elif G == 1 and P % (2 * shards) == 0:

@@ -109,7 +109,8 @@ def decode(
 
     def decode_one(carry: tuple[Any, Rows]) -> tuple[Any, Rows]:
         own, rows = carry
-        hidden_PGD, own = policy.extend(params, shared, own, rows.last_PG, rows.cursor - 1, rows.start_PG)
+        given = (rows.last_PG, rows.cursor - 1, rows.start_PG, rows.active_PG)
+        hidden_PGD, own = policy.extend(params, shared, own, *given)
         return own, _choose(distribution, rows, policy.unembed(params, hidden_PGD), max_tokens, mesh)
 
     return jax.lax.while_loop(goes_on, decode_one, (own, rows))

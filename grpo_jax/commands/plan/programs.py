@@ -145,7 +145,7 @@ def compile_reading(case: Case) -> jax.stages.Compiled:
     One host of several reads with its copy for sampling.
     """
     sampler, mesh, (P, G, _) = case.sampler, case.host_mesh, case.sampled
-    shape = (prefix_length(case.length), G, ring_lengths(sampler.max_tokens)[0])
+    shape = (prefix_length(case.length), G, _rings(case)[0])
     several = mesh if mesh.size > 1 else None
     params = case.state.params if case.slice.hosts == 1 else decoding_inputs(case)[0]
     prompts = fitted(prompt_shapes(P, case.length), PROMPTS, mesh)
@@ -173,13 +173,13 @@ def compile_decoding(case: Case) -> jax.stages.Compiled:
 def decoding_inputs(case: Case) -> tuple[Any, Any, Any, Any]:
     """The copy for sampling, both caches and the rows, in full size."""
     policy, sampler, mesh = case.algorithm.policy, case.sampler, case.host_mesh
-    (P, G, _), L, T = case.sampled, case.length, sampler.max_tokens
+    (P, G, _), L, T, S = case.sampled, case.length, sampler.max_tokens, _rings(case)[-1]
     served = jax.eval_shape(lambda params: even_vocabulary(policy.serve(params), mesh), policy.shapes)
     prompts = prompt_shapes(P, L)
     keys = jax.eval_shape(lambda: row_keys(jax.random.key(0), P, G))
-    read = partial(stages.read, policy, shape=(prefix_length(L), G, T), int8=sampler.int8_cache, mesh=None)
+    read = partial(stages.read, policy, shape=(prefix_length(L), G, S), int8=sampler.int8_cache, mesh=None)
     last_PD, shared, own = jax.eval_shape(read, policy.shapes, prompts)
-    start = partial(stages.begin, policy, sampler.distribution, max_tokens=T, S=T, mesh=None)
+    start = partial(stages.begin, policy, sampler.distribution, max_tokens=T, S=S, mesh=None)
     rows = jax.eval_shape(lambda served, *rest: start(served, *rest), served, prompts, last_PD, keys)
     return (
         with_shardings(served, serving_shardings(served, mesh)),
@@ -187,6 +187,11 @@ def decoding_inputs(case: Case) -> tuple[Any, Any, Any, Any]:
         fitted(own, CACHE, mesh),
         fitted(rows, PROMPTS, mesh),
     )
+
+
+def _rings(case: Case) -> list[int]:
+    """The lengths of the responses' cache."""
+    return ring_lengths(case.sampler.max_tokens, case.sampler.live_block(case.algorithm.policy))
 
 
 def compile_learning(case: Case, how: Cut) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:

@@ -14,9 +14,38 @@ from jax.typing import DTypeLike
 
 from grpo_jax.models.attention.formula import KeyValues, Scope, attend, masks
 from grpo_jax.models.attention.fused import cudnn_rows, splash_rows
+from grpo_jax.models.attention.parts import attend_part, by_group, merged
 from grpo_jax.models.attention.plain import plain_rows
+from grpo_jax.models.attention.ring import (
+    BLOCK,
+    Live,
+    attend_ring,
+    heads_side_by_side,
+    live_positions,
+    mesh_parts,
+    takes,
+)
 
-__all__ = ["KeyValues", "Scope", "attend", "cudnn_rows", "kernel", "masks", "plain_rows", "splash_rows"]
+__all__ = [
+    "BLOCK",
+    "KeyValues",
+    "Live",
+    "Scope",
+    "attend",
+    "attend_part",
+    "attend_ring",
+    "by_group",
+    "cudnn_rows",
+    "heads_side_by_side",
+    "kernel",
+    "live_positions",
+    "masks",
+    "merged",
+    "mesh_parts",
+    "plain_rows",
+    "splash_rows",
+    "takes",
+]
 
 Kernel = Callable[[Array, KeyValues, Scope, KeyValues | None, int | None, float | None], Array]
 

@@ -85,6 +85,7 @@ def extend(
     return normalized(shape, params, x_PG1D[:, :, 0]), extended
 
 
+@jax.named_scope("cache")
 def _store(cached: KeyValues, index: Array, new: KeyValues) -> KeyValues:
     """The cache with the keys and values of one position."""
     return put(cached, new if cached.key_scale is None else quantize(new), index)

@@ -1,9 +1,9 @@
 """What the cores execute, read from the final bundles that the TPU compiler writes for every kernel.
 
-A bundle is what a core begins in one cycle. The bundles of a loop times its trips are the cycles of a kernel without any
-stall. A product of a packed tile keeps its matrix unit (MXU) busy for `Chip.product_cycles`, so a kernel also takes at
-least as long as its busiest unit. Conditional code counts as if it ran, a loop whose trips are not in the text counts
-once: `Kernel.open` says how many of these there are.
+A bundle is what a core begins in one cycle. The bundles of a loop times its trips are the cycles of a kernel without
+any stall. A product of a packed tile keeps its matrix unit (MXU) busy for `Chip.product_cycles`, so a kernel also takes
+at least as long as its busiest unit. Conditional code counts as if it ran, a loop whose trips are not in the text
+counts once: `Kernel.open` says how many of these there are.
 """
 
 import re

@@ -9,9 +9,11 @@ from typing import Any
 import jax
 
 from grpo_jax.algorithm import Algorithm
+from grpo_jax.commands.plan import timing
 from grpo_jax.commands.plan.advice import advice
 from grpo_jax.commands.plan.case import Case, assemble
 from grpo_jax.commands.plan.estimate import ACCURACY, estimated
+from grpo_jax.commands.plan.lengths import Lengths, read_lengths
 from grpo_jax.commands.plan.programs import Phase, decoding_inputs, plan_learning, plan_sampling
 from grpo_jax.commands.plan.search import fits, largest, search, timed
 from grpo_jax.commands.plan.topology import GIB, AnyDevice, device_with, find_slice
@@ -26,10 +28,15 @@ UTILISATION = 0.4  # of arithmetic while learning, of memory's bandwidth while d
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints what fits; 0 if it fits, 1 if not."""
+    """Prints what fits, or how long a step takes; 0 if it fits, 1 if not."""
     jax.config.update("jax_enable_compilation_cache", False)  # such programs cannot be loaded again without a TPU
     config: Config = arguments.config
     try:
+        lengths = read_lengths(arguments.lengths)
+        if arguments.time and arguments.topology is None:
+            raise ValueError(
+                "--time needs a slice to compile for: give --topology, such as v5e-8, in place of --memory."
+            )
         found = find_slice(arguments.topology) if arguments.memory is None else device_with(arguments.memory)
         case = assemble(config, found)
     except ConfigError:
@@ -38,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(locate(config, str(error))) from error
     if not arguments.quiet:
         show(introduction(case))
+    if arguments.time:
+        return show_times(arguments, case, lengths)
     TOLD.info("compiling ..." if figures_are_exact(case) else "estimating from shapes ...")
     sample, learned = _compiled(case) if figures_are_exact(case) else estimated(case)
     figures = measure(case, sample, learned)
@@ -47,6 +56,16 @@ def run(arguments: argparse.Namespace) -> int:
     if is_for_people(arguments):
         show(f"{table(figures, sample, learned[case.responses_at_once])}\n{verdict(figures)}")
     return 0 if figures["fits"] else 1
+
+
+def show_times(arguments: argparse.Namespace, case: Case, lengths: Lengths) -> int:
+    """Prints at least how long each part of a step takes; 0 if every program fits the slice, 1 if not."""
+    figures = timing.figures(case, timing.timed(case, lengths), lengths)
+    if arguments.json:
+        print_json(arguments, figures)
+    if is_for_people(arguments):
+        show(timing.table(figures))
+    return int(any(phase["errors"] for phase in figures["phases"].values()))
 
 
 def verdict(figures: Mapping[str, Any]) -> str:

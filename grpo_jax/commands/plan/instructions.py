@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -117,14 +118,25 @@ def parse(text: str) -> ProgramText:
     """A program as its computations."""
     computations: dict[str, Computation] = {}
     entry, current = "", None
-    for line in text.splitlines():
-        if not line.startswith((" ", "}")):
-            head = HEAD.fullmatch(line)
-            current = computations.setdefault(head[2], {}) if head else None
-            entry = head[2] if head and head[1] else entry
+    for line in _joined(text.splitlines()):
+        if head := HEAD.fullmatch(line):
+            current = computations.setdefault(head[2], {})
+            entry = head[2] if head[1] else entry
         elif current is not None and (found := _instruction(line)):
             current[found.name] = found
     return ProgramText(computations, entry)
+
+
+def _joined(lines: list[str]) -> Iterator[str]:
+    """The lines of a text, each instruction in one: kernels that were written by hand have text of several lines."""
+    whole = ""
+    for line in lines:
+        if HEAD.fullmatch(line) or line == "}" or INSTRUCTION.match(line):
+            yield whole
+            whole = line
+        else:
+            whole += line
+    yield whole
 
 
 def _instruction(line: str) -> Instruction | None:

@@ -6,10 +6,13 @@
 The second needs the TPU compiler (pip install -e ".[tpu]"), no TPU, and about ten minutes a config on two cores.
 """
 
+import contextlib
+import io
 import json
-import subprocess
 import sys
 from pathlib import Path
+
+from grpo_jax import cli
 
 ROOT = Path(__file__).parent.parent
 FIGURES = Path(__file__).parent / "time.json"
@@ -18,9 +21,10 @@ CONFIGS = {"gsm8k_qwen3_0.6b": "v5e-1", "gemma3_1b_v5e-1": "v5e-1", "gsm8k_qwen2
 
 def compiled(name: str) -> dict:
     """What `grpo-jax plan --time` says of a config."""
-    command = [sys.executable, "-m", "grpo_jax", "plan", str(ROOT / "configs" / f"{name}.yaml"), "--topology"]
-    command += [CONFIGS[name], "--time", "--json"]
-    return json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    config = str(ROOT / "configs" / f"{name}.yaml")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        cli.main(["plan", config, "--topology", CONFIGS[name], "--time", "--json"])
+    return json.loads(printed.getvalue())
 
 
 def table(known: dict[str, dict]) -> str:

@@ -7,7 +7,6 @@ counts once: `Kernel.open` says how many of these there are.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +31,7 @@ class Kernel:
 class _Loop:
     trips: int | None = None
     bundles: int = 0
-    products: Counter = field(default_factory=Counter)  # by matrix unit
+    products: dict[str, float] = field(default_factory=dict)  # by matrix unit
     inner: list["_Loop"] = field(default_factory=list)
 
 
@@ -94,7 +93,7 @@ def _count(loop: _Loop, text: str) -> None:
         loop.trips = int(found[1])
     if "vmatmul" in text:
         for kind, unit in PRODUCT.findall(text):
-            loop.products[unit] += 0.5 if kind == "f32" else 1.0
+            loop.products[unit] = loop.products.get(unit, 0.0) + (0.5 if kind == "f32" else 1.0)
 
 
 def _totals(loop: _Loop) -> tuple[int, float, int]:
@@ -103,13 +102,14 @@ def _totals(loop: _Loop) -> tuple[int, float, int]:
     return bundles, max(products.values(), default=0.0), unknown
 
 
-def _sums(loop: _Loop) -> tuple[int, Counter, int]:
+def _sums(loop: _Loop) -> tuple[int, dict[str, float], int]:
     trips, unknown = (1, 1) if loop.trips is None else (loop.trips, 0)
-    bundles, products = loop.bundles, Counter(loop.products)
+    bundles, products = loop.bundles, dict(loop.products)
     for inner in loop.inner:
         more, multiplied, unknown_inside = _sums(inner)
-        bundles, products, unknown = bundles + more, products + multiplied, unknown + unknown_inside
-    return bundles * trips, Counter({unit: count * trips for unit, count in products.items()}), unknown
+        products |= {unit: products.get(unit, 0.0) + count for unit, count in multiplied.items()}
+        bundles, unknown = bundles + more, unknown + unknown_inside
+    return bundles * trips, {unit: count * trips for unit, count in products.items()}, unknown
 
 
 def _alike(text: str) -> Iterator[tuple[str, list[str]]]:

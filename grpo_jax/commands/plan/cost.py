@@ -35,7 +35,7 @@ class Cost:
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return Cost(*(a + b for a, b in pairs))
 
-    def times(self, n: float) -> "Cost":
+    def times(self, n: int | float) -> "Cost":
         """That of n runs."""
         return Cost(*(a * n for a in vars(self).values()))
 
@@ -58,7 +58,7 @@ class Costs:
         names = dict.fromkeys((*self.parts, *other.parts))
         return Costs({name: self.parts.get(name, Cost()) + other.parts.get(name, Cost()) for name in names})
 
-    def times(self, n: float) -> "Costs":
+    def times(self, n: int | float) -> "Costs":
         """Those of n runs."""
         return Costs({name: cost.times(n) for name, cost in self.parts.items()})
 
@@ -74,7 +74,7 @@ def costs(program: ProgramText, kernels: Mapping[str, Kernel], chip: Chip, itera
     total = Costs()
     for each, times, around in _executed(program.entry, program, 1, iterations, kernels, chip):
         if each.op in PREFETCHES:
-            total.add(_owner(each, around, program), Cost(bytes=times * prefetched(each)))
+            total.add(_owner(each, around, program), Cost(bytes=float(times * prefetched(each))))
         elif not is_free(each):
             total.add(part_of(each, program), _kernel(each, around, program, kernels, chip).times(times))
     return total
@@ -89,7 +89,7 @@ def _kernel(
     products = kernel.products * chip.product_cycles / chip.clock
     longest = max(core, products, touched / chip.bandwidth)
     unknown = known is None and each.all_bytes > SMALL
-    return Cost(core, products, longest, touched, 1, unknown)
+    return Cost(core, products, longest, float(touched), 1.0, float(unknown))
 
 
 def _executed(

@@ -57,7 +57,7 @@ def read_lengths(text: str | None) -> Lengths:
     """
     if text is None:
         return Lengths()
-    if (path := Path(text)).exists():
+    if text and (path := Path(text)).exists():
         return _of_run(path) if path.is_dir() else Lengths(known=_numbers(path))
     try:
         mean, *spread = map(float, text.split(","))
@@ -84,7 +84,7 @@ def _of_run(path: Path) -> Lengths:
     means = [row["completions/mean_length"] for row in rows if "completions/mean_length" in row][-RECENT:]
     if not means:
         raise ValueError(f"--lengths: {path} is not the directory of a run that has ended a step.")
-    return Lengths(sum(means) / len(means), SPREAD)
+    return Lengths(float(sum(means)) / len(means), SPREAD)
 
 
 def turns(length_PG: np.ndarray, held: int, most: int, shards: int) -> Counter[Size]:

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class Progress:
         return self.factor * SECONDS[kind] * self.layers / 28 * (SEVERAL if self.chips > 1 else 1.0)
 
     @contextmanager
-    def during(self, kind: str, name: str) -> Iterator[None]:
+    def during(self, kind: str, name: str) -> Generator[None]:
         """Says now and then that this program is compiled, until it is."""
         about, begun, ended = self.expected(kind), time.monotonic(), threading.Event()
         told = threading.Thread(target=_tell, args=(name, about, begun, ended), daemon=True)

@@ -59,7 +59,7 @@ class Timed:
     name: str
     runs: int
     costs: Costs = field(default_factory=Costs)
-    received: float = 0.0
+    received: int = 0
     error: str = ""
 
 

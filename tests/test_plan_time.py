@@ -185,3 +185,12 @@ def test_attention_and_the_head_take_no_longer_than_they_did(capsys):
     for phase, parts in limits["most_ms"].items():
         for part, most in parts.items():
             assert phases[phase]["parts"][part]["ms"] <= most, (phase, part)
+
+
+def test_the_page_has_the_table_of_the_figures_that_are_kept():
+    found = json.loads((ROOT / "docs" / "time.json").read_text())
+    page = (ROOT / "docs" / "time.md").read_text()
+    for figures in found.values():
+        for phase, times in figures["phases"].items():
+            assert f"| **{phase}** |" in page and f"**{times['ms']:,.0f}**" in page
+            assert all(f"| {part} |" in page for part in times["parts"])

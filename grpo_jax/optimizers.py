@@ -134,6 +134,7 @@ def first_state(optimizer: optax.GradientTransformation, trained: Params, gradie
     return {LAYERS: layers, "others": optimizer.init(_in_float32(others))}
 
 
+@jax.named_scope("optimiser")
 def stepped(
     optimizer: optax.GradientTransformation, trained: Params, opt_state: Any, gradient: Params, key: Array
 ) -> tuple[Params, Any]:

@@ -111,6 +111,17 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--topology", metavar="SLICE", help="a slice: v5e-8 (or v5litepod-8), v6e-4, v5p-8, v4-8, ...")
     where.add_argument("--memory", metavar="SIZE", help="of one device of any kind, e.g. 24GiB: an estimate")
+    parser.add_argument(
+        "--time",
+        action="store_true",
+        help="show at least how long each part of a step takes on the slice, by the compiler's own code; no memory",
+    )
+    parser.add_argument(
+        "--lengths",
+        metavar="TOKENS",
+        help="of answers: a mean such as 300; a mean and a spread (of logarithms) such as 300,0.5; a file with a number"
+        " in each line; or the directory of a run; default: all as long as rollout.max_tokens",
+    )
     add_sft(parser)
     add_quiet(parser)
     add_json(parser)
@@ -339,7 +350,11 @@ GROUPS: dict[str, dict[str, Command]] = {
         "plan": Command(
             "show what a config needs on a TPU slice or another device, without one",
             add_plan,
-            ("grpo-jax plan quickstart --memory 8GiB", "grpo-jax plan gemma3_1b_v5e-1 --topology v5e-1"),
+            (
+                "grpo-jax plan quickstart --memory 8GiB",
+                "grpo-jax plan gemma3_1b_v5e-1 --topology v5e-1",
+                "grpo-jax plan gemma3_1b_v5e-1 --topology v5e-1 --time --lengths 300,0.5",
+            ),
         ),
     },
     "and more": {

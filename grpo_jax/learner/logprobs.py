@@ -234,6 +234,7 @@ def _score(logits: Callable[..., Array], weights: list[Array], hidden_nPBwD: Arr
     return _score_forward(logits, weights, hidden_nPBwD, rows, first_PGV)[0]
 
 
+@jax.named_scope("head")
 def _score_forward(
     logits: Callable[..., Array], weights: list[Array], hidden_nPBwD: Array, rows: Rows, first_PGV: Any
 ) -> Any:
@@ -248,6 +249,7 @@ def _score_forward(
     return scores, (weights, hidden_nPBwD, rows, first_PGV, last_PBwV, *scores)
 
 
+@jax.named_scope("head")
 def _score_backward(logits: Callable[..., Array], saved: tuple, grads: tuple[Array, Array]) -> tuple:
     weights, hidden_nPBwD, rows, first_PGV, last_PBwV, *scores = saved
 

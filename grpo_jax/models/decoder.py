@@ -86,6 +86,7 @@ class Shape:
         return self.pattern or (Span(self.window, self.rope),) * self.layers
 
 
+@jax.named_scope("norm")
 def rms_norm(x: Array, weight: Array, epsilon: float, offset: float = 0.0) -> Array:
     """x divided by its root mean square along the axes of `weight`, in float32, times weight + offset."""
     x_float32 = x.astype(jnp.float32)
@@ -96,6 +97,7 @@ def rms_norm(x: Array, weight: Array, epsilon: float, offset: float = 0.0) -> Ar
     return (x_float32 * scale * weight).astype(x.dtype)
 
 
+@jax.named_scope("products")
 def project(
     x: Array, weight: Array | Adapted, inputs: int = 1, platform: str = "", result_dtype: DTypeLike | None = None
 ) -> Array:
@@ -269,7 +271,8 @@ class Attention(nnx.Module):
         if self.shape.query_scale is not None:  # attention itself multiplies by C ** -0.5
             factor = self.shape.query_scale * math.sqrt(self.shape.channels)
             query_PGHTC = (query_PGHTC.astype(jnp.float32) * factor).astype(dtype)  # the factor is not rounded
-        output_PGHTC, own = attend(query_PGHTC, KeyValues(key_PGKTC, value_PGKTC))
+        with jax.named_scope("attention"):
+            output_PGHTC, own = attend(query_PGHTC, KeyValues(key_PGKTC, value_PGKTC))
         output_PGTHC = jnp.swapaxes(output_PGHTC, 2, 3)
         output_PGTD = project(output_PGTHC, self.out_DHC[...], 2, self.platform)
         if self.shape.out_bias:

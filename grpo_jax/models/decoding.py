@@ -122,7 +122,8 @@ def _write_and_attend(
     new: KeyValues,
 ) -> tuple[Array, KeyValues]:
     """The attention of one token to the cache, which it is in, and to its prompt; and this cache."""
-    own = put(cached, _as_cached(new, cached), index)
+    with jax.named_scope("cache"):
+        own = put(cached, _as_cached(new, cached), index)
     return attend(query_PGH1C, own, mask_PG1S, shared, prefix_mask, softcap), own
 
 
@@ -207,6 +208,7 @@ def _as_cached(new: KeyValues, cached: KeyValues) -> KeyValues:
     return new if cached.key_scale is None else quantize(new)
 
 
+@jax.named_scope("cache")
 def _written(
     hidden: Array, cached: list[KeyValues], new: list[KeyValues], index: Array
 ) -> tuple[Array, list[KeyValues]]:

@@ -196,6 +196,7 @@ def _mixture(
     return jnp.sum(output_XeD * weight_PGTe.reshape(-1, chosen, 1), axis=1).reshape(x_PGTD.shape)
 
 
+@jax.named_scope("products")
 def ragged_product(x_XD: Array, weight_EFD: Array, sizes_E: Array) -> Array:
     """The rows of x times the transposed weight of their expert; `sizes_E` says how many rows each expert has."""
     return jax.lax.ragged_dot(x_XD, jnp.swapaxes(weight_EFD, 1, 2), sizes_E)
@@ -219,6 +220,7 @@ def _tpu_product_backward(residuals: tuple[Array, ...], grad_XF: Array) -> tuple
 _tpu_product.defvjp(_tpu_product_forward, _tpu_product_backward)
 
 
+@jax.named_scope("products")
 def weight_gradient(x_XD: Array, grad_XF: Array, sizes_E: Array, interpret: bool = False) -> Array:
     """The gradient of each expert's weights from its rows, by a kernel for TPUs; rows of no expert count nothing."""
     rows = ((0, -len(x_XD) % TILE[0]), (0, 0))

@@ -27,6 +27,7 @@ class Rope:
     interleaved: bool = False  # channel 2c is paired with channel 2c + 1, not c with c + C/2
 
 
+@jax.named_scope("rotation")
 def rotations(rope: Rope | None, channels: int, positions: Array) -> tuple[Array, Array]:
     """Cosines and sines of each position's angles: `[..., C/2]`, float32. Nothing rotates where `rope` is None."""
     if rope is None:
@@ -74,6 +75,7 @@ def _yarn(rope: Rope, channels: int, frequency_C: Array) -> Array:
     return frequency_C / rope.factor * stretched_C + frequency_C * (1 - stretched_C)
 
 
+@jax.named_scope("rotation")
 def rotate(x_PGHTC: Array, cos_PGTC: Array, sin_PGTC: Array, interleaved: bool = False, platform: str = "") -> Array:
     """Each head rotated by its position: channel c is paired with channel c + C/2, as Hugging Face weights expect.
 

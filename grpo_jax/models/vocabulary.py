@@ -1,5 +1,6 @@
 """From tokens to vectors, and from the last layer's vectors to logits."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
@@ -8,6 +9,7 @@ from grpo_jax.models.decoder import Shape, embeddings, project, rms_norm
 from grpo_jax.structs import Params
 
 
+@jax.named_scope("embedding")
 def embed(shape: Shape, activations: DTypeLike, params: Params, tokens: Array) -> Array:
     """The vectors that the first layer is given, in the dtype of the activations."""
     x, scale = embeddings(params["embed_VD"], tokens).astype(activations), shape.embed_scale
@@ -19,6 +21,7 @@ def normalized(shape: Shape, params: Params, x: Array) -> Array:
     return rms_norm(x, params["norm_D"], shape.norm_epsilon, shape.norm_offset)
 
 
+@jax.named_scope("head")
 def unembed(shape: Shape, platform: str, params: Params, hidden: Array) -> Array:
     """The float32 logits of hidden states."""
     head_VD = params["embed_VD" if shape.tied else "head_VD"]

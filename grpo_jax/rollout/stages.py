@@ -116,6 +116,7 @@ def decode(
     return jax.lax.while_loop(goes_on, decode_one, (own, rows))
 
 
+@jax.named_scope("choice")
 def _choose(
     distribution: Distribution, rows: Rows, logits_PGV: Array, max_tokens: int | Array, mesh: Mesh | None
 ) -> Rows:

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from grpo_jax.commands.plan.case import Case, fitted
 from grpo_jax.commands.plan.hlo import collective_bytes
+from grpo_jax.commands.plan.lengths import Size
 from grpo_jax.devices.memory import device_bytes
 from grpo_jax.devices.sharding import (
     CACHE,
@@ -26,7 +27,7 @@ from grpo_jax.devices.sharding import (
 from grpo_jax.learner.by_layer import descend_by_layer
 from grpo_jax.learner.microbatches import Cut
 from grpo_jax.learner.states import shardings_of
-from grpo_jax.learner.update import add_gradient, descend, zeros
+from grpo_jax.learner.update import add_gradient, descend, microbatch_logprobs, zeros
 from grpo_jax.objectives import first_coefficients
 from grpo_jax.rollout import stages
 from grpo_jax.rollout.native import row_keys
@@ -83,6 +84,11 @@ def plan_sampling(case: Case) -> Phase:
     )
 
 
+def microbatches(case: Case, how: Cut) -> int:
+    """How many microbatches a step has."""
+    return case.settings.prompts * how.spread // how.subgroups * how.splits
+
+
 @_without_peak_if_too_large
 def plan_learning(case: Case, responses_at_once: int) -> Phase:
     """The gradient of a microbatch or the optimiser, whichever needs more, and what all microbatches of a step move."""
@@ -91,8 +97,7 @@ def plan_learning(case: Case, responses_at_once: int) -> Phase:
         return _plan_by_layer(case, how)
     learn, step = compile_learning(case, how)
     used, after = memory_of(learn), memory_of(step)
-    microbatches = case.settings.prompts * how.spread // how.subgroups * how.splits
-    moved = microbatches * collective_bytes(learn.as_text() or "")
+    moved = microbatches(case, how) * collective_bytes(learn.as_text() or "")
     moved += case.algorithm.minibatches * collective_bytes(step.as_text() or "")
     waiting = device_bytes((case.state.opt_state, case.state.reference))
     return Phase(
@@ -105,9 +110,7 @@ def plan_learning(case: Case, responses_at_once: int) -> Phase:
 
 def _plan_by_layer(case: Case, how: Cut) -> Phase:
     """Learning from a minibatch layer by layer, which is one program."""
-    algorithm, state, (chosen, slots) = case.algorithm, case.state, microbatch_shapes(case, how)
-    inputs = (state, chosen, slots, 1, math.inf, 0)
-    learn = descend_by_layer.lower(algorithm, shardings_of(state), *inputs).compile()
+    algorithm, learn = case.algorithm, lower_by_layer(case, how).compile()
     used = memory_of(learn)
     return Phase(
         device_peak(used) + case.other_bytes,
@@ -115,6 +118,12 @@ def _plan_by_layer(case: Case, how: Cut) -> Phase:
         used.temp_size_in_bytes,
         algorithm.minibatches * collective_bytes(learn.as_text() or ""),
     )
+
+
+def lower_by_layer(case: Case, how: Cut) -> jax.stages.Lowered:
+    """Learning from a minibatch layer by layer."""
+    state, (chosen, slots) = case.state, microbatch_shapes(case, how)
+    return descend_by_layer.lower(case.algorithm, shardings_of(state), state, chosen, slots, 1, math.inf, 0)
 
 
 def memory_of(compiled: jax.stages.Compiled) -> Any:
@@ -128,7 +137,7 @@ def device_peak(used: Any) -> int:
     return used.peak_memory_in_bytes - kept - used.host_temp_size_in_bytes
 
 
-def compile_serving(case: Case) -> jax.stages.Compiled:
+def lower_serving(case: Case) -> jax.stages.Lowered:
     """The program that makes the copy of the weights for sampling, gathered from wherever the weights are."""
     policy, params = case.algorithm.policy, case.state.params
 
@@ -136,10 +145,10 @@ def compile_serving(case: Case) -> jax.stages.Compiled:
         return even_vocabulary(policy.serve(params), case.mesh)
 
     shardings = serving_shardings(jax.eval_shape(serve, params), case.mesh)
-    return jax.jit(serve, out_shardings=shardings).lower(params).compile()
+    return jax.jit(serve, out_shardings=shardings).lower(params)
 
 
-def compile_reading(case: Case) -> jax.stages.Compiled:
+def lower_reading(case: Case) -> jax.stages.Lowered:
     """The pass over the prompts that are held at once, which makes the first and shortest cache.
 
     One host of several reads with its copy for sampling.
@@ -149,14 +158,24 @@ def compile_reading(case: Case) -> jax.stages.Compiled:
     several = mesh if mesh.size > 1 else None
     params = case.state.params if case.slice.hosts == 1 else decoding_inputs(case)[0]
     prompts = fitted(prompt_shapes(P, case.length), PROMPTS, mesh)
-    return stages.read.lower(case.algorithm.policy, params, prompts, shape, sampler.int8_cache, several).compile()
+    return stages.read.lower(case.algorithm.policy, params, prompts, shape, sampler.int8_cache, several)
 
 
-def compile_decoding(case: Case) -> jax.stages.Compiled:
-    """The decoding loop with all rows and the longest cache."""
-    served, shared, own, rows = decoding_inputs(case)
+def compile_serving(case: Case) -> jax.stages.Compiled:
+    """The program that makes the copy for sampling, compiled."""
+    return lower_serving(case).compile()
+
+
+def compile_reading(case: Case) -> jax.stages.Compiled:
+    """That program, compiled."""
+    return lower_reading(case).compile()
+
+
+def lower_decoding(case: Case, size: Size | None = None) -> jax.stages.Lowered:
+    """The decoding loop with rows of this size; None is all rows and the longest cache."""
+    served, shared, own, rows = decoding_inputs(case, size)
     sampler, mesh = case.sampler, case.host_mesh
-    until = stages.Until(2**30, -1, 1, case.sampled[0] + 1)
+    until = stages.Until(2**30, -1, 1, rows.length_PG.shape[0] + 1)
     return stages.decode.lower(
         case.algorithm.policy,
         sampler.distribution,
@@ -167,13 +186,19 @@ def compile_decoding(case: Case) -> jax.stages.Compiled:
         sampler.max_tokens,
         until,
         mesh if mesh.size > 1 else None,
-    ).compile()
+    )
 
 
-def decoding_inputs(case: Case) -> tuple[Any, Any, Any, Any]:
-    """The copy for sampling, both caches and the rows, in full size."""
+def compile_decoding(case: Case) -> jax.stages.Compiled:
+    """The decoding loop with all rows and the longest cache, compiled."""
+    return lower_decoding(case).compile()
+
+
+def decoding_inputs(case: Case, size: Size | None = None) -> tuple[Any, Any, Any, Any]:
+    """The copy for sampling, both caches and the rows; in full size if `size` is None."""
     policy, sampler, mesh = case.algorithm.policy, case.sampler, case.host_mesh
-    (P, G, _), L, T, S = case.sampled, case.length, sampler.max_tokens, _rings(case)[-1]
+    P, G, S = (*case.sampled[:2], _rings(case)[-1]) if size is None else size
+    L, T = case.length, sampler.max_tokens
     served = jax.eval_shape(lambda params: even_vocabulary(policy.serve(params), mesh), policy.shapes)
     prompts = prompt_shapes(P, L)
     keys = jax.eval_shape(lambda: row_keys(jax.random.key(0), P, G))
@@ -196,6 +221,12 @@ def _rings(case: Case) -> list[int]:
 
 def compile_learning(case: Case, how: Cut) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
     """The gradient of a microbatch, added to that of others if there are any, and the optimiser's step."""
+    learn, step = lower_learning(case, how)
+    return learn.compile(), step.compile()
+
+
+def lower_learning(case: Case, how: Cut) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+    """These two programs, not compiled yet."""
     algorithm, state, mesh = case.algorithm, case.state, case.mesh
     chosen, slots = microbatch_shapes(case, how)
     shardings = shardings_of(state)
@@ -207,8 +238,16 @@ def compile_learning(case: Case, how: Cut) -> tuple[jax.stages.Compiled, jax.sta
     replicated = NamedSharding(mesh, PartitionSpec())
     total = with_shardings(total, (*jax.tree.map(lambda _: replicated, total[:2]), weight_shardings(total[2], mesh)))
     before = None if alone else total
-    learn = add_gradient.lower(algorithm, shardings, state.params, before, chosen, slots).compile()
-    return learn, descend.lower(algorithm, shardings, state, total, 1, math.inf).compile()
+    learn = add_gradient.lower(algorithm, shardings, state.params, before, chosen, slots)
+    return learn, descend.lower(algorithm, shardings, state, total, 1, math.inf)
+
+
+def lower_logprobs(case: Case, how: Cut, name: str) -> jax.stages.Lowered:
+    """The log-probs of a microbatch under another policy, by its name in a `Batch`."""
+    policy, params = case.algorithm.compared_with(case.state)[name]
+    params = with_shardings(params, weight_shardings(params, case.mesh))
+    chosen, slots = microbatch_shapes(case, how)
+    return microbatch_logprobs.lower(policy, params, chosen.rollouts, slots)
 
 
 def microbatch_shapes(case: Case, how: Cut) -> tuple[Batch, jax.ShapeDtypeStruct]:

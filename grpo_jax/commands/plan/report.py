@@ -9,10 +9,13 @@ from typing import Any
 import jax
 
 from grpo_jax.algorithm import Algorithm
+from grpo_jax.commands.plan import timing
 from grpo_jax.commands.plan.advice import advice
 from grpo_jax.commands.plan.case import Case, assemble
 from grpo_jax.commands.plan.estimate import ACCURACY, estimated
+from grpo_jax.commands.plan.lengths import Lengths, Size, read_lengths
 from grpo_jax.commands.plan.programs import Phase, decoding_inputs, plan_learning, plan_sampling
+from grpo_jax.commands.plan.progress import Progress
 from grpo_jax.commands.plan.search import fits, largest, search, timed
 from grpo_jax.commands.plan.topology import GIB, AnyDevice, device_with, find_slice
 from grpo_jax.commands.printing import is_for_people, print_json, show
@@ -22,14 +25,20 @@ from grpo_jax.structs import Params
 from grpo_jax.training.overview import table as overview
 
 TOLD = logging.getLogger("grpo_jax")
-UTILISATION = 0.4  # of arithmetic while learning, of memory's bandwidth while decoding, of the links between chips
+UTILISATION = 0.4  # of arithmetic while learning, and of the links between chips
+DECODING = 0.85  # of memory's bandwidth while decoding, by the compiler's bundles (`--time`)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints what fits; 0 if it fits, 1 if not."""
+    """Prints what fits, or how long a step takes; 0 if it fits, 1 if not."""
     jax.config.update("jax_enable_compilation_cache", False)  # such programs cannot be loaded again without a TPU
     config: Config = arguments.config
     try:
+        lengths = read_lengths(arguments.lengths)
+        if arguments.time and arguments.topology is None:
+            raise ValueError(
+                "--time needs a slice to compile for: give --topology, such as v5e-8, in place of --memory."
+            )
         found = find_slice(arguments.topology) if arguments.memory is None else device_with(arguments.memory)
         case = assemble(config, found)
     except ConfigError:
@@ -38,15 +47,27 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(locate(config, str(error))) from error
     if not arguments.quiet:
         show(introduction(case))
+    if arguments.time:
+        return show_times(arguments, case, lengths)
     TOLD.info("compiling ..." if figures_are_exact(case) else "estimating from shapes ...")
     sample, learned = _compiled(case) if figures_are_exact(case) else estimated(case)
-    figures = measure(case, sample, learned)
+    figures = measure(case, sample, learned, lengths)
     figures["advice"] = [] if figures["fits"] else advice(case, figures, sample, learned)
     if arguments.json:
         print_json(arguments, figures)
     if is_for_people(arguments):
         show(f"{table(figures, sample, learned[case.responses_at_once])}\n{verdict(figures)}")
     return 0 if figures["fits"] else 1
+
+
+def show_times(arguments: argparse.Namespace, case: Case, lengths: Lengths) -> int:
+    """Prints at least how long each part of a step takes; 0 if every program fits the slice, 1 if not."""
+    figures = timing.figures(case, timing.timed(case, lengths), lengths)
+    if arguments.json:
+        print_json(arguments, figures)
+    if is_for_people(arguments):
+        show(timing.table(figures))
+    return int(any(phase["errors"] for phase in figures["phases"].values()))
 
 
 def verdict(figures: Mapping[str, Any]) -> str:
@@ -64,9 +85,11 @@ def figures_are_exact(case: Case) -> bool:
 
 def _compiled(case: Case) -> tuple[Phase, dict[int, Phase]]:
     """What sampling needs, and learning by the number of responses at once, as the compiler says."""
-    sample = timed("sampling", partial(plan_sampling, case)) or Phase(None)
-    train = timed("learning", partial(plan_learning, case, case.responses_at_once)) or Phase(None)
-    return sample, {case.responses_at_once: train} if sample.peak is None else search(case, train)
+    progress = Progress(case.shape.layers, case.slice.chips)
+    learn = partial(plan_learning, case, case.responses_at_once)
+    sample = timed(progress, "sampling", "sampling", partial(plan_sampling, case)) or Phase(None)
+    train = timed(progress, "learning", "learning", learn) or Phase(None)
+    return sample, {case.responses_at_once: train} if sample.peak is None else search(case, train, progress)
 
 
 def introduction(case: Case) -> str:
@@ -83,7 +106,7 @@ def introduction(case: Case) -> str:
     )
 
 
-def measure(case: Case, sample: Phase, learned: dict[int, Phase]) -> dict[str, Any]:
+def measure(case: Case, sample: Phase, learned: dict[int, Phase], lengths: Lengths) -> dict[str, Any]:
     """All figures, as JSON has them: bytes on each device, and seconds. `learned` is what learning needs, by the number
     of responses at once.
     """
@@ -109,7 +132,7 @@ def measure(case: Case, sample: Phase, learned: dict[int, Phase]) -> dict[str, A
         "sample": plain(sample),
         "train": plain(train),
     }
-    return figures | (estimate(case, figures) if figures["compiled"] else {})
+    return figures | (estimate(case, figures, lengths) if figures["compiled"] else {})
 
 
 def flops(algorithm: Algorithm) -> int:
@@ -120,23 +143,30 @@ def flops(algorithm: Algorithm) -> int:
     return whole + 6 if algorithm.gradients == "by_layer" else whole
 
 
-def estimate(case: Case, figures: dict[str, Any]) -> dict[str, float]:
-    """Seconds of a step at `UTILISATION` of the chip's rates, with every response at its longest.
+def estimate(case: Case, figures: dict[str, Any], lengths: Lengths) -> dict[str, Any]:
+    """Seconds of a step at `UTILISATION` and `DECODING` of the chip's rates, learning with every response at its
+    longest.
 
-    Decoding reads the weights and all keys and values for each token. Transfers between chips are assumed to overlap
-    with neither.
+    Decoding reads the weights and the keys and values of the sampler's buffers for each token. Transfers between chips
+    are assumed to overlap with neither.
     """
     sampler, chip = case.sampler, case.slice.chip
     P, G, T = case.settings.prompts, sampler.responses, sampler.max_tokens
     size = sum(a.size for a in jax.tree.leaves(case.algorithm.policy.shapes))
     learning = flops(case.algorithm) * size * P * (case.length + G * T) / (case.slice.chips * chip.flops)
-    read = figures["sampling_copy_bytes"] + figures["kv_cache_bytes"]
-    decoding = case.sampled[2] * T * read / chip.bandwidth
+    decoding = sum(n * read_bytes(case, size) for size, n in timing.decoded(case, lengths).items()) / chip.bandwidth
     moving = {phase: figures[phase]["collective_bytes"] / chip.links for phase in ("sample", "train")}
     return {
-        "estimated_sample_s": (decoding + moving["sample"]) / UTILISATION,
+        "lengths": str(lengths),
+        "estimated_sample_s": decoding / DECODING + moving["sample"] / UTILISATION,
         "estimated_train_s": (learning + moving["train"]) / UTILISATION,
     }
+
+
+def read_bytes(case: Case, size: Size) -> int:
+    """The bytes that a device reads for a token of rows of this size: the weights, and the caches."""
+    served, shared, own, _ = decoding_inputs(case, size)
+    return device_bytes((served, shared, own))
 
 
 def plain(phase: Phase) -> dict[str, int | None]:
@@ -189,6 +219,6 @@ def table(figures: dict[str, Any], sample: Phase, train: Phase) -> str:
     if figures["compiled"]:
         lines.append(
             f"estimate: sampling {figures['estimated_sample_s']:.1f} s, learning {figures['estimated_train_s']:.1f} s a"
-            f" step, at {UTILISATION} of bandwidth, arithmetic and links, every response at its longest"
+            f" step, at {DECODING} of bandwidth and {UTILISATION} of arithmetic and links; {figures['lengths']}"
         )
     return "\n".join(lines)

@@ -11,6 +11,7 @@ import jax
 
 from grpo_jax.commands.plan.case import Case, assemble
 from grpo_jax.commands.plan.programs import Phase, plan_learning
+from grpo_jax.commands.plan.progress import Progress
 from grpo_jax.commands.plan.topology import find_slice
 from grpo_jax.config import Config
 
@@ -23,7 +24,7 @@ def fits(case: Case, phase: Phase) -> bool:
     return phase.peak is not None and phase.peak <= case.slice.chip.memory
 
 
-def search(case: Case, present: Phase) -> dict[int, Phase]:
+def search(case: Case, present: Phase, progress: Progress) -> dict[int, Phase]:
     """What learning needs, by the number of responses at once, for the numbers that are tried to find the largest
     that fits: the choices are halved again and again.
 
@@ -35,7 +36,8 @@ def search(case: Case, present: Phase) -> dict[int, Phase]:
     while choices:
         middle = most if most in choices else choices[len(choices) // 2]  # all at once adds no gradients up
         if middle not in phases and _expected(middle, phases) < FAR_TOO_MUCH * case.slice.chip.memory:
-            found = timed(f"learning from {middle} responses at once", partial(in_time, case, middle))
+            name = f"learning from {middle} responses at once"
+            found = timed(progress, "learning", name, partial(in_time, case, middle))
             phases[middle] = found or Phase(None)
         fitting = middle in phases and fits(case, phases[middle])
         choices = [n for n in choices if (n > middle) == fitting and n != middle]
@@ -47,10 +49,11 @@ def largest(case: Case, phases: dict[int, Phase]) -> int | None:
     return max((n for n, phase in phases.items() if fits(case, phase)), default=None)
 
 
-def timed(name: str, work: Callable[[], Phase | None]) -> Phase | None:
-    """The phase that `work` returns. Tells how long that took."""
+def timed(progress: Progress, kind: str, name: str, work: Callable[[], Phase | None]) -> Phase | None:
+    """The phase that `work` returns. Tells how far it has come, and how long that took."""
     begun = time.monotonic()
-    phase = work()
+    with progress.during(kind, name):
+        phase = work()
     outcome = f"compiled {name} in" if phase else f"gave up compiling {name} after"
     logging.getLogger("grpo_jax").info("%s %.0f s", outcome, time.monotonic() - begun)
     return phase

@@ -17,10 +17,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """A generation of TPU: bytes of memory that a program may use, FLOP/s in bfloat16, bytes/s of its memory, and
-    bytes/s that it receives from its neighbours.
+    """A generation of TPU: bytes of memory that a program may use, FLOP/s in bfloat16, bytes/s of its memory, bytes/s
+    that it receives from its neighbours, and the cycles of its cores.
 
-    Sources: the compiler's own out-of-memory limit for memory, Google Cloud's pages of each kind for the rest.
+    Sources: the compiler's own out-of-memory limit for memory, Google Cloud's pages of each kind for rates. How many
+    cycles a matrix unit (MXU) is busy with one packed tile of 16 rows in bfloat16 follows from its sides (16 rows of
+    128 x 128, or of 256 x 256 at twice the rate), and the clock from that, the number of units in the compiler's
+    bundles and the FLOP/s: 197e12 / (4 units x 2 x 128 x 128) = 1.5 GHz for v5e.
     """
 
     memory: float
@@ -28,16 +31,26 @@ class Chip:
     bandwidth: float
     links: float
     platform: str  # the compiler's name for it
+    units: int = 1  # matrix units of all its cores
+    side: int = 128  # of a matrix unit
+    product_cycles: int = 16
     options: tuple[tuple[str, str], ...] = ()  # further options of the compiler
     cores: int = 1  # names of v4 and v5p slices count cores, two a chip
     axes: int = 2
 
+    @property
+    def clock(self) -> float:
+        """Cycles a second."""
+        return self.flops * self.product_cycles / (self.units * 2 * 16 * self.side**2)
+
 
 CHIPS = {
-    "v4": Chip(30.75 * GIB, 275e12, 1228e9, 300e9, "v4", (("chip_config_name", "megacore"),), cores=2, axes=3),
-    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9, "v5e"),
-    "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 600e9, "v5p", cores=2, axes=3),
-    "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 400e9, "v6e"),
+    "v4": Chip(
+        30.75 * GIB, 275e12, 1228e9, 300e9, "v4", 8, options=(("chip_config_name", "megacore"),), cores=2, axes=3
+    ),
+    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9, "v5e", 4),
+    "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 600e9, "v5p", 8, cores=2, axes=3),
+    "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 400e9, "v6e", 2, 256, 8),
 }
 UNITS = {"GIB": GIB, "GB": 10**9, "MIB": 2**20, "MB": 10**6}
 SPELLINGS = {"v5litepod": "v5e", "v5lite": "v5e"}

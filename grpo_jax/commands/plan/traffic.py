@@ -1,0 +1,116 @@
+"""The bytes that each instruction of a compiled program reads from and writes to the chip's large memory (HBM).
+
+Tiles count with their padding. A slice of an array, and an update in place, count as what they touch. Copies into the
+core's memory that run beside other instructions (prefetches) belong to the instruction that uses what they bring.
+"""
+
+from collections import defaultdict
+
+from grpo_jax.commands.plan.instructions import Computation, Instruction, ProgramText
+
+PREFETCHES = ("copy-start", "slice-start")
+# These move nothing themselves: their operands are where their results are, or another line counts what they move.
+FREE = {
+    *("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "conditional", "call", "after-all"),
+    *("opt-barrier", "partition-id", "replica-id", "copy-done", "slice-done", "async-update", "async-done", "domain"),
+    *("send", "recv", "send-done", "recv-done", "all-gather-done", "all-reduce-done", "collective-permute-done"),
+    *("collective-permute", "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "async-start"),
+    *("collective-permute-start", "all-gather-start", "all-reduce-start", *PREFETCHES),
+}
+FREE_CALLS = ("ConcatBitcast", "AllocateBuffer", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape")
+SLICES = ("dynamic-slice", "slice", "gather")
+
+
+def is_free(each: Instruction) -> bool:
+    """Whether an instruction neither computes nor moves anything itself."""
+    return each.op in FREE or (each.op == "custom-call" and any(f'"{name}"' in each.attributes for name in FREE_CALLS))
+
+
+def moved(each: Instruction, around: Computation, program: ProgramText) -> int:
+    """The bytes that one run of an instruction reads and writes."""
+    if is_free(each):
+        return 0
+    operands = [around[name].hbm_bytes if name in around else 0 for name in each.operands]
+    inner = program.computations.get(each.called("calls"))
+    if inner:
+        return _read(inner, operands) + _written(inner, each)
+    if each.op == "dynamic-update-slice":
+        update = around.get(each.operands[1])
+        return 2 * update.all_bytes if update is not None and each.hbm_bytes else 0
+    if each.op in SLICES:
+        return min(each.all_bytes, operands[0]) + each.hbm_bytes if operands else each.hbm_bytes
+    return sum(operands) + each.hbm_bytes
+
+
+def prefetched(each: Instruction) -> int:
+    """The bytes that a prefetch, or a copy back, moves through the chip's large memory."""
+    if each.op not in PREFETCHES or len(each.results) < 2:
+        return 0
+    # a copy has its target and its source, a slice the whole source and its part
+    source, target = each.results[:2]
+    return target.bytes * (source.in_hbm + target.in_hbm)
+
+
+def users(around: Computation) -> dict[str, list[Instruction]]:
+    """The instructions that use the result of each."""
+    found: dict[str, list[Instruction]] = defaultdict(list)
+    for each in around.values():
+        for name in each.operands:
+            found[name].append(each)
+    return found
+
+
+def user_of(each: Instruction, used_by: dict[str, list[Instruction]]) -> Instruction | None:
+    """The first instruction that computes with what a prefetch brings; None if it goes elsewhere."""
+    for user in used_by.get(each.name, []):
+        if user.op == "tuple":
+            continue
+        found = user_of(user, used_by) if is_free(user) else user
+        if found is not None:
+            return found
+    return None
+
+
+def _read(inner: Computation, operands: list[int]) -> int:
+    used_by, total = users(inner), 0
+    for each in inner.values():
+        if each.op == "parameter" and int(each.arguments) < len(operands):
+            whole = operands[int(each.arguments)]
+            touched = _touched(each.name, used_by)
+            total += whole if touched is None else min(touched, whole)
+    return total
+
+
+def _touched(name: str, used_by: dict[str, list[Instruction]]) -> int | None:
+    """The bytes that a fusion reads of one of its operands; None if all of them."""
+    total = 0
+    for user in used_by.get(name, []):
+        if user.op == "bitcast":
+            inside = _touched(user.name, used_by)
+            if inside is None:
+                return None
+            total += inside
+        elif user.op in SLICES and user.operands[0] == name:
+            total += user.all_bytes
+        elif user.op != "dynamic-update-slice" or user.operands[0] != name:
+            return None
+    return total
+
+
+def _written(inner: Computation, fusion: Instruction) -> int:
+    root = next((each for each in inner.values() if each.root), None)
+    if root is None:
+        return fusion.hbm_bytes
+    results = [inner[name] for name in root.operands if name in inner] if root.op == "tuple" else [root]
+    if len(results) != len(fusion.results):
+        return fusion.hbm_bytes
+    pairs = zip(results, fusion.results, strict=True)
+    return sum(min(_updated(each, inner, whole.bytes), whole.bytes) for each, whole in pairs if whole.in_hbm)
+
+
+def _updated(each: Instruction, inner: Computation, whole: int) -> int:
+    """What an update in place writes of its array; else all of it."""
+    while each.op == "bitcast" and each.operands[0] in inner:
+        each = inner[each.operands[0]]
+    update = inner.get(each.operands[1]) if each.op == "dynamic-update-slice" else None
+    return whole if update is None else update.all_bytes

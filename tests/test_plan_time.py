@@ -1,0 +1,196 @@
+"""`grpo-jax plan --time`: readers of what the TPU compiler writes, on excerpts of it, and limits of three kernels."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from grpo_jax.cli import main
+from grpo_jax.commands.plan.bundles import Kernel, kernel, kernels
+from grpo_jax.commands.plan.cost import costs
+from grpo_jax.commands.plan.instructions import array_types, parse
+from grpo_jax.commands.plan.lengths import Lengths, Size, read_lengths, turns
+from grpo_jax.commands.plan.parts import SCOPES, SELDOM, part_of_path
+from grpo_jax.commands.plan.progress import Progress
+from grpo_jax.commands.plan.topology import CHIPS
+from grpo_jax.commands.plan.traffic import moved, prefetched
+
+ROOT = Path(__file__).parent.parent
+TPU = Path(__file__).parent / "data" / "tpu"
+PROGRAM = r"""HloModule jit_decode, is_scheduled=true
+
+%body (arg: (s32[], f32[8,130])) -> (s32[], f32[8,130]) {
+  %arg = (s32[], f32[8,130]{1,0:T(8,128)}, f32[64,256]{1,0:T(8,128)}) parameter(0)
+  %cache = f32[64,256]{1,0:T(8,128)} get-tuple-element(%arg), index=2
+  %new = f32[8,256]{1,0:T(8,128)S(1)} custom-call(), frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\"block_q\": 256}"
+}}, metadata={op_name="jit(decode)/while/body/attention/kernel"}
+  %start = (f32[8,256]{1,0:T(8,128)S(1)}, f32[8,256]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%new)
+  %write = f32[64,256]{1,0:T(8,128)} dynamic-update-slice(%cache, %new), metadata={op_name="jit(decode)/cache/update"}
+  ROOT %out = (s32[]) tuple(%write)
+}
+
+%condition (arg: (s32[], f32[8,130])) -> pred[] {
+  %limit = s32[] constant(28)
+  %n = s32[] parameter(0)
+  ROOT %less = pred[] compare(%n, %limit), direction=LT
+}
+
+ENTRY %main (x: f32[8,130]) -> f32[8,130] {
+  %x = f32[8,130]{1,0:T(8,128)} parameter(0)
+  %sum = f32[8,130]{1,0:T(8,128)} add(%x, %x), metadata={op_name="jit(decode)/norm/add"}
+  %loop = (s32[]) while(%sum), condition=%condition, body=%body
+  ROOT %y = f32[8,130]{1,0:T(8,128)} copy(%sum)
+}
+"""
+
+
+def test_cycles_are_the_bundles_of_loops_times_their_trips():
+    # In the excerpt 9 bundles stand outside of the loop, and 23 in it, with the 4 that follow its branch; 66 trips.
+    # The first of two matrix units multiplies 3 tiles a trip.
+    assert kernels(TPU) == {"splash": Kernel(bundles=9 + 23 * 66, products=3.0 * 66, open=0)}
+
+
+def test_inner_loops_multiply_and_a_loop_of_unknown_trips_is_counted_once_and_said():
+    exits = "%p = scmp.ge.s32.totalorder %s, {} /* loop exit test */".format
+    lines = [
+        "     0   :  { a }",
+        "   0x1 LB: > { a }",
+        "   0x2 LB: >> { a }",
+        f"   0x3   : >> {{ {exits(5)} }}",
+        "   0x4   : > { %1 = sbr.rel (!%p) target = $region1 }",
+        *("   0x5   :  {}",) * 4,
+        f"   0x9   : > {{ {exits(10)} }}",
+        "   0xa   :  { %2 = sbr.rel (!%p) target = $region2 }",
+        *("   0xb   :  {}",) * 4,
+        "   0xf LB: > { a }",
+        "  0x10   :  { a }",
+    ]
+    # The inner loop has 2 bundles, its branch and 4 more: 7 x 5; the outer 2, its branch and 4 more.
+    assert kernel(lines) == Kernel(bundles=1 + 10 * (7 + 7 * 5) + 1 + 1, products=0.0, open=1)
+
+
+def test_kernels_that_are_alike_share_what_was_written(tmp_path):
+    text = (TPU / "1-splash-01-final_bundles.txt").read_text()
+    (tmp_path / "17-fusion.1-01-final_bundles.txt").write_text(text)
+    alike = "key:fusion.1\nordinal:1\nequivalent_hlos[size=2]:\n  fusion.1\n  add.3\n"
+    (tmp_path / "17-TLP-00-deduplication-map.txt").write_text(alike)
+    found = kernels(tmp_path)
+    assert found.keys() == {"fusion.1", "add.3"} and found["add.3"] == found["fusion.1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "in_hbm"),
+    [
+        ("f32[8,130]{1,0:T(8,128)}", 8 * 256 * 4, True),
+        ("f32[130,8]{0,1:T(8,128)S(1)}", 8 * 256 * 4, False),
+        ("bf16[3,5,64]{2,1,0:T(8,128)(2,1)}", 3 * 8 * 128 * 2, True),
+        ("s8[7]", 7, True),
+        ("f32[2,2]{1,0:T(8,128)S(5)}", 8 * 128 * 4, False),
+    ],
+)
+def test_tiles_are_padded_and_only_the_large_memory_counts(text, size, in_hbm):
+    (array,) = array_types(text)
+    assert (array.bytes, array.in_hbm) == (size, in_hbm)
+
+
+def test_a_program_is_read_with_its_loops_and_with_kernels_of_several_lines():
+    program = parse(PROGRAM)
+    body, entry = program.computations["body"], program.computations[program.entry]
+    assert program.trips(entry["loop"]) == 28
+    assert body["new"].path == "jit(decode)/while/body/attention/kernel" and body["out"].root
+    assert moved(body["write"], body, program) == 2 * 8 * 256 * 4  # what is updated is read and written
+    assert prefetched(body["start"]) == 8 * 256 * 4
+    assert moved(entry["sum"], entry, program) == 3 * 8 * 256 * 4
+
+
+def test_a_part_takes_the_longest_of_cores_units_and_memory():
+    chip, written = CHIPS["v5e"], {"new": Kernel(1000, 100.0), "write": Kernel(10, 0.0), "sum": Kernel(100, 0.0)}
+    found = costs(parse(PROGRAM), written, chip).parts
+    assert found["attention"].core == pytest.approx(28 * 1010 / chip.clock)
+    assert found["attention"].products == pytest.approx(28 * 1600 / chip.clock)
+    assert found["attention"].bytes == 28 * 3 * 8 * 256 * 4
+    of_write = max(10 / chip.clock, 2 * 8 * 256 * 4 / chip.bandwidth)
+    assert found["attention"].seconds(chip) == pytest.approx(28 * (1600 / chip.clock + of_write))
+    assert found["norms and rotations"].seconds(chip) == pytest.approx(100 / chip.clock)
+
+
+@pytest.mark.parametrize(("name", "clock"), [("v4", 1.05e9), ("v5e", 1.5e9), ("v5p", 1.75e9), ("v6e", 1.75e9)])
+def test_clocks_follow_from_flops_and_matrix_units(name, clock):
+    assert CHIPS[name].clock == pytest.approx(clock, rel=0.01)
+
+
+def test_the_outermost_scope_says_the_part_and_the_code_has_every_scope():
+    assert part_of_path("jit(add_gradient)/transpose(jvp(head))/products/dot_general") == "head"
+    assert part_of_path("jit(decode)/while/body/add") is None
+    code = "\n".join(path.read_text() for path in (ROOT / "grpo_jax").rglob("*.py"))
+    assert all(f'jax.named_scope("{scope}")' in code for scope in (*SCOPES, SELDOM))
+
+
+def test_at_the_cap_each_buffer_is_used_until_it_is_full():
+    found = turns(Lengths().draw(8, 8, 768), 8, 768, shards=1)
+    assert found == {Size(8, 8, 96): 95, Size(8, 8, 192): 96, Size(8, 8, 384): 192, Size(8, 8, 768): 384}
+
+
+def test_every_token_of_shorter_answers_is_decoded_with_fewer_rows_at_the_end():
+    length_PG = Lengths(300.0, 0.5).draw(16, 8, 1024)
+    assert length_PG.mean() == pytest.approx(300, rel=0.1)
+    found = turns(length_PG, 16, 1024, shards=2)
+    assert found.total() == length_PG.max() - 1
+    assert sum(n * size.prompts * size.responses for size, n in found.items()) >= (length_PG - 1).sum()
+    assert min(size.responses for size in found) == 2
+    waiting = turns(length_PG, 4, 1024, shards=1)
+    assert {size.prompts for size in waiting} == {4} and waiting.total() > found.total()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("text", ["", "-3", "300,0.5,1", "long", "300,9"])
+def test_other_lengths_are_refused(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^--lengths is a mean"):
+        read_lengths(text)
+
+
+def test_lengths_are_read_from_a_file_and_from_a_run(tmp_path):
+    (tmp_path / "lengths.txt").write_text("3\n5\n")
+    assert set(np.unique(read_lengths(str(tmp_path / "lengths.txt")).draw(4, 8, 100))) == {3, 5}
+    (tmp_path / "metrics.jsonl").write_text('{"completions/mean_length": 40}\n{"completions/mean_length": 60}\n')
+    assert read_lengths(str(tmp_path)).mean == 50.0
+
+
+@pytest.mark.faults
+def test_times_need_a_slice(capsys):
+    assert main(["plan", "quickstart", "--memory", "8GiB", "--time"]) == 2
+    assert "give --topology, such as v5e-8" in capsys.readouterr().err
+
+
+def test_estimates_of_the_compiler_learn_from_what_was_compiled(monkeypatch):
+    progress, now = Progress(28, 1), iter([0.0, 56.0])
+    monkeypatch.setattr("grpo_jax.commands.plan.progress.time.monotonic", lambda: next(now, 56.0))
+    before = progress.expected("decoding")
+    with progress.during("decoding", "decoding"):
+        pass
+    assert progress.expected("decoding") == pytest.approx(2 * before)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_attention_and_the_head_take_no_longer_than_they_did(capsys):
+    """By the compiler's own code, for the config and the limits of `limits.json`."""
+    pytest.importorskip("libtpu", reason="libtpu is large, and only tests of TPUs need it")
+    limits = json.loads((TPU / "limits.json").read_text())
+    assert main([word.replace("configs/", f"{ROOT}/configs/") for word in limits["command"].split()[1:]]) == 0
+    phases = json.loads(capsys.readouterr().out)["phases"]
+    for phase, parts in limits["most_ms"].items():
+        for part, most in parts.items():
+            assert phases[phase]["parts"][part]["ms"] <= most, (phase, part)
+
+
+def test_the_page_has_the_table_of_the_figures_that_are_kept():
+    found = json.loads((ROOT / "docs" / "time.json").read_text())
+    page = (ROOT / "docs" / "time.md").read_text()
+    for figures in found.values():
+        for phase, times in figures["phases"].items():
+            assert f"| **{phase}** |" in page and f"**{times['ms']:,.0f}**" in page
+            assert all(f"| {part} |" in page for part in times["parts"])

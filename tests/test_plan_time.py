@@ -8,13 +8,14 @@ import pytest
 
 from grpo_jax.cli import main
 from grpo_jax.commands.plan.bundles import Kernel, kernel, kernels
-from grpo_jax.commands.plan.cost import costs
+from grpo_jax.commands.plan.cost import Live, costs
 from grpo_jax.commands.plan.instructions import array_types, parse
 from grpo_jax.commands.plan.lengths import Lengths, Size, read_lengths, turns
 from grpo_jax.commands.plan.parts import SCOPES, SELDOM, part_of_path
 from grpo_jax.commands.plan.progress import Progress
 from grpo_jax.commands.plan.topology import CHIPS
 from grpo_jax.commands.plan.traffic import moved, prefetched
+from grpo_jax.rollout.sizes import ring_lengths
 
 ROOT = Path(__file__).parent.parent
 TPU = Path(__file__).parent / "data" / "tpu"
@@ -68,7 +69,7 @@ def test_inner_loops_multiply_and_a_loop_of_unknown_trips_is_counted_once_and_sa
         "  0x10   :  { a }",
     ]
     # The inner loop has 2 bundles, its branch and 4 more: 7 x 5; the outer 2, its branch and 4 more.
-    assert kernel(lines) == Kernel(bundles=1 + 10 * (7 + 7 * 5) + 1 + 1, products=0.0, open=1)
+    assert kernel(lines) == Kernel(bundles=1 + 10 * (7 + 7 * 5) + 1 + 1, products=0.0, open=1, open_bundles=1)
 
 
 def test_kernels_that_are_alike_share_what_was_written(tmp_path):
@@ -128,20 +129,47 @@ def test_the_outermost_scope_says_the_part_and_the_code_has_every_scope():
     assert all(f'jax.named_scope("{scope}")' in code for scope in (*SCOPES, SELDOM))
 
 
+def total(found):
+    return sum(decoded.tokens for decoded in found.values())
+
+
 def test_at_the_cap_each_buffer_is_used_until_it_is_full():
-    found = turns(Lengths().draw(8, 8, 768), 8, 768, shards=1)
-    assert found == {Size(8, 8, 96): 95, Size(8, 8, 192): 96, Size(8, 8, 384): 192, Size(8, 8, 768): 384}
+    found = turns(Lengths().draw(8, 8, 768), 8, ring_lengths(768), shards=1)
+    tokens = {size: decoded.tokens for size, decoded in found.items()}
+    assert tokens == {Size(8, 8, 96): 95, Size(8, 8, 192): 96, Size(8, 8, 384): 192, Size(8, 8, 768): 384}
+
+
+def test_a_kernel_that_reads_what_lives_has_one_buffer_and_counts_positions_and_blocks():
+    length_PG = Lengths(300.0, 0.5).draw(16, 8, 1000)
+    ((size, found),) = turns(length_PG, 16, ring_lengths(1000, 128), shards=1, fewest=128).items()
+    ages = [np.arange(2, length + 1) for length in length_PG.flatten()]
+    assert size == Size(16, 8, 1024)
+    assert found == (length_PG.max() - 1, sum(age.sum() for age in ages), sum((-(-age // 128)).sum() for age in ages))
 
 
 def test_every_token_of_shorter_answers_is_decoded_with_fewer_rows_at_the_end():
     length_PG = Lengths(300.0, 0.5).draw(16, 8, 1024)
     assert length_PG.mean() == pytest.approx(300, rel=0.1)
-    found = turns(length_PG, 16, 1024, shards=2)
-    assert found.total() == length_PG.max() - 1
-    assert sum(n * size.prompts * size.responses for size, n in found.items()) >= (length_PG - 1).sum()
+    found = turns(length_PG, 16, ring_lengths(1024), shards=2)
+    assert total(found) == length_PG.max() - 1
+    assert sum(n.tokens * size.prompts * size.responses for size, n in found.items()) >= (length_PG - 1).sum()
     assert min(size.responses for size in found) == 2
-    waiting = turns(length_PG, 4, 1024, shards=1)
-    assert {size.prompts for size in waiting} == {4} and waiting.total() > found.total()
+    waiting = turns(length_PG, 4, ring_lengths(1024), shards=1)
+    assert {size.prompts for size in waiting} == {4} and total(waiting) > total(found)
+
+
+def test_the_kernel_that_reads_what_lives_costs_its_share_of_the_caches_and_the_trips_of_its_loop():
+    text = """HloModule jit_decode
+
+ENTRY %main (cache: bf16[64,256]) -> bf16[64,256] {
+  %cache = bf16[64,256]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %attend_ring.1 = bf16[64,256]{1,0:T(8,128)(2,1)} custom-call(%cache), metadata={op_name="jit(x)/attention/call"}
+}
+"""
+    chip, written = CHIPS["v5e"], {"attend_ring.1": Kernel(1010, 0.0, 1, 1000)}
+    found = costs(parse(text), written, chip, live=Live(share=0.25, trips=6.0)).parts["attention"]
+    assert found.bytes == 64 * 256 * 2 / 4
+    assert found.core == pytest.approx((10 + 6 * 1000) / chip.clock)
 
 
 @pytest.mark.faults

@@ -250,8 +250,9 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(  # memory is rarely short in a benchmark
         "--remat",
         choices=kept,
+        metavar="KEPT",
         default="products",
-        help="kept of each layer for the backward pass; default: %(default)s",
+        help=f"kept of each layer for the backward pass: {', '.join(kept)}; default: %(default)s",
     )
     parser.add_argument(
         "--responses-at-once",

@@ -22,9 +22,11 @@ DELAY = 4  # bundles after a branch that are executed whether or not it is taken
 class Kernel:
     """The cycles of a kernel, and those in which its busiest matrix unit works, if a packed product takes one cycle."""
 
-    bundles: int
+    bundles: int | float
     products: float
     open: int = 0  # loops whose trips are unknown, which count once
+    open_bundles: int = 0  # of these, in one trip of each
+    open_products: float = 0.0
 
 
 @dataclass
@@ -84,7 +86,8 @@ def kernel(lines: Iterable[str]) -> Kernel:
             del stack[depth + 1 :]
             open_loops = len(stack)
         _count(stack[-1], text)
-    return Kernel(*_totals(whole))
+    open_bundles, open_products, _ = _totals(_Loop(trips=1, inner=list(_open(whole))))
+    return Kernel(*_totals(whole), open_bundles, open_products)
 
 
 def _count(loop: _Loop, text: str) -> None:
@@ -100,6 +103,12 @@ def _totals(loop: _Loop) -> tuple[int, float, int]:
     """Bundles, products of the busiest unit and loops of unknown trips of a loop with all that it contains."""
     bundles, products, unknown = _sums(loop)
     return bundles, max(products.values(), default=0.0), unknown
+
+
+def _open(loop: _Loop) -> Iterator[_Loop]:
+    """The outermost loops of unknown trips, as often as they begin."""
+    for inner in loop.inner:
+        yield from [inner] if inner.trips is None else inner.trips * list(_open(inner))
 
 
 def _sums(loop: _Loop) -> tuple[int, dict[str, float], int]:

@@ -6,15 +6,28 @@ prefetches over the bandwidth, whichever is longer. All of them are lower bounds
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from grpo_jax.commands.plan.bundles import Kernel
 from grpo_jax.commands.plan.instructions import Computation, Instruction, ProgramText
 from grpo_jax.commands.plan.parts import COLLECTIVE, is_seldom, part_of
 from grpo_jax.commands.plan.topology import Chip
-from grpo_jax.commands.plan.traffic import PREFETCHES, is_free, moved, prefetched, user_of, users
+from grpo_jax.commands.plan.traffic import PREFETCHES, is_free, moved, prefetched, read, user_of, users
+from grpo_jax.models.attention import KERNEL
 
 NOTHING = Kernel(0, 0.0)
+
+
+class Live(NamedTuple):
+    """What the kernel that reads only what lives of its caches does in the mean: the share that it reads of them, and
+    the trips of its loop over blocks.
+    """
+
+    share: float
+    trips: float
+
+
 SMALL = 4096  # bytes; numbers of up to a tile are computed without a kernel
 
 
@@ -67,23 +80,43 @@ class Costs:
         return sum(cost.seconds(chip) for cost in self.parts.values())
 
 
-def costs(program: ProgramText, kernels: Mapping[str, Kernel], chip: Chip, iterations: int = 1) -> Costs:
+def costs(
+    program: ProgramText, kernels: Mapping[str, Kernel], chip: Chip, iterations: int = 1, live: Live | None = None
+) -> Costs:
     """The costs of one run. A loop whose trips the text does not tell, such as that of decoding, runs `iterations`
     times.
     """
     total = Costs()
+    kernels = kernels if live is None else {name: _looped(name, each, live) for name, each in kernels.items()}
     for each, times, around in _executed(program.entry, program, 1, iterations, kernels, chip):
         if each.op in PREFETCHES:
             total.add(_owner(each, around, program), Cost(bytes=float(times * prefetched(each))))
         elif not is_free(each):
-            total.add(part_of(each, program), _kernel(each, around, program, kernels, chip).times(times))
+            cost = _kernel(each, around, program, kernels, chip, 1.0 if live is None else live.share)
+            total.add(part_of(each, program), cost.times(times))
     return total
 
 
+def _looped(name: str, kernel: Kernel, live: Live) -> Kernel:
+    """The kernel as it is, or that of live caches with the trips of its loop."""
+    if not name.startswith(KERNEL):
+        return kernel
+    more = live.trips - 1
+    bundles, products = kernel.bundles + more * kernel.open_bundles, kernel.products + more * kernel.open_products
+    return replace(kernel, bundles=bundles, products=products, open=0)
+
+
 def _kernel(
-    each: Instruction, around: Computation, program: ProgramText, kernels: Mapping[str, Kernel], chip: Chip
+    each: Instruction,
+    around: Computation,
+    program: ProgramText,
+    kernels: Mapping[str, Kernel],
+    chip: Chip,
+    share: float = 1.0,
 ) -> Cost:
-    known, touched = kernels.get(each.name), moved(each, around, program)
+    known = kernels.get(each.name)
+    # a kernel that reads only what lives gives its caches back where they were, and writes next to nothing
+    touched = share * read(each, around) if each.name.startswith(KERNEL) else moved(each, around, program)
     kernel = known or NOTHING
     core = kernel.bundles / chip.clock
     products = kernel.products * chip.product_cycles / chip.clock

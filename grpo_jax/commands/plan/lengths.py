@@ -2,14 +2,14 @@
 
 import json
 import math
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from grpo_jax.rollout.sizes import Compaction, compact, next_ring, next_shape, ring_lengths, row_shapes
+from grpo_jax.models.attention import BLOCK
+from grpo_jax.rollout.sizes import Compaction, compact, next_ring, next_shape, row_shapes
 
 SPREAD = 0.5  # of logarithms, where only a mean is given
 RECENT = 10  # steps of a run
@@ -21,6 +21,16 @@ class Size(NamedTuple):
     prompts: int
     responses: int
     positions: int
+
+
+class Decoded(NamedTuple):
+    """Tokens that are decoded with rows of one size; and, summed over them, the positions that rows use of their caches
+    and the blocks of `BLOCK` positions that these fill.
+    """
+
+    tokens: int = 0
+    used: int = 0
+    blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,15 +97,16 @@ def _of_run(path: Path) -> Lengths:
     return Lengths(float(sum(means)) / len(means), SPREAD)
 
 
-def turns(length_PG: np.ndarray, held: int, most: int, shards: int) -> Counter[Size]:
+def turns(length_PG: np.ndarray, held: int, rings: list[int], shards: int, fewest: int = 1) -> dict[Size, Decoded]:
     """How many tokens the sampler decodes with rows of each size, for answers of these lengths, `held` prompts at once.
 
-    The first token of each answer is not among them.
+    The first token of each answer is not among them. `rings` and `fewest` are the sampler's lengths of caches, and the
+    rows that a shard keeps.
     """
-    (P, G), rings = length_PG.shape, ring_lengths(most)
-    shapes, few = row_shapes(held, G, shards), max(shards, held // 4 // shards * shards)
+    P, G = length_PG.shape
+    shapes, few = row_shapes(held, G, shards, fewest), max(shards, held // 4 // shards * shards)
     left_pG, age_pG = length_PG[:held] - 1, np.ones((held, G), int)
-    waiting, S, shape, found = list(range(held, P)), rings[0], (held, G), Counter()
+    waiting, S, shape, found = list(range(held, P)), rings[0], (held, G), {}
     while (active_pG := left_pG > 0).any() or waiting:
         idle_p = np.flatnonzero(~active_pG.any(axis=1))
         if waiting and len(idle_p) >= min(few, held):
@@ -111,7 +122,10 @@ def turns(length_PG: np.ndarray, held: int, most: int, shards: int) -> Counter[S
             continue
         S = next_ring(rings, S, int(age_pG.max(where=active_pG, initial=0)))
         steps = _steps(left_pG, age_pG, S)
-        found[Size(*shape, S)] += steps
+        before = found.get(Size(*shape, S), Decoded())
+        lengths = age_pG[active_pG][:, None] + np.arange(1, steps + 1)
+        more = (steps, int(lengths.sum()), int(np.sum(-(-lengths // BLOCK))))
+        found[Size(*shape, S)] = Decoded(*(a + b for a, b in zip(before, more, strict=True)))
         age_pG, left_pG = age_pG + active_pG * steps, np.maximum(left_pG - steps, 0)
     return found
 

@@ -154,7 +154,7 @@ def lower_reading(case: Case) -> jax.stages.Lowered:
     One host of several reads with its copy for sampling.
     """
     sampler, mesh, (P, G, _) = case.sampler, case.host_mesh, case.sampled
-    shape = (prefix_length(case.length), G, _rings(case)[0])
+    shape = (prefix_length(case.length), G, rings(case)[0])
     several = mesh if mesh.size > 1 else None
     params = case.state.params if case.slice.hosts == 1 else decoding_inputs(case)[0]
     prompts = fitted(prompt_shapes(P, case.length), PROMPTS, mesh)
@@ -197,7 +197,7 @@ def compile_decoding(case: Case) -> jax.stages.Compiled:
 def decoding_inputs(case: Case, size: Size | None = None) -> tuple[Any, Any, Any, Any]:
     """The copy for sampling, both caches and the rows; in full size if `size` is None."""
     policy, sampler, mesh = case.algorithm.policy, case.sampler, case.host_mesh
-    P, G, S = (*case.sampled[:2], _rings(case)[-1]) if size is None else size
+    P, G, S = (*case.sampled[:2], rings(case)[-1]) if size is None else size
     L, T = case.length, sampler.max_tokens
     served = jax.eval_shape(lambda params: even_vocabulary(policy.serve(params), mesh), policy.shapes)
     prompts = prompt_shapes(P, L)
@@ -214,7 +214,7 @@ def decoding_inputs(case: Case, size: Size | None = None) -> tuple[Any, Any, Any
     )
 
 
-def _rings(case: Case) -> list[int]:
+def rings(case: Case) -> list[int]:
     """The lengths of the responses' cache."""
     return ring_lengths(case.sampler.max_tokens, case.sampler.live_block(case.algorithm.policy))
 

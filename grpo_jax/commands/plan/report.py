@@ -13,7 +13,7 @@ from grpo_jax.commands.plan import timing
 from grpo_jax.commands.plan.advice import advice
 from grpo_jax.commands.plan.case import Case, assemble
 from grpo_jax.commands.plan.estimate import ACCURACY, estimated
-from grpo_jax.commands.plan.lengths import Lengths, Size, read_lengths
+from grpo_jax.commands.plan.lengths import Decoded, Lengths, Size, read_lengths
 from grpo_jax.commands.plan.programs import Phase, decoding_inputs, plan_learning, plan_sampling
 from grpo_jax.commands.plan.progress import Progress
 from grpo_jax.commands.plan.search import fits, largest, search, timed
@@ -154,7 +154,7 @@ def estimate(case: Case, figures: dict[str, Any], lengths: Lengths) -> dict[str,
     P, G, T = case.settings.prompts, sampler.responses, sampler.max_tokens
     size = sum(a.size for a in jax.tree.leaves(case.algorithm.policy.shapes))
     learning = flops(case.algorithm) * size * P * (case.length + G * T) / (case.slice.chips * chip.flops)
-    decoding = sum(n * read_bytes(case, size) for size, n in timing.decoded(case, lengths).items()) / chip.bandwidth
+    decoding = sum(read_bytes(case, *each) for each in timing.decoded(case, lengths).items()) / chip.bandwidth
     moving = {phase: figures[phase]["collective_bytes"] / chip.links for phase in ("sample", "train")}
     return {
         "lengths": str(lengths),
@@ -163,10 +163,12 @@ def estimate(case: Case, figures: dict[str, Any], lengths: Lengths) -> dict[str,
     }
 
 
-def read_bytes(case: Case, size: Size) -> int:
-    """The bytes that a device reads for a token of rows of this size: the weights, and the caches."""
+def read_bytes(case: Case, size: Size, found: Decoded) -> float:
+    """The bytes that a device reads for the tokens of rows of this size: the weights, and what it reads of caches."""
     served, shared, own, _ = decoding_inputs(case, size)
-    return device_bytes((served, shared, own))
+    live = timing.live_of(case, size, found)
+    share = 1.0 if live is None else live.share
+    return found.tokens * (device_bytes((served, shared)) + share * device_bytes(own))
 
 
 def plain(phase: Phase) -> dict[str, int | None]:

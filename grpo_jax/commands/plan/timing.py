@@ -18,10 +18,10 @@ import jax
 
 from grpo_jax.commands.plan.bundles import kernels, options
 from grpo_jax.commands.plan.case import Case, assemble
-from grpo_jax.commands.plan.cost import Costs, costs
+from grpo_jax.commands.plan.cost import Costs, Live, costs
 from grpo_jax.commands.plan.hlo import collective_bytes
 from grpo_jax.commands.plan.instructions import parse
-from grpo_jax.commands.plan.lengths import Lengths, Size, turns
+from grpo_jax.commands.plan.lengths import Decoded, Lengths, Size, turns
 from grpo_jax.commands.plan.programs import (
     lower_by_layer,
     lower_decoding,
@@ -30,11 +30,14 @@ from grpo_jax.commands.plan.programs import (
     lower_reading,
     lower_serving,
     microbatches,
+    rings,
 )
 from grpo_jax.commands.plan.progress import Progress
 from grpo_jax.commands.plan.topology import find_slice
 from grpo_jax.config import Config
 from grpo_jax.devices.mesh import prompt_shards
+from grpo_jax.models.attention import AT_ONCE
+from grpo_jax.rollout.sizes import FEWEST_ROWS
 
 SAMPLING, LEARNING = "sampling", "learning"
 
@@ -48,6 +51,7 @@ class Program(NamedTuple):
     runs: int
     iterations: int
     lower: Callable[[], jax.stages.Lowered]
+    live: Live | None = None
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,10 @@ def programs(case: Case, lengths: Lengths) -> Iterator[Program]:
     if case.config.sft is None:
         yield Program(SAMPLING, "serving", "the copy for sampling", 1, 1, partial(lower_serving, case))
         yield Program(SAMPLING, "reading", "reading prompts", case.sampled[2], 1, partial(lower_reading, case))
-        for size, tokens in decoded(case, lengths).items():
+        for size, found in decoded(case, lengths).items():
             name = f"decoding {size.prompts} x {size.responses} rows, {size.positions} positions"
-            yield Program(SAMPLING, "decoding", name, 1, tokens, partial(lower_decoding, case, size))
+            live = live_of(case, size, found)
+            yield Program(SAMPLING, "decoding", name, 1, found.tokens, partial(lower_decoding, case, size), live)
     how = case.cut(case.responses_at_once)
     if case.algorithm.gradients == "by_layer":
         yield Program(
@@ -86,11 +91,21 @@ def programs(case: Case, lengths: Lengths) -> Iterator[Program]:
     )
 
 
-def decoded(case: Case, lengths: Lengths) -> dict[Size, int]:
-    """How many tokens a host decodes with rows of each size."""
+def decoded(case: Case, lengths: Lengths) -> dict[Size, Decoded]:
+    """What a host decodes with rows of each size."""
     held, G, rounds = case.sampled
     length_PG = lengths.draw(held * rounds, G, case.sampler.max_tokens)
-    return dict(turns(length_PG, held, case.sampler.max_tokens, prompt_shards(case.host_mesh)))
+    fewest = 1 if case.sampler.live_block(case.algorithm.policy) is None else FEWEST_ROWS
+    return turns(length_PG, held, rings(case), prompt_shards(case.host_mesh), fewest)
+
+
+def live_of(case: Case, size: Size, found: Decoded) -> Live | None:
+    """What decoding reads of its caches on a device, in the mean; None if it reads them whole."""
+    if case.sampler.live_block(case.algorithm.policy) is None:
+        return None
+    shards, rows = prompt_shards(case.host_mesh), size.prompts * size.responses
+    used = found.used / found.tokens / (rows * size.positions)
+    return Live(used, found.blocks / found.tokens / shards / AT_ONCE)
 
 
 def timed(case: Case, lengths: Lengths) -> list[Timed]:
@@ -138,7 +153,7 @@ def _time_and_send(sender: Connection, config: Config, name: str, lengths: Lengt
 
 def _cost(program: Program, case: Case, folder: str) -> Timed:
     text = program.lower().compile().as_text() or ""
-    found = costs(parse(text), kernels(folder), case.slice.chip, program.iterations).times(program.runs)
+    found = costs(parse(text), kernels(folder), case.slice.chip, program.iterations, program.live).times(program.runs)
     received = program.runs * collective_bytes(text, program.iterations)
     return Timed(program.phase, program.kind, program.name, program.runs, found, received)
 

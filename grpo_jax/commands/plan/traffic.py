@@ -42,6 +42,11 @@ def moved(each: Instruction, around: Computation, program: ProgramText) -> int:
     return sum(operands) + each.hbm_bytes
 
 
+def read(each: Instruction, around: Computation) -> int:
+    """The bytes of all operands of an instruction that are in the large memory."""
+    return sum(around[name].hbm_bytes for name in each.operands if name in around)
+
+
 def prefetched(each: Instruction) -> int:
     """The bytes that a prefetch, or a copy back, moves through the chip's large memory."""
     if each.op not in PREFETCHES or len(each.results) < 2:

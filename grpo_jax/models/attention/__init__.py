@@ -17,7 +17,9 @@ from grpo_jax.models.attention.fused import cudnn_rows, splash_rows
 from grpo_jax.models.attention.parts import attend_part, by_group, merged
 from grpo_jax.models.attention.plain import plain_rows
 from grpo_jax.models.attention.ring import (
+    AT_ONCE,
     BLOCK,
+    KERNEL,
     Live,
     attend_ring,
     heads_side_by_side,
@@ -27,7 +29,9 @@ from grpo_jax.models.attention.ring import (
 )
 
 __all__ = [
+    "AT_ONCE",
     "BLOCK",
+    "KERNEL",
     "KeyValues",
     "Live",
     "Scope",

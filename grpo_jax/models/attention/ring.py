@@ -23,6 +23,7 @@ from grpo_jax.distribution import EXCLUDED
 from grpo_jax.models.attention.formula import KeyValues
 from grpo_jax.models.attention.parts import Part
 
+KERNEL = "attend_ring"  # its name in a compiled program
 BLOCK = 128  # positions; a ring buffer is a multiple of it
 LANES = 128
 AT_ONCE = 4  # blocks
@@ -178,7 +179,7 @@ def _attend_rows(
         scratch_shapes=[*buffers, pltpu.SemaphoreType.DMA((2,)), pltpu.SemaphoreType.DMA((2,))],
         input_output_aliases={6: 2, 7: 3},
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM_BYTES),
-        name="attend_ring",
+        name=KERNEL,
     )(blocks[0], counts.reshape(-1), numbers, query, new_key, new_value, *rings)
     logsum = jnp.swapaxes(logsum, 1, 2).reshape(-1, H)[: P * G]
     return output.reshape(P, G, H, C), logsum.reshape(P, G, H), key.reshape(P, G, K, S, C), value.reshape(P, G, K, S, C)

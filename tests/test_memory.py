@@ -15,6 +15,7 @@ from grpo_jax import optimizers, rounding
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.commands.plan.case import assemble
 from grpo_jax.commands.plan.estimate import estimated
+from grpo_jax.commands.plan.lengths import Lengths
 from grpo_jax.commands.plan.report import measure, table
 from grpo_jax.commands.plan.topology import device_with
 from grpo_jax.config import read
@@ -403,6 +404,6 @@ def test_a_plan_counts_moments_in_the_hosts_memory_apart():
     assert moved == host_bytes(hosted.state) == 8 * sum(a.size for a in jax.tree.leaves(plain.state.params))
     assert plain.estimated_peak(4) - hosted.estimated_peak(4) == moved
     sample, learning = estimated(hosted)
-    figures = measure(hosted, sample, learning)
+    figures = measure(hosted, sample, learning, Lengths())
     said = table(figures, sample, learning[hosted.responses_at_once])
     assert f"and {moved / 2**30:.2f} GiB in the host's memory for each device" in said

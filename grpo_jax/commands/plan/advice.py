@@ -86,8 +86,9 @@ def _for_learning(case: Case, figures: dict[str, Any], learned: dict[int, Phase]
         gradient = figures["weights_bytes"]
         found["algorithm.gradients=by_layer"] = gradient - gradient / shape.layers
     remat = case.config.model.arguments["remat"]
-    if remat in ("none", "products"):
-        wide = 2 * (shape.heads + shape.kv_heads) * shape.channels + 2 * shape.width + 3 * shape.feedforward
+    if remat in ("none", "products", "attention"):
+        heads, products = shape.heads * shape.channels, 2 * shape.width + 3 * shape.feedforward
+        wide = heads if remat == "attention" else 2 * heads + 2 * shape.kv_heads * shape.channels + products
         found["model.remat=full"] = min(2 * tokens * wide * shape.layers / case.mesh.shape["tensor"], temporary)
     elif remat == "full":
         found["model.remat=offload"] = min(2 * tokens * shape.width * shape.layers, temporary)

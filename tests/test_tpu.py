@@ -142,7 +142,8 @@ def test_copies_out_of_vmem_are_counted_in_bytes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("channels", "most"), [(128, 0.01), pytest.param(96, 0.2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("channels", "most"), [(128, 0.01), (96, 0.2)])
 def test_decoding_moves_few_caches_that_fit_into_vmem_back(case_of, channels, most):
     sizes = {"width": 1536, "feedforward": 8960, "heads": 12, "kv_heads": 2, "vocabulary": 151936, "channels": channels}
     case = case_of("v5e-1", "rollout.max_tokens=1024", **sizes)

@@ -106,6 +106,32 @@ def test_a_program_is_read_with_its_loops_and_with_kernels_of_several_lines():
     assert moved(entry["sum"], entry, program) == 3 * 8 * 256 * 4
 
 
+def test_a_slice_in_a_fusion_of_a_fusion_counts_as_what_it_reads():
+    program = parse("""HloModule jit_learn
+
+%slice (stacked: bf16[28,64,256], n: s32[]) -> bf16[64,256] {
+  %stacked = bf16[28,64,256]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %n = s32[] parameter(1)
+  %one = bf16[1,64,256]{2,1,0:T(8,128)(2,1)} dynamic-slice(%stacked, %n)
+  ROOT %flat = bf16[64,256]{1,0:T(8,128)(2,1)} bitcast(%one)
+}
+
+%product (weights: bf16[28,64,256], m: s32[]) -> bf16[64,256] {
+  %weights = bf16[28,64,256]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %m = s32[] parameter(1)
+  ROOT %inside = bf16[64,256]{1,0:T(8,128)(2,1)} fusion(%weights, %m), kind=kLoop, calls=%slice
+}
+
+ENTRY %main (all: bf16[28,64,256], k: s32[]) -> bf16[64,256] {
+  %all = bf16[28,64,256]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %k = s32[]{:T(128)S(6)} parameter(1)
+  ROOT %out = bf16[64,256]{1,0:T(8,128)(2,1)} fusion(%all, %k), kind=kOutput, calls=%product
+}
+""")
+    entry = program.computations[program.entry]
+    assert moved(entry["out"], entry, program) == 2 * 64 * 256 * 2  # a layer is read, and the result written
+
+
 def test_a_part_takes_the_longest_of_cores_units_and_memory():
     chip, written = CHIPS["v5e"], {"new": Kernel(1000, 100.0), "write": Kernel(10, 0.0), "sum": Kernel(100, 0.0)}
     found = costs(parse(PROGRAM), written, chip).parts

@@ -33,7 +33,7 @@ def moved(each: Instruction, around: Computation, program: ProgramText) -> int:
     operands = [around[name].hbm_bytes if name in around else 0 for name in each.operands]
     inner = program.computations.get(each.called("calls"))
     if inner:
-        return _read(inner, operands) + _written(inner, each)
+        return _read(inner, operands, program) + _written(inner, each)
     if each.op == "dynamic-update-slice":
         update = around.get(each.operands[1])
         return 2 * update.all_bytes if update is not None and each.hbm_bytes else 0
@@ -76,30 +76,41 @@ def user_of(each: Instruction, used_by: dict[str, list[Instruction]]) -> Instruc
     return None
 
 
-def _read(inner: Computation, operands: list[int]) -> int:
-    used_by, total = users(inner), 0
+def _read(inner: Computation, operands: list[int], program: ProgramText) -> int:
+    total = 0
     for each in inner.values():
         if each.op == "parameter" and int(each.arguments) < len(operands):
             whole = operands[int(each.arguments)]
-            touched = _touched(each.name, used_by)
+            touched = _touched(each.name, inner, program)
             total += whole if touched is None else min(touched, whole)
     return total
 
 
-def _touched(name: str, used_by: dict[str, list[Instruction]]) -> int | None:
-    """The bytes that a fusion reads of one of its operands; None if all of them."""
+def _touched(name: str, inner: Computation, program: ProgramText) -> int | None:
+    """The bytes that a fusion, and fusions in it, read of one of its operands; None if all of them."""
     total = 0
-    for user in used_by.get(name, []):
-        if user.op == "bitcast":
-            inside = _touched(user.name, used_by)
-            if inside is None:
+    for user in users(inner).get(name, []):
+        within = program.computations.get(user.called("calls")) if user.op == "fusion" else None
+        if user.op == "bitcast" or within:
+            parts = [_touched(*place, program) for place in _places(name, user, inner, within)]
+            if any(part is None for part in parts):
                 return None
-            total += inside
+            total += sum(part for part in parts if part is not None)
         elif user.op in SLICES and user.operands[0] == name:
             total += user.all_bytes
         elif user.op != "dynamic-update-slice" or user.operands[0] != name:
             return None
     return total
+
+
+def _places(
+    name: str, user: Instruction, inner: Computation, within: Computation | None
+) -> list[tuple[str, Computation]]:
+    """Where an array goes on: as the result of a bitcast, or as parameters of a fusion."""
+    if within is None:
+        return [(user.name, inner)]
+    indices = {str(index) for index, operand in enumerate(user.operands) if operand == name}
+    return [(each.name, within) for each in within.values() if each.op == "parameter" and each.arguments in indices]
 
 
 def _written(inner: Computation, fusion: Instruction) -> int:

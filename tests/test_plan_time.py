@@ -122,14 +122,27 @@ def test_a_slice_in_a_fusion_of_a_fusion_counts_as_what_it_reads():
   ROOT %inside = bf16[64,256]{1,0:T(8,128)(2,1)} fusion(%weights, %m), kind=kLoop, calls=%slice
 }
 
+%flat (whole: bf16[64,256]) -> bf16[64,256] {
+  %whole = bf16[64,256]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %same = bf16[64,256]{1,0:T(8,128)(2,1)} bitcast(%whole)
+}
+
+%head (table: bf16[64,256]) -> bf16[64,256] {
+  %table = bf16[64,256]{1,0:T(8,128)(2,1)} parameter(0)
+  %all_of_it = bf16[64,256]{1,0:T(8,128)(2,1)} fusion(%table), kind=kLoop, calls=%flat
+  ROOT %multiplied = bf16[64,256]{1,0:T(8,128)(2,1)} convolution(%all_of_it)
+}
+
 ENTRY %main (all: bf16[28,64,256], k: s32[]) -> bf16[64,256] {
   %all = bf16[28,64,256]{2,1,0:T(8,128)(2,1)} parameter(0)
   %k = s32[]{:T(128)S(6)} parameter(1)
-  ROOT %out = bf16[64,256]{1,0:T(8,128)(2,1)} fusion(%all, %k), kind=kOutput, calls=%product
+  %out = bf16[64,256]{1,0:T(8,128)(2,1)} fusion(%all, %k), kind=kOutput, calls=%product
+  ROOT %last = bf16[64,256]{1,0:T(8,128)(2,1)} fusion(%out), kind=kOutput, calls=%head
 }
 """)
     entry = program.computations[program.entry]
     assert moved(entry["out"], entry, program) == 2 * 64 * 256 * 2  # a layer is read, and the result written
+    assert moved(entry["last"], entry, program) == 2 * 64 * 256 * 2  # the inner fusion passes all of it on
 
 
 def test_a_part_takes_the_longest_of_cores_units_and_memory():

@@ -88,6 +88,8 @@ def _read(inner: Computation, operands: list[int], program: ProgramText) -> int:
 
 def _touched(name: str, inner: Computation, program: ProgramText) -> int | None:
     """The bytes that a fusion, and fusions in it, read of one of its operands; None if all of them."""
+    if inner[name].root:  # what is around uses all of it
+        return None
     total = 0
     for user in users(inner).get(name, []):
         within = program.computations.get(user.called("calls")) if user.op == "fusion" else None

@@ -49,6 +49,7 @@ class Scripted:
                     self.read[row].append(BYTES.backend.decode(ids))
                     self.left[row] -= len(ids)
                     self.say(row)
+                    active -= {row} if self.left[row] <= 0 else set()
         P = len(self.texts) // self.partner.responses
         groups = [self.chosen[p * self.partner.responses : (p + 1) * self.partner.responses] for p in range(P)]
         return [each for group in self.partner.finished(groups) for each in group]
@@ -238,11 +239,11 @@ def test_tools_answer_calls_and_a_reply_without_a_call_is_the_last():
 
 
 def test_settings_of_environments_that_cannot_work_are_refused():
-    for limits in ({"turns": 0}, {"deadline": 0}, {"workers": 0}, {"seconds": -1}, {"on_error": "zero"}):
+    for limits in ({"turns": 0}, {"deadline": 0.0}, {"workers": 0}, {"seconds": -1.0}):
         with pytest.raises(ValueError, match=f"environment\\.{next(iter(limits))}"):
             Bounded(Counting(), **limits)
     with pytest.raises(ValueError, match="Give an object, not its class"):
-        Bounded(dict)
+        Bounded(Counting)
     with pytest.raises(ValueError, match="two are called multiply"):
         tools(multiply, multiply)
     with pytest.raises(ValueError, match="at least one function"):

@@ -45,9 +45,9 @@ SECTIONS = {
     "rewards": Section(
         "a list of what scores the answers; without it the task's own reward does",
         "grpo_jax.rewards",
-        supplied=("example", "response", "examples", "responses", "prompts", "completions", "judge"),
+        supplied=("example", "response", "conversation", "examples", "responses", "prompts", "completions", "judge"),
         takes=("example", "response"),
-        also_takes=(("example", "responses"), ("examples", "responses")),
+        also_takes=(("example", "responses"), ("examples", "responses"), ("example", "conversation")),
     ),
     "rollout": Section("how answers are sampled", "grpo_jax.rollout", "Sampler", supplied=("ends", "decode")),
     "objective": Section("what is learned from rewards", "grpo_jax.objectives", "verifiable", returns="Objective"),

@@ -268,7 +268,7 @@ def _row(begun: Begun) -> _Row:
 def totals(conversations: Sequence[Sequence[Conversation]]) -> Mapping[str, float]:
     """What a run records of the conversations of a step: means over them, named as in metrics.jsonl."""
     every = [each for group in conversations for each in group]
-    found = {f"environment/{name}": _mean([getattr(each, name) for each in every]) for name in ("seconds",)}
+    found = {"environment/seconds": _mean([each.seconds for each in every])}
     found["environment/turns"] = _mean([len(each.lengths) for each in every])
     found["environment/errors"] = _mean([len(each.errors) for each in every])
     rewards = [each.total for each in every if each.total is not None]
@@ -284,5 +284,5 @@ def totals(conversations: Sequence[Sequence[Conversation]]) -> Mapping[str, floa
     return found
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float | int]) -> float:
     return float(sum(values)) / len(values)

@@ -77,10 +77,10 @@ class Bounded:
         check_range("environment.deadline", self.deadline, above=0, most=LONGEST)
         if self.on_error not in ("mask", "show", "stop"):
             raise ValueError(f"environment.on_error is mask, show or stop; got {self.on_error!r}.")
-        if not isinstance(self.environment, Environment):
+        if isinstance(self.environment, type) or not isinstance(self.environment, Environment):
             raise ValueError(
-                f"An environment has the methods reset(example, seed) and step(reply); {self.name} has not. Give an"
-                " object, not its class."
+                "An environment is an object with the methods reset(example, seed) and step(reply); got"
+                f" {self.environment!r:.200}. Give an object, not its class."
             )
 
     @property

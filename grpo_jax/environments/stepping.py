@@ -8,7 +8,7 @@ import io
 import math
 import pickle
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from multiprocessing.reduction import ForkingPickler
@@ -117,6 +117,6 @@ class _Little(io.TextIOBase):
 
 
 @contextmanager
-def _printing_little() -> Iterator[None]:
+def _printing_little() -> Generator[None]:
     with redirect_stdout(_Little(sys.stdout)), redirect_stderr(_Little(sys.stderr)):
         yield

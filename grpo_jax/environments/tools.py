@@ -8,6 +8,7 @@ from typing import Any
 from grpo_jax.environments.calls import BadCall, ToolCall, calls_in
 from grpo_jax.environments.environment import Bounded, Turn
 from grpo_jax.rewards.example import Example, Message
+from grpo_jax.rewards.mixing import name
 
 Tool = Callable[..., Any]
 
@@ -22,10 +23,10 @@ class Tools:
     """
 
     def __init__(self, *functions: Tool):
-        names = [function.__name__ for function in functions]
+        names = [name(function) for function in functions]
         if not names:
             raise ValueError("tools needs at least one function, such as tools(search).")
-        twice = [name for name in names if names.count(name) > 1]
+        twice = [each for each in names if names.count(each) > 1]
         if twice:
             raise ValueError(f"The model calls tools by name, and two are called {twice[0]}: rename one.")
         self.functions = dict(zip(names, functions, strict=True))
@@ -55,8 +56,8 @@ class Tools:
     def _answer(self, call: ToolCall | BadCall) -> tuple[Message, bool]:
         """What the model is shown, and whether the call has failed."""
         text, failed = self._called(call)
-        name = {"name": call.name} if isinstance(call, ToolCall) else {}
-        return {"role": "tool", **name, "content": text}, failed
+        named = {"name": call.name} if isinstance(call, ToolCall) else {}
+        return {"role": "tool", **named, "content": text}, failed
 
     def _called(self, call: ToolCall | BadCall) -> tuple[str, bool]:
         if isinstance(call, BadCall):

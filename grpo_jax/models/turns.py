@@ -106,8 +106,8 @@ def _schema(function: Callable[..., Any]) -> dict[str, Any]:
         return get_json_schema(function)
     except Exception as error:
         raise ValueError(
-            f"Tool {getattr(function, '__name__', function)} cannot be described to the model: {error} A tool has type hints, and a docstring"
-            " that says in its first line what it does, and under `Args:` what each argument is."
+            f"Tool {getattr(function, '__name__', function)} cannot be described to the model: {error} A tool has type"
+            " hints, and a docstring that says in its first line what it does, and under `Args:` what each argument is."
         ) from error
 
 

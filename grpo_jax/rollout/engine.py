@@ -66,6 +66,27 @@ class TellingEngine(Engine, Protocol):
         ...
 
 
+class ConversingEngine(Engine, Protocol):
+    """An engine that asks a partner, if there is one, what the model reads after each of its replies."""
+
+    def __call__(
+        self,
+        policy: Policy,
+        params: Params,
+        prompts: Prompts,
+        key: Array,
+        examples: Sequence[Any] = (),
+        *,
+        partner: Partner | None = None,
+    ) -> Rollouts:
+        """As `Engine`; a response has several turns where the partner answers."""
+        ...
+
+
+def _converses(engine: Engine) -> TypeGuard[ConversingEngine]:
+    return "partner" in inspect.signature(engine).parameters
+
+
 def _tells(engine: Engine) -> TypeGuard[TellingEngine]:
     return "heard" in inspect.signature(engine).parameters
 
@@ -85,7 +106,7 @@ def answer(
     A `partner` answers the model's replies; an engine that cannot ask it is refused.
     """
     if partner is not None:
-        if "partner" not in inspect.signature(engine).parameters:
+        if not _converses(engine):
             raise ValueError(
                 "This engine samples one reply to each prompt, and the task has an environment, which answers replies:"
                 " use the native sampler (leave out rollout.use), or an engine with a parameter `partner`."

@@ -1,8 +1,9 @@
 """Who answers the model between its replies, as the sampler sees them."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Partner(Protocol):
     """Who answers the model's replies while it is sampled. Rows are numbered p * G + g over this host's prompts and
     their G responses.

@@ -3,6 +3,7 @@
 from grpo_jax.rewards.example import Example
 from grpo_jax.tasks.arithmetic import arithmetic
 from grpo_jax.tasks.boxed_math import boxed_math
+from grpo_jax.tasks.calculator import calculator
 from grpo_jax.tasks.countdown import countdown
 from grpo_jax.tasks.data import data
 from grpo_jax.tasks.grounded import grounded
@@ -19,6 +20,7 @@ __all__ = [
     "Task",
     "arithmetic",
     "boxed_math",
+    "calculator",
     "countdown",
     "data",
     "grounded",

@@ -106,6 +106,32 @@ def test_a_program_is_read_with_its_loops_and_with_kernels_of_several_lines():
     assert moved(entry["sum"], entry, program) == 3 * 8 * 256 * 4
 
 
+def test_what_a_collective_brings_beside_a_product_is_no_traffic_of_the_product():
+    program = parse("""HloModule jit_learn
+
+%product (shard: bf16[64,16], whole: bf16[64,128], x: bf16[256,128], w: bf16[128,128]) -> bf16[256,128] {
+  %shard = bf16[64,16]{0,1:T(8,128)(2,1)} parameter(0)
+  %whole = bf16[64,128]{0,1:T(8,128)(2,1)} parameter(1)
+  %x = bf16[256,128]{1,0:T(8,128)(2,1)} parameter(2)
+  %w = bf16[128,128]{1,0:T(8,128)(2,1)} parameter(3)
+  %y = bf16[256,128]{1,0:T(8,128)(2,1)} convolution(%x, %w)
+  %gathered = bf16[64,128]{0,1:T(8,128)(2,1)} all-gather(%shard), channel_id=1
+  ROOT %out = (bf16[256,128]{1,0:T(8,128)(2,1)}, bf16[64,16]{0,1:T(8,128)(2,1)}, bf16[64,128]{0,1:T(8,128)(2,1)}, bf16[64,128]{0,1:T(8,128)(2,1)}) tuple(%y, %shard, %whole, %gathered)
+}
+
+ENTRY %main (a: bf16[64,16], b: bf16[64,128], c: bf16[256,128], d: bf16[128,128]) -> bf16[256,128] {
+  %a = bf16[64,16]{0,1:T(8,128)(2,1)} parameter(0)
+  %b = bf16[64,128]{0,1:T(8,128)(2,1)} parameter(1)
+  %c = bf16[256,128]{1,0:T(8,128)(2,1)} parameter(2)
+  %d = bf16[128,128]{1,0:T(8,128)(2,1)} parameter(3)
+  ROOT %all = (bf16[256,128]{1,0:T(8,128)(2,1)}, bf16[64,16]{0,1:T(8,128)(2,1)}, bf16[64,128]{0,1:T(8,128)(2,1)}, bf16[64,128]{0,1:T(8,128)(2,1)}) fusion(%a, %b, %c, %d), kind=kOutput, calls=%product
+}
+""")  # noqa: E501
+    entry = program.computations[program.entry]
+    # the product reads two matrices and writes one; the collective's bytes come over the links, which are counted apart
+    assert moved(entry["all"], entry, program) == 2 * (256 * 128 + 128 * 128 + 256 * 128)
+
+
 def test_a_slice_in_a_fusion_of_a_fusion_counts_as_what_it_reads():
     program = parse("""HloModule jit_learn
 

@@ -72,6 +72,15 @@ def test_inner_loops_multiply_and_a_loop_of_unknown_trips_is_counted_once_and_sa
     assert kernel(lines) == Kernel(bundles=1 + 10 * (7 + 7 * 5) + 1 + 1, products=0.0, open=1, open_bundles=1)
 
 
+def test_a_product_of_8_rows_counts_half():
+    line = "   0x0   :  {{ %1 = vmatmul.{}.mxu2 %v1 }}".format
+    of = {kind: kernel([line(kind)]).products for kind in ("bf16.gmra", "bf16.vlgmr.msra.gmra", "f32.gmra")}
+    assert of == {"bf16.gmra": 1, "bf16.vlgmr.msra.gmra": 1, "f32.gmra": 0.5}
+    # 8 tiles of 16 rows are pushed, and come back transposed in 16 products: twice as many for the same 128 rows
+    transposed = [*(line("lmr.bf16.gmra.16"),) * 16]
+    assert kernel(transposed).products == kernel([line("bf16.gmra")] * 8).products
+
+
 def test_kernels_that_are_alike_share_what_was_written(tmp_path):
     text = (TPU / "1-splash-01-final_bundles.txt").read_text()
     (tmp_path / "17-fusion.1-01-final_bundles.txt").write_text(text)

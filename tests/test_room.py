@@ -27,7 +27,9 @@ GIB = 2**30
 def build(**changes) -> Algorithm:
     sampler = Sampler(MODEL.tokenizer.end_ids, responses=4, max_tokens=16)
     parts = {"objective": dapo(), "optimizer": optax.adam(1e-3)} | changes
-    return Algorithm(MODEL.policy, sampler, MODEL.tokenizer.decode, lambda example, response: 0.0, **parts)
+    return Algorithm(
+        parts.pop("policy", MODEL.policy), sampler, MODEL.tokenizer.decode, lambda example, response: 0.0, **parts
+    )
 
 
 @pytest.mark.slow
@@ -78,8 +80,8 @@ def test_remat_auto_keeps_as_much_as_fits(monkeypatch):
     """With memory for exactly what a policy needs, it is that policy, or a faster one with fewer responses at once."""
     monkeypatch.setattr(room, "LEAST_TOKENS", 8 * 16)
     monkeypatch.setattr(room, "FRACTION", 1.0)
-    algorithm, sizes = build(), (8, 4, 32, 16)
-    full = MODEL.policy
+    full, sizes = tiny(remat="auto").policy, (8, 4, 32, 16)
+    algorithm = build(policy=full)
     assert list(full.faster) == ["products", "attention"]
 
     def needed(policy, n):

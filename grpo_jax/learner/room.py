@@ -25,7 +25,7 @@ from grpo_jax.optimizers import LAYERS, first_state, on_device
 from grpo_jax.structs import Params, Policy, Rollouts, prompt_shapes, rollout_shapes
 
 LEAST_TOKENS = 3072  # of responses at once: with fewer, adding up gradients costs what keeping more saves
-MARGIN = 1.2  # temporaries as the compiler makes them, over those that are counted here
+MARGIN = 1.1  # temporaries as the compiler makes them, over those that are counted here
 FRACTION = 0.98  # of the memory that may be filled
 
 

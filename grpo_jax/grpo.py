@@ -87,7 +87,7 @@ def sample(
     """
     inputs = (algorithm.policy, state.params, prompts, key, examples)
     with phase("sampling"):
-        rollouts = jax.block_until_ready(answer(algorithm.engine, *inputs, None if early is None else early.heard))
+        rollouts = jax.block_until_ready(answer(algorithm.engine, *inputs, **({} if early is None else early.talks)))
         greedy = algorithm.engine.greedy() if algorithm.objective.greedy_baseline else None
         return rollouts if greedy is None else replace(rollouts, greedy=jax.block_until_ready(greedy(*inputs)))
 

@@ -15,9 +15,11 @@ from jaxtyping import Float
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import mesh_of
 from grpo_jax.devices.placing import everywhere, from_hosts, place_prompts, prompts_of_host, values_of_host
+from grpo_jax.environments import Conversations
+from grpo_jax.environments.conversations import totals
 from grpo_jax.hosts.signals import StopRequested
 from grpo_jax.objectives import scored_of
-from grpo_jax.rewards import Batch, Begun, EarlyCalls, Judged, Mix, arrange, ask, may_log, place_steps
+from grpo_jax.rewards import Batch, Begun, Conversation, EarlyCalls, Judged, Mix, arrange, ask, may_log, place_steps
 from grpo_jax.rollout import Heard
 from grpo_jax.structs import Prompts, Rollouts, Scored
 
@@ -57,10 +59,14 @@ class EarlyScoring:
     """Scoring of the responses to some prompts that begins while they are sampled, group by group.
 
     An engine calls `heard` for each group whose last response has ended; it is None if no reward can begin early. At
-    the end of the `with` block nothing goes on.
+    the end of the `with` block nothing goes on. Responses of several turns are scored when all have ended; `partner`
+    is who answers the model in these.
     """
 
-    def __init__(self, algorithm: Algorithm, prompts: Prompts, examples: Sequence[Any]):
+    def __init__(
+        self, algorithm: Algorithm, prompts: Prompts, examples: Sequence[Any], partner: Conversations | None = None
+    ):
+        self.partner = partner
         own = [examples[index] for index in prompts_of_host(mesh_of(prompts), len(examples))]
         self.decode = algorithm.decode
         self.calls = EarlyCalls(algorithm.mix, own, algorithm.reward_seconds)
@@ -70,7 +76,12 @@ class EarlyScoring:
     @property
     def heard(self) -> Heard | None:
         """What an engine is given, to call it for each group."""
-        return self._begin if self.calls.parts else None
+        return self._begin if self.calls.parts and self.partner is None else None
+
+    @property
+    def talks(self) -> dict[str, Any]:
+        """What an engine is given beside the prompts: who is told of its groups, and who answers its replies."""
+        return {"heard": self.heard, "partner": self.partner}
 
     def _begin(self, p: int, ids: list[list[int]]) -> None:
         (self.texts[p],) = decoded(self.decode, [ids])
@@ -92,6 +103,8 @@ class EarlyScoring:
 
     def __exit__(self, *error: object) -> None:
         self.calls.close()
+        if self.partner is not None:
+            self.partner.close()
 
 
 def score_rollouts(
@@ -102,18 +115,22 @@ def score_rollouts(
     index_p = prompts_of_host(mesh, len(examples))
     own = [examples[index] for index in index_p]
     known, begun = ({}, {}) if early is None else (early.texts, early.begun(ids))
+    talks = None if early is None or early.partner is None else early.partner.finished(ids)
     texts = [known[p] if p in known else decoded(algorithm.decode, [group])[0] for p, group in enumerate(ids)]
-    judged, columns, has_steps = _judged_on_all_hosts(algorithm, Batch(own, texts, ids, step), begun)
+    texts = texts if talks is None else [[talk.reply for talk in group] for group in talks]
+    judged, columns, has_steps = _judged_on_all_hosts(algorithm, Batch(own, texts, ids, step, talks), begun)
     steps_PGT, greedy_P1R = None, None
     if has_steps:
-        placed_pGT = place_steps(judged.steps, ids, algorithm.decode, values_of_host(rollouts.action_PGT))
+        placed_pGT = place_steps(judged.steps, ids, algorithm.decode, values_of_host(rollouts.action_PGT), talks)
         steps_PGT = from_hosts(placed_pGT, mesh)
     parts_PGR = everywhere(from_hosts(judged.rewards_PGR, mesh))
     if rollouts.greedy is not None:
         greedy_P1R = score_rollouts(algorithm, rollouts.greedy, examples, step).parts_PGR
     extras = {name: _groups(values, len(ids[0])) for name, values in judged.extras.items()}
     metrics = judged.metrics
-    if may_log(algorithm.mix):
+    if talks is not None:
+        extras, metrics = extras | _recorded(talks), {**metrics, **totals(talks)}
+    if may_log(algorithm.mix) or talks is not None:
         metrics = means_of([json.loads(text) for text in _texts_of_hosts(json.dumps(metrics))])
     found = Rewards(parts_PGR, steps_PGT, greedy_P1R, own, texts, index_p, metrics, extras, columns)
     return aligned(found, algorithm.mix.names)
@@ -135,6 +152,13 @@ def rehearse(algorithm: Algorithm, example: Any, ids: Sequence[int]) -> None:
     if mix.undecided:
         mix.learn(_agreed(mix, {index: names for index, names in answers.found.items() if names}))
     arrange(mix, answers)
+
+
+def _recorded(talks: Sequence[Sequence[Conversation]]) -> dict[str, list[list[Any]]]:
+    """What is kept of conversations beside the responses."""
+    kept = {"conversation": lambda each: list(each.messages), "turn_rewards": lambda each: list(each.rewards)}
+    kept |= {"stop_reason": lambda each: each.stop_reason, "errors": lambda each: list(each.errors)}
+    return {name: [[of(each) for each in group] for group in talks] for name, of in kept.items()}
 
 
 def _groups(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
@@ -171,7 +195,7 @@ def _judged_on_all_hosts(algorithm: Algorithm, batch: Batch, begun: Begun) -> tu
     try:
         if mix.undecided:
             mix.learn(_agreed(mix, {} if answers is None else answers.found))
-        judged = None if answers is None else arrange(mix, answers)
+        judged = None if answers is None else _without_failed(arrange(mix, answers), batch)
     except Exception as error:
         failure = error
     if failure is not None and jax.process_count() == 1:
@@ -184,6 +208,19 @@ def _judged_on_all_hosts(algorithm: Algorithm, batch: Batch, begun: Begun) -> tu
     if most == FAILED or judged is None:
         raise FailedOnAHost(failure)
     return judged, mix.names, bool(most)
+
+
+def _without_failed(judged: Judged, batch: Batch) -> Judged:
+    """The rewards without those of conversations that a failed step has ended: a fault is not the model's."""
+    failed = [
+        (p, g)
+        for p, group in enumerate(batch.conversations or ())
+        for g, talk in enumerate(group)
+        if talk.stop_reason == "error"
+    ]
+    for p, g in failed:
+        judged.rewards_PGR[p, g] = np.nan
+    return replace(judged, steps={place: steps for place, steps in judged.steps.items() if place not in failed})
 
 
 def _agreed(mix: Mix, found: Mapping[int, tuple[str, ...]]) -> dict[int, tuple[str, ...]]:

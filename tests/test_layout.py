@@ -21,6 +21,7 @@ LAYERS = [
     {"structs"},
     {"devices", "health", "hosts", "saved"},
     {"models", "objectives", "rewards"},
+    {"environments"},
     {"judges", "metrics", "optimizers", "rollout", "tasks"},
     {"algorithm"},
     {"learner", "scoring"},
@@ -148,7 +149,7 @@ def test_every_package_that_is_imported_is_declared():
 
 
 def test_plain_modules_import_no_jax():
-    plain = "grpo_jax, grpo_jax.cli, grpo_jax.config, grpo_jax.tasks, grpo_jax.rewards"
+    plain = "grpo_jax, grpo_jax.cli, grpo_jax.config, grpo_jax.tasks, grpo_jax.rewards, grpo_jax.environments"
     loaded = child(f"import sys, {plain}; print(*sys.modules)").split()
     assert {"jax", "flax", "transformers", "datasets", "tensorflow_datasets"}.isdisjoint(loaded)
 

@@ -2,8 +2,10 @@
 
 import logging
 import re
+from dataclasses import replace
 from typing import Any, TypeVar
 
+from grpo_jax.config.loading import failed, load
 from grpo_jax.config.rendering import render
 from grpo_jax.config.sections import SECTIONS, Call, Config, wanted
 from grpo_jax.config.values import COMMAND_LINE, ConfigError
@@ -22,6 +24,7 @@ def build(config: Config) -> dict[str, Any]:
 
     settings, task, layout = config.train.build(), built(config.task, Task), config.mesh.build()
     model = built(config.model, Model)
+    task = task if config.environment is None else replace(task, environment=_environment(config.environment, task))
     _compare_rate(config, model.lora is not None)
     judge = None if config.judge is None else _judge(config.judge, model, layout)
     supervised = None if config.sft is None else config.sft.build()
@@ -50,6 +53,21 @@ def build(config: Config) -> dict[str, Any]:
         "run": config.run.build(),
         "config": render(config),
     }
+
+
+def _environment(call: Call, task: Any) -> Any:
+    """The environment that a section names, or that of the task with other limits."""
+    from grpo_jax.environments import Configured
+
+    found = call.build()
+    if not isinstance(found, Configured):
+        return found
+    try:
+        return found.built(load, task.environment)
+    except ValueError as error:
+        raise ConfigError(call.blame(str(error))) from error
+    except Exception as error:
+        raise ConfigError(call.blame(failed(error))) from error
 
 
 def _compare_rate(config: Config, adapters: bool) -> None:

@@ -45,9 +45,15 @@ SECTIONS = {
     "rewards": Section(
         "a list of what scores the answers; without it the task's own reward does",
         "grpo_jax.rewards",
-        supplied=("example", "response", "examples", "responses", "prompts", "completions", "judge"),
+        supplied=("example", "response", "conversation", "examples", "responses", "prompts", "completions", "judge"),
         takes=("example", "response"),
-        also_takes=(("example", "responses"), ("examples", "responses")),
+        also_takes=(("example", "responses"), ("examples", "responses"), ("example", "conversation")),
+    ),
+    "environment": Section(
+        "who answers the model in conversations of several turns; without it, the task's environment does",
+        "grpo_jax.environments",
+        "Configured",
+        optional=True,
     ),
     "rollout": Section("how answers are sampled", "grpo_jax.rollout", "Sampler", supplied=("ends", "decode")),
     "objective": Section("what is learned from rewards", "grpo_jax.objectives", "verifiable", returns="Objective"),
@@ -304,6 +310,7 @@ class Config:
     train: Call
     evaluation: Call
     mesh: Call
+    environment: Call | None = None
     judge: Call | None = None
     teacher: Call | None = None
     answers: Call | None = None

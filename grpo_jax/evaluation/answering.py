@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import mesh_of, prompt_shards
 from grpo_jax.devices.placing import everywhere, from_hosts, place_prompts, values_of_host
+from grpo_jax.environments import Bounded, Environment
 from grpo_jax.evaluation.estimators import VOTERS, average, majority_at, pass_at, sizes
+from grpo_jax.evaluation.offered import with_environment
 from grpo_jax.evaluation.questions import MAX_PROMPT_TOKENS, Questions
 from grpo_jax.evaluation.result import Evaluated, intervals_of, with_ends
 from grpo_jax.evaluation.settings import Evaluation
@@ -25,6 +27,7 @@ from grpo_jax.rewards import Example, Mix, Said
 from grpo_jax.rollout import answer
 from grpo_jax.scoring import EarlyScoring, Rewards, aligned, score_rollouts
 from grpo_jax.structs import Params
+from grpo_jax.tasks import Task
 
 TOLERANCE = 1e-6  # of a sum of float32 numbers that should be `right_from`
 Tell = Callable[[int, int], None]  # how many prompts have been answered, and of how many
@@ -39,11 +42,13 @@ def evaluate(
     step: int = 0,
     phase: Phase = nullcontext,
     evaluation: Evaluation | None = None,
+    environment: Environment | Bounded | None = None,
 ) -> Evaluated:
     """What answers to the examples earn: a mapping with `reward`, `rewards/NAME/mean`, `pass@1` and more, by default
     of one greedy answer to each.
 
-    An engine that cannot answer greedily answers as it does in training, with the same key each time. `step` is for
+    With an `environment`, answers are conversations with it. An engine that cannot answer greedily answers as it does
+    in training, with the same key each time. `step` is for
     TRL's reward functions that ask for it.
     """
     if not examples:
@@ -53,7 +58,8 @@ def evaluate(
         )
     if evaluation is not None:
         evaluation.check_right(algorithm.mix)
-    questions = Questions(examples, model, max_prompt_tokens)
+    model, task, bounded = with_environment(model, Task(examples, (), algorithm.mix, environment))
+    questions = Questions(task.train, model, max_prompt_tokens, bounded)
     return evaluate_questions(algorithm, questions, params, step, phase, evaluation)
 
 
@@ -110,13 +116,15 @@ def _ask(
     """Answers to some prompts, with a key of their own for each call, and what they earn."""
     mesh, key = mesh_of(params), jax.random.key(evaluation.seed)
     key = jax.random.fold_in(key, number) if number else key
-    prompts, examples = questions.choose(indices)
+    chosen = questions.begin(indices, (evaluation.seed,))
+    prompts, examples = chosen.prompts, chosen.examples
     engine = evaluation.engine(algorithm.engine)
     engine = engine.with_room(algorithm.policy, prompts, 1 if mesh is None else prompt_shards(mesh))
     prompts = prompts if mesh is None else place_prompts(prompts, mesh)
-    with EarlyScoring(algorithm, prompts, examples) as early:
+    partner = questions.partner(chosen, prompts, engine.responses)
+    with EarlyScoring(algorithm, prompts, examples, partner) as early:
         with phase("evaluating"):
-            rollouts = answer(engine, algorithm.policy, params, prompts, key, examples, early.heard)
+            rollouts = answer(engine, algorithm.policy, params, prompts, key, examples, **early.talks)
             rollouts = jax.block_until_ready(rollouts)
         rewards = score_rollouts(algorithm, rollouts, examples, step, early)
     length_pG, ended_pG = values_of_host(rollouts.action_PGT).sum(axis=2), values_of_host(rollouts.ended_PG)

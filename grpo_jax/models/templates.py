@@ -115,7 +115,7 @@ def _check_argument(name: str, backend: PreTrainedTokenizerBase) -> None:
             f"model.template.{name} is set by the program itself. Leave it out; model.template takes what the model's"
             " chat template reads beside the messages, such as enable_thinking."
         )
-    words = set(re.findall(r"[A-Za-z_]\w*", _source(backend)))
+    words = words_of(backend)
     if name not in words:
         close = difflib.get_close_matches(name, words, 1)
         meant = (
@@ -124,7 +124,8 @@ def _check_argument(name: str, backend: PreTrainedTokenizerBase) -> None:
         raise ValueError(f"model.template.{name}: the model's chat template reads no such argument{meant}")
 
 
-def _source(backend: PreTrainedTokenizerBase) -> str:
-    """The text of the chat template; of all, where there are several by name."""
+def words_of(backend: PreTrainedTokenizerBase) -> set[str]:
+    """The words in the text of the chat template; of all, where there are several by name."""
     templates: Any = backend.chat_template
-    return "\n".join(templates.values()) if isinstance(templates, dict) else str(templates)
+    text = "\n".join(templates.values()) if isinstance(templates, dict) else str(templates)
+    return set(re.findall(r"[A-Za-z_]\w*", text))

@@ -4,6 +4,7 @@ from grpo_jax.rewards.answers import boxed_number, exact, last_number
 from grpo_jax.rewards.batch import Batch
 from grpo_jax.rewards.calling import Begun
 from grpo_jax.rewards.code import PassesTests
+from grpo_jax.rewards.conversation import Conversation
 from grpo_jax.rewards.early import EarlyCalls
 from grpo_jax.rewards.example import Example
 from grpo_jax.rewards.expressions import reaches_target
@@ -12,6 +13,7 @@ from grpo_jax.rewards.guarded import Guarded
 from grpo_jax.rewards.judging import Judged, arrange, ask, judge, score
 from grpo_jax.rewards.mixing import Mix, Reward, as_mix
 from grpo_jax.rewards.needs import check_examples, needs
+from grpo_jax.rewards.of_environment import environment
 from grpo_jax.rewards.puzzles import SolvesPuzzle
 from grpo_jax.rewards.rubrics import Rubric
 from grpo_jax.rewards.says import Said, said_of, says
@@ -24,6 +26,7 @@ from grpo_jax.rewards.text import LanguageConsistency, RepetitionPenalty, alike
 __all__ = [
     "Batch",
     "Begun",
+    "Conversation",
     "EarlyCalls",
     "Example",
     "Guarded",
@@ -45,6 +48,7 @@ __all__ = [
     "ask",
     "boxed_number",
     "check_examples",
+    "environment",
     "exact",
     "follows_schema",
     "follows_template",

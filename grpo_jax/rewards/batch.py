@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from grpo_jax.rewards.conversation import Conversation
 from grpo_jax.rewards.example import Example
 
 
@@ -10,13 +11,15 @@ from grpo_jax.rewards.example import Example
 class Batch:
     """Examples, with a group of responses to each, all of one size.
 
-    `tokens`, nested like `responses`, and `step` are for functions written for TRL that ask for them.
+    `tokens`, nested like `responses`, and `step` are for functions written for TRL that ask for them. Where responses
+    have several turns, `responses` are their last replies, and `conversations` have all that was said.
     """
 
     examples: Sequence[Example]
     responses: Sequence[Sequence[str]]
     tokens: Sequence[Sequence[Sequence[int]]] | None = None
     step: int | None = None
+    conversations: Sequence[Sequence[Conversation]] | None = None
 
     def __post_init__(self) -> None:
         sizes = [len(group) for group in self.responses]
@@ -36,6 +39,13 @@ class Batch:
         for example, group in zip(self.examples, self.responses, strict=True):
             for response in group:
                 yield example, response
+
+    def conversation(self, p: int, g: int) -> Conversation:
+        """What was said in a response; a response of one turn is a conversation of one reply."""
+        if self.conversations is not None:
+            return self.conversations[p][g]
+        ids = () if self.tokens is None else self.tokens[p][g]
+        return Conversation([{"role": "assistant", "content": self.responses[p][g]}], [0.0], [len(ids)])
 
     def place(self, n: int) -> str:
         """What a message calls the response of this index, counted over all groups."""

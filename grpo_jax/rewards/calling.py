@@ -60,7 +60,7 @@ class Part:
     def start(self, requests: Sequence[Request]) -> list[Future[Any]]:
         """What the reward will say in each call, for a reward that `waits`."""
         if self.guard.workers:
-            return workers.start(self.guard, self.label, requests)
+            return workers.start(self.guard, f"Reward {self.label}", requests)
         return event_loop.start(_finished(partial(self.reward, *each.positional, **each.named)) for each in requests)
 
     @property

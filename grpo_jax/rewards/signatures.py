@@ -1,6 +1,7 @@
 """What a reward is called with, by the names of its parameters.
 
-    (example, response)      one response; returns its reward
+    (example, response)      one response, the last reply if it has several turns; returns its reward
+    (example, conversation)  one response, with all of its turns; returns its reward
     (example, responses)     the responses of one group; returns a list with the reward of each
     (examples, responses)    all groups of this host, each a list; returns a list of such lists
     completions, ...         all responses, as TRL calls it (trl.py); returns a list with the reward of each
@@ -31,6 +32,7 @@ class Kind(Enum):
     """Whose convention a reward follows, and how much one call of it judges."""
 
     RESPONSE = "one value"
+    CONVERSATION = "one value of its conversation"
     GROUP = "a list with one value per response"
     ALL = "a list of lists, one per group, with one value per response"
     TRL = "a list with one value per completion"
@@ -60,6 +62,8 @@ def kind_of(reward: Callable[..., Any], columns: Collection[str] = ()) -> Kind:
         )
     if trl.TELLING & names:
         return Kind.TRL
+    if "conversation" in names and "conversation" not in columns:
+        return Kind.CONVERSATION
     if "example" not in names and trl.TELLING_VERIFIERS & names:
         return Kind.VERIFIERS
     needed = {name for name, each in parameters.items() if each.default is each.empty and each.kind in NAMED}
@@ -94,9 +98,19 @@ def requests(reward: Callable[..., Any], label: str, kind: Kind, batch: Batch, n
         groups = [list(group) for group in batch.responses]
         arguments = _by_name(reward, {"examples": list(batch.examples), "responses": groups})
         yield Request(range(batch.count), every, *arguments)
+    elif kind is Kind.CONVERSATION:
+        yield from _of_conversations(reward, batch)
     else:
         for p, (example, group) in enumerate(zip(batch.examples, batch.responses, strict=True)):
             yield from requests_of_group(reward, label, kind, example, group, p)
+
+
+def _of_conversations(reward: Callable[..., Any], batch: Batch) -> Iterator[Request]:
+    """A call for each response, with its conversation."""
+    G = len(batch.responses[0])
+    for n, (example, _) in enumerate(batch.pairs()):
+        values = {"example": example, "conversation": batch.conversation(*divmod(n, G))}
+        yield Request(range(n, n + 1), batch.place(n), *_by_name(reward, values))
 
 
 def requests_of_group(
@@ -134,7 +148,7 @@ def _by_name(reward: Callable[..., Any], values: Mapping[str, Any]) -> tuple[tup
 
 def entries(value: Any, kind: Kind, label: str, batch: Batch, request: Request) -> Sequence[Any]:
     """What a call said of each of its responses."""
-    if kind in (Kind.RESPONSE, Kind.VERIFIERS):
+    if kind in (Kind.RESPONSE, Kind.CONVERSATION, Kind.VERIFIERS):
         return (value,)
     count = len(request.responses)
     if value is None and kind is not Kind.TRL:  # none of them was judged

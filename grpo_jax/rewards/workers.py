@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Pipe, wait
 from typing import Any
 
-from grpo_jax.rewards.guarded import Guarded, innermost
+from grpo_jax.rewards.guarded import Guarded
 from grpo_jax.rewards.signatures import Request
 from grpo_jax.rewards.worker import INSIDE, Raised, Said
 
@@ -211,7 +211,7 @@ class Pool:
     def _begin(self, worker: Worker, said: Said | Raised) -> None:
         """A worker that has imported the reward is ready."""
         if isinstance(said, Raised):
-            raise ValueError(f"Reward {self.label} cannot be imported by a worker: {said.text}")
+            raise ValueError(f"{self.label} cannot be imported by a worker: {said.text}")
         worker.ready, self.failed = True, 0
 
     def _remove(self, worker: Worker) -> None:
@@ -220,8 +220,8 @@ class Pool:
         self.failed += not worker.ready
         if self.failed >= ATTEMPTS:
             raise RuntimeError(
-                f"{self.failed} workers in a row ended before they had imported reward {self.label}; stderr has why."
-                " Try the import in a Python of its own, or leave out workers."
+                f"{self.label} cannot be imported by workers: {self.failed} in a row ended before they had. stderr"
+                " has why. Try the import in a Python of its own, or leave out workers."
             )
 
     def close(self) -> None:
@@ -260,7 +260,7 @@ def _call(guard: Guarded, label: str, request: Request) -> bytes:
     named = {name: value for name, value in request.named.items() if name not in LOGGING}
     if len(named) < len(request.named) and LOGGING & {*inspect.signature(guard.reward).parameters}:
         raise ValueError(
-            f"Reward {label} asks for workers, from which nothing can be logged. Leave out log_metric and log_extra, or"
+            f"{label} asks for workers, from which nothing can be logged. Leave out log_metric and log_extra, or"
             " the workers."
         )
     return _pickled((request.positional, named), label, "what it is called with")
@@ -277,19 +277,16 @@ def _start_of(guard: Guarded, label: str) -> tuple[bytes, bytes]:
     """What a worker is told first: how to find the reward."""
     if os.environ.get(INSIDE):
         raise RuntimeError(
-            f"Reward {label} asks for workers inside of a worker, which has imported the program that trains. Put what"
+            f"{label} asks for workers inside of a worker, which has imported the program that trains. Put what"
             ' it runs under `if __name__ == "__main__":`, or the reward into a module of its own.'
         )
     main = sys.modules["__main__"]
-    is_in_main = getattr(innermost(guard.reward), "__module__", None) == "__main__" or (
-        getattr(type(innermost(guard.reward)), "__module__", None) == "__main__"
-    )
+    pickled = _pickled(guard.reward, label, "it")
+    is_in_main = b"__main__" in pickled  # where it was defined is a part of a pickle
     file = getattr(main, "__file__", None) if is_in_main else None
     if is_in_main and file is None:
-        raise ValueError(
-            f"Reward {label} asks for workers, which cannot import what was typed here: put it into a file."
-        )
-    return pickle.dumps(file), _pickled(guard.reward, label, "the reward itself")
+        raise ValueError(f"{label} asks for workers, which cannot import what was typed here: put it into a file.")
+    return pickle.dumps(file), pickled
 
 
 def _pickled(value: Any, label: str, what: str) -> bytes:
@@ -297,6 +294,6 @@ def _pickled(value: Any, label: str, what: str) -> bytes:
         return pickle.dumps(value)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"Reward {label} asks for workers, but {what} cannot be sent to them: {error}. It must be a function of a"
+            f"{label} asks for workers, but {what} cannot be sent to them: {error}. It must be a function of a"
             " module, not of another function."
         ) from error

@@ -12,6 +12,7 @@ from jax import Array
 
 from grpo_jax.devices.mesh import mesh_of
 from grpo_jax.devices.placing import place_prompts
+from grpo_jax.rollout.turns import Partner
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts
 
 
@@ -65,6 +66,27 @@ class TellingEngine(Engine, Protocol):
         ...
 
 
+class ConversingEngine(Engine, Protocol):
+    """An engine that asks a partner, if there is one, what the model reads after each of its replies."""
+
+    def __call__(
+        self,
+        policy: Policy,
+        params: Params,
+        prompts: Prompts,
+        key: Array,
+        examples: Sequence[Any] = (),
+        *,
+        partner: Partner | None = None,
+    ) -> Rollouts:
+        """As `Engine`; a response has several turns where the partner answers."""
+        ...
+
+
+def _converses(engine: Engine) -> TypeGuard[ConversingEngine]:
+    return "partner" in inspect.signature(engine).parameters
+
+
 def _tells(engine: Engine) -> TypeGuard[TellingEngine]:
     return "heard" in inspect.signature(engine).parameters
 
@@ -76,9 +98,20 @@ def answer(
     prompts: Prompts,
     key: Array,
     examples: Sequence[Any],
-    heard: Heard | None,
+    heard: Heard | None = None,
+    partner: Partner | None = None,
 ) -> Rollouts:
-    """What an engine answers. If it can tell of groups that have ended, `heard` is called for each."""
+    """What an engine answers. If it can tell of groups that have ended, `heard` is called for each.
+
+    A `partner` answers the model's replies; an engine that cannot ask it is refused.
+    """
+    if partner is not None:
+        if not _converses(engine):
+            raise ValueError(
+                "This engine samples one reply to each prompt, and the task has an environment, which answers replies:"
+                " use the native sampler (leave out rollout.use), or an engine with a parameter `partner`."
+            )
+        return engine(policy, params, prompts, key, examples, partner=partner)
     if heard is None or not _tells(engine):
         return engine(policy, params, prompts, key, examples)
     return engine(policy, params, prompts, key, examples, heard)
@@ -99,9 +132,13 @@ class FunctionEngine:
         key: Array,
         examples: Sequence[Any] = (),
         heard: Heard | None = None,
+        partner: Partner | None = None,
     ) -> Rollouts:
         parameters = inspect.signature(self.function).parameters
-        known = {name: value for name, value in (("examples", examples), ("heard", heard)) if name in parameters}
+        offered = {"examples": examples, "heard": heard, "partner": partner}
+        if partner is not None and "partner" not in parameters:
+            raise ValueError("The task has an environment, so the function that samples needs a parameter `partner`.")
+        known = {name: value for name, value in offered.items() if name in parameters}
         rollouts = self.function(policy, params, prompts, key, **known)
         mesh = mesh_of(prompts)
         return rollouts if mesh is None else place_prompts(replace(rollouts, prompts=prompts), mesh)

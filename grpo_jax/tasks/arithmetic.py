@@ -44,7 +44,9 @@ def arithmetic(
     training, testing = _divide(draw, train, held_out)
     reward = Mix(((exact, 1.0), (last_number, 0.1)))
     return Task(
-        *(tuple(_example(text, instruction, system) for text in texts) for texts in (training, testing)), reward
+        tuple(_example(text, instruction, system) for text in training),
+        tuple(_example(text, instruction, system) for text in testing),
+        reward,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from grpo_jax.environments.environment import Bounded, Environment
 from grpo_jax.ranges import check_range
 from grpo_jax.rewards.example import Example, Message
 from grpo_jax.rewards.mixing import Mix
@@ -17,11 +18,15 @@ Overlap = Literal["refuse", "count"]  # of held-out questions and those that are
 
 @dataclass(frozen=True)
 class Task:
-    """Examples for training, examples for evaluation, and the reward unless another is given."""
+    """Examples for training, examples for evaluation, and the reward unless another is given.
+
+    With an `environment`, a response is a conversation of several turns, in which it answers the model's replies.
+    """
 
     train: Sequence[Example]
     held_out: Sequence[Example]
     reward: Mix
+    environment: Environment | Bounded | None = None
 
     def __post_init__(self) -> None:
         if not self.train:

@@ -43,7 +43,7 @@ def ask(session: Session, state: TrainState, index: int, retired: Collection[int
     With `train.resample`, other prompts are asked until enough groups differ in reward, for so many rounds at most;
     groups with equal rewards fill what is left then (dynamic sampling, DAPO, arXiv:2503.14476).
     """
-    settings, algorithm = session.settings, session.algorithm
+    settings, algorithm, G = session.settings, session.algorithm, session.algorithm.engine.responses
     rounds: list[tuple[Rollouts, Rewards]] = []
     asked: list[int] = []
     for number in range(settings.resample if algorithm.objective.needs_rewards else 1):
@@ -52,9 +52,10 @@ def ask(session: Session, state: TrainState, index: int, retired: Collection[int
         if number and total - len(left_out) < settings.prompts:
             break
         chosen = pick(settings.seed, index, settings.prompts, total, left_out, number)
-        prompts, examples = session.questions.choose(chosen)
-        prompts, key = place_prompts(prompts, session.mesh), step_key(settings.seed, index, number)
-        with EarlyScoring(algorithm, prompts, examples) as early:
+        begun = session.questions.begin(chosen, (settings.seed, index, number))
+        prompts, examples = place_prompts(begun.prompts, session.mesh), begun.examples
+        key, partner = step_key(settings.seed, index, number), session.questions.partner(begun, prompts, G)
+        with EarlyScoring(algorithm, prompts, examples, partner) as early:
             rollouts = sample(algorithm, state, prompts, examples, key, phase, early)
             rounds.append((rollouts, score(algorithm, rollouts, examples, phase, int(state.step), early)))
         rounds = [(before, aligned(rewards, algorithm.mix.names)) for before, rewards in rounds]

@@ -10,6 +10,8 @@ from grpo_jax.algorithm import Algorithm
 from grpo_jax.devices.mesh import Layout, check_hosts
 from grpo_jax.devices.placing import place
 from grpo_jax.devices.sharding import check_experts
+from grpo_jax.environments import Bounded
+from grpo_jax.evaluation.offered import rehearse_environment, with_environment
 from grpo_jax.evaluation.questions import MAX_PROMPT_TOKENS, Questions, check_rewards
 from grpo_jax.evaluation.settings import Evaluation
 from grpo_jax.grpo import init
@@ -125,14 +127,19 @@ def assemble(
     check_moments(algorithm.optimizer, mesh)
     engine = algorithm.engine
     check_split(algorithm, settings.prompts, engine.responses, mesh)
-    train, held_out_examples = _fitted(task, model, settings)
+    offering, task, environment = with_environment(model, task)
+    train, held_out_examples = _fitted(task, offering, settings)
+    _check_environment(environment, algorithm, train)
     _check_sizes(algorithm, settings, len(train))
     scored = {"training": train if algorithm.objective.needs_rewards else (), "held-out": held_out_examples}
     for kind, examples in scored.items():
         check_rewards(algorithm, model, kind, examples)
-    questions = Questions(train, model, settings.max_prompt_tokens)
+    asked = environment if algorithm.objective.needs_rewards else None  # given answers are not asked for
+    questions = Questions(train, offering, settings.max_prompt_tokens, asked)
     engine.check(model.policy, jax.tree.map(lambda a: a[: settings.prompts], questions.prompts))
-    held_out = Questions(held_out_examples, model, settings.max_prompt_tokens) if held_out_examples else None
+    held_out = None
+    if held_out_examples:
+        held_out = Questions(held_out_examples, offering, settings.max_prompt_tokens, environment)
     evaluation = Evaluation() if evaluation is None else evaluation
     if held_out is not None:
         first = jax.tree.map(lambda a: a[:1], held_out.prompts)
@@ -146,6 +153,16 @@ def _fitted(task: Task, model: Model, settings: Settings) -> tuple[Sequence[Exam
     train = fitted(task.train, model, limit, choice, "training")
     held_out = fitted(task.held_out, model, limit, choice, "held-out") if settings.evaluate_every else ()
     return train, held_out[: settings.evaluate_prompts]
+
+
+def _check_environment(environment: Bounded | None, algorithm: Algorithm, examples: Sequence[Example]) -> None:
+    """Refuses an objective that asks for greedy answers in one turn, and an environment that cannot begin."""
+    if environment is not None and algorithm.objective.greedy_baseline:
+        raise ValueError(
+            "This objective compares with greedy answers, which are of one turn, and the task has an environment:"
+            " choose another objective."
+        )
+    rehearse_environment(environment, examples)
 
 
 def _check_traced(traced: tuple[int, int], steps: int) -> None:

@@ -24,6 +24,7 @@ from grpo_jax.devices.cache import keep_programs
 from grpo_jax.devices.mesh import Layout, check_hosts
 from grpo_jax.devices.sharding import check_experts
 from grpo_jax.evaluation.answering import evaluate_questions
+from grpo_jax.evaluation.offered import rehearse_environment, with_environment
 from grpo_jax.evaluation.questions import Questions, check_rewards
 from grpo_jax.evaluation.result import Evaluated, changes
 from grpo_jax.evaluation.settings import Evaluation
@@ -159,13 +160,15 @@ def _asked(subject: Subject, parts: Mapping[str, Any], model: Model) -> Asked:
     settings, evaluation, task = parts["settings"], parts["evaluation"], parts["task"]
     algorithm = replace(parts["algorithm"], policy=model.policy)  # one policy, so that programs are compiled once
     limit = settings.max_prompt_tokens
+    model, task, environment = with_environment(model, task)
     examples = fitted(task.held_out, model, limit, settings.long_prompts, "held-out")[: settings.evaluate_prompts]
     if not examples:
         raise ValueError(
             f"The task {subject.name} has no held-out examples, which are what is asked. Give it some: task.held_out."
         )
     check_rewards(algorithm, model, "held-out", examples)
-    questions = Questions(examples, model, limit)
+    rehearse_environment(environment, examples)
+    questions = Questions(examples, model, limit, environment)
     first, _ = questions.choose([0])
     evaluation.check(algorithm.engine, algorithm.mix, model.policy, first)
     return Asked(subject.name, algorithm, questions, evaluation)

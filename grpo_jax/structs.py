@@ -20,7 +20,7 @@ the information is: the sampler says which tokens it chose (`action`), and which
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, cast
@@ -256,6 +256,8 @@ class Policy:
     give an array `[P, e, L]` or `[P, G, e, S]` for each layer. `respond` and `balanced` then take those of prompts and
     responses in place of what the router would choose now, the latter as `experts_PGTNe` after `start_PGT`.
 
+    `faster` are policies that compute the same and keep more for the backward pass: learning takes the first that fits.
+
     Parameters whose first name is in `frozen` are never trained: they have no gradient, no optimiser state, no copy as
     a reference, and are in no checkpoint.
     """
@@ -275,6 +277,7 @@ class Policy:
         None  # without int8, blocks of so many positions are read where rows use them; None: all are
     )
     frozen: frozenset[str] = frozenset()  # names in the dict of parameters
+    faster: "Mapping[str, Policy]" = field(default_factory=dict)  # by what they keep; the fastest first
 
     def trained(self, params: Params) -> Params:
         """The parameters that are trained. `params | trained` are all of them again."""

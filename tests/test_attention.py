@@ -1,6 +1,7 @@
 """The kernels of TPU and GPU against attention written out, and all of them against a float64 loop."""
 
 from functools import partial
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from grpo_jax.models import decoder_policy
 from grpo_jax.models.attention import KeyValues, Scope, attend, cudnn_rows, kernel, masks, plain_rows, splash_rows
-from grpo_jax.models.remat import REMAT
+from grpo_jax.models.remat import Remat
 
 P, G, H, K, T, L, C = 2, 2, 4, 2, 150, 37, 32
 KERNELS = {
@@ -104,7 +105,7 @@ def test_each_platform_gets_its_kernel():
 def test_an_unknown_remat_policy_is_refused_with_the_choices():
     from grpo_jax.models import SHAPES
 
-    with pytest.raises(ValueError, match=f"choose one of {', '.join(REMAT)}"):
+    with pytest.raises(ValueError, match=f"choose one of {', '.join(get_args(Remat))}"):
         decoder_policy(SHAPES["smollm2-135m"], remat="some")
     with pytest.raises(ValueError, match="on a CPU choose full"):
         decoder_policy(SHAPES["smollm2-135m"], remat="offload", platform="cpu")

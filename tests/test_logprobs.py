@@ -95,7 +95,7 @@ def test_gradients_are_those_of_scoring_everything_at_once_in_float64(monkeypatc
     def chunked(head_VD, hidden_PGTD):
         rows = logprobs.Rows(*(jnp.asarray(tokens_PGT),) * 4)
         chunks = jax.tree.map(partial(logprobs._slices, 4), (hidden_PGTD, rows))
-        scores = logprobs._score(lambda heads, hidden, *_: hidden @ heads[0].T, [head_VD], *chunks, None)
+        scores = logprobs._score(lambda heads, hidden, *_: hidden @ heads[0].T, [head_VD], [None], *chunks, None)
         both = [jnp.moveaxis(a, 0, 2).reshape(2, 3, -1)[:, :, :7] for a in scores]
         return jnp.sum(weights[0] * both[0] + weights[1] * both[1])
 

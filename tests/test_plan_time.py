@@ -72,6 +72,15 @@ def test_inner_loops_multiply_and_a_loop_of_unknown_trips_is_counted_once_and_sa
     assert kernel(lines) == Kernel(bundles=1 + 10 * (7 + 7 * 5) + 1 + 1, products=0.0, open=1, open_bundles=1)
 
 
+def test_a_product_of_8_rows_counts_half():
+    line = "   0x0   :  {{ %1 = vmatmul.{}.mxu2 %v1 }}".format
+    of = {kind: kernel([line(kind)]).products for kind in ("bf16.gmra", "bf16.vlgmr.msra.gmra", "f32.gmra")}
+    assert of == {"bf16.gmra": 1, "bf16.vlgmr.msra.gmra": 1, "f32.gmra": 0.5}
+    # 8 tiles of 16 rows are pushed, and come back transposed in 16 products: twice as many for the same 128 rows
+    transposed = [*(line("lmr.bf16.gmra.16"),) * 16]
+    assert kernel(transposed).products == kernel([line("bf16.gmra")] * 8).products
+
+
 def test_kernels_that_are_alike_share_what_was_written(tmp_path):
     text = (TPU / "1-splash-01-final_bundles.txt").read_text()
     (tmp_path / "17-fusion.1-01-final_bundles.txt").write_text(text)
@@ -104,6 +113,32 @@ def test_a_program_is_read_with_its_loops_and_with_kernels_of_several_lines():
     assert moved(body["write"], body, program) == 2 * 8 * 256 * 4  # what is updated is read and written
     assert prefetched(body["start"]) == 8 * 256 * 4
     assert moved(entry["sum"], entry, program) == 3 * 8 * 256 * 4
+
+
+def test_what_a_collective_brings_beside_a_product_is_no_traffic_of_the_product():
+    program = parse("""HloModule jit_learn
+
+%product (shard: bf16[64,16], whole: bf16[64,128], x: bf16[256,128], w: bf16[128,128]) -> bf16[256,128] {
+  %shard = bf16[64,16]{0,1:T(8,128)(2,1)} parameter(0)
+  %whole = bf16[64,128]{0,1:T(8,128)(2,1)} parameter(1)
+  %x = bf16[256,128]{1,0:T(8,128)(2,1)} parameter(2)
+  %w = bf16[128,128]{1,0:T(8,128)(2,1)} parameter(3)
+  %y = bf16[256,128]{1,0:T(8,128)(2,1)} convolution(%x, %w)
+  %gathered = bf16[64,128]{0,1:T(8,128)(2,1)} all-gather(%shard), channel_id=1
+  ROOT %out = (bf16[256,128]{1,0:T(8,128)(2,1)}, bf16[64,16]{0,1:T(8,128)(2,1)}, bf16[64,128]{0,1:T(8,128)(2,1)}, bf16[64,128]{0,1:T(8,128)(2,1)}) tuple(%y, %shard, %whole, %gathered)
+}
+
+ENTRY %main (a: bf16[64,16], b: bf16[64,128], c: bf16[256,128], d: bf16[128,128]) -> bf16[256,128] {
+  %a = bf16[64,16]{0,1:T(8,128)(2,1)} parameter(0)
+  %b = bf16[64,128]{0,1:T(8,128)(2,1)} parameter(1)
+  %c = bf16[256,128]{1,0:T(8,128)(2,1)} parameter(2)
+  %d = bf16[128,128]{1,0:T(8,128)(2,1)} parameter(3)
+  ROOT %all = (bf16[256,128]{1,0:T(8,128)(2,1)}, bf16[64,16]{0,1:T(8,128)(2,1)}, bf16[64,128]{0,1:T(8,128)(2,1)}, bf16[64,128]{0,1:T(8,128)(2,1)}) fusion(%a, %b, %c, %d), kind=kOutput, calls=%product
+}
+""")  # noqa: E501
+    entry = program.computations[program.entry]
+    # the product reads two matrices and writes one; the collective's bytes come over the links, which are counted apart
+    assert moved(entry["all"], entry, program) == 2 * (256 * 128 + 128 * 128 + 256 * 128)
 
 
 def test_a_slice_in_a_fusion_of_a_fusion_counts_as_what_it_reads():

@@ -27,7 +27,9 @@ GIB = 2**30
 def build(**changes) -> Algorithm:
     sampler = Sampler(MODEL.tokenizer.end_ids, responses=4, max_tokens=16)
     parts = {"objective": dapo(), "optimizer": optax.adam(1e-3)} | changes
-    return Algorithm(MODEL.policy, sampler, MODEL.tokenizer.decode, lambda example, response: 0.0, **parts)
+    return Algorithm(
+        parts.pop("policy", MODEL.policy), sampler, MODEL.tokenizer.decode, lambda example, response: 0.0, **parts
+    )
 
 
 @pytest.mark.slow
@@ -57,12 +59,13 @@ def test_choices_are_all_cuts_that_leave_every_device_the_same_work():
 @pytest.mark.slow
 def test_groups_stay_whole_if_the_loss_compares_their_responses():
     assert room.choices_of(6, 4, None, whole_groups=True) == [24, 12, 8, 4]
-    assert room.responses_that_fit(build(objective=real()), 6, 4, 32, 16, None, memory=1) == 4
+    assert room.what_fits(build(objective=real()), 6, 4, 32, 16, None, memory=1).responses_at_once == 4
 
 
 def test_more_memory_never_means_fewer_responses_and_a_reference_needs_its_own():
     algorithm = build()
-    found = [room.responses_that_fit(algorithm, 8, 4, 32, 16, None, memory) for memory in (1, 10**7, 2 * 10**7, 10**10)]
+    fitting = [room.what_fits(algorithm, 8, 4, 32, 16, None, memory) for memory in (1, 10**7, 2 * 10**7, 10**10)]
+    found = [each.responses_at_once for each in fitting]
     assert found == sorted(found)
     assert (found[0], found[-1]) == (1, 32)
     weights = sum(a.size * 4 for a in jax.tree.leaves(MODEL.policy.shapes))
@@ -73,6 +76,35 @@ def test_more_memory_never_means_fewer_responses_and_a_reference_needs_its_own()
     assert extra == weights
 
 
+def test_remat_auto_keeps_as_much_as_fits(monkeypatch):
+    """With memory for exactly what a policy needs, it is that policy, or a faster one with fewer responses at once."""
+    monkeypatch.setattr(room, "LEAST_TOKENS", 8 * 16)
+    monkeypatch.setattr(room, "FRACTION", 1.0)
+    full, sizes = tiny(remat="auto").policy, (8, 4, 32, 16)
+    algorithm = build(policy=full)
+    assert list(full.faster) == ["products", "attention"]
+
+    def needed(policy, n):
+        return room.needed_bytes(algorithm, n, 32, 4, 32, 16, None, policy)
+
+    def found(memory, algorithm=algorithm):
+        fitting = room.what_fits(algorithm, *sizes, None, memory)
+        assert fitting.policy is (full if fitting.remat is None else full.faster[fitting.remat])
+        return fitting.remat, fitting.responses_at_once
+
+    products, attention = full.faster.values()
+    assert needed(products, 8) > needed(attention, 8) > needed(full, 8)
+    assert found(needed(products, 32)) == ("products", 32)
+    assert found(needed(products, 8)) == ("products", 8)
+    assert found(needed(products, 8) - 1)[0] == "attention"  # products with fewer tokens are not worth it
+    assert found(needed(attention, 8)) == ("attention", 8)
+    assert found(needed(attention, 8) - 1)[0] is None
+    asked = replace(algorithm, responses_at_once=16)
+    assert found(needed(products, 16), asked) == ("products", 16)
+    assert found(needed(products, 16) - 1, asked)[1] == 16  # what a user sets counts
+    assert room.with_policy(algorithm, products) is room.with_policy(algorithm, products)
+
+
 @pytest.mark.slow
 def test_what_a_user_sets_counts_whatever_the_memory(monkeypatch):
     mesh = Layout().mesh(jax.devices()[:1])
@@ -80,8 +112,8 @@ def test_what_a_user_sets_counts_whatever_the_memory(monkeypatch):
     algorithm = build()
     rollouts = algorithm.engine(MODEL.policy, params, prompts, jax.random.key(0))
     monkeypatch.setattr(room, "device_memory", lambda: 1)
-    assert room.responses_at_once(algorithm, params, rollouts) == 1
-    assert room.responses_at_once(replace(algorithm, responses_at_once=8), params, rollouts) == 8
+    assert room.fitting(algorithm, params, rollouts).responses_at_once == 1
+    assert room.fitting(replace(algorithm, responses_at_once=8), params, rollouts).responses_at_once == 8
     how, (microbatches,) = learning.microbatches(algorithm, params, rollouts)
     assert (how.subgroups, how.splits) == (1, 4) and len(microbatches) == 8
     seen = sorted(

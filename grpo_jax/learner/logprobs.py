@@ -3,13 +3,15 @@
 The only next-token shift of the package is here: hidden states at position t score token t+1, so the response is
 scored by the last state of the prompt followed by all states of the response but its last.
 
-The backward pass begins with the last chunk, whose logits are still in memory, and recomputes those of the others. The
+The backward pass begins with the last chunk, whose logits are still in memory, and recomputes those of the others.
+The gradient of the head is added, chunk by chunk, to the sums of earlier ones if there are any (`Summing`). The
 gradient of the logits has a closed form: with p the probabilities, H the entropy and y the token,
 d logprob / d logit_i = [i = y] - p_i and d H / d logit_i = -p_i (log p_i + H).
 """
 
 from collections.abc import Callable
 from functools import partial
+from itertools import compress
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +24,8 @@ from jaxtyping import Float, Int
 
 from grpo_jax.devices.mesh import prompt_axes, prompt_shards
 from grpo_jax.distribution import EXCLUDED
-from grpo_jax.structs import Params, Policy, Rollouts
+from grpo_jax.optimizers import LAYERS
+from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Summing
 
 CHUNK_TOKENS = (
     1024  # tokens whose logits are in memory at once on a device, at least one of each row: 0.6 GB for V = 150k
@@ -66,6 +69,8 @@ def balanced_logprobs(
 ) -> tuple[Float[Array, "P G T"], Float[Array, "P G T"], Float[Array, ""] | None]:
     """The same, and the load-balancing loss; None for a model without experts."""
     slots_PBW = None if slots_PBW is None else jnp.asarray(slots_PBW)
+    summing = {name: given for name, given in params.items() if isinstance(given, Summing) and name != LAYERS}
+    params = params | {name: given.weights for name, given in summing.items()}
     rows = in_rows(rollouts, slots_PBW)
     P, B, W = rows.tokens_PBW.shape
     inputs, balance = [params, rollouts.prompts, rows.tokens_PBW, rows.valid_PBW, rows.start_PBW], None
@@ -80,7 +85,8 @@ def balanced_logprobs(
     shards = _shards(P)
     count = -(-W // max(1, CHUNK_TOKENS * shards // (P * B)))
     hidden_nPBwD, rows_n = jax.tree.map(partial(_slices, count), (scoring_PBWD, rows))
-    unembed, weights = _head(policy, params, hidden_nPBwD[0])
+    unembed, weights, names = _head(policy, params, hidden_nPBwD[0])
+    head_sums = [summing[name].sums if name in summing else None for name in names]
     first_PGV = None
     if rollouts.distribution.penalizes:
         V = jax.eval_shape(policy.unembed, params, last_PD).shape[-1]
@@ -95,14 +101,26 @@ def balanced_logprobs(
 
     score = partial(_score, logits) if shards == 1 else _on_shards(partial(_score, logits))
     weights = weights if shards == 1 else _wide(weights)  # their gradients are summed over devices
-    scores = score(weights, hidden_nPBwD, rows_n, first_PGV)
+    scores = score(weights, head_sums, hidden_nPBwD, rows_n, first_PGV)
     logprobs, entropy = (jnp.moveaxis(a_nPBw, 0, 2).reshape(P, B, -1)[:, :, :W] for a_nPBw in scores)
     return _in_responses(logprobs, rollouts, slots_PBW), _in_responses(entropy, rollouts, slots_PBW), balance
 
 
-def _head(policy: Policy, params: Params, hidden: Array) -> tuple[Callable[..., Array], list[Array]]:
-    """`policy.unembed` as a function of only the parameters that it uses, and those parameters."""
-    leaves, tree = jax.tree.flatten(params)
+def head_names(policy: Policy, params: Params, prompts: Prompts) -> list[str]:
+    """The names of the parameters of the head whose gradients may be added to sums, as `Summing`: those that are single
+    arrays, on one device. On several, each has a gradient of its own until all are reduced.
+    """
+    if _shards(len(prompts.tokens_PL)) > 1:
+        return []
+    last_PD, _ = jax.eval_shape(policy.read, params, prompts)
+    names = _head(policy, params, last_PD)[2]
+    return [name for name in names if isinstance(params[name], Array) and name not in policy.frozen]
+
+
+def _head(policy: Policy, params: Params, hidden: Any) -> tuple[Callable[..., Array], list[Array], list[str]]:
+    """`policy.unembed` as a function of only the parameters that it uses; those parameters, and their first names."""
+    with_paths, tree = jax.tree_util.tree_flatten_with_path(params)
+    leaves, names = [leaf for _, leaf in with_paths], [path[0].key for path, _ in with_paths]
     jaxpr = jax.make_jaxpr(policy.unembed)(params, hidden).jaxpr
     used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1][: len(leaves)]
 
@@ -111,7 +129,7 @@ def _head(policy: Policy, params: Params, hidden: Array) -> tuple[Callable[..., 
         whole = [next(given) if known else leaf for leaf, known in zip(leaves, used, strict=True)]
         return policy.unembed(jax.tree.unflatten(tree, whole), hidden)
 
-    return unembed, [leaf for leaf, known in zip(leaves, used, strict=True) if known]
+    return unembed, list(compress(leaves, used)), list(compress(names, used))
 
 
 def _shards(P: int) -> int:
@@ -129,7 +147,7 @@ def _on_shards(score: Callable[..., Any]) -> Callable[..., Any]:
     chunks, prompts = PartitionSpec(None, axes), PartitionSpec(axes)
     return jax.shard_map(
         score,
-        in_specs=(PartitionSpec(), chunks, chunks, prompts),
+        in_specs=(PartitionSpec(), PartitionSpec(), chunks, chunks, prompts),
         out_specs=chunks,
         axis_names=set(axes),
         check_vma=False,
@@ -229,14 +247,29 @@ def _add_pairs(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[A
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _score(logits: Callable[..., Array], weights: list[Array], hidden_nPBwD: Array, rows: Rows, first_PGV: Any) -> Any:
-    """Log-probs and entropies of chunks, whose logits are `logits(weights, hidden, rows, first)`."""
-    return _score_forward(logits, weights, hidden_nPBwD, rows, first_PGV)[0]
+def _score(
+    logits: Callable[..., Array],
+    weights: list[Array],
+    sums: list[Array | None],
+    hidden_nPBwD: Array,
+    rows: Rows,
+    first_PGV: Any,
+) -> Any:
+    """Log-probs and entropies of chunks, whose logits are `logits(weights, hidden, rows, first)`.
+
+    The gradients of weights with `sums` are added to them: the gradient of the sums is then their new value.
+    """
+    return _score_forward(logits, weights, sums, hidden_nPBwD, rows, first_PGV)[0]
 
 
 @jax.named_scope("head")
 def _score_forward(
-    logits: Callable[..., Array], weights: list[Array], hidden_nPBwD: Array, rows: Rows, first_PGV: Any
+    logits: Callable[..., Array],
+    weights: list[Array],
+    sums: list[Array | None],
+    hidden_nPBwD: Array,
+    rows: Rows,
+    first_PGV: Any,
 ) -> Any:
     def score(chunk: tuple[Array, Rows]) -> tuple[tuple[Array, Array], Array]:
         logits_PBwV = logits(weights, *chunk, first_PGV)
@@ -246,12 +279,12 @@ def _score_forward(
     scores = jax.lax.map(lambda chunk: score(chunk)[0], earlier)
     last_scores, last_PBwV = score(last)
     scores = _join_last(scores, last_scores)
-    return scores, (weights, hidden_nPBwD, rows, first_PGV, last_PBwV, *scores)
+    return scores, (weights, sums, hidden_nPBwD, rows, first_PGV, last_PBwV, *scores)
 
 
 @jax.named_scope("head")
 def _score_backward(logits: Callable[..., Array], saved: tuple, grads: tuple[Array, Array]) -> tuple:
-    weights, hidden_nPBwD, rows, first_PGV, last_PBwV, *scores = saved
+    weights, sums, hidden_nPBwD, rows, first_PGV, last_PBwV, *scores = saved
 
     def pull(chunk: tuple, known_PBwV: Array | None = None) -> tuple[list[Array], Array]:
         hidden_PBwD, rows, logprob_PBw, entropy_PBw, grad_PBw, entropy_grad_PBw = chunk
@@ -271,10 +304,15 @@ def _score_backward(logits: Callable[..., Array], saved: tuple, grads: tuple[Arr
 
     earlier, last = _split_last((hidden_nPBwD, rows, *scores, *grads))
     total, last_grad_PBwD = pull(last, last_PBwV)
-    total, earlier_grads = jax.lax.scan(add, _wide(total), earlier)
-    total = jax.tree.map(lambda sum, weight: sum.astype(weight.dtype), total, weights)
+    total = [a if before is None else before + a for a, before in zip(_wide(total), sums, strict=True)]
+    total, earlier_grads = jax.lax.scan(add, total, earlier)
+    of_sums = [None if before is None else a for a, before in zip(total, sums, strict=True)]
+    of_weights = [
+        a.astype(weight.dtype) if before is None else None
+        for a, weight, before in zip(total, weights, sums, strict=True)
+    ]
     none = jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), (rows, first_PGV))
-    return total, _join_last(earlier_grads, last_grad_PBwD), *none
+    return of_weights, of_sums, _join_last(earlier_grads, last_grad_PBwD), *none
 
 
 def _wide(arrays: list[Array]) -> list[Array]:

@@ -6,8 +6,9 @@ optimiser state and gradients are counted as they are sharded. `grpo-jax plan` c
 
 import logging
 import math
+from dataclasses import replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,31 +24,63 @@ from grpo_jax.learner.logprobs import CHUNK_TOKENS, token_logprobs
 from grpo_jax.optimizers import LAYERS, first_state, on_device
 from grpo_jax.structs import Params, Policy, Rollouts, prompt_shapes, rollout_shapes
 
-MARGIN = 1.2  # temporaries as the compiler makes them, over those that are counted here
+LEAST_TOKENS = 3072  # of responses at once: with fewer, adding up gradients costs what keeping more saves
+MARGIN = 1.1  # temporaries as the compiler makes them, over those that are counted here
 FRACTION = 0.98  # of the memory that may be filled
 
 
-def responses_at_once(algorithm: Algorithm, params: Params, rollouts: Rollouts) -> int:
-    """How many responses each device learns from at once: what the user set, or what fits its memory."""
-    if algorithm.responses_at_once is not None and algorithm.gradients == "whole":
-        return algorithm.responses_at_once
+class Fitting(NamedTuple):
+    """How a device learns: with which policy, how many responses at once, and by which name `faster` has the policy
+    (None: it is the algorithm's own).
+    """
+
+    policy: Policy
+    responses_at_once: int
+    remat: str | None
+
+
+def fitting(algorithm: Algorithm, params: Params, rollouts: Rollouts) -> Fitting:
+    """How each device learns: as the user set it, or as its memory allows."""
+    if algorithm.responses_at_once is not None and not algorithm.policy.faster and algorithm.gradients == "whole":
+        return Fitting(algorithm.policy, algorithm.responses_at_once, None)
     (P, G, T), L = rollouts.tokens_PGT.shape, rollouts.prompts.tokens_PL.shape[1]
-    return responses_that_fit(algorithm, P, G, L, T, mesh_of(params), device_memory())
+    return what_fits(algorithm, P, G, L, T, mesh_of(params), device_memory())
 
 
 @cache
-def responses_that_fit(algorithm: Algorithm, P: int, G: int, L: int, T: int, mesh: Mesh | None, memory: int) -> int:
-    """The most responses of T tokens, to P prompts of L tokens, that a device with so many bytes learns from at once.
+def what_fits(algorithm: Algorithm, P: int, G: int, L: int, T: int, mesh: Mesh | None, memory: int) -> Fitting:
+    """How a device with so many bytes learns from responses of T tokens to P prompts of L tokens: with the fastest
+    policy that leaves room for `LEAST_TOKENS`, from as many responses at once as then fit.
 
-    If none is estimated to fit, it is the fewest possible, and the compiler says whether the program is too large.
+    If none is estimated to fit, it is the policy that keeps least and the fewest responses, and the compiler says
+    whether the program is too large.
     """
-    choices = choices_for(algorithm, P, G, mesh)
-    fitting = (n for n in choices if needed_bytes(algorithm, n, choices[0], G, L, T, mesh) <= FRACTION * memory)
-    found = next(fitting, choices[-1])
-    if found < choices[0]:
+    all_choices = choices_for(algorithm, P, G, mesh)
+    asked = algorithm.responses_at_once
+    choices = all_choices if asked is None else [next((n for n in all_choices if n <= asked), all_choices[-1])]
+
+    def fits(policy: Policy, n: int) -> bool:
+        return needed_bytes(algorithm, n, all_choices[0], G, L, T, mesh, policy) <= FRACTION * memory
+
+    worthwhile = [n for n in choices if n * T >= LEAST_TOKENS] or choices[:1]
+    whole = algorithm.gradients == "whole"  # else layers are computed again, whatever a policy keeps
+    tried = ((policy, name, n) for name, policy in algorithm.policy.faster.items() for n in worthwhile if whole)
+    found = next((Fitting(policy, n, name) for policy, name, n in tried if fits(policy, n)), None)
+    if found is None:
+        n = next((n for n in choices if fits(algorithm.policy, n)), choices[-1])
+        found = Fitting(algorithm.policy, n, None)
+    if found.responses_at_once < choices[0]:
         said = "memory for learning from %d of a device's %d responses at once (algorithm.responses_at_once sets this)"
-        logging.getLogger("grpo_jax").info(said, found, choices[0])
+        logging.getLogger("grpo_jax").info(said, found.responses_at_once, choices[0])
+    if found.remat is not None:
+        logging.getLogger("grpo_jax").info("memory for model.remat=%s", found.remat)
     return found
+
+
+@cache
+def with_policy(algorithm: Algorithm, policy: Policy) -> Algorithm:
+    """The algorithm with a policy that computes the same; the same object for the same policy, and so one program."""
+    return algorithm if policy is algorithm.policy else replace(algorithm, policy=policy)
 
 
 def choices_for(algorithm: Algorithm, P: int, G: int, mesh: Mesh | None) -> list[int]:
@@ -69,8 +102,13 @@ def choices_of(P: int, G: int, mesh: Mesh | None, whole_groups: bool = False) ->
     return whole + [each // n for n in range(2, each + 1) if each % n == 0 and not whole_groups]
 
 
-def needed_bytes(algorithm: Algorithm, n: int, most: int, G: int, L: int, T: int, mesh: Mesh | None) -> int:
-    """The estimated peak, on one device, of learning from n responses at once, of `most` in a minibatch."""
+def needed_bytes(
+    algorithm: Algorithm, n: int, most: int, G: int, L: int, T: int, mesh: Mesh | None, policy: Policy | None = None
+) -> int:
+    """The estimated peak, on one device, of learning from n responses at once, of `most` in a minibatch, with the
+    algorithm's policy or another that computes the same.
+    """
+    policy = algorithm.policy if policy is None else policy
     shapes, trained = algorithm.policy.shapes, algorithm.policy.trained(algorithm.policy.shapes)
     learned = _device_bytes(trained, mesh)
     first = partial(first_state, algorithm.optimizer, gradients=algorithm.gradients)
@@ -80,18 +118,24 @@ def needed_bytes(algorithm: Algorithm, n: int, most: int, G: int, L: int, T: int
     held += learned if algorithm.objective.needs_reference else 0
     held += _device_bytes(algorithm.teacher[1], mesh) if algorithm.teacher is not None else 0
     held += _judge_bytes(algorithm, mesh)
-    summed = 0 if n == most else _device_bytes(gradient_sums(trained), mesh)
-    gradients = learned + summed  # of one microbatch, and the sum
-    if algorithm.gradients == "by_layer":
-        layers = trained[LAYERS]
-        of_layers = _device_bytes(layers, mesh)
-        gradients = learned - of_layers + of_layers // len(jax.tree.leaves(layers)[0])
-    kept, D, V = _kept_bytes(algorithm.policy, max(n // G, 1), min(n, G), L, T)
+    gradients = _gradient_bytes(algorithm, trained, n == most, mesh)
+    kept, D, V = _kept_bytes(policy, max(n // G, 1), min(n, G), L, T)
     tensor = 1 if mesh is None else mesh.shape["tensor"]
     divided = mesh is not None and prompt_shards(mesh) > mesh.shape["data"]  # along D
     gathered = 2 * 4 * V * D // tensor if divided else 0  # the head, its gradient
     logits = 2 * 4 * CHUNK_TOKENS * V // tensor
     return held + gradients + int(MARGIN * (gathered + logits + kept))
+
+
+def _gradient_bytes(algorithm: Algorithm, trained: Params, alone: bool, mesh: Mesh | None) -> int:
+    """The bytes of the gradient of a microbatch, and unless it is alone of the sums. Layers that are added to their
+    sums, or whose step is taken, in the backward pass have one gradient at a time.
+    """
+    learned, summed = _device_bytes(trained, mesh), 0 if alone else _device_bytes(gradient_sums(trained), mesh)
+    if LAYERS not in trained or (alone and algorithm.gradients == "whole"):
+        return learned + summed
+    of_layers = _device_bytes(trained[LAYERS], mesh)
+    return learned + summed - of_layers + of_layers // len(jax.tree.leaves(trained[LAYERS])[0])
 
 
 def gradient_sums(gradient: Params) -> Params:

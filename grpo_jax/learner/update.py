@@ -25,11 +25,11 @@ from grpo_jax.devices.mesh import mesh_of
 from grpo_jax.devices.programs import program
 from grpo_jax.learner.by_layer import descend_by_layer
 from grpo_jax.learner.finite import all_finite
-from grpo_jax.learner.logprobs import token_logprobs
+from grpo_jax.learner.logprobs import head_names, token_logprobs
 from grpo_jax.learner.losses import NONFINITE, loss_and_sums
 from grpo_jax.learner.microbatches import Cut, arrange, check_cut, choose, cut, put
 from grpo_jax.learner.packing import Microbatch
-from grpo_jax.learner.room import choices_for, gradient_sums, responses_at_once
+from grpo_jax.learner.room import choices_for, fitting, gradient_sums, with_policy
 from grpo_jax.learner.states import Shardings, key_of_step, pinned, pinned_state, shardings_of
 from grpo_jax.metrics import describe_mismatch
 from grpo_jax.objectives import credit, next_coefficients
@@ -91,8 +91,7 @@ def compare(
 def microbatches(algorithm: Algorithm, params: Params, rollouts: Rollouts) -> tuple[Cut, list[list[Microbatch]]]:
     """The microbatches of each minibatch of these rollouts, and how they are cut."""
     (P, G, _), mesh = rollouts.tokens_PGT.shape, mesh_of(params)
-    at_once = responses_at_once(algorithm, params, rollouts)
-    how = cut(P, G, algorithm.minibatches, at_once, mesh)
+    how = cut(P, G, algorithm.minibatches, fitting(algorithm, params, rollouts).responses_at_once, mesh)
     return how, arrange(rollouts, algorithm.minibatches, how, mesh)
 
 
@@ -116,6 +115,7 @@ def learn(
     shardings, mesh, record = shardings_of(state), mesh_of(state.params), _Record()
     first_PGT = jnp.full_like(batch.rollouts.logprobs_PGT, jnp.nan)  # log-probs under the policy before any step
     how, cut_batch = microbatches(algorithm, state.params, batch.rollouts)
+    remembering = with_policy(algorithm, fitting(algorithm, state.params, batch.rollouts).policy)
     by_layer = algorithm.gradients == "by_layer"  # then there is one microbatch, and learning from it is a step
     for index, minibatch in enumerate(cut_batch):
         total: Any = None
@@ -129,11 +129,11 @@ def learn(
             inputs = (chosen, each.slots_PBW)
             record.computed += each.slots_PBW.size + len(each.index_p) * batch.rollouts.prompts.tokens_PL.shape[1]
             if total is None and len(minibatch) > 1:  # or adding to nothing would be a second program to compile
-                total = zeros(algorithm, shardings, state.params, *inputs)
+                total = zeros(remembering, shardings, state.params, *inputs)
             if by_layer:
                 state, step, total, logprobs_pgT = descend_by_layer(algorithm, shardings, state, *inputs, *of_step)
             else:
-                total, logprobs_pgT = add_gradient(algorithm, shardings, state.params, total, *inputs)
+                total, logprobs_pgT = add_gradient(remembering, shardings, state.params, total, *inputs)
             if index == 0:
                 first_PGT = put(first_PGT, each.index_p, each.index_pg, logprobs_pgT, mesh)
         if not by_layer:
@@ -229,21 +229,25 @@ def add_gradient(
     """The loss, statistics and gradient of a microbatch, added to `total` unless that is None; and its log-probs.
     Donates `total`.
 
-    The gradients of layers are added in the backward pass, one layer after the other: see `Summing`.
+    The gradients of layers and of the head are added in the backward pass, as soon as they are known: see `Summing`.
     """
-    trained = algorithm.policy.trained(params)
-    sums_of_layers = {} if total is None else {name: total[2][name] for name in trained if name == LAYERS}
+    policy, trained = algorithm.policy, algorithm.policy.trained(params)
+    names = [] if total is None else [LAYERS, *head_names(policy, params, chosen.rollouts.prompts)]
+    summed = {name: total[2][name] for name in names if name in trained}
 
-    def loss_of(learned: Params) -> tuple[Array, tuple[Metrics, Array]]:
-        summing = {name: Summing(params[name], learned[name]) for name in sums_of_layers}
-        return loss_and_sums(algorithm, algorithm.policy, params | learned | summing, chosen, slots_PBW)
+    def loss_of(learned: Params, summed: Params) -> tuple[Array, tuple[Metrics, Array]]:
+        known = params | learned
+        summing = {name: Summing(known[name], sums) for name, sums in summed.items()}
+        return loss_and_sums(algorithm, policy, known | summing, chosen, slots_PBW)
 
-    (value, (sums, logprobs_PGT)), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained | sums_of_layers)
+    learned = {name: weights for name, weights in trained.items() if name != LAYERS or name not in summed}
+    gradient_of = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
+    (value, (sums, logprobs_PGT)), (gradient, summed) = gradient_of(learned, summed)
     if total is not None:
-        before = {name: a for name, a in total[2].items() if name not in sums_of_layers}
-        found = value, sums, {name: gradient[name] for name in before}
-        value, sums, added = jax.tree.map(jnp.add, (*total[:2], before), found)
-        gradient = gradient | added
+        before = total[2] | summed
+        found = value, sums, gradient
+        value, sums, added = jax.tree.map(jnp.add, (*total[:2], {name: before[name] for name in gradient}), found)
+        gradient = summed | added
     return (value, sums, _sharded(algorithm, shardings, gradient)), logprobs_PGT
 
 

@@ -20,7 +20,7 @@ from grpo_jax.models.model_config import read_shape
 from grpo_jax.models.peft.modules import stored_names
 from grpo_jax.models.peft.reading import adapters_in, read_folder
 from grpo_jax.models.policy import decoder_policy
-from grpo_jax.models.remat import DEFAULT_REMAT, Remat
+from grpo_jax.models.remat import Remat
 from grpo_jax.models.runs import TrainedRun, find_run, manifest_digest, read_adapters, read_weights
 from grpo_jax.models.shapes import TINY, known_shape
 from grpo_jax.models.tokenizer import Tokenizer, byte_tokenizer, check_vocabulary, load_tokenizer
@@ -71,7 +71,7 @@ def load(
     name: str = "smollm2-135m-instruct",  # a directory, a GGUF file, org/name, a run, smollm2-135m-instruct, or tiny
     activations: Literal["auto", "float32", "bfloat16"] = "auto",  # auto: float32 on CPU, bfloat16 elsewhere
     weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto",  # auto: float32, or as activations with lora
-    remat: Remat = DEFAULT_REMAT,  # none computes nothing twice; see docs/training.md
+    remat: Remat = "auto",  # what the backward pass computes again: what has to be; see docs/training.md
     template: dict[str, Any]
     | None = None,  # of the chat template, e.g. {enable_thinking: false}; null: as a run had them
     replay_experts: bool = False,  # learn with the experts that computed each token when it was sampled

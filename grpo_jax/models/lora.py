@@ -123,6 +123,7 @@ def adapted_policy(policy: Policy, settings: Lora, int8: bool = False) -> Policy
         balanced=None if policy.balanced is None else of(policy.balanced),
         layered=None,
         frozen=frozenset({"base"}),
+        faster={name: adapted_policy(each, settings, int8) for name, each in policy.faster.items()},
     )
 
 

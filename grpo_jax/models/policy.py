@@ -4,6 +4,7 @@ Layers are stacked on a first axis N. Teacher forcing scans over them (`stack`);
 arrays of a copy (`serve`, `decoding`).
 """
 
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from grpo_jax.models.decoding import caches, extend, heads_in_lanes
 from grpo_jax.models.experts import Routing, load_balance, recorded, usage
 from grpo_jax.models.layer import Layer
 from grpo_jax.models.layer_weights import ready
-from grpo_jax.models.remat import DEFAULT_REMAT, check_remat
+from grpo_jax.models.remat import FASTER, check_remat
 from grpo_jax.models.rows import AttendWithin, JointRows, given_experts, joined, one_text, positions
 from grpo_jax.models.stack import Keep, each_layer, layer_of
 from grpo_jax.models.vocabulary import embed, normalized, unembed
@@ -30,7 +31,7 @@ from grpo_jax.structs import Layered, Params, Policy, Prompts
 def decoder_policy(
     shape: Shape,
     activations: DTypeLike = jnp.float32,
-    remat: str = DEFAULT_REMAT,
+    remat: str = "full",
     platform: str | None = None,
     replay_experts: bool = False,
     weights: DTypeLike = jnp.float32,
@@ -38,13 +39,23 @@ def decoder_policy(
     """The policy of a decoder of this shape, for a platform: "cpu", "gpu" or "tpu"; None is JAX's default backend.
 
     Parameters are float32, but for the matrices, which have the dtype `weights`.
+    With `remat` auto it keeps least, and its `faster` policies keep more.
     With `replay_experts`, learning uses the experts that computed a token when it was sampled (R3, arXiv:2510.11370).
     """
     platform = jax.default_backend() if platform is None else platform
     check_remat(remat, platform)
     if replay_experts and shape.experts is None:
         raise ValueError("model.replay_experts is for models with experts, and this one has none: leave it out.")
-    return _policy(shape, jnp.dtype(activations), remat, platform, replay_experts, dtype_of_weights(weights))
+    rest = platform, replay_experts, dtype_of_weights(weights)
+    if remat != "auto":
+        return _policy(shape, jnp.dtype(activations), remat, *rest)
+    faster = {each: _policy(shape, jnp.dtype(activations), each, *rest) for each in FASTER}
+    return _with_faster(_policy(shape, jnp.dtype(activations), "full", *rest), tuple(faster.items()))
+
+
+@cache
+def _with_faster(policy: Policy, faster: tuple[tuple[str, Policy], ...]) -> Policy:
+    return replace(policy, faster=dict(faster))
 
 
 @cache

@@ -5,12 +5,12 @@ the policies in `REMAT` refer to them.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 
-Remat = Literal["full", "attention", "products", "offload", "none"]
-DEFAULT_REMAT: Remat = "full"
+Remat = Literal["auto", "full", "attention", "products", "offload", "none"]
+FASTER: tuple[Remat, ...] = ("products", "attention")  # than full, the fastest first: auto takes what fits
 
 INPUT = "layer_input"
 WEIGHT = "weight"  # a weight as a product takes it, on a TPU
@@ -35,7 +35,8 @@ REMAT: dict[str, Callable[..., Any] | None] = {
 
 def check_remat(remat: str, platform: str) -> None:
     """Refuses a remat policy that does not exist, or that the platform cannot follow."""
-    if remat not in REMAT:
-        raise ValueError(f"There is no remat policy {remat!r}; choose one of {', '.join(REMAT)}.")
+    choices = get_args(Remat)
+    if remat not in choices:
+        raise ValueError(f"There is no remat policy {remat!r}; choose one of {', '.join(choices)}.")
     if remat == "offload" and platform == "cpu":
         raise ValueError("remat offload moves activations from a device to its host; on a CPU choose full.")

@@ -134,7 +134,7 @@ def _open(
     meeting.check_same(session.facts() | {"code in its current folder": meeting.user_code_version()})
     meeting.check_same({"mesh": str(session.mesh.shape)}, "Set mesh.data, mesh.fsdp and mesh.tensor.")
     meeting.check_same({"first weights": str(session.model.first_weights)}, "Name the step: model.name: RUN@STEP.")
-    if session.algorithm.responses_at_once is None:
+    if session.algorithm.responses_at_once is None or session.algorithm.policy.faster:
         meeting.check_same({"memory of a device": str(device_memory())}, "Set algorithm.responses_at_once.")
     opened = open_run(session, run, path, config, resume)
     return Started(session, opened.state, opened.checkpoints, opened.record, stop, opened.files)

@@ -85,7 +85,7 @@ def _for_learning(case: Case, figures: dict[str, Any], learned: dict[int, Phase]
     if case.algorithm.gradients == "whole" and case.algorithm.policy.layered and not case.algorithm.policy.frozen:
         gradient = figures["weights_bytes"]
         found["algorithm.gradients=by_layer"] = gradient - gradient / shape.layers
-    remat = case.config.model.arguments["remat"]
+    remat = case.remat
     if remat in ("none", "products", "attention"):
         heads, products = shape.heads * shape.channels, 2 * shape.width + 3 * shape.feedforward
         wide = heads if remat == "attention" else 2 * heads + 2 * shape.kv_heads * shape.channels + products

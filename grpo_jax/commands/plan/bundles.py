@@ -2,8 +2,9 @@
 
 A bundle is what a core begins in one cycle. The bundles of a loop times its trips are the cycles of a kernel without
 any stall. A product of a packed tile keeps its matrix unit (MXU) busy for `Chip.product_cycles`, so a kernel also takes
-at least as long as its busiest unit. Conditional code counts as if it ran, a loop whose trips are not in the text
-counts once: `Kernel.open` says how many of these there are.
+at least as long as its busiest unit. A product of 8 rows counts half: in float32, or where the unit has transposed a
+square of 128 x 128 (`lmr`), for which 8 tiles are pushed and 16 products run. Conditional code counts as if it ran, a
+loop whose trips are not in the text counts once: `Kernel.open` says how many of these there are.
 """
 
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 
 BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+(LB|LH|LE|PB|PF|CT)?\s*: (>*) ?(.*)")
 EXIT = re.compile(r"scmp\.\w+\.s32\.totalorder %\w+, (\d+) /\* loop exit test \*/")
-PRODUCT = re.compile(r"vmatmul\S*?\.(bf16|f32|[suf]\w+)\S*?\.mxu(\d)")
+PRODUCT = re.compile(r"vmatmul(\.lmr)?\S*?\.(bf16|f32|[suf]\w+)\S*?\.mxu(\d)")
 FILE = re.compile(r"\d+-(.+)-\d+-final_bundles\.txt")
 DELAY = 4  # bundles after a branch that are executed whether or not it is taken
 
@@ -95,8 +96,8 @@ def _count(loop: _Loop, text: str) -> None:
     if "loop exit test" in text and (found := EXIT.search(text)):
         loop.trips = int(found[1])
     if "vmatmul" in text:
-        for kind, unit in PRODUCT.findall(text):
-            loop.products[unit] = loop.products.get(unit, 0.0) + (0.5 if kind == "f32" else 1.0)
+        for transposed, kind, unit in PRODUCT.findall(text):
+            loop.products[unit] = loop.products.get(unit, 0.0) + (0.5 if transposed or kind == "f32" else 1.0)
 
 
 def _totals(loop: _Loop) -> tuple[int, float, int]:

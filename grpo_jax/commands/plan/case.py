@@ -18,13 +18,12 @@ from grpo_jax.devices.mesh import check_hosts, host_mesh, own_mesh, prompt_shard
 from grpo_jax.devices.sharding import check_experts, devices_per_group, fit, weight_shardings, with_shardings
 from grpo_jax.grpo import init
 from grpo_jax.learner.microbatches import Cut, cut
-from grpo_jax.learner.room import choices_for, needed_bytes, responses_that_fit
+from grpo_jax.learner.room import choices_for, needed_bytes, what_fits, with_policy
 from grpo_jax.learner.states import check_moments, state_shardings
 from grpo_jax.learner.update import check_split
 from grpo_jax.models import Shape, decoder_policy, find_shape
 from grpo_jax.models.load import storage
 from grpo_jax.models.lora import adapted_policy, read_lora
-from grpo_jax.models.remat import DEFAULT_REMAT
 from grpo_jax.objectives.checking import check_group
 from grpo_jax.objectives.presets import likelihood
 from grpo_jax.rollout import Sampler, native_sampler
@@ -48,6 +47,7 @@ class Case:
     slice: Slice
     mesh: Mesh
     host_mesh: Mesh  # what one host samples with; all of the mesh, if there is one host
+    remat: str  # what the backward pass keeps
 
     @property
     def state(self) -> TrainState:
@@ -85,8 +85,8 @@ class Case:
         allowed = self.algorithm.responses_at_once
         if allowed is not None:
             return next(n for n in self.choices if n <= allowed)
-        P, G, T = self.settings.prompts, self.sampler.responses, self.sampler.max_tokens
-        return responses_that_fit(self.algorithm, P, G, self.length, T, self.mesh, int(self.slice.chip.memory))
+        sizes = self.settings.prompts, self.sampler.responses, self.length, self.sampler.max_tokens
+        return what_fits(self.algorithm, *sizes, self.mesh, int(self.slice.chip.memory)).responses_at_once
 
     def estimated_peak(self, responses_at_once: int) -> int:
         """The bytes that a device needs to learn from so many responses at once, estimated without compiling."""
@@ -135,7 +135,7 @@ def assemble(config: Config, found: Slice) -> Case:
         teacher = taught, taught.shapes
     judge = None
     if config.judge is not None and config.judge.target == IN_PROCESS:
-        rest = {"remat": DEFAULT_REMAT, "replay_experts": False, "weights": "float32"}
+        rest = {"remat": "full", "replay_experts": False, "weights": "float32"}
         asked = find_policy(config.judge, rest)[1]
         judge = asked, asked.shapes
     sampler, objective = native_sampler(config.rollout.build(ends=(0,), decode=str)), config.objective.build()
@@ -159,7 +159,12 @@ def assemble(config: Config, found: Slice) -> Case:
     check_split(algorithm, settings.prompts, sampler.responses, mesh)
     check_group(algorithm.objective, sampler.responses)
     one = mesh if found.hosts == 1 else host_mesh(mesh, found.host.devices())
-    return Case(config, algorithm, sampler, shape, settings, found, mesh, one)
+    sizes = settings.prompts, sampler.responses, bucket(settings.max_prompt_tokens), sampler.max_tokens
+    how = what_fits(algorithm, *sizes, mesh, int(found.chip.memory))
+    asked = _loaded(config.model)["remat"] if how.remat is None else how.remat
+    remat = "full" if asked == "auto" else asked
+    algorithm = with_policy(algorithm, how.policy)
+    return Case(config, algorithm, sampler, shape, settings, found, mesh, one, remat)
 
 
 def find_policy(call: Call, rest: Mapping[str, Any] | None = None) -> tuple[Shape, Policy]:

@@ -99,10 +99,11 @@ def introduction(case: Case) -> str:
         case.mesh, found.hosts, case.algorithm.policy, case.state, case.settings.prompts, sampler.responses
     )
     how = "" if case.algorithm.responses_at_once is not None else " (estimated from memory)"
+    remat = f"model.remat={case.remat}"
     return (
         f"{found.name}: {found.chips} x {found.chip.memory / GIB:.2f} GiB\n{devices}\n"
         f"{case.settings.prompts} prompts of {case.length} tokens, {sampler.responses} responses of"
-        f" {sampler.max_tokens}; a device learns from {case.responses_at_once} responses at once{how}"
+        f" {sampler.max_tokens}; a device learns from {case.responses_at_once} responses at once{how}, {remat}"
     )
 
 

@@ -10,12 +10,13 @@ from grpo_jax.commands.plan.instructions import Computation, Instruction, Progra
 
 PREFETCHES = ("copy-start", "slice-start")
 # These move nothing themselves: their operands are where their results are, or another line counts what they move.
+COLLECTIVES = ("collective-permute", "all-gather", "all-reduce", "reduce-scatter", "all-to-all")
 FREE = {
+    *COLLECTIVES,
     *("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "conditional", "call", "after-all"),
     *("opt-barrier", "partition-id", "replica-id", "copy-done", "slice-done", "async-update", "async-done", "domain"),
     *("send", "recv", "send-done", "recv-done", "all-gather-done", "all-reduce-done", "collective-permute-done"),
-    *("collective-permute", "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "async-start"),
-    *("collective-permute-start", "all-gather-start", "all-reduce-start", *PREFETCHES),
+    *("async-start", "collective-permute-start", "all-gather-start", "all-reduce-start", *PREFETCHES),
 }
 FREE_CALLS = ("ConcatBitcast", "AllocateBuffer", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape")
 SLICES = ("dynamic-slice", "slice", "gather")
@@ -87,11 +88,15 @@ def _read(inner: Computation, operands: list[int], program: ProgramText) -> int:
 
 
 def _touched(name: str, inner: Computation, program: ProgramText) -> int | None:
-    """The bytes that a fusion, and fusions in it, read of one of its operands; None if all of them."""
+    """The bytes that a fusion, and fusions in it, read of one of its operands; None if all of them. Nothing is read of
+    what it only hands on, nor of what a collective in it brings from other chips beside its own work.
+    """
     if inner[name].root:  # what is around uses all of it
         return None
     total = 0
     for user in users(inner).get(name, []):
+        if user.op in COLLECTIVES or (user.op == "tuple" and user.root):
+            continue
         within = program.computations.get(user.called("calls")) if user.op == "fusion" else None
         if user.op == "bitcast" or within:
             parts = [_touched(*place, program) for place in _places(name, user, inner, within)]
@@ -127,8 +132,12 @@ def _written(inner: Computation, fusion: Instruction) -> int:
 
 
 def _updated(each: Instruction, inner: Computation, whole: int) -> int:
-    """What an update in place writes of its array; else all of it."""
+    """What an update in place writes of its array, and nothing of an operand or of what a collective brings; else all
+    of it.
+    """
     while each.op == "bitcast" and each.operands[0] in inner:
         each = inner[each.operands[0]]
+    if each.op == "parameter" or each.op in COLLECTIVES:
+        return 0
     update = inner.get(each.operands[1]) if each.op == "dynamic-update-slice" else None
     return whole if update is None else update.all_bytes

@@ -8,10 +8,12 @@ from grpo_jax.tasks.countdown import countdown
 from grpo_jax.tasks.data import data
 from grpo_jax.tasks.grounded import grounded
 from grpo_jax.tasks.gsm8k import gsm8k
+from grpo_jax.tasks.guess import guess
 from grpo_jax.tasks.json_format import json_format
 from grpo_jax.tasks.jsonl import jsonl
 from grpo_jax.tasks.kept import kept
 from grpo_jax.tasks.letters import letter_counting, reverse_text
+from grpo_jax.tasks.search import search_articles
 from grpo_jax.tasks.task import Task
 from grpo_jax.tasks.travel import travel
 
@@ -25,10 +27,12 @@ __all__ = [
     "data",
     "grounded",
     "gsm8k",
+    "guess",
     "json_format",
     "jsonl",
     "kept",
     "letter_counting",
     "reverse_text",
+    "search_articles",
     "travel",
 ]

@@ -106,7 +106,7 @@ def test_a_reply_that_is_no_action_is_told_so():
 # Configs.
 
 
-def built(tmp_path, text, name="arithmetic"):
+def built(tmp_path, text, name="{use: arithmetic, train: 4, held_out: 1}"):
     path = tmp_path / "config.yaml"
     path.write_text(f"model: {{name: tiny}}\ntask: {name}\ntrain: {{steps: 1}}\n{text}")
     config = read(path)

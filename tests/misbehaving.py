@@ -71,13 +71,6 @@ class Misbehaving:
         return Turn([user(f"{self.steps} {text}")])
 
 
-class AlwaysFailing(Misbehaving):
-    """Fails at every step."""
-
-    def step(self, reply):
-        raise RuntimeError("always")
-
-
 class Waiting:
     """Answers after a while."""
 

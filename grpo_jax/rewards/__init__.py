@@ -13,7 +13,7 @@ from grpo_jax.rewards.guarded import Guarded
 from grpo_jax.rewards.judging import Judged, arrange, ask, judge, score
 from grpo_jax.rewards.mixing import Mix, Reward, as_mix
 from grpo_jax.rewards.needs import check_examples, needs
-from grpo_jax.rewards.of_environment import environment
+from grpo_jax.rewards.of_environment import calls_work, environment
 from grpo_jax.rewards.puzzles import SolvesPuzzle
 from grpo_jax.rewards.rubrics import Rubric
 from grpo_jax.rewards.says import Said, said_of, says
@@ -47,6 +47,7 @@ __all__ = [
     "as_mix",
     "ask",
     "boxed_number",
+    "calls_work",
     "check_examples",
     "environment",
     "exact",

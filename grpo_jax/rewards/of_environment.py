@@ -16,3 +16,9 @@ def environment(example: Example, conversation: Conversation) -> Steps | None:
     if len(rewards) < len(conversation.rewards):
         return None
     return Steps(rewards, [TokenCount(count) for count in accumulate(conversation.lengths)])
+
+
+def calls_work(example: Example, conversation: Conversation) -> float:
+    """The fraction of the calls of tools that could be read and did not fail; 0 if there was none."""
+    calls, failed = (conversation.metrics.get(name, 0.0) for name in ("calls", "calls_failed"))
+    return (calls - failed) / calls if calls else 0.0

@@ -31,15 +31,14 @@ def countdown(
     """
     check_sizes(train, held_out)
     check_range("task.seed", seed, least=0)
-    _check(numbers, largest, largest_target)
-    rows = _puzzles(train + held_out, numbers, largest, largest_target, seed)
-    examples = tuple(
-        Example(messages(_question(row), instruction, system), _solved(row["solution"]), row) for row in rows
-    )
+    rows = puzzles(train + held_out, numbers, largest, largest_target, seed)
+    examples = tuple(Example(messages(asked(row), instruction, system), _solved(row["solution"]), row) for row in rows)
     return Task(examples[:train], examples[train:], Mix(((reaches_target, 1.0), (follows_template, 0.1))))
 
 
-def _puzzles(wanted: int, count: int, largest: int, largest_target: int, seed: int) -> list[dict[str, Any]]:
+def puzzles(wanted: int, count: int, largest: int, largest_target: int, seed: int) -> list[dict[str, Any]]:
+    """So many different puzzles, as rows with the columns numbers, target and solution."""
+    _check(count, largest, largest_target)
     random = np.random.default_rng(seed)
     found: dict[tuple[int, ...], dict[str, Any]] = {}
     fruitless_draws = 0
@@ -70,7 +69,8 @@ def _combined(numbers: list[int], random: np.random.Generator) -> str:
     return terms[0].removeprefix("(").removesuffix(")")
 
 
-def _question(row: dict[str, Any]) -> str:
+def asked(row: dict[str, Any]) -> str:
+    """The question of a puzzle."""
     *most, last = (str(number) for number in row["numbers"])
     return (
         f"Use each of the numbers {', '.join(most)} and {last} exactly once, with + - * / and parentheses,"

@@ -117,6 +117,7 @@ class Rows:
     logprobs_PGS: Array
     entropy_PGS: Array
     seen_PGV: Array | None  # tokens of the prompt and of the response so far, where the distribution penalizes them
+    given_PGT: Array | None = None  # tokens that a row reads at this position of its response, -1 where it chooses
 
 
 @jax.tree_util.register_dataclass

@@ -147,7 +147,7 @@ def test_memory_has_to_hold_the_prompts_of_a_step_and_not_of_the_data(config, mo
     session = session_of(read(config, asked))
     policy, sampler = session.model.policy, session.algorithm.sample
     L = session.questions.prompts.tokens_PL.shape[1]
-    step, data = (native._needed_bytes(policy, P, L, sampler.responses, sampler.max_tokens, False) for P in (4, 160))
+    step, data = (native.needed_bytes(policy, P, L, sampler.responses, sampler.max_tokens, False) for P in (4, 160))
     monkeypatch.setattr(native, "free_bytes", lambda: (step + data) // 2)
     session_of(read(config, asked))
     with pytest.raises(ValueError, match="4 prompts with 4 responses of 6 tokens"):

@@ -6,7 +6,6 @@ rows nor empty cache cost time.
 """
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, partial
@@ -21,12 +20,13 @@ from jax.sharding import Mesh
 from grpo_jax.devices.memory import free_bytes
 from grpo_jax.devices.mesh import mesh_of, prompt_shards
 from grpo_jax.devices.placing import from_hosts, on_host, prompts_of_host
-from grpo_jax.devices.sharding import PROMPTS, devices_per_group, even_vocabulary, fit, serving_shardings
+from grpo_jax.devices.sharding import PROMPTS, devices_per_group, fit
 from grpo_jax.distribution import Distribution, SamplingSettings
 from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.rollout import stages
 from grpo_jax.rollout.buffer import ResponseBuffer
 from grpo_jax.rollout.engine import Heard
+from grpo_jax.rollout.serving import needed_bytes, serve
 from grpo_jax.rollout.sizes import (
     FEWEST_ROWS,
     compact,
@@ -38,7 +38,8 @@ from grpo_jax.rollout.sizes import (
     row_shapes,
     subgroups_at_once,
 )
-from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows, bucket, prompt_shapes
+from grpo_jax.rollout.turns import Partner, resumption, ring_tokens, safe_cursor
+from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows, bucket
 
 STOP_TOKENS = 16  # between two looks at the text for a stop string
 HEARD_LOOKS = 16  # of the prompts held, one in so many has ended at each look, where somebody waits for groups
@@ -85,10 +86,12 @@ class Sampler(SamplingSettings):
         key: Array,
         examples: Sequence[Any] = (),
         heard: Heard | None = None,
+        partner: Partner | None = None,
     ) -> Rollouts:
         """`responses` responses to each prompt. If the devices do not divide the prompts, each group is on several.
 
-        `heard` is called for each of this host's prompts as soon as the last response to it has ended.
+        `heard` is called for each of this host's prompts as soon as the last response to it has ended. With a
+        `partner`, responses have several turns: it answers each reply.
         """
         prompts = replace(prompts, experts_PLNe=None)
         mesh, (P, G) = mesh_of(prompts), (len(prompts.tokens_PL), self.responses)
@@ -97,15 +100,15 @@ class Sampler(SamplingSettings):
         divided = prompts if spread == 1 else _repeated(prompts, spread, mesh)
         sampler = replace(self, responses=G // spread, at_once=subgroups_at_once(self.at_once, spread, hosts=1))
         sampler.check_room(policy, divided)
-        served, own = _serve(policy, params), divided
+        served, own = serve(policy, params), divided
         if mesh is not None and jax.process_count() > 1:  # each host answers its own prompts, and waits for no other
             served, own = on_host((served, divided))
             index_p = prompts_of_host(mesh, P * spread)
             key_PG, params = key_PG[index_p], served
             sampler = replace(sampler, at_once=subgroups_at_once(self.at_once, spread, jax.process_count()))
-        found = _Sampling(sampler, policy, params, served, own, key_PG, spread, heard).finished()
-        action_PGT = found.action_PGT
-        arrays = (found.tokens_PGT, action_PGT, action_PGT, found.logprobs_PGT, found.entropy_PGT, found.ended_PG)
+        found = _Sampling(sampler, policy, params, served, own, key_PG, spread, heard, partner).finished()
+        masks = found.valid_PGT, found.action_PGT
+        arrays = (found.tokens_PGT, *masks, found.logprobs_PGT, found.entropy_PGT, found.ended_PG)
         placed = [from_hosts(a.reshape(-1, G, *a.shape[2:]), mesh) for a in arrays]
         rollouts = Rollouts(prompts, *placed, distribution=self.distribution)
         if found.experts_PGTNe is None or found.experts_PLNe is None:
@@ -165,7 +168,7 @@ class Sampler(SamplingSettings):
         """Bytes on the devices of one host, which has its share of the prompts."""
         P, L = -(-P // jax.process_count()), prompts.tokens_PL.shape[1]
         ring = ring_lengths(self.max_tokens, self.live_block(policy))[-1]
-        return _needed_bytes(policy, P, L, self.responses, ring, self.int8_cache)
+        return needed_bytes(policy, P, L, self.responses, ring, self.int8_cache)
 
 
 def _contains_any(decode: Callable[[Sequence[int]], str], stop: tuple[str, ...], ids: Sequence[int]) -> bool:
@@ -198,15 +201,16 @@ class _Sampling:
         key_PG: Array,
         spread: int,
         heard: Heard | None,
+        partner: Partner | None,
     ):
         (P, L), G, T = prompts.tokens_PL.shape, sampler.responses, sampler.max_tokens
         self.sampler, self.policy, self.params, self.prompts = sampler, policy, params, prompts
-        self.spread, self.heard = spread, heard
+        self.spread, self.heard, self.partner = spread, heard, partner
         self.mesh = mesh_of(prompts)
         self.shards = prompt_shards(self.mesh) if self.mesh is not None else 1
         self.served, self.key_PG = served, key_PG
         block = sampler.live_block(policy)
-        self.rings, self.L = ring_lengths(T, block), prefix_length(L)
+        self.rings, self.L = ring_lengths(T if partner is None else ring_tokens(T), block), prefix_length(L)
         self.padding = bucket(L) - L  # prompts are read at one of a few lengths
         held = prompts_held(P, sampler.at_once, self.shards)
         self.few = max(self.shards, held // 4 // self.shards * self.shards)  # prompts that are admitted together
@@ -214,13 +218,15 @@ class _Sampling:
         self.waiting = list(range(held, P))
         self.buffer = ResponseBuffer(P, G, T, held, padding=sampler.ends[0])
         self.shared, self.own, self.rows = self._begin(np.arange(held), self.rings[0])
+        if partner is not None:
+            self.rows = stages.conversing(self.rows, T, self.mesh)
 
     def finished(self) -> ResponseBuffer:
         """All responses, once every row has ended."""
-        while (active_PG := self._decode()).any() or self.waiting:
+        while (held_PG := self._decode()).any() or self.waiting:
             if self.waiting:
-                active_PG = self._admit(active_PG)
-            self._make_room(active_PG)
+                held_PG = self._admit(held_PG)
+            self._make_room(held_PG)
         return self.buffer
 
     def _begin(self, index_p: np.ndarray, S: int, only_first: bool = False) -> tuple[Any, Any, Rows]:
@@ -253,16 +259,19 @@ class _Sampling:
         _program(name, sizes, self.policy, self.sampler.distribution, self.L, self.sampler.int8_cache, self.mesh)
 
     def _decode(self) -> np.ndarray:
-        """One stage; gives the rows that are active after it. Finished rows are collected."""
+        """One stage; gives the rows that are active or wait for an answer after it. Finished rows are collected."""
+        if self.partner is not None:
+            self._go_on(self.partner)
         P, G, S = self.rows.tokens_PGS.shape
         self._needs("decode", P, G, S)
         smaller = self.shapes[self.shapes.index((P, G)) + 1 :][:1]
-        narrow = smaller and not self.waiting
+        narrow = smaller and not self.waiting and self.partner is None
+        looks_at = int(self.rows.cursor) + STOP_TOKENS if self.sampler.stop else 2**30
         until = stages.Until(
-            cursor=int(self.rows.cursor) + STOP_TOKENS if self.sampler.stop else 2**30,
+            cursor=looks_at if self.partner is None else min(looks_at, safe_cursor(self.buffer, self.rows)),
             prompts=smaller[0][0] // self.shards if narrow else -1,
             width=smaller[0][1] if narrow else 1,
-            free=min(self.few if self.waiting else P + 1, self._heard_at(P)),
+            free=min(self.few if self.waiting and self.partner is None else P + 1, self._heard_at(P)),
         )
         self.own, self.rows = stages.decode(
             self.policy,
@@ -286,13 +295,27 @@ class _Sampling:
 
     def _collect(self) -> np.ndarray:
         experts = () if self.policy.experts is None else self.policy.experts(self.own)
-        active_PG = self.buffer.collect(self.rows, self.sampler.stops, experts)
+        active_PG = self.buffer.collect(self.rows, self.sampler.stops, experts, getattr(self.partner, "replied", None))
         if self.sampler.stops is not None:
             self.rows = replace(self.rows, active_PG=jax.device_put(active_PG, self.rows.active_PG.sharding))
         if self.heard is not None:
             for p, ids in self.buffer.newly_complete(self.spread):
                 self.heard(p, ids)
-        return active_PG
+        return active_PG | self.buffer.waiting_PG
+
+    def _go_on(self, partner: Partner) -> None:
+        """Rows whose answers have come begin to decode again; if no row decodes, waits for one."""
+        while self.buffer.waiting_PG.any():
+            active = jax.device_get(self.rows.active_PG).any()
+            change = resumption(self.buffer, self.rows, partner.answers(wait=not active))
+            if change is not None:
+                self.rows = stages.resume(self.rows, *change, mesh=self.mesh)
+                if change.shift_PG.any():
+                    self.own = stages.one_by_one(
+                        lambda a, by=change.shift_PG: stages.move_cache(a, by, self.mesh), self._given("own")
+                    )
+            if active or (change is not None and change.begins_PG.any()):
+                return
 
     def _admit(self, active_PG: np.ndarray) -> np.ndarray:
         """Waiting prompts take the positions of prompts without active rows; gives the rows that are active then."""
@@ -375,20 +398,3 @@ def _repeated(prompts: Prompts, spread: int, mesh: Mesh) -> Prompts:
 def row_keys(key: Array, P: int, G: int) -> Array:
     """A key for each row of a rollout, whatever other rows there are."""
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(P * G)).reshape(P, G)
-
-
-def _serve(policy: Policy, params: Params) -> Params:
-    """The copy of the weights that sampling reads, made and sharded once for each rollout."""
-    mesh = mesh_of(params)
-    served = even_vocabulary(policy.serve(params), mesh)
-    return served if mesh is None else jax.device_put(served, serving_shardings(served, mesh))
-
-
-@cache
-def _needed_bytes(policy: Policy, P: int, L: int, G: int, S: int, int8: bool) -> int:
-    """Bytes of both caches at their largest, and of the weights that are read."""
-    params = policy.shapes
-    _, prefix = jax.eval_shape(policy.read, params, prompt_shapes(P, L))
-    caches = jax.eval_shape(lambda prefix: policy.cache(prefix, prefix_length(L), G, S, int8), prefix)
-    arrays = jax.tree.leaves((caches, jax.eval_shape(policy.serve, params)))
-    return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays)

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from grpo_jax.devices.mesh import prompt_shards
+from grpo_jax.devices.mesh import prompt_axes, prompt_shards
 from grpo_jax.devices.programs import program
 from grpo_jax.devices.sharding import CACHE, PROMPTS, fit, logits_sharding, prefix_sharding
 from grpo_jax.distribution import Distribution, draw, greedy
@@ -128,15 +128,22 @@ def _choose(
         token_PG, logprob_PG, entropy_PG = greedy(logits_PGV)
     else:
         token_PG, logprob_PG, entropy_PG = draw(_noise(rows.key_PG, rows.length_PG), logits_PGV)
-    active_PG = rows.active_PG
+    active_PG, chosen_PG = rows.active_PG, rows.active_PG
+    if rows.given_PGT is not None:
+        given_PG = jnp.take_along_axis(rows.given_PGT, rows.length_PG[..., None], axis=2, mode="clip")[..., 0]
+        chosen_PG = active_PG & (given_PG < 0)
+        token_PG = jnp.where(chosen_PG, token_PG, given_PG)
     token_PG = jnp.where(active_PG, token_PG, rows.last_PG)
-    ended_PG = active_PG & jnp.isin(token_PG, jnp.asarray(distribution.ends))
+    ended_PG = chosen_PG & jnp.isin(token_PG, jnp.asarray(distribution.ends))
     length_PG = rows.length_PG + active_PG
     index = rows.cursor % rows.tokens_PGS.shape[2]
 
     def put(ring_PGS: Array, new_PG: Array) -> Array:
         old_PG = jax.lax.dynamic_index_in_dim(ring_PGS, index, 2, keepdims=False)
         return jax.lax.dynamic_update_index_in_dim(ring_PGS, jnp.where(active_PG, new_PG, old_PG), index, 2)
+
+    if rows.given_PGT is not None:
+        logprob_PG, entropy_PG = (jnp.where(chosen_PG, a_PG, 0.0) for a_PG in (logprob_PG, entropy_PG))
 
     seen_PGV = rows.seen_PGV
     if seen_PGV is not None:
@@ -162,6 +169,61 @@ def _noise(key_PG: Array, length_PG: Array) -> Array:
         return jax.random.uniform(jax.random.fold_in(key, length), (2,))
 
     return jax.vmap(jax.vmap(one))(key_PG, length_PG)
+
+
+@program(static_argnames=("T", "mesh"))
+def conversing(rows: Rows, T: int, mesh: Mesh | None) -> Rows:
+    """The rows, ready to be given some of their T tokens."""
+    return _pin(replace(rows, given_PGT=jnp.full((*rows.start_PG.shape, T), -1, jnp.int32)), mesh, PROMPTS)
+
+
+@program(static_argnames="mesh", donate_argnames="rows")
+def resume(
+    rows: Rows,
+    shift_PG: Array | np.ndarray,
+    begins_PG: Array | np.ndarray,
+    length_PG: Array | np.ndarray,
+    last_PG: Array | np.ndarray,
+    given_PGT: Array | np.ndarray,
+    mesh: Mesh | None,
+) -> Rows:
+    """The rows after a `Resumption`; `move_cache` moves what they have in the caches. Donates the rows."""
+    changed = replace(
+        rows,
+        start_PG=rows.start_PG + shift_PG,
+        length_PG=jnp.where(begins_PG, length_PG, rows.length_PG),
+        last_PG=jnp.where(begins_PG, last_PG, rows.last_PG),
+        active_PG=rows.active_PG | begins_PG,
+        ended_PG=rows.ended_PG & ~begins_PG,
+        given_PGT=jnp.where(begins_PG[..., None], given_PGT, -1 if rows.given_PGT is None else rows.given_PGT),
+    )
+    return _pin(changed, mesh, PROMPTS)
+
+
+@program(static_argnames="mesh", donate_argnames="array")
+def move_cache(array: Array, shift_PG: Array | np.ndarray, mesh: Mesh | None) -> Array:
+    """One array of the responses' cache, each row moved in place by so many positions in its ring. Donates it."""
+
+    def move(array: Array, shift_PG: Array) -> Array:
+        shift_X = shift_PG.reshape(-1)
+        order_X = jnp.argsort(shift_X == 0)  # rows that move come first
+        others = (0,) * (array.ndim - 2)
+
+        def move_row(index: Array, array: Array) -> Array:
+            p, g = jnp.divmod(order_X[index], shift_PG.shape[1])
+            row_11KS = jax.lax.dynamic_slice(array, (p, g, *others), (1, 1, *array.shape[2:]))
+            return jax.lax.dynamic_update_slice(array, jnp.roll(row_11KS, shift_X[order_X[index]], 3), (p, g, *others))
+
+        return jax.lax.fori_loop(0, jnp.count_nonzero(shift_X), move_row, array)
+
+    shift_PG = jnp.asarray(shift_PG)
+    if mesh is None:
+        return move(array, shift_PG)
+    axes, spec = prompt_axes(mesh), PartitionSpec(prompt_axes(mesh))
+    on_shards = jax.shard_map(
+        move, mesh=mesh, in_specs=(spec, spec), out_specs=spec, axis_names=set(axes), check_vma=False
+    )
+    return _pin(on_shards(array, shift_PG), mesh, CACHE)
 
 
 @program(static_argnames=("S", "wrapped", "mesh"))
@@ -259,6 +321,8 @@ def admit(
     changed["start_PG"] = put(rows.start_PG, new_rows.start_PG + rows.cursor - 1)
     if rows.seen_PGV is not None and new_rows.seen_PGV is not None:
         changed["seen_PGV"] = put(rows.seen_PGV, new_rows.seen_PGV)
+    if rows.given_PGT is not None:  # new rows are given nothing yet
+        changed["given_PGT"] = rows.given_PGT.at[position_p].set(-1, mode="drop")
     return jax.tree.map(put, shared, new_shared), _pin(replace(rows, **changed), mesh, PROMPTS)
 
 

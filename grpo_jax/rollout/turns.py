@@ -1,6 +1,20 @@
-"""Who answers the model between its replies, as the sampler sees them."""
+"""Who answers the model between its replies, as the sampler sees them, and what the host does with the answers.
 
-from typing import Protocol, runtime_checkable
+A row whose reply has ended waits while others decode. What it is answered is read by the decoding loop, a token in each
+step, with the rows that choose theirs: nothing is read twice, and no program depends on an answer's length. Before that
+the row's positions are moved in its ring buffer, to end where those of all rows do.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from grpo_jax.rollout.buffer import ResponseBuffer
+from grpo_jax.structs import Rows
+
+TURN_TOKENS = 16  # between two looks at which replies have ended and which answers have come
 
 
 @runtime_checkable
@@ -20,3 +34,60 @@ class Partner(Protocol):
         None if its conversation is over. With `wait`, returns as soon as there is at least one.
         """
         ...
+
+
+class Resumption(NamedTuple):
+    """How rows go on after answers: by how many positions each is moved, which begin to decode, from which token, and
+    the tokens that they read first (-1: the model chooses), at their positions in the response.
+    """
+
+    shift_PG: np.ndarray
+    begins_PG: np.ndarray
+    length_PG: np.ndarray
+    last_PG: np.ndarray
+    given_PGT: np.ndarray
+
+
+def ring_tokens(max_tokens: int) -> int:
+    """The tokens that a ring buffer has room for: the longest response, and what others decode while it waits."""
+    return max_tokens + 2 * TURN_TOKENS
+
+
+def resumption(buffer: ResponseBuffer, rows: Rows, answers: Mapping[int, list[int] | None]) -> Resumption | None:
+    """How rows go on whose answers have come, after these are written into the buffer; None if none is to be changed.
+
+    A row that goes on waiting is moved, too, if others would soon write over its first position.
+    """
+    start_PG, cursor = jax.device_get((rows.start_PG, rows.cursor))
+    S, shape, T = rows.tokens_PGS.shape[2], start_PG.shape, buffer.tokens_PGT.shape[2]
+    length_PG, last_PG = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    begins_PG, moved_PG, given_PGT = np.zeros(shape, bool), np.zeros(shape, bool), np.full((*shape, T), -1, np.int32)
+    for p, g in np.argwhere(buffer.waiting_PG).tolist():
+        row = int(buffer.owner_PG[p, g])
+        owner = divmod(row, buffer.tokens_PGT.shape[1])
+        length = int(buffer.length_PG[owner])
+        ids = answers.get(row, [])
+        if ids is None:
+            buffer.finish(p, g)
+            continue
+        if len(ids) + length >= T:
+            raise ValueError(
+                f"An answer of {len(ids)} tokens leaves no room for a reply: {T - length} tokens are left."
+            )
+        length_PG[p, g], last_PG[p, g] = length, buffer.tokens_PGT[owner][length - 1]
+        moved_PG[p, g] = row in answers or start_PG[p, g] + S - cursor < TURN_TOKENS
+        if row in answers:
+            begins_PG[p, g] = True
+            given_PGT[p, g, length : length + len(ids)] = ids
+            buffer.answer(p, g, ids)
+    if not moved_PG.any():
+        return None
+    shift_PG = np.where(moved_PG, cursor - (start_PG + length_PG), 0)
+    return Resumption(shift_PG, begins_PG, length_PG, last_PG, given_PGT)
+
+
+def safe_cursor(buffer: ResponseBuffer, rows: Rows) -> int:
+    """The step at which a stage ends, so that the host can look, and before a waiting row's first position is lost."""
+    start_PG, cursor = jax.device_get((rows.start_PG, rows.cursor))
+    first = np.min(start_PG, where=buffer.waiting_PG, initial=np.iinfo(np.int32).max - rows.tokens_PGS.shape[2])
+    return min(int(cursor) + TURN_TOKENS, int(first) + rows.tokens_PGS.shape[2])

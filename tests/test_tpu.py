@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -21,6 +22,7 @@ from grpo_jax.commands.plan.topology import GIB, Slice, find_slice
 from grpo_jax.config import Config, read
 from grpo_jax.models.decoder import Rope, Shape
 from grpo_jax.models.policy import decoder_policy
+from grpo_jax.rollout import stages
 
 pytestmark = pytest.mark.slow  # compiles for TPUs
 
@@ -120,6 +122,27 @@ def test_decoding_on_one_chip_copies_no_cache(case_of, chip, int8):
     assert used.alias_size_in_bytes > 0.99 * own_bytes
     copies = re.findall(r"= \w+\[(?:8,8|64),8,2048,128\]\S* copy\(", unfused(compiled.as_text()))
     assert copies == []
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("topology", ["v5e-1", "v5e-8"])
+def test_rows_with_answers_to_read_copy_no_cache_and_move_in_place_on_their_own_devices(case_of, topology):
+    case = case_of(topology, *LONG)
+    served, shared, own, rows = plan_programs.decoding_inputs(case)
+    (P, G), T, mesh = rows.length_PG.shape, case.sampler.max_tokens, case.host_mesh
+    given_PGT = plan_programs.fitted(jax.ShapeDtypeStruct((P, G, T), jnp.int32), plan_programs.PROMPTS, mesh)
+    shift_PG = plan_programs.fitted(jax.ShapeDtypeStruct((P, G), jnp.int32), plan_programs.PROMPTS, mesh)
+    known, several = (case.algorithm.policy, case.sampler.distribution), mesh if mesh.size > 1 else None
+    rows, until = replace(rows, given_PGT=given_PGT), stages.Until(2**30, -1, 1, P + 1)
+    decoding = stages.decode.lower(*known, served, shared, own, rows, T, until, several).compile()
+    used, own_bytes = decoding.memory_analysis(), plan_programs.device_bytes(own)
+    assert used.temp_size_in_bytes < 0.1 * own_bytes < own_bytes < 1.01 * used.alias_size_in_bytes
+    one = jax.tree.leaves(own)[0]
+    moving = stages.move_cache.lower(one, shift_PG, several).compile()
+    used, own_bytes = moving.memory_analysis(), plan_programs.device_bytes([one])
+    assert used.temp_size_in_bytes < 0.1 * own_bytes < own_bytes < 1.01 * used.alias_size_in_bytes
+    assert not re.search("all-gather|all-reduce|all-to-all|collective", moving.as_text())
 
 
 def moved_out_of_vmem(program: str) -> list[int]:

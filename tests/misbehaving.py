@@ -23,7 +23,7 @@ class Counting:
         self.count += 1
         text = reply["content"]
         reward = float(text) if text.isdigit() else 0.0
-        return Turn([user(f"{self.begun}: {self.count} {text}")], reward, done=text == "bye", metrics={"seen": 1})
+        return Turn([user(f"{self.begun}: {self.count} {text}")], reward, done=text == "bye", metrics={"seen": 1.0})
 
 
 class Misbehaving:

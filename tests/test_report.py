@@ -464,6 +464,19 @@ def test_answers_of_one_group_stand_side_by_side_with_rewards_and_advantages(tmp
     assert "reward 0.25 advantage +0.500 6 characters x 1 y 0 said 1 reward 0 advantage -0.500" in text
 
 
+def test_a_response_of_several_turns_is_shown_as_a_conversation(tmp_path):
+    run = with_rows(tmp_path / "run", {"step": 1, "reward": 0.5})
+    (run / "completions").mkdir()
+    talk = [("assistant", '<tool_call>{"name": "f"}</tool_call>'), ("tool", EVIL), ("assistant", "It is 4.")]
+    messages = [{"role": role, "content": content} for role, content in talk]
+    row = {"prompt": "p", "answer": "a", "completion": "It is 4.", "reward": 1.0, "length": 9, "stop_reason": "done"}
+    lines = [json.dumps(row | {"conversation": each}) for each in (messages, messages[2:], "torn", [3, 4])]
+    (run / "completions" / "step_000001.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    text = page_of(run).text
+    assert '9 tokens, ended by done assistant: <tool_call>{"name": "f"}</tool_call> tool: ' in text
+    assert "assistant: It is 4. reward 1" in text and "ended by done It is 4." in text
+
+
 @pytest.mark.parametrize("closed", [False, True], ids=["weights", "a gate"])
 def test_totals_that_were_not_written_follow_from_the_metrics_if_they_can(closed, tmp_path):
     """An earlier version wrote the parts alone; each answer has the criteria good (0.3) and bad (-0.2)."""

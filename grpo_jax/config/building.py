@@ -24,7 +24,7 @@ def build(config: Config) -> dict[str, Any]:
 
     settings, task, layout = config.train.build(), built(config.task, Task), config.mesh.build()
     model = built(config.model, Model)
-    task = task if config.environment is None else replace(task, environment=_environment(config.environment, task))
+    task = task if config.environment is None else replace(task, environment=environment_of(config.environment, task))
     _compare_rate(config, model.lora is not None)
     judge = None if config.judge is None else _judge(config.judge, model, layout)
     supervised = None if config.sft is None else config.sft.build()
@@ -55,7 +55,7 @@ def build(config: Config) -> dict[str, Any]:
     }
 
 
-def _environment(call: Call, task: Any) -> Any:
+def environment_of(call: Call, task: Any) -> Any:
     """The environment that a section names, or that of the task with other limits."""
     from grpo_jax.environments import Configured
 

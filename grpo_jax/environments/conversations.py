@@ -6,10 +6,10 @@ that it is given: one that reads a reply, and one that writes what the model rea
 
 import queue
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from grpo_jax.environments.environment import Bounded
 from grpo_jax.environments.stepping import Stepped
@@ -265,23 +265,22 @@ def _row(begun: Begun) -> _Row:
     return _Row(begun.state, errors=[begun.error], stop_reason="error")
 
 
-def totals(conversations: Sequence[Sequence[Conversation]]) -> Mapping[str, float]:
+def totals(conversations: Sequence[Sequence[Conversation]]) -> dict[str, float]:
     """What a run records of the conversations of a step: means over them, named as in metrics.jsonl."""
     every = [each for group in conversations for each in group]
-    found = {"environment/seconds": _mean([each.seconds for each in every])}
-    found["environment/turns"] = _mean([len(each.lengths) for each in every])
-    found["environment/errors"] = _mean([len(each.errors) for each in every])
+    found = {
+        "environment/turns": _mean([len(each.lengths) for each in every]),
+        "environment/seconds": _mean([each.seconds for each in every]),
+        "environment/errors": _mean([len(each.errors) for each in every]),
+    }
     rewards = [each.total for each in every if each.total is not None]
     found |= {"environment/reward": _mean(rewards)} if rewards else {}
-    for reason in ("done", "turns", "tokens", "seconds", "error"):
+    for reason in get_args(StopReason):
         found[f"environment/ended_by_{reason}"] = _mean([each.stop_reason == reason for each in every])
-    for name in sorted({name for each in every for name in each.metrics}):
-        found[f"environment/{name}"] = _mean([each.metrics.get(name, 0.0) for each in every])
-    calls = sum(each.metrics.get("calls", 0.0) for each in every)
-    if calls:
-        parsed = sum(each.metrics.get("calls_parsed", 0.0) for each in every)
-        found["environment/calls_parsed_frac"] = parsed / calls
-    return found
+    counted = {name: _mean([each.metrics.get(name, 0.0) for each in every]) for each in every for name in each.metrics}
+    found |= {f"environment/{name}": value for name, value in counted.items()}
+    calls, parsed = counted.get("calls", 0.0), counted.get("calls_parsed", 0.0)
+    return found | ({"environment/calls_parsed_frac": parsed / calls} if calls else {})
 
 
 def _mean(values: Sequence[float | int]) -> float:

@@ -44,14 +44,14 @@ class Tools:
         """What the functions return that the reply calls."""
         calls = calls_in(reply["content"])
         if not calls:
-            return Turn(done=True, metrics={"calls": 0, "calls_parsed": 0, "calls_failed": 0})
+            return Turn(done=True, metrics={"calls": 0.0, "calls_parsed": 0.0, "calls_failed": 0.0})
         answers = [self._answer(call) for call in calls]
         counts = {
             "calls": len(calls),
             "calls_parsed": sum(isinstance(call, ToolCall) for call in calls),
             "calls_failed": sum(failed for _, failed in answers),
         }
-        return Turn([message for message, _ in answers], metrics=counts)
+        return Turn([message for message, _ in answers], metrics={name: float(count) for name, count in counts.items()})
 
     def _answer(self, call: ToolCall | BadCall) -> tuple[Message, bool]:
         """What the model is shown, and whether the call has failed."""

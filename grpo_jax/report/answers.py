@@ -82,8 +82,9 @@ class _Scale:
         total, advantage = total_of(row, self.weights), advantage_of(row)
         parts = [(clean(name), _number(value)) for name, value in parts_of(row).items()]
         unit = "tokens" if "length" in row else "characters"
-        tokens = tokens_of(row)
-        rest = row["completion"][sum(len(token.text) for token in tokens) :]
+        talk = transcript(row)
+        tokens = [] if talk else tokens_of(row)
+        rest = talk or row["completion"][sum(len(token.text) for token in tokens) :]
         return Card(
             label,
             shortened(rest, CHARACTERS),
@@ -91,10 +92,24 @@ class _Scale:
             0.5 if self.high <= self.low or math.isnan(total) else (total - self.low) / (self.high - self.low),
             parts if len(parts) > 1 else [],
             "" if math.isnan(advantage) else f"{advantage:+.3f}",
-            f"{length_of(row):.0f} {unit}",
+            f"{length_of(row):.0f} {unit}{_ending(row)}",
             row.get("truncated") is True,
             tokens,
         )
+
+
+def transcript(row: Answer) -> str:
+    """Who said what in a response of several turns; empty for one of a single reply."""
+    talk = row.get("conversation")
+    if not isinstance(talk, list) or len(talk) < 2 or not all(isinstance(turn, dict) for turn in talk):
+        return ""
+    return "\n\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in talk)
+
+
+def _ending(row: Answer) -> str:
+    """Why a conversation ended."""
+    reason = row.get("stop_reason")
+    return f", ended by {reason}" if isinstance(reason, str) else ""
 
 
 def chapters(found: Found) -> list[Chapter]:

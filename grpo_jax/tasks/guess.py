@@ -32,10 +32,10 @@ class Guessing:
         """Whether the number is higher or lower than the first one in the reply. The right one earns 1."""
         found = re.search(r"\d{1,9}", reply["content"])
         if found is None:
-            return self._said(f"Say a number from 1 to {self.largest}.", 0.0, guesses=0)
+            return self._said(f"Say a number from 1 to {self.largest}.", 0.0, guesses=0.0)
         guess = int(found[0])
         if guess == self.number:
-            return Turn([{"role": "user", "content": "right"}], 1.0, done=True, metrics={"guesses": 1, "found": 1})
+            return Turn([{"role": "user", "content": "right"}], 1.0, done=True, metrics={"guesses": 1.0, "found": 1.0})
         reward = SENSIBLE if self.low <= guess <= self.high else 0.0
         if guess < self.number:
             self.low = max(self.low, guess + 1)
@@ -43,7 +43,7 @@ class Guessing:
         self.high = min(self.high, guess - 1)
         return self._said("lower", reward)
 
-    def _said(self, text: str, reward: float, guesses: int = 1) -> Turn:
+    def _said(self, text: str, reward: float, guesses: float = 1.0) -> Turn:
         return Turn([{"role": "user", "content": text}], reward, metrics={"guesses": guesses})
 
 

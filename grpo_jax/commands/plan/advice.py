@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 from grpo_jax.commands.plan.case import Case
@@ -33,20 +33,20 @@ class Advice(NamedTuple):
 
 def advice(
     planned: Planned,
-    changed: Callable[[Settings], Case | None],
+    expect: Callable[[Planned, Settings], Planned | None],
     compiled: Callable[[Settings, Planned], Planned],
     choosing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Advice:
     """The first settings with which everything fits, or those tried with which it comes nearest to that.
 
-    `changed` is the case with some settings, None if they do not go together. `compiled` plans such settings, given
-    what is expected of them. Each set of settings is chosen by estimates, corrected by what was compiled before it.
+    `expect` estimates what settings need, given what is known; it is None if they do not go together. `compiled` plans
+    such settings, given what is expected of them. What is compiled corrects the estimates of the next settings.
     """
     tried: list[Advice] = []
     known, refused = planned, set[str]()
     for _ in range(TRIALS):
-        guess = cache(lambda settings, known=known: expected(known, changed(settings)))
         with choosing():
+            guess = cache(partial(expect, known))
             settings = choose(guess, refused)
         guessed = guess(settings)
         if not settings or guessed is None or any(settings == each.settings for each in tried):
@@ -127,8 +127,8 @@ def _corrected(known: Case, found: Phase, before: Phase, now: Phase) -> Phase:
 def changes(case: Case) -> Iterator[str]:
     """All single settings that make a case smaller and are not set yet, the gentlest first.
 
-    Gentle are those that change where and when something is computed; then come those that round, another optimiser
-    and other objectives, and last shorter answers.
+    Gentle are those that change how much is computed at once; then come those that round and another optimiser, what
+    takes the compiler long, another objective, and last shorter answers.
     """
     optimizer, algorithm, model = (getattr(case.config, name).arguments for name in ("optimizer", "algorithm", "model"))
     now, in_device = case.responses_at_once, optimizer.get("moments_in") == "device"
@@ -140,20 +140,20 @@ def changes(case: Case) -> Iterator[str]:
         yield "model.remat=offload"
     if (fewer_prompts := _half_of_the_prompts(case)) is not None:
         yield f"rollout.at_once={fewer_prompts}"
-    if in_device and not isinstance(case.slice, AnyDevice):  # chips read the host's memory; other devices may not
-        yield "optimizer.moments_in=host"
     if case.mesh.shape["data"] > 1:
         yield f"mesh.fsdp={case.mesh.shape['fsdp'] * case.mesh.shape['data']} mesh.data=1"
     if not case.sampler.int8_cache:
         yield "rollout.int8_cache=true"
     if optimizer.get("moments", "int8") != "int8":
         yield "optimizer.moments=int8"
-    if model["weights"] != "int8":
-        yield f"model.weights={'int8' if case.algorithm.policy.frozen else 'bfloat16'}"
-    if algorithm["gradients"] == "whole":
-        yield "algorithm.gradients=by_layer"
+    if model["weights"] != (smallest := "int8" if case.algorithm.policy.frozen else "bfloat16"):
+        yield f"model.weights={smallest}"
     if optimizer.get("moments_in"):
         yield "optimizer.use=adafactor"
+    if in_device and not isinstance(case.slice, AnyDevice):  # chips read the host's memory; other devices may not
+        yield "optimizer.moments_in=host"
+    if algorithm["gradients"] == "whole":
+        yield "algorithm.gradients=by_layer"
     if case.reference_bytes:
         yield "objective.kl=0"
     if case.sampler.max_tokens > 1:

@@ -48,9 +48,12 @@ class Phase:
 
     @property
     def asked(self) -> int | None:
-        """What the compiler would have needed, if it has found no room and said so."""
-        found = re.search(r"Used ([\d.]+)([GM]) of", self.message)
-        return None if found is None else int(float(found[1]) * 2 ** {"G": 30, "M": 20}[found[2]])
+        """What the compiler would have needed at least, if it has found no room and said so."""
+        found = re.search(r"Used ([\d.]+)([GM]) of|\(([\d.]+)([GM])\) exceeds", self.message)
+        if found is None:
+            return None
+        number, unit = (each for each in found.groups() if each is not None)
+        return int(float(number) * 2 ** {"G": 30, "M": 20}[unit])
 
 
 def _without_peak_if_too_large(plan: Callable[..., Phase]) -> Callable[..., Phase]:

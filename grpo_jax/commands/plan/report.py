@@ -2,7 +2,9 @@
 
 import argparse
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -10,7 +12,7 @@ import jax
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.commands.plan import timing
-from grpo_jax.commands.plan.advice import Advice, Settings, advice
+from grpo_jax.commands.plan.advice import Advice, Settings, advice, expected
 from grpo_jax.commands.plan.case import Case, assemble
 from grpo_jax.commands.plan.estimate import ACCURACY, estimated
 from grpo_jax.commands.plan.lengths import Decoded, Lengths, Size, read_lengths
@@ -68,16 +70,35 @@ def _advised(arguments: argparse.Namespace, planned: Planned, progress: Progress
     @cache
     def changed(settings: Settings) -> Case | None:
         try:
-            config = read(arguments.path, [*arguments.overrides, *(" ".join(settings)).split()], arguments.sft)
+            config = read(arguments.path, [*arguments.overrides, *" ".join(settings).split()], arguments.sft)
             return assemble(config, planned.case.slice)
         except ValueError:  # they do not go together
             return None
 
     def compiled(settings: Settings, guess: Planned) -> Planned:
-        return tried(guess, " ".join(settings), progress)
+        return tried(planned, guess, settings, progress) if figures_are_exact(planned.case) else guess
 
-    found = compiled if figures_are_exact(planned.case) else lambda _, guess: guess
-    return advice(planned, changed, found, lambda: progress.during("estimates", "what would help", "estimating"))
+    @contextmanager
+    def choosing() -> Generator[None]:
+        with progress.during("estimates", "what would help", "estimating"), _only_others():
+            yield
+
+    return advice(planned, lambda known, settings: expected(known, changed(settings)), compiled, choosing)
+
+
+@contextmanager
+def _only_others() -> Generator[None]:
+    """A block in which this thread logs nothing, such as what each of many cases would learn from at once."""
+    this = threading.get_ident()
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.thread != this
+
+    TOLD.addFilter(of_others)
+    try:
+        yield
+    finally:
+        TOLD.removeFilter(of_others)
 
 
 def said(found: Advice) -> dict[str, Any]:

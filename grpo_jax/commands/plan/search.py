@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from grpo_jax.config import Config
 from grpo_jax.hosts.signals import left_by_signals
 
 PATIENCE = 240.0  # seconds for a program that only the search asks for
+OF_SAMPLING, OF_LEARNING = ("rollout.at_once", "rollout.int8_cache"), ("algorithm.responses_at_once", "model.remat")
 FAR_TOO_MUCH = 2  # times the memory; not all temporaries grow with the responses
 
 
@@ -85,15 +86,23 @@ def timed(progress: Progress, kind: str, name: str, work: Callable[[], Phase | N
     return phase
 
 
-def tried(guess: Planned, settings: str, progress: Progress) -> Planned:
-    """What a case with other settings needs. The phase that is expected to need more is compiled first; if it does not
-    fit, the other one stays as it was guessed.
+def tried(planned: Planned, guess: Planned, settings: Sequence[str], progress: Progress) -> Planned:
+    """What a case with other settings needs, which is guessed. A phase that they leave alone stays as it was planned.
+
+    The phase that is expected to need more is compiled first; if it does not fit, the other one stays as guessed.
     """
-    case, n = guess.case, guess.case.responses_at_once
+    case, n, told = guess.case, guess.case.responses_at_once, " ".join(settings)
+    keys = {each.partition("=")[0] for each in settings}
     works = {"sampling": partial(plan_sampling, case), "learning": partial(in_time, case, n)}
     phases = {"sampling": guess.sample, "learning": guess.train}
-    for kind in sorted(phases, key=lambda kind: phases[kind].peak or 0, reverse=True):
-        phases[kind] = timed(progress, kind, f"{kind} with {settings}", works[kind]) or Phase(None)
+    if keys <= set(OF_LEARNING):
+        phases["sampling"] = planned.sample
+        del works["sampling"]
+    if keys <= {*OF_SAMPLING, OF_LEARNING[0]} and n in planned.learned:
+        phases["learning"] = planned.learned[n]
+        del works["learning"]
+    for kind in sorted(works, key=lambda kind: phases[kind].peak or 0, reverse=True):
+        phases[kind] = timed(progress, kind, f"{kind} with {told}", works[kind]) or Phase(None)
         if not fits(case, phases[kind]):
             break
     return Planned(case, phases["sampling"], {n: phases["learning"]})

@@ -57,7 +57,7 @@ def check(heads, counts, softcap, dtype, blocks=2):
 
     @jax.jit
     def attend(count_PG, index):
-        live = live_positions(count_PG, index, S)
+        live = live_positions(count_PG, index, cached.key)
         return attend_ring(query_PGKQC, new, cached, live, index, softcap)
 
     with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory="nan")):

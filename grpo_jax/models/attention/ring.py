@@ -30,23 +30,23 @@ LANES = 128
 AT_ONCE = 4  # blocks
 TILES = {2: 16, 4: 8}  # positions in a tile, by the bytes of a number
 ROW_BITS = 8  # an entry of the list of blocks is a row and, in so many bits, how many blocks ago
+NEW_BITS = 4  # an entry of the list of steps is its tiles to read and, in so many bits, its tiles to write before
 SIZE_BITS = 6  # an entry of the list of spans is where its tiles begin and, in so many bits, how many there are
 VMEM_BYTES = 48 * 2**20  # for all that the kernel keeps on the chip
-BOTH = slice(None)  # keys and values
 
 Number = Array | int
 
 
 class Live(NamedTuple):
-    """What is read of the ring buffers: how many positions of each row up to the present one, and the list of blocks, with
-    the tiles in use of each.
-
-    Rows `[P, G]` that have ended have a count of zero. The lists have a row for each shard of the prompts.
+    """What is read of the ring buffers: how many positions of each row `[P, G]` up to the present one, none of rows that
+    have ended; the list of blocks; the tiles in use of each; and for each step of the kernel, how many tiles it reads and
+    how many new ones the step before has written. The lists have a row for each shard of the prompts.
     """
 
     counts: Array
     blocks: Array
     spans: Array
+    steps: Array
     lengths: Array
 
 
@@ -82,22 +82,29 @@ def live_positions(count_PG: Array, index: Array, cached: Array) -> Live:
     return Live(count_PG, *lists)
 
 
-def _blocks(counts: Array, index: Array, S: int, size: int, tile: int) -> tuple[Array, Array, Array]:
-    """The blocks of each row, the newest first; their tiles; and how many there are."""
-    most, inside = len(counts) * (S // size) + 2 * AT_ONCE, index % size  # the loop looks at the next ones at its end
+def _blocks(counts: Array, index: Array, S: int, size: int, tile: int) -> tuple[Array, Array, Array, Array]:
+    """The blocks of each row, the newest first; their tiles; what each step reads and wrote; and how many blocks."""
+    most = (-(-len(counts) * (S // size) // AT_ONCE) + 1) * AT_ONCE  # the loop reads ahead
+    inside, n = index % size, jnp.arange(most)
     used = jnp.minimum((counts + 2 * (size - 1) - inside) // size, S // size)
     used = jnp.where(counts > 0, used, 0)
     end = jnp.cumsum(used)
     row = jnp.repeat(jnp.arange(len(counts)), used, total_repeat_length=most)
-    ago = jnp.arange(most) - (end - used)[row]
+    ago, valid = n - (end - used)[row], n < end[-1]
     low = jnp.maximum(inside + ago * size - counts[row] + 1, 0)
     high = jnp.where(ago == 0, inside + 1, size)
     shared = (ago == 0) & (counts[row] > S - size + inside + 1)  # the row's oldest are in the block of its newest
     low, high = jnp.where(shared, 0, low // tile), jnp.where(shared, size // tile, -(-high // tile))
     begin = (index // size - ago) % (S // size) * (size // tile) + low
-    spans = jnp.where(jnp.arange(most) < end[-1], begin << SIZE_BITS | (high - low), 0)
-    blocks = row << ROW_BITS | ago & (2**ROW_BITS - 1)
-    return blocks.astype(jnp.int32), spans.astype(jnp.int32), end[-1]
+    begin, tiles = jnp.where(valid, begin, 0), jnp.where(valid, high - low, 1)
+    newest = jnp.pad(valid & (ago == 0), (AT_ONCE, 0))[:most]
+    steps = _sums(tiles) << NEW_BITS | _sums(newest)
+    blocks, spans = row << ROW_BITS | jnp.minimum(ago, 2**ROW_BITS - 1), begin << SIZE_BITS | tiles
+    return blocks.astype(jnp.int32), spans.astype(jnp.int32), steps.astype(jnp.int32), end[-1]
+
+
+def _sums(a: Array) -> Array:
+    return jnp.sum(a.reshape(-1, AT_ONCE), axis=1, dtype=jnp.int32)
 
 
 def attend_ring(
@@ -157,13 +164,13 @@ def mesh_parts(P: int, K: int) -> tuple[int, int]:
 
 def _on_mesh(attention: Any, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
     """The attention of each device's prompts and heads."""
-    mesh, counts, key = jax.sharding.get_abstract_mesh(), arrays[0], arrays[8]
+    mesh, counts, key = jax.sharding.get_abstract_mesh(), arrays[0], arrays[9]
     if mesh.empty or mesh.size == 1:
         return attention(*arrays)
     shards, heads = mesh_parts(len(counts), key.shape[2])
     by_prompt, by_head = prompt_axes(mesh) if shards > 1 else None, "tensor" if heads > 1 else None
     of_rows, of_heads = PartitionSpec(by_prompt), PartitionSpec(by_prompt, None, by_head)
-    specs = (*(of_rows,) * 4, PartitionSpec(), *(of_heads,) * 5)
+    specs = (*(of_rows,) * 5, PartitionSpec(), *(of_heads,) * 5)
     return jax.shard_map(attention, mesh=mesh, in_specs=specs, out_specs=(of_heads,) * 4, check_vma=False)(*arrays)
 
 
@@ -172,6 +179,7 @@ def _attend_rows(
     counts: Array,
     blocks: Array,
     spans: Array,
+    steps: Array,
     lengths: Array,
     index: Array,
     query: Array,
@@ -191,25 +199,25 @@ def _attend_rows(
     rings_like = [pltpu.HBM(a.shape, a.dtype) for a in rings]  # or XLA would put some into VMEM, and move them back
     sums = [jax.ShapeDtypeStruct((P * G, H, C), float32), jax.ShapeDtypeStruct((groups, H, LANES), float32)]
     size = block_size(K, S, C)
-    buffer = pltpu.VMEM((2, AT_ONCE, 2, K, size, C), rings[0].dtype)  # keys and values side by side
+    buffer = pltpu.VMEM((2, 2, K, AT_ONCE * size, C), rings[0].dtype)  # of keys and values
     output, logsum, key, value = pl.pallas_call(
         partial(_kernel, softcap, S),
-        in_specs=[scalar] * 4 + [vmem] * 3 + [hbm] * 2,
+        in_specs=[scalar] * 5 + [vmem] * 3 + [hbm] * 2,
         out_specs=[vmem] * 2 + [hbm] * 2,
         out_shape=[*sums, *rings_like],
         scratch_shapes=[buffer, pltpu.SemaphoreType.DMA((2,)), pltpu.SemaphoreType.DMA((2,))],
-        input_output_aliases={7: 2, 8: 3},
+        input_output_aliases={8: 2, 9: 3},
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM_BYTES, disable_bounds_checks=True),
         name=KERNEL,
-    )(blocks[0], spans[0], counts.reshape(-1), numbers, query, new_key, new_value, *rings)
+    )(blocks[0], spans[0], steps[0], counts.reshape(-1), numbers, query, new_key, new_value, *rings)
     logsum = jnp.swapaxes(logsum, 1, 2).reshape(-1, H)[: P * G]
     return output.reshape(P, G, H, C), logsum.reshape(P, G, H), key.reshape(P, G, K, S, C), value.reshape(P, G, K, S, C)
 
 
 def _kernel(softcap: float | None, S: int, *refs: Any) -> None:
-    blocks, spans, counts, numbers, query, new_key, new_value, _, _, output, logsum, *rest = refs
-    reader = _Reader(S, blocks, spans, counts, numbers, (new_key, new_value), *rest)
-    values = reader.buffer.at[:, :, 1]
+    blocks, spans, steps, counts, numbers, query, new_key, new_value, _, _, output, logsum, *rest = refs
+    reader = _Reader(S, (blocks, spans, steps), counts, numbers, (new_key, new_value), *rest)
+    values = reader.buffer.at[:, 1]
     values[...] = jnp.zeros_like(values)  # values that are never read are multiplied by zero, and must be numbers
     reader.fetch(0, 0)
     H, C = query.shape[1:]
@@ -217,7 +225,7 @@ def _kernel(softcap: float | None, S: int, *refs: Any) -> None:
 
     def step(n: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         place = n & 1
-        pl.when(n > 0)(lambda: reader.wait_written(n - 1, 1 - place))
+        reader.wait_written(n, 1 - place)
         reader.fetch(n + 1, 1 - place)
         reader.wait_fetched(n, place)
         reader.write(n, place)
@@ -234,9 +242,10 @@ def _kernel(softcap: float | None, S: int, *refs: Any) -> None:
         return carry
 
     zero_H1 = jnp.zeros((H, 1), jnp.float32)
-    steps = jax.lax.div(reader.total + AT_ONCE - 1, AT_ONCE)
-    jax.lax.fori_loop(0, steps, step, (zero_H1 + EXCLUDED, zero_H1, jnp.zeros((H, C), jnp.float32)))
-    pl.when(steps > 0)(lambda: reader.wait_written(steps - 1, (steps - 1) & 1))
+    end = jax.lax.div(reader.total + AT_ONCE - 1, AT_ONCE)
+    jax.lax.fori_loop(0, end, step, (zero_H1 + EXCLUDED, zero_H1, jnp.zeros((H, C), jnp.float32)))
+    reader.wait_fetched(end, end & 1)
+    reader.wait_written(end, 1 - (end & 1))
 
 
 def _attend_block(
@@ -244,8 +253,8 @@ def _attend_block(
 ) -> tuple[Array, ...]:
     """Of one block, for all heads of a row: the largest score, and the sums of exponentials and of weighted values."""
     row, ago = reader.entry(n)
-    count = jnp.where(reader.spans[n] != 0, reader.counts[row], 0)
-    query_HC, key, value = query[row], reader.buffer[place, u, 0], reader.buffer[place, u, 1]
+    count = jnp.where(n < reader.total, reader.counts[row], 0)
+    query_HC, (key, value) = query[row], (reader.buffer[place, kind, :, reader.block(u), :] for kind in (0, 1))
     K, H = key.shape[0], query_HC.shape[0]
     head_H1 = jax.lax.broadcasted_iota(jnp.int32, (H, 1), 0)
 
@@ -281,13 +290,13 @@ def _merged(carry: tuple[Array, ...], part: tuple[Array, ...], first: Array) -> 
 
 
 class _Reader:
-    """The copies between both caches in main memory and two sets of `AT_ONCE` buffers on the chip."""
+    """The copies between both caches in main memory and two sets of `AT_ONCE` blocks on the chip."""
 
-    def __init__(self, S: int, blocks: Any, spans: Any, counts: Any, numbers: Any, new: tuple[Any, Any], *refs: Any):
+    def __init__(self, S: int, lists: tuple[Any, ...], counts: Any, numbers: Any, new: tuple[Any, Any], *refs: Any):
         key, value, self.buffer, self.fetched, self.written = refs
-        self.S, self.blocks, self.spans, self.counts, self.new = S, blocks, spans, counts, new
+        self.S, (self.blocks, self.spans, self.steps), self.counts, self.new = S, lists, counts, new
         self.index, self.total = numbers[0], numbers[1]
-        self.size, self.tile = self.buffer.shape[4], TILES[key.dtype.itemsize]
+        self.size, self.tile = self.buffer.shape[3] // AT_ONCE, TILES[key.dtype.itemsize]
         self.inside = self.index & (self.size - 1)  # position of the newest in its block
         self.rings = key, value
 
@@ -295,67 +304,57 @@ class _Reader:
         """The row of a block in the list, and how many blocks ago it was written."""
         return self.blocks[n] >> ROW_BITS, self.blocks[n] & (2**ROW_BITS - 1)
 
+    def block(self, u: int) -> slice:
+        """The positions of a block on the chip."""
+        return slice(u * self.size, (u + 1) * self.size)
+
     def fetch(self, step: Number, place: Number) -> None:
         """Starts to copy the blocks of a step."""
         for n, u in self._blocks(step):
-            pl.when(self.spans[n] != 0)(partial(self._fetch, n, place, u))
+            begin, size = self._span(n)
+            low = pl.multiple_of(u * self.size + (begin & (self.size - 1)), self.tile)
+            for kind, ring in enumerate(self.rings):
+                block = ring.at[self.entry(n)[0], :, pl.ds(begin, size), :]
+                to = self.buffer.at[place, kind, :, pl.ds(low, size), :]
+                pltpu.make_async_copy(block, to, self.fetched.at[place]).start()
 
     def wait_fetched(self, step: Number, place: Number) -> None:
-        """Waits for all of them, as one semaphore counts the bytes of all."""
-        for n, u in self._blocks(step):
-            pl.when(self.spans[n] != 0)(partial(self._wait_fetched, n, place, u))
+        """Waits for all of them: one semaphore counts the bytes of all."""
+        size = pl.multiple_of((self.steps[step] >> NEW_BITS) * self.tile, self.tile)
+        self._wait(self.buffer.at[place, :, :, pl.ds(0, size), :], self.fetched.at[place])
 
     def write(self, step: Number, place: Number) -> None:
         """Puts new keys and values into the newest block of each row, and starts to copy the tile that they are in."""
         for n, u in self._blocks(step):
-            pl.when(self._newest(n))(partial(self._insert, n, place, u))
+            newest = (n < self.total) & (self.blocks[n] & (2**ROW_BITS - 1) == 0)
+            pl.when(newest)(partial(self._insert, n, place, u))
 
     def wait_written(self, step: Number, place: Number) -> None:
-        """Waits until the tiles are in main memory."""
-        for n, u in self._blocks(step):
-            pl.when(self._newest(n))(partial(self._wait, self._tile(place, u), self.written.at[place]))
+        """Waits until the tiles of the step before are in main memory."""
+        count = self.steps[step] & (2**NEW_BITS - 1)
+        tiles = self.buffer.at[place, :, :, pl.ds(0, pl.multiple_of(count * self.tile, self.tile)), :]
+        pl.when(count > 0)(partial(self._wait, tiles, self.written.at[place]))
 
     def _blocks(self, step: Number) -> list[tuple[Any, int]]:
         return [(step * AT_ONCE + u, u) for u in range(AT_ONCE)]
 
-    def _newest(self, n: Number) -> Array:
-        return (self.spans[n] != 0) & (self.blocks[n] & (2**ROW_BITS - 1) == 0)
-
     def _insert(self, n: Number, place: Number, u: int) -> None:
         row, begin = self.entry(n)[0], self._tile_of(self.index)
         for kind, (new, ring) in enumerate(zip(self.new, self.rings, strict=True)):
-            tile = self._tile(place, u, kind)
+            inside = pl.multiple_of(u * self.size + self._tile_of(self.inside), self.tile)
+            tile = self.buffer.at[place, kind, :, pl.ds(inside, self.tile), :]
             here = jax.lax.broadcasted_iota(jnp.int32, tile.shape, 1) == (self.index & (self.tile - 1))
             new_K1C = new[row].astype(jnp.float32)[:, None, :]
             tile[...] = jnp.where(here, jnp.broadcast_to(new_K1C, tile.shape).astype(tile.dtype), tile[...])
             to = ring.at[row, :, pl.ds(begin, self.tile), :]
             pltpu.make_async_copy(tile, to, self.written.at[place]).start()
 
-    def _fetch(self, n: Number, place: Number, u: int) -> None:
-        begin, size = self._span(n)
-        for kind, ring in enumerate(self.rings):
-            block = ring.at[self.entry(n)[0], :, pl.ds(begin, size), :]
-            pltpu.make_async_copy(block, self._part(n, place, u, kind), self.fetched.at[place]).start()
-
-    def _wait_fetched(self, n: Number, place: Number, u: int) -> None:
-        self._wait(self._part(n, place, u), self.fetched.at[place])
-
     def _wait(self, part: Any, semaphore: Any) -> None:
-        """Waits for copies of as many bytes as a part of the buffer has: of keys and of values at once."""
+        """Waits for copies of as many bytes as a part of the buffer has."""
         pltpu.make_async_copy(part, part, semaphore).wait()
 
     def _tile_of(self, position: Array) -> Array:
         return pl.multiple_of(position & -self.tile, self.tile)
-
-    def _tile(self, place: Number, u: int, kind: int | slice = BOTH) -> Any:
-        """The tile with the newest position."""
-        return self.buffer.at[place, u, kind, :, pl.ds(self._tile_of(self.inside), self.tile), :]
-
-    def _part(self, n: Number, place: Number, u: int, kind: int | slice = BOTH) -> Any:
-        """The tiles in use of a block."""
-        begin, size = self._span(n)
-        low = pl.multiple_of(begin & (self.size - 1), self.tile)
-        return self.buffer.at[place, u, kind, :, pl.ds(low, size), :]
 
     def _span(self, n: Number) -> tuple[Array, Array]:
         """Where the tiles in use of a block begin in the ring, and how many positions they have."""

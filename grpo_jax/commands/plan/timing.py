@@ -37,7 +37,7 @@ from grpo_jax.commands.plan.topology import find_slice
 from grpo_jax.config import Config
 from grpo_jax.devices.mesh import prompt_shards
 from grpo_jax.hosts.signals import left_by_signals
-from grpo_jax.models.attention import AT_ONCE
+from grpo_jax.models.attention import AT_ONCE, LANES, block_size
 from grpo_jax.rollout.sizes import FEWEST_ROWS
 
 SAMPLING, LEARNING = "sampling", "learning"
@@ -97,7 +97,14 @@ def decoded(case: Case, lengths: Lengths) -> dict[Size, Decoded]:
     held, G, rounds = case.sampled
     length_PG = lengths.draw(held * rounds, G, case.sampler.max_tokens)
     fewest = 1 if case.sampler.live_block(case.algorithm.policy) is None else FEWEST_ROWS
-    return turns(length_PG, held, rings(case), prompt_shards(case.host_mesh), fewest)
+    return turns(length_PG, held, rings(case), prompt_shards(case.host_mesh), fewest, _block(case))
+
+
+def _block(case: Case) -> int:
+    """Positions of a block of the decoding kernel."""
+    lanes, tensor = max(case.shape.channels, LANES), case.host_mesh.shape["tensor"]
+    K = case.shape.kv_heads * case.shape.channels // lanes
+    return block_size(K // tensor if K % tensor == 0 else K, rings(case)[-1], lanes)
 
 
 def live_of(case: Case, size: Size, found: Decoded) -> Live | None:

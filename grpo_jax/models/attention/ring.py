@@ -1,9 +1,11 @@
 """Decoding attention on a TPU, which reads of each row's ring buffer only the blocks that the row uses.
 
 One Pallas kernel computes scores, softmax and values of one token of each row, and writes the token's keys and values.
-The caches stay in the chip's main memory. The blocks of all rows are one list, which a loop takes `AT_ONCE` at a time,
-so that their computations overlap; while it computes some, the next are copied to the chip's own memory. Rows that have
-ended have no block in the list. A block is read in whole tiles, from the first position in use to the last.
+The caches stay in the chip's main memory. The blocks of all rows are one list, of which each step of a loop takes
+`AT_ONCE`, so that their computations overlap; while it computes some, the next are copied to the chip's own memory.
+Rows that have ended have no block in the list. A block is read in whole tiles, from the first position in use to the
+last. Where these are is computed outside of the kernel, once for all layers, and a step waits for all its copies at
+once: else the scalar unit, which starts and awaits copies, takes longest.
 """
 
 from functools import partial
@@ -38,9 +40,9 @@ Number = Array | int
 
 
 class Live(NamedTuple):
-    """What is read of the ring buffers: how many positions of each row `[P, G]` up to the present one, none of rows that
-    have ended; the list of blocks; the tiles in use of each; and for each step of the kernel, how many tiles it reads and
-    how many new ones the step before has written. The lists have a row for each shard of the prompts.
+    """What is read of the ring buffers: how many positions of each row `[P, G]` up to the present one, none of rows
+    that have ended; the list of blocks; the tiles in use of each; and for each step of the kernel, how many tiles it
+    reads and how many new ones the step before has written. Lists have a row for each shard of the prompts.
     """
 
     counts: Array

@@ -297,7 +297,17 @@ def case_without_compiler(tmp_path, *overrides: str) -> Case:
     )
     mesh = config.mesh.build().mesh()
     sampler = supplied["sample"]
-    return Case(config, algorithm, sampler, SHAPE, config.train.build(), find_slice("v5e-8"), mesh, mesh)
+    return Case(
+        config,
+        algorithm,
+        sampler,
+        SHAPE,
+        config.train.build(),
+        find_slice("v5e-8"),
+        mesh,
+        mesh,
+        config.model.arguments["remat"],
+    )
 
 
 def test_a_plan_counts_a_teacher_and_has_greedy_answers_where_they_are_asked_for(tmp_path, monkeypatch):
@@ -412,7 +422,7 @@ def test_a_guess_is_the_estimate_and_what_the_last_estimate_was_wrong_by(tmp_pat
         (("optimizer.use=adafactor",), "optimizer", "model.weights=bfloat16"),
         (("model.weights=bfloat16",), "weights=bfloat16", "optimizer.moments=int8"),
         (("rollout.int8_cache=true",), "rollout.int8_cache", "rollout.max_tokens=128"),
-        (("model.remat=offload",), "model.remat=offload", "model.remat=full"),
+        (("model.remat=products",), "model.remat=products", "model.remat=full"),
         (("optimizer.moments_in=host",), "optimizer.moments_in", "optimizer.use=adafactor"),
         (("mesh.data=8", "mesh.fsdp=1"), "data=8", "mesh.fsdp=8 mesh.data=1"),
         (("objective.use=grpo",), "objective.beta", "objective.kl=0"),

@@ -134,9 +134,9 @@ def changes(case: Case) -> Iterator[str]:
     now, in_device = case.responses_at_once, optimizer.get("moments_in") == "device"
     fewer = [n for n in case.choices if n < now]
     yield from (f"algorithm.responses_at_once={n}" for n in (*case.choices[:1], *fewer) if n != now)
-    if model["remat"] != "full":
+    if case.remat not in ("full", "offload"):
         yield "model.remat=full"
-    if model["remat"] != "offload" and not isinstance(case.slice, AnyDevice):
+    if case.remat != "offload" and not isinstance(case.slice, AnyDevice):
         yield "model.remat=offload"
     if (fewer_prompts := _half_of_the_prompts(case)) is not None:
         yield f"rollout.at_once={fewer_prompts}"

@@ -38,7 +38,7 @@ def estimated_learning(case: Case, responses_at_once: int) -> Phase:
 
 def _offloaded(case: Case, responses_at_once: int) -> int:
     """The bytes of the inputs of all layers, if they are kept in the host's memory."""
-    if case.config.model.arguments["remat"] != "offload" or case.algorithm.gradients == "by_layer":
+    if case.remat != "offload" or case.algorithm.gradients == "by_layer":
         return 0
     tokens = responses_at_once * (case.length / case.sampler.responses + case.sampler.max_tokens)
     return int(MARGIN * 2 * tokens * case.shape.width * case.shape.layers)

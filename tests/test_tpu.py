@@ -250,9 +250,23 @@ def test_a_further_layer_needs_memory_for_its_input_and_not_for_its_gradient_or_
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_on_eight_chips_no_product_is_cut_into_partial_products(case_of):
+def test_on_eight_chips_no_product_is_cut_into_partial_products_and_gradients_are_scattered(case_of):
     case = case_of("v5e-8", "mesh.data=1", "mesh.fsdp=8", "mesh.tensor=1", layers=2)
-    assert "windowed" not in plan_programs.compile_learning(case, case.cut(8))[0].as_text()
+    program = plan_programs.compile_learning(case, case.cut(8))[0].as_text()
+    assert "windowed" not in program
+    assert 0 < largest_summed(program) < SHAPE.width**2 / 2  # norms, and no layer's matrix
+
+
+def largest_summed(program: str) -> int:
+    """The most numbers of one array that every chip has the sum of, but for embedding and head. Sums of which a chip
+    keeps only its part are computations of their own, by name.
+    """
+    parts = re.split(r"\n(?=\S.*\{\n)", program)
+    whole = [part for part in parts if not part.startswith("%all-reduce-scatter")]
+    sums = [line for part in whole for line in part.splitlines() if " all-reduce(" in line]
+    shapes = re.findall(r"\[([\d,]+)\]", " ".join(line.partition(" all-reduce(")[0] for line in sums))
+    sizes = [tuple(map(int, shape.split(","))) for shape in shapes]
+    return max((math.prod(shape) for shape in sizes if SHAPE.vocabulary not in shape), default=0)
 
 
 ADAFACTOR = ("model.name=Qwen/Qwen3-1.7B", "model.remat=offload", "optimizer.use=adafactor")

@@ -97,10 +97,10 @@ def _read_config(arguments: argparse.Namespace) -> "Config":
     """The config of a command. Modules beside its file are found, too."""
     from grpo_jax.config import find_config, read
 
-    path = find_config(arguments.config)
-    find_modules_in(path.parent)
+    arguments.path = find_config(arguments.config)
+    find_modules_in(arguments.path.parent)
     sft = arguments.command == "sft" or getattr(arguments, "sft", False)
-    return read(path, arguments.overrides, sft)
+    return read(arguments.path, arguments.overrides, sft)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

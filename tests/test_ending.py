@@ -289,6 +289,18 @@ print("goes on")
     assert result.stdout == "noted\ngoes on\n"
 
 
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_process_only_after_its_temporary_folder_is_gone(sent, tmp_path):
+    program = f"""
+import signal, tempfile
+from grpo_jax.hosts.signals import left_by_signals
+with left_by_signals(), tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):
+    signal.raise_signal({int(sent)})
+"""
+    result = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (-sent, "") and not list(tmp_path.iterdir())
+
+
 # What cannot be written.
 
 

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from grpo_jax.devices.mesh import Layout
-from grpo_jax.devices.sharding import serving_shardings, weight_shardings
+from grpo_jax.devices.sharding import serving_shardings, weight_shardings, weight_spec
 from grpo_jax.models import tiny
-from grpo_jax.models.layer_weights import ready
+from grpo_jax.models.layer_weights import gathered, ready
 from grpo_jax.models.lora import adapted_policy, joined, read_lora
 
 MODEL = tiny()
@@ -61,6 +62,26 @@ def test_every_device_has_the_weights_it_multiplies_with_and_its_part_of_their_g
     for a, sharding, grad, own in zip(*map(jax.tree.leaves, (found, whole, gradient, divided)), strict=True):
         assert a.sharding.is_equivalent_to(sharding, a.ndim)
         assert grad.sharding.is_equivalent_to(own, grad.ndim)
+
+
+@pytest.mark.parametrize("letters", ["EFD", "EDF", "HSD", "DHS"])
+def test_a_gradient_is_the_product_of_all_devices_divided_as_its_weight(letters):
+    mesh = Layout(data=1, fsdp=2, expert=2, tensor=2).mesh()
+    rng = np.random.default_rng(0)
+    x_XA, y_XB = (jnp.asarray(rng.normal(size=(16, n)), jnp.float32) for n in (4 * 8, 16))
+    spec = weight_spec(letters, (4, 8, 16), mesh)
+
+    def value(weight, x_XA, y_XB):
+        whole_AB = gathered(letters, weight).reshape(x_XA.shape[1], y_XB.shape[1])
+        return jnp.sum((x_XA @ whole_AB) * y_XB)
+
+    with jax.set_mesh(mesh):
+        rows = [jax.device_put(a, NamedSharding(mesh, PartitionSpec(("fsdp", "expert")))) for a in (x_XA, y_XB)]
+        weight = jax.device_put(jnp.zeros((4, 8, 16)), NamedSharding(mesh, spec))
+        gradient = jax.jit(jax.grad(value))(weight, *rows)
+    assert gradient.sharding.is_equivalent_to(NamedSharding(mesh, spec), 3)
+    expected = (np.asarray(x_XA).T @ np.asarray(y_XB)).reshape(4, 8, 16)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])

@@ -66,9 +66,10 @@ def test_an_estimate_is_near_what_the_compiler_says(name):
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_every_parameter_of_a_model_of_1_7_billion_fits_one_v5e_chip(capsys):
+@pytest.mark.parametrize("name", ["qwen3_1.7b_v5e-1", "qwen3_1.7b_float32_v5e-1"])
+def test_every_parameter_of_a_model_of_1_7_billion_fits_one_v5e_chip(name, capsys):
     pytest.importorskip("libtpu", reason="libtpu is large, and only tests of TPUs need it")
-    path = CONFIGS / "qwen3_1.7b_v5e-1.yaml"
+    path = CONFIGS / f"{name}.yaml"
     assert main(["plan", str(path), "--topology", "v5e-1"]) == 0
     said = capsys.readouterr().out
     assert "It fits." in said

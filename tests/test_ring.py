@@ -12,11 +12,13 @@ from jax.experimental.pallas import tpu as pltpu
 
 from grpo_jax.models import SHAPES, decoder_policy
 from grpo_jax.models.attention import KeyValues, attend_ring, live_positions
-from grpo_jax.models.attention.ring import BLOCK, paired
+from grpo_jax.models.attention.ring import BLOCK, block_size, paired
 from grpo_jax.rollout import Sampler
 from grpo_jax.structs import Prompts
 
-COUNTS = {  # of three rows, and the position of the newest in the ring: rows that have ended, that are full, that wrap
+# Of three rows, and the position of the newest in the ring of two blocks of 128: rows that have ended, that are full,
+# that wrap. Where blocks are larger, there are as many more of each.
+COUNTS = {
     "short": ([1, 0, 71], 70),
     "wrapped": ([200, 256, 3], 70),
     "end of a block": ([129, 0, 128], 127),
@@ -25,7 +27,13 @@ COUNTS = {  # of three rows, and the position of the newest in the ring: rows th
     "last": ([256, 0, 130], 255),
     "none": ([0, 0, 0], 17),
 }
-HEADS = {"grouped": (2, 2, 128), "pairs of 64": (2, 3, 64), "of 256": (1, 2, 256), "each its own": (4, 1, 128)}
+HEADS = {
+    "grouped": (2, 2, 128),
+    "pairs of 64": (2, 3, 64),
+    "of 256": (1, 2, 256),
+    "each its own": (4, 1, 128),
+    "many": (8, 1, 128),
+}
 
 
 def by_hand(query_GKQC, key_GKSC, value_GKSC, count_G, index, softcap):
@@ -44,8 +52,12 @@ def by_hand(query_GKQC, key_GKSC, value_GKSC, count_G, index, softcap):
     return output_GKQC, logsum_GKQ
 
 
-def check(heads, counts, softcap, dtype, blocks=2):
-    (K, Q, C), (count_G, index), S = HEADS[heads], COUNTS[counts], blocks * BLOCK
+def check(heads, counts, softcap, dtype, S=None):
+    (K, Q, C), (count_G, index) = HEADS[heads], COUNTS[counts]
+    pairs = max(128 // C, 1)
+    if S is None:
+        times = block_size(K // pairs, 4 * BLOCK, C * pairs) // BLOCK
+        count_G, index, S = [times * count for count in count_G], times * (index + 1) - 1, 2 * times * BLOCK
     random = np.random.default_rng(0)
 
     def draw(*shape):
@@ -57,7 +69,7 @@ def check(heads, counts, softcap, dtype, blocks=2):
 
     @jax.jit
     def attend(count_PG, index):
-        live = live_positions(count_PG, index, S)
+        live = live_positions(count_PG, index, cached.key)
         return attend_ring(query_PGKQC, new, cached, live, index, softcap)
 
     with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory="nan")):
@@ -82,10 +94,21 @@ def check(heads, counts, softcap, dtype, blocks=2):
         ("grouped", "wrapped", None, jnp.float32),
         ("pairs of 64", "newest and oldest in a block", 5.0, jnp.float32),
         ("of 256", "end of a block", None, jnp.bfloat16),
+        ("many", "wrapped", None, jnp.bfloat16),
     ],
 )
 def test_the_kernel_reads_and_writes_what_the_formula_does(heads, counts, softcap, dtype):
     check(heads, counts, softcap, dtype)
+
+
+@pytest.mark.parametrize(("counts", "S"), [("wrapped", 256), ("newest and oldest in a block", 384)])
+def test_a_ring_buffer_may_be_one_block_or_three_smaller_ones(counts, S):
+    assert [block_size(2, S, 128) for S in (256, 384, 512)] == [256, 128, 256]
+    check("grouped", counts, None, jnp.float32, S)
+
+
+def test_blocks_are_larger_where_a_device_has_few_heads():
+    assert [block_size(K, 1024, 128) for K in (1, 2, 4, 8)] == [256, 256, 256, 128]
 
 
 @pytest.mark.slow

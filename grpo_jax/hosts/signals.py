@@ -141,6 +141,29 @@ def end_at_second(numbers: Collection[int]) -> Callable[[], None]:
     return close
 
 
+class Signalled(BaseException):
+    """A signal that ends the process has come, and blocks are left before it does."""
+
+
+@contextmanager
+def left_by_signals(numbers: Collection[int] = (signal.SIGTERM, signal.SIGHUP)) -> Generator[None]:
+    """A block that such a signal leaves, so that what it has begun is put away; then the signal ends the process."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)  # the second ends the process at once
+        raise Signalled(number)
+
+    taken = [number for number in numbers if take_over(number, leave)]
+    try:
+        yield
+    except Signalled as signalled:
+        signal.raise_signal(signalled.args[0])
+        raise
+    finally:
+        for number in taken:
+            give_back(number)
+
+
 def say(text: str) -> None:
     """Prints to standard error, without secrets. It may be closed by now, or in use if a handler of a signal prints."""
     with suppress(OSError, ValueError, RuntimeError):

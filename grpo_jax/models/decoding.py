@@ -92,7 +92,7 @@ def extend(
     cos_sin = {rope: jax.tree.map(lambda a: a[positions_PG1], table) for rope, table in tables.items()}
     in_kernel = platform == "tpu" and _serves(shape, own[0].key)
     attend_of = _attend_to_all if platform == "tpu" else _write_and_attend
-    live = _live(spans, index_PG, active_PG, index, S) if in_kernel else {}
+    live = _live(spans, index_PG, active_PG, index, own[0].key) if in_kernel else {}
     x_PG1D = embed(shape, activations, params, tokens_PG[:, :, None])
     extended = []
     for weights, span, shared, cached in zip(params["layers"], spans, prefix["key_values"], own, strict=True):
@@ -164,13 +164,13 @@ def _attend_live(
 
 
 def _live(
-    spans: tuple[Span, ...], index_PG: Array, active_PG: Array | None, index: Array, S: int
+    spans: tuple[Span, ...], index_PG: Array, active_PG: Array | None, index: Array, cached: Array
 ) -> dict[int | None, Live]:
     """What each window reads of the ring buffers."""
-    count_PG = jnp.clip(index_PG + 1, 0, S)
+    count_PG = jnp.clip(index_PG + 1, 0, cached.shape[3])
     count_PG = count_PG if active_PG is None else jnp.where(active_PG, count_PG, 0)
     return {
-        window: live_positions(count_PG if window is None else jnp.minimum(count_PG, window), index, S)
+        window: live_positions(count_PG if window is None else jnp.minimum(count_PG, window), index, cached)
         for window in {span.window for span in spans}
     }
 

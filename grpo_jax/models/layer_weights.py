@@ -66,11 +66,7 @@ def _gathered_parts(letters: str, weight: Adapted) -> Adapted:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gathered(letters: str, a: Array) -> Array:
-    """An array with these axes, not divided along D on any device. Its gradient is divided as weights are.
-
-    The gradient is first whole, too, or its product would be cut into partial products. XLA makes one reduce-scatter of
-    both steps.
-    """
+    """An array with these axes, not divided along D on any device. Its gradient is divided as weights are."""
     return _constrained(letters, a)
 
 
@@ -79,16 +75,32 @@ def _gathered_forward(letters: str, a: Array) -> tuple[Array, None]:
 
 
 def _gathered_backward(letters: str, _: None, grad: Array) -> tuple[Array]:
-    return (_constrained(letters, _constrained(letters, grad), whole=False),)
+    return (_scattered(letters, grad),)
 
 
 gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
-def _constrained(letters: str, a: Array, whole: bool = True) -> Array:
-    """The array as it is in the copy for sampling, or as weights are divided. Without a mesh it is what it was."""
+def _constrained(letters: str, a: Array) -> Array:
+    """The array as it is in the copy for sampling. Without a mesh it is what it was."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or len(letters) < 2:
         return a
-    spec: PartitionSpec = (serving_spec if whole else weight_spec)(letters, a.shape, mesh)
-    return jax.lax.with_sharding_constraint(a, spec)
+    return jax.lax.with_sharding_constraint(a, serving_spec(letters, a.shape, mesh))
+
+
+def _scattered(letters: str, grad: Array) -> Array:
+    """A gradient, divided as weights are. Without a mesh it is what it was.
+
+    It is first whole, or its product would be cut into partial products. XLA makes one reduce-scatter of both steps if
+    D is the first axis, and else sums the whole gradient on every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or len(letters) < 2:
+        return grad
+    order = sorted(range(len(letters)), key=lambda axis: letters[axis] != "D")
+    moved = jnp.transpose(grad, order)
+    for spec in (serving_spec(letters, grad.shape, mesh), weight_spec(letters, grad.shape, mesh)):
+        names = [*spec, *[None] * (len(letters) - len(spec))]
+        moved = jax.lax.with_sharding_constraint(moved, PartitionSpec(*(names[axis] for axis in order)))
+    return jnp.transpose(moved, sorted(range(len(order)), key=lambda axis: order[axis]))

@@ -1,114 +1,169 @@
-"""Settings with which a device needs less memory, and the bytes that each saves."""
+"""Settings with which a device needs less memory: chosen by estimates, and named once they were compiled."""
 
-from typing import Any
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
+from typing import NamedTuple
 
 from grpo_jax.commands.plan.case import Case
+from grpo_jax.commands.plan.estimate import estimated_learning, estimated_sampling
 from grpo_jax.commands.plan.programs import Phase
-from grpo_jax.commands.plan.search import FAR_TOO_MUCH, fits
-from grpo_jax.commands.plan.topology import AnyDevice
+from grpo_jax.commands.plan.search import Planned
+from grpo_jax.commands.plan.topology import GIB, AnyDevice
 from grpo_jax.devices.mesh import prompt_shards
 from grpo_jax.devices.sharding import devices_per_group
 from grpo_jax.rollout.sizes import prompts_held, subgroups_at_once
 
-Saved = dict[str, int | float]
-IN_BYTES = 2 * (1 + 4 / 128)  # bytes of a parameter's two moments in 8 bits, with a scale for each 128
+TRIALS = 3  # sets of settings that are compiled, one or two programs each
+AT_MOST = 4  # settings in a set
+NEAR = GIB / 4  # bytes that are too few for a choice
+
+Settings = tuple[str, ...]  # overrides of a config
 
 
-def advice(case: Case, figures: dict[str, Any], sample: Phase, learned: dict[int, Phase]) -> list[str]:
-    """At most three changes of settings, those first that save most; a larger slice comes last.
+Guess = Callable[[Settings], Planned | None]  # what settings are expected to need; None if they do not go together
 
-    `learned` is what learning needs, by the number of responses at once, for the numbers that were tried.
+
+class Advice(NamedTuple):
+    """Settings that were tried, and what a device needs with them. Empty settings: none of those known would help."""
+
+    settings: Settings
+    planned: Planned
+
+
+def advice(
+    planned: Planned,
+    expect: Callable[[Planned, Settings], Planned | None],
+    compiled: Callable[[Settings, Planned], Planned],
+    choosing: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Advice:
+    """The first settings with which everything fits, or those tried with which it comes nearest to that.
+
+    `expect` estimates what settings need, given what is known; it is None if they do not go together. `compiled` plans
+    such settings, given what is expected of them. What is compiled corrects the estimates of the next settings.
     """
-    found = _for_state(case, figures)
-    if not fits(case, sample):
-        found |= _for_sampling(case, figures)
-    if not fits(case, learned[case.responses_at_once]):
-        found |= _for_learning(case, figures, learned)
-    ranked = sorted((name for name, saved in found.items() if saved > 0), key=lambda name: found[name], reverse=True)
-    return [*ranked, "a device with more memory" if isinstance(case.slice, AnyDevice) else "a larger slice"][:3]
+    tried: list[Advice] = []
+    known, refused = planned, set[str]()
+    for _ in range(TRIALS):
+        with choosing():
+            guess = cache(partial(expect, known))
+            settings = choose(guess, refused)
+        guessed = guess(settings)
+        if not settings or guessed is None or any(settings == each.settings for each in tried):
+            break
+        known = compiled(settings, guessed)
+        tried.append(Advice(settings, known))
+        if known.fits:
+            return tried[-1]
+        if known.peak is None:
+            refused.add(settings[-1])  # the compiler did not say what it needs: its estimate stays wrong
+            known = planned
+    return min(tried, key=lambda each: each.planned.peak or float("inf"), default=Advice((), planned))
 
 
-def _for_state(case: Case, figures: dict[str, Any]) -> Saved:
-    """Settings that make smaller what is always in memory."""
-    weights, optimizer = figures["weights_bytes"], case.config.optimizer
-    on_a_slice = not isinstance(case.slice, AnyDevice)  # whose chips read the host's memory; other devices may not
-    found: Saved = {}
-    if optimizer.arguments.get("moments_in") == "device":
-        found["optimizer.use=adafactor"] = figures["optimizer_bytes"]
-        of_one = {"float32": 8, "bfloat16": 6, "int8": IN_BYTES}[optimizer.arguments["moments"]]  # bytes a parameter
-        found["optimizer.moments=int8"] = figures["optimizer_bytes"] * (1 - IN_BYTES / of_one)
-        found["optimizer.moments_in=host"] = figures["optimizer_bytes"] if on_a_slice else 0
-    if case.algorithm.policy.frozen and "int8" not in figures["weights_type"]:
-        found["model.weights=int8"] = weights / 2
-    elif "float32" in figures["weights_type"]:
-        found["model.weights=bfloat16"] = weights / 2
-    if figures["reference_bytes"]:
-        found["an objective without KL"] = weights
-    if data := case.mesh.shape["data"] - 1:
-        saved = (weights + figures["optimizer_bytes"]) * data / (data + 1)
-        found[f"mesh.fsdp={case.mesh.shape['fsdp'] * (data + 1)} mesh.data=1"] = saved
-    return found
+def choose(guess: Guess, refused: Container[str]) -> Settings:
+    """The settings that are expected to help most: one after the other, until both phases are expected to fit.
+
+    Of several that are enough, or that help alike, it is the gentlest. One that is not needed in the end is left out.
+    """
+    chosen: Settings = ()
+    now = guess(chosen)
+    while now is not None and not now.fits and len(chosen) < AT_MOST:
+        proposed = [_with(chosen, each) for each in changes(now.case) if each not in refused]
+        more = _best(_missing(now), proposed, guess)
+        if more is None:
+            break
+        chosen, now = more, guess(more)
+    for each in reversed(chosen):
+        fewer = tuple(other for other in chosen if other != each)
+        left = guess(fewer) if fewer else None
+        chosen = fewer if left is not None and left.fits else chosen
+    return chosen
 
 
-def _for_sampling(case: Case, figures: dict[str, Any]) -> Saved:
-    """Settings that make the caches smaller."""
-    sampler, caches = case.sampler, figures["kv_cache_bytes"]
-    found: Saved = {}
-    if sampler.max_tokens > 1:
-        saved = caches * sampler.responses / (2 * sampler.responses + 1)
-        found[f"{case.longest}={sampler.max_tokens // 2}"] = saved
-    if not sampler.int8_cache:
-        found["rollout.int8_cache=true"] = caches / 2
-    held, fewer = case.sampled[0], _half_of_the_prompts(case)
-    if fewer is not None:
-        found[f"rollout.at_once={fewer[0]}"] = caches * (1 - fewer[1] / held)
-    return found
+def _best(missing: int, proposed: Sequence[Settings], guess: Guess) -> Settings | None:
+    """The first of these with which least is missing, but for a little; None if none of them helps."""
+    best, least = None, max(missing - NEAR, 1)
+    for settings in proposed:
+        planned = guess(settings)
+        if planned is not None and _missing(planned) < least:
+            best, least = settings, max(_missing(planned) - NEAR, 0)
+    return best
 
 
-def _half_of_the_prompts(case: Case) -> tuple[int, int] | None:
-    """An `at_once` of half the prompts held now, and how many subgroups a host then holds; None if not fewer."""
+def _with(chosen: Settings, change: str) -> Settings:
+    """These settings with one more, which takes the place of any that it replaces."""
+    keys = {each.partition("=")[0] for each in change.split()}
+    section = change.partition(".use=")[0] + "." if ".use=" in change else None
+    kept = (each for each in chosen if each.partition("=")[0] not in keys)
+    return (*(each for each in kept if section is None or not each.startswith(section)), change)
+
+
+def _missing(planned: Planned) -> int:
+    """The bytes that both phases lack, if they are known."""
+    memory = planned.case.slice.chip.memory
+    return sum(max(int(phase.peak - memory), 0) for phase in (planned.sample, planned.train) if phase.peak is not None)
+
+
+def expected(known: Planned, case: Case | None) -> Planned | None:
+    """What a case is expected to need: by an estimate, corrected by what the estimate of a known case was wrong by."""
+    if case is None:
+        return None
+    n = case.responses_at_once
+    like = n if n in known.learned else known.case.responses_at_once
+    sample = _corrected(known.case, known.sample, estimated_sampling(known.case), estimated_sampling(case))
+    before, now = estimated_learning(known.case, like), estimated_learning(case, n)
+    return Planned(case, sample, {n: _corrected(known.case, known.learned[like], before, now)})
+
+
+def _corrected(known: Case, found: Phase, before: Phase, now: Phase) -> Phase:
+    """A phase by its estimate now, with what was found for another case, and that case's estimate before."""
+    least = known.slice.chip.memory + NEAR  # of what did not compile
+    before_peak, now_peak = (each.peak or 0 for each in (before, now))
+    peak = max(found.asked or before_peak, int(least)) if found.peak is None else found.peak
+    return Phase(peak + now_peak - before_peak)
+
+
+def changes(case: Case) -> Iterator[str]:
+    """All single settings that make a case smaller and are not set yet, the gentlest first.
+
+    Gentle are those that change how much is computed at once; then come those that round and another optimiser, what
+    takes the compiler long, another objective, and last shorter answers.
+    """
+    optimizer, algorithm, model = (getattr(case.config, name).arguments for name in ("optimizer", "algorithm", "model"))
+    now, in_device = case.responses_at_once, optimizer.get("moments_in") == "device"
+    fewer = [n for n in case.choices if n < now]
+    yield from (f"algorithm.responses_at_once={n}" for n in (*case.choices[:1], *fewer) if n != now)
+    if case.remat not in ("full", "offload"):
+        yield "model.remat=full"
+    if case.remat != "offload" and not isinstance(case.slice, AnyDevice):
+        yield "model.remat=offload"
+    if (fewer_prompts := _half_of_the_prompts(case)) is not None:
+        yield f"rollout.at_once={fewer_prompts}"
+    if case.mesh.shape["data"] > 1:
+        yield f"mesh.fsdp={case.mesh.shape['fsdp'] * case.mesh.shape['data']} mesh.data=1"
+    if not case.sampler.int8_cache:
+        yield "rollout.int8_cache=true"
+    if optimizer.get("moments", "int8") != "int8":
+        yield "optimizer.moments=int8"
+    if model["weights"] != (smallest := "int8" if case.algorithm.policy.frozen else "bfloat16"):
+        yield f"model.weights={smallest}"
+    if optimizer.get("moments_in"):
+        yield "optimizer.use=adafactor"
+    if in_device and not isinstance(case.slice, AnyDevice):  # chips read the host's memory; other devices may not
+        yield "optimizer.moments_in=host"
+    if algorithm["gradients"] == "whole":
+        yield "algorithm.gradients=by_layer"
+    if case.reference_bytes:
+        yield "objective.kl=0"
+    if case.sampler.max_tokens > 1:
+        yield f"{case.longest}={case.sampler.max_tokens // 2}"
+
+
+def _half_of_the_prompts(case: Case) -> int | None:
+    """An `at_once` of half the prompts held now; None if a host then holds no fewer."""
     held, hosts = case.sampled[0], case.mesh.size // case.host_mesh.size
     spread = devices_per_group(case.settings.prompts, case.sampler.responses, case.mesh)
     at_once = max(held * hosts // spread // 2, 1)
     subgroups = prompts_held(held, subgroups_at_once(at_once, spread, hosts), prompt_shards(case.host_mesh))
-    return (at_once, subgroups) if subgroups < held else None
-
-
-def _for_learning(case: Case, figures: dict[str, Any], learned: dict[int, Phase]) -> Saved:
-    """Settings that make the temporaries of the backward pass smaller."""
-    sampler, shape, now = case.sampler, case.shape, case.responses_at_once
-    temporary = learned[now].temporary or case.slice.chip.memory  # the compiler does not say by how much it failed
-    found = _for_microbatches(case, learned)
-    if sampler.max_tokens > 1:
-        found[f"{case.longest}={sampler.max_tokens // 2}"] = temporary / 2
-    tokens = now * (case.length / sampler.responses + sampler.max_tokens)
-    if case.algorithm.gradients == "whole" and case.algorithm.policy.layered and not case.algorithm.policy.frozen:
-        gradient = figures["weights_bytes"]
-        found["algorithm.gradients=by_layer"] = gradient - gradient / shape.layers
-    remat = case.remat
-    if remat in ("none", "products", "attention"):
-        heads, products = shape.heads * shape.channels, 2 * shape.width + 3 * shape.feedforward
-        wide = heads if remat == "attention" else 2 * heads + 2 * shape.kv_heads * shape.channels + products
-        found["model.remat=full"] = min(2 * tokens * wide * shape.layers / case.mesh.shape["tensor"], temporary)
-    elif remat == "full":
-        found["model.remat=offload"] = min(2 * tokens * shape.width * shape.layers, temporary)
-    return found
-
-
-def _for_microbatches(case: Case, learned: dict[int, Phase]) -> Saved:
-    """Another number of responses at once: the most that fit, else that of the lowest peak of those that were tried.
-
-    Fewer may need more, as the gradients of several microbatches are added up. Where nothing else was tried, peaks are
-    estimated.
-    """
-    now, memory = case.responses_at_once, case.slice.chip.memory
-    peaks = {n: phase.peak for n, phase in learned.items() if phase.peak is not None}
-    present = peaks.pop(now, FAR_TOO_MUCH * memory)
-    if len(learned) == 1:
-        present = case.estimated_peak(now)
-        peaks = {n: case.estimated_peak(n) for n in case.choices if n < now}
-    if not peaks:
-        return {}
-    fitting = [n for n, peak in peaks.items() if peak <= memory]
-    best = max(fitting) if fitting else min(peaks, key=lambda n: peaks[n])
-    return {f"algorithm.responses_at_once={best}": present - peaks[best]}
+    return at_once if subgroups < held else None

@@ -31,6 +31,14 @@ def estimated_sampling(case: Case) -> Phase:
 
 def estimated_learning(case: Case, responses_at_once: int) -> Phase:
     """The peak of learning from so many responses at once."""
-    peak = case.estimated_peak(responses_at_once)
+    peak = case.estimated_peak(responses_at_once) - _offloaded(case, responses_at_once)
     held = device_bytes(case.state) + case.other_bytes
     return Phase(peak, held, peak - held)
+
+
+def _offloaded(case: Case, responses_at_once: int) -> int:
+    """The bytes of the inputs of all layers, if they are kept in the host's memory."""
+    if case.remat != "offload" or case.algorithm.gradients == "by_layer":
+        return 0
+    tokens = responses_at_once * (case.length / case.sampler.responses + case.sampler.max_tokens)
+    return int(MARGIN * 2 * tokens * case.shape.width * case.shape.layers)

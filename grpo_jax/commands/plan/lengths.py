@@ -25,7 +25,7 @@ class Size(NamedTuple):
 
 class Decoded(NamedTuple):
     """Tokens that are decoded with rows of one size; and, summed over them, the positions that rows use of their caches
-    and the blocks of `BLOCK` positions that these fill.
+    and the blocks of the decoding kernel that these fill.
     """
 
     tokens: int = 0
@@ -97,11 +97,13 @@ def _of_run(path: Path) -> Lengths:
     return Lengths(float(sum(means)) / len(means), SPREAD)
 
 
-def turns(length_PG: np.ndarray, held: int, rings: list[int], shards: int, fewest: int = 1) -> dict[Size, Decoded]:
+def turns(
+    length_PG: np.ndarray, held: int, rings: list[int], shards: int, fewest: int = 1, block: int = BLOCK
+) -> dict[Size, Decoded]:
     """How many tokens the sampler decodes with rows of each size, for answers of these lengths, `held` prompts at once.
 
     The first token of each answer is not among them. `rings` and `fewest` are the sampler's lengths of caches, and the
-    rows that a shard keeps.
+    rows that a shard keeps; `block` is the positions of a block.
     """
     P, G = length_PG.shape
     shapes, few = row_shapes(held, G, shards, fewest), max(shards, held // 4 // shards * shards)
@@ -124,7 +126,7 @@ def turns(length_PG: np.ndarray, held: int, rings: list[int], shards: int, fewes
         steps = _steps(left_pG, age_pG, S)
         before = found.get(Size(*shape, S), Decoded())
         lengths = age_pG[active_pG][:, None] + np.arange(1, steps + 1)
-        more = (steps, int(lengths.sum()), int(np.sum(-(-lengths // BLOCK))))
+        more = (steps, int(lengths.sum()), int(np.sum(-(-lengths // block))))
         found[Size(*shape, S)] = Decoded(*(a + b for a, b in zip(before, more, strict=True)))
         age_pG, left_pG = age_pG + active_pG * steps, np.maximum(left_pG - steps, 0)
     return found

@@ -1,6 +1,7 @@
 """A config's own programs, compiled for a TPU slice on any machine, and what they need there."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, wraps
@@ -44,6 +45,15 @@ class Phase:
     temporary: int = 0
     collective: int = 0
     message: str = ""
+
+    @property
+    def asked(self) -> int | None:
+        """What the compiler would have needed at least, if it has found no room and said so."""
+        found = re.search(r"Used ([\d.]+)([GM]) of|\(([\d.]+)([GM])\) exceeds", self.message)
+        if found is None:
+            return None
+        number, unit = (each for each in found.groups() if each is not None)
+        return int(float(number) * 2 ** {"G": 30, "M": 20}[unit])
 
 
 def _without_peak_if_too_large(plan: Callable[..., Phase]) -> Callable[..., Phase]:

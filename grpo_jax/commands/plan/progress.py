@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 EVERY = 10.0  # seconds between two messages
 # Seconds that programs took for a model of 28 layers and one chip on two cores, by what they do.
-SECONDS = {"sampling": 23.0, "learning": 36.0, "serving": 3.0, "reading": 12.0, "decoding": 14.0, "optimiser": 8.0}
+SECONDS = {
+    **{"sampling": 23.0, "learning": 36.0, "serving": 3.0, "reading": 12.0, "decoding": 14.0, "optimiser": 8.0},
+    "estimates": 10.0,  # of what would help, from shapes
+}
 SEVERAL = 1.5  # times as long for several chips
 
 
@@ -26,10 +29,10 @@ class Progress:
         return self.factor * SECONDS[kind] * self.layers / 28 * (SEVERAL if self.chips > 1 else 1.0)
 
     @contextmanager
-    def during(self, kind: str, name: str) -> Generator[None]:
+    def during(self, kind: str, name: str, doing: str = "compiling") -> Generator[None]:
         """Says now and then that this program is compiled, until it is."""
         about, begun, ended = self.expected(kind), time.monotonic(), threading.Event()
-        told = threading.Thread(target=_tell, args=(name, about, begun, ended), daemon=True)
+        told = threading.Thread(target=_tell, args=(f"{doing} {name}", about, begun, ended), daemon=True)
         told.start()
         try:
             yield
@@ -40,8 +43,8 @@ class Progress:
         self.factor *= (taken / about) ** 0.5 if about > 0 and taken > 1 else 1.0
 
 
-def _tell(name: str, about: float, begun: float, ended: threading.Event) -> None:
+def _tell(what: str, about: float, begun: float, ended: threading.Event) -> None:
     while not ended.wait(EVERY):
         taken = time.monotonic() - begun
         rest = f"about {about - taken:.0f} s more" if taken < about else f"longer than the {about:.0f} s expected"
-        logging.getLogger("grpo_jax").info("compiling %s: %.0f s so far, %s", name, taken, rest)
+        logging.getLogger("grpo_jax").info("%s: %.0f s so far, %s", what, taken, rest)

@@ -2,24 +2,26 @@
 
 import argparse
 import logging
-from collections.abc import Mapping
-from functools import partial
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
 import jax
 
 from grpo_jax.algorithm import Algorithm
 from grpo_jax.commands.plan import timing
-from grpo_jax.commands.plan.advice import advice
+from grpo_jax.commands.plan.advice import Advice, Settings, advice, expected
 from grpo_jax.commands.plan.case import Case, assemble
 from grpo_jax.commands.plan.estimate import ACCURACY, estimated
 from grpo_jax.commands.plan.lengths import Decoded, Lengths, Size, read_lengths
 from grpo_jax.commands.plan.programs import Phase, decoding_inputs, plan_learning, plan_sampling
 from grpo_jax.commands.plan.progress import Progress
-from grpo_jax.commands.plan.search import fits, largest, search, timed
+from grpo_jax.commands.plan.search import Planned, largest, search, timed, tried
 from grpo_jax.commands.plan.topology import GIB, AnyDevice, device_with, find_slice
 from grpo_jax.commands.printing import is_for_people, print_json, show
-from grpo_jax.config import Config, ConfigError, locate
+from grpo_jax.config import Config, ConfigError, locate, read
 from grpo_jax.devices.memory import device_bytes, host_bytes
 from grpo_jax.structs import Params
 from grpo_jax.training.overview import table as overview
@@ -50,14 +52,63 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.time:
         return show_times(arguments, case, lengths)
     TOLD.info("compiling ..." if figures_are_exact(case) else "estimating from shapes ...")
-    sample, learned = _compiled(case) if figures_are_exact(case) else estimated(case)
-    figures = measure(case, sample, learned, lengths)
-    figures["advice"] = [] if figures["fits"] else advice(case, figures, sample, learned)
+    progress = Progress(case.shape.layers, case.slice.chips)
+    planned = _compiled(case, progress) if figures_are_exact(case) else Planned(case, *estimated(case))
+    figures = measure(*planned, lengths)
+    if not planned.fits:
+        figures |= said(_advised(arguments, planned, progress))
     if arguments.json:
         print_json(arguments, figures)
     if is_for_people(arguments):
-        show(f"{table(figures, sample, learned[case.responses_at_once])}\n{verdict(figures)}")
+        show(f"{table(figures, planned.sample, planned.train)}\n{verdict(figures)}")
     return 0 if figures["fits"] else 1
+
+
+def _advised(arguments: argparse.Namespace, planned: Planned, progress: Progress) -> Advice:
+    """Settings with which it fits, after some that were tried."""
+
+    @cache
+    def changed(settings: Settings) -> Case | None:
+        try:
+            config = read(arguments.path, [*arguments.overrides, *" ".join(settings).split()], arguments.sft)
+            return assemble(config, planned.case.slice)
+        except ValueError:  # they do not go together
+            return None
+
+    def compiled(settings: Settings, guess: Planned) -> Planned:
+        return tried(planned, guess, settings, progress) if figures_are_exact(planned.case) else guess
+
+    @contextmanager
+    def choosing() -> Generator[None]:
+        with progress.during("estimates", "what would help", "estimating"), _only_others():
+            yield
+
+    return advice(planned, lambda known, settings: expected(known, changed(settings)), compiled, choosing)
+
+
+@contextmanager
+def _only_others() -> Generator[None]:
+    """A block in which this thread logs nothing, such as what each of many cases would learn from at once."""
+    this = threading.get_ident()
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.thread != this
+
+    TOLD.addFilter(of_others)
+    try:
+        yield
+    finally:
+        TOLD.removeFilter(of_others)
+
+
+def said(found: Advice) -> dict[str, Any]:
+    """Advice as JSON has it."""
+    planned = found.planned
+    return {
+        "advice": list(found.settings),
+        "advice_fits": planned.fits,
+        "advice_peak_hbm_bytes": planned.peak,
+    }
 
 
 def show_times(arguments: argparse.Namespace, case: Case, lengths: Lengths) -> int:
@@ -75,7 +126,12 @@ def verdict(figures: Mapping[str, Any]) -> str:
     estimate = "" if figures["compiled"] else f" by this estimate, which compiled nothing: {ACCURACY}"
     if figures["fits"]:
         return f"It fits{estimate}."
-    return f"It does not fit{estimate}. What helps most: {', '.join(figures['advice'])}."
+    settings, peak = " ".join(figures["advice"]), gib(figures["advice_peak_hbm_bytes"]).strip()
+    if figures["advice_fits"]:
+        return f"It does not fit{estimate}.\nWith {settings} it fits: {peak}."
+    larger = "a larger slice" if figures["compiled"] else "a device with more memory"
+    even = f"Even with {settings} it needs {peak}; it is for" if settings else "No setting helps; it is for"
+    return f"It does not fit{estimate}.\n{even} {larger}."
 
 
 def figures_are_exact(case: Case) -> bool:
@@ -83,13 +139,13 @@ def figures_are_exact(case: Case) -> bool:
     return not isinstance(case.slice, AnyDevice)
 
 
-def _compiled(case: Case) -> tuple[Phase, dict[int, Phase]]:
+def _compiled(case: Case, progress: Progress) -> Planned:
     """What sampling needs, and learning by the number of responses at once, as the compiler says."""
-    progress = Progress(case.shape.layers, case.slice.chips)
     learn = partial(plan_learning, case, case.responses_at_once)
     sample = timed(progress, "sampling", "sampling", partial(plan_sampling, case)) or Phase(None)
     train = timed(progress, "learning", "learning", learn) or Phase(None)
-    return sample, {case.responses_at_once: train} if sample.peak is None else search(case, train, progress)
+    alone = sample.peak is None or device_bytes(case.state) + case.other_bytes > case.slice.chip.memory
+    return Planned(case, sample, {case.responses_at_once: train} if alone else search(case, train, progress))
 
 
 def introduction(case: Case) -> str:
@@ -116,7 +172,7 @@ def measure(case: Case, sample: Phase, learned: dict[int, Phase], lengths: Lengt
     weights = device_bytes(case.state.params)
     figures = {
         "compiled": figures_are_exact(case),
-        "fits": fits(case, sample) and fits(case, train),
+        "fits": Planned(case, sample, learned).fits,
         "hbm_limit_bytes": case.slice.chip.memory,
         "weights_bytes": weights,
         "weights_type": _types(case.state.params),

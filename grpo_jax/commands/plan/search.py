@@ -1,27 +1,54 @@
 """Finds from how many responses a device can learn at once, by compiling."""
 
 import logging
-import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 import jax
 
 from grpo_jax.commands.plan.case import Case, assemble
-from grpo_jax.commands.plan.programs import Phase, plan_learning
+from grpo_jax.commands.plan.child import child
+from grpo_jax.commands.plan.programs import Phase, plan_learning, plan_sampling
 from grpo_jax.commands.plan.progress import Progress
 from grpo_jax.commands.plan.topology import find_slice
 from grpo_jax.config import Config
+from grpo_jax.hosts.signals import left_by_signals
 
 PATIENCE = 240.0  # seconds for a program that only the search asks for
+OF_SAMPLING, OF_LEARNING = ("rollout.at_once", "rollout.int8_cache"), ("algorithm.responses_at_once", "model.remat")
 FAR_TOO_MUCH = 2  # times the memory; not all temporaries grow with the responses
 
 
 def fits(case: Case, phase: Phase) -> bool:
     """Whether a phase fits a device."""
     return phase.peak is not None and phase.peak <= case.slice.chip.memory
+
+
+class Planned(NamedTuple):
+    """What sampling needs, and learning by the number of responses at once."""
+
+    case: Case
+    sample: Phase
+    learned: dict[int, Phase]
+
+    @property
+    def train(self) -> Phase:
+        """Learning as the config has it."""
+        return self.learned[self.case.responses_at_once]
+
+    @property
+    def fits(self) -> bool:
+        """Whether both phases fit the device."""
+        return fits(self.case, self.sample) and fits(self.case, self.train)
+
+    @property
+    def peak(self) -> int | None:
+        """The most bytes that a device needs; None if a program did not compile."""
+        peaks = [phase.peak for phase in (self.sample, self.train)]
+        return None if None in peaks else max(peak for peak in peaks if peak is not None)
 
 
 def search(case: Case, present: Phase, progress: Progress) -> dict[int, Phase]:
@@ -59,23 +86,38 @@ def timed(progress: Progress, kind: str, name: str, work: Callable[[], Phase | N
     return phase
 
 
+def tried(planned: Planned, guess: Planned, settings: Sequence[str], progress: Progress) -> Planned:
+    """What a case with other settings needs, which is guessed. A phase that they leave alone stays as it was planned.
+
+    The phase that is expected to need more is compiled first; if it does not fit, the other one stays as guessed.
+    """
+    case, n, told = guess.case, guess.case.responses_at_once, " ".join(settings)
+    keys = {each.partition("=")[0] for each in settings}
+    works = {"sampling": partial(plan_sampling, case), "learning": partial(in_time, case, n)}
+    phases = {"sampling": guess.sample, "learning": guess.train}
+    if keys <= set(OF_LEARNING):
+        phases["sampling"] = planned.sample
+        del works["sampling"]
+    if keys <= {*OF_SAMPLING, OF_LEARNING[0]} and n in planned.learned:
+        phases["learning"] = planned.learned[n]
+        del works["learning"]
+    for kind in sorted(works, key=lambda kind: phases[kind].peak or 0, reverse=True):
+        phases[kind] = timed(progress, kind, f"{kind} with {told}", works[kind]) or Phase(None)
+        if not fits(case, phases[kind]):
+            break
+    return Planned(case, phases["sampling"], {n: phases["learning"]})
+
+
 def in_time(case: Case, responses_at_once: int) -> Phase | None:
     """The phase of learning from so many responses; None if the compiler needs more than `PATIENCE` seconds, or ends
     without a result, as it does if this machine's own memory is too small for it.
     """
-    spawned = multiprocessing.get_context("spawn")
-    receiver, sender = spawned.Pipe(duplex=False)
-    inputs = (sender, case.config, case.slice.name, responses_at_once)
-    child = spawned.Process(target=_plan_and_send, args=inputs, daemon=True)
-    child.start()
-    sender.close()  # or the end of the child would not be noticed
-    try:
-        return receiver.recv() if receiver.poll(PATIENCE) else None
-    except EOFError:
-        return None
-    finally:
-        child.kill()
-        child.join()
+    inputs = (case.config, case.slice.name, responses_at_once)
+    with left_by_signals(), child(_plan_and_send, *inputs) as receiver:
+        try:
+            return receiver.recv() if receiver.poll(PATIENCE) else None
+        except EOFError:
+            return None
 
 
 def _plan_and_send(sender: Connection, config: Config, name: str, responses_at_once: int) -> None:

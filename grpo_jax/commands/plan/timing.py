@@ -4,7 +4,6 @@ The programs are compiled in a process of its own, because libtpu reads the opti
 it is loaded. What it writes is read after each program, and deleted.
 """
 
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import jax
 
 from grpo_jax.commands.plan.bundles import kernels, options
 from grpo_jax.commands.plan.case import Case, assemble
+from grpo_jax.commands.plan.child import child
 from grpo_jax.commands.plan.cost import Costs, Live, costs
 from grpo_jax.commands.plan.hlo import collective_bytes
 from grpo_jax.commands.plan.instructions import parse
@@ -36,7 +36,8 @@ from grpo_jax.commands.plan.progress import Progress
 from grpo_jax.commands.plan.topology import find_slice
 from grpo_jax.config import Config
 from grpo_jax.devices.mesh import prompt_shards
-from grpo_jax.models.attention import AT_ONCE
+from grpo_jax.hosts.signals import left_by_signals
+from grpo_jax.models.attention import AT_ONCE, LANES, block_size
 from grpo_jax.rollout.sizes import FEWEST_ROWS
 
 SAMPLING, LEARNING = "sampling", "learning"
@@ -96,7 +97,14 @@ def decoded(case: Case, lengths: Lengths) -> dict[Size, Decoded]:
     held, G, rounds = case.sampled
     length_PG = lengths.draw(held * rounds, G, case.sampler.max_tokens)
     fewest = 1 if case.sampler.live_block(case.algorithm.policy) is None else FEWEST_ROWS
-    return turns(length_PG, held, rings(case), prompt_shards(case.host_mesh), fewest)
+    return turns(length_PG, held, rings(case), prompt_shards(case.host_mesh), fewest, _block(case))
+
+
+def _block(case: Case) -> int:
+    """Positions of a block of the decoding kernel."""
+    lanes, tensor = max(case.shape.channels, LANES), case.host_mesh.shape["tensor"]
+    K = case.shape.kv_heads * case.shape.channels // lanes
+    return block_size(K // tensor if K % tensor == 0 else K, rings(case)[-1], lanes)
 
 
 def live_of(case: Case, size: Size, found: Decoded) -> Live | None:
@@ -111,18 +119,9 @@ def live_of(case: Case, size: Size, found: Decoded) -> Live | None:
 def timed(case: Case, lengths: Lengths) -> list[Timed]:
     """What each program of a step costs. Tells how far it has come."""
     progress = Progress(case.shape.layers, case.slice.chips)
-    spawned = multiprocessing.get_context("spawn")
-    receiver, sender = spawned.Pipe(duplex=False)
-    with tempfile.TemporaryDirectory(prefix="grpo_jax_bundles_") as folder:
-        inputs = (sender, case.config, case.slice.name, lengths, folder)
-        child = spawned.Process(target=_time_and_send, args=inputs, daemon=True)
-        child.start()
-        sender.close()  # or the end of the child would not be noticed
-        try:
+    with left_by_signals(), tempfile.TemporaryDirectory(prefix="grpo_jax_bundles_") as folder:
+        with child(_time_and_send, case.config, case.slice.name, lengths, folder) as receiver:
             return [_received(receiver, progress, each) for each in programs(case, lengths)]
-        finally:
-            child.kill()
-            child.join()
 
 
 def _received(receiver: Connection, progress: Progress, program: Program) -> Timed:

@@ -32,6 +32,7 @@ RUN_BY = {  # pages whose Python another test runs
     "docs/python.md": "test_readme.py",
     "docs/evaluation.md": "test_readme.py",
     "docs/sft.md": "test_readme.py",
+    "docs/environments.md": "test_environments_page.py",
     "docs/rewards.md": "test_rewards_page.py",
     "docs/judges.md": "test_guide_pages.py",
 }

@@ -49,12 +49,6 @@ SECTIONS = {
         takes=("example", "response"),
         also_takes=(("example", "responses"), ("examples", "responses"), ("example", "conversation")),
     ),
-    "environment": Section(
-        "who answers the model in conversations of several turns; without it, the task's environment does",
-        "grpo_jax.environments",
-        "Configured",
-        optional=True,
-    ),
     "rollout": Section("how answers are sampled", "grpo_jax.rollout", "Sampler", supplied=("ends", "decode")),
     "objective": Section("what is learned from rewards", "grpo_jax.objectives", "verifiable", returns="Objective"),
     "algorithm": Section(
@@ -73,6 +67,12 @@ SECTIONS = {
     "train": Section("how long to train, and what to do between steps", "grpo_jax.training.session", "Settings"),
     "evaluation": Section("how held-out prompts are answered", "grpo_jax.evaluation.settings", "Evaluation"),
     "mesh": Section("how weights and prompts are divided among devices", "grpo_jax.devices.mesh", "Layout"),
+    "environment": Section(
+        "who answers the model in conversations of several turns; without it, the task's environment does",
+        "grpo_jax.environments",
+        "Configured",
+        optional=True,
+    ),
     "judge": Section(
         "the language model that rubrics ask about answers",
         "grpo_jax.judges",

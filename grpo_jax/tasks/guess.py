@@ -52,6 +52,7 @@ def guess(
     held_out: int = 64,  # games
     largest: int = 15,  # of the numbers, which start at 1
     turns: int = 4,  # guesses, at most; halving the range each time, 4 find a number up to 15
+    worked: bool = False,  # each prompt has a game up to its last guess, for `grpo-jax sft` with turns: all
     instruction: str = "",
     system: str | None = "Answer with a number.",
 ) -> Task:
@@ -62,9 +63,27 @@ def guess(
     """
     check_sizes(train, held_out)
     check_range("task.largest", largest, least=2, most=MOST)
-    question = f"Guess my number from 1 to {largest}."
-    examples = [
-        Example(messages(question, instruction, system), "", {"game": number}) for number in range(train + held_out)
-    ]
+    asked = messages(f"Guess my number from 1 to {largest}.", instruction, system)
+    examples = [_game(number, asked, largest, turns, worked) for number in range(train + held_out)]
     played = Bounded(Guessing(largest), turns=turns)
     return Task(examples[:train], examples[train:], Mix(((environment, 1.0),)), played)
+
+
+def _game(number: int, asked: list[Message], largest: int, turns: int, worked: bool) -> Example:
+    if not worked:
+        return Example(asked, "", {"game": number})
+    *before, last = played(number, largest, turns)
+    return Example([*asked, *before], last["content"], {"game": number})
+
+
+def played(seed: int, largest: int, turns: int) -> list[Message]:
+    """A game up to its last guess, in which each guess is drawn from the numbers that the answers before it allow."""
+    game, random, said = Guessing(largest), np.random.default_rng([seed, 1]), list[Message]()
+    game.reset(Example("?"), seed)
+    while True:
+        guessed = {"role": "assistant", "content": str(random.integers(game.low, game.high, endpoint=True))}
+        turn = game.step(guessed)
+        said.append(guessed)
+        if turn.done or len(said) == 2 * turns - 1:
+            return said
+        said += turn.messages

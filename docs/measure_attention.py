@@ -8,7 +8,6 @@ those that the library chooses.
 """
 
 import os
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -16,28 +15,12 @@ from pathlib import Path
 HEADS, KV_HEADS = 16, 8
 
 
-def cycles(bundles: str) -> int:
-    """Cycles of a kernel without stalls: the bundles of each loop times its trips."""
-    loops = [[0, 1]]  # bundles so far, trips
-    for line in bundles.splitlines():
-        if not (bundle := re.match(r"\s*(?:0x[0-9a-f]+|0)\s+(LB)?[^:]*:", line)):
-            continue
-        if bundle[1]:
-            loops.append([0, 0])
-        loops[-1][0] += 1
-        if "loop exit test" in line and len(loops) > 1:
-            trips = re.search(r"totalorder %s\w+, (\d+) /\* loop exit test", line)
-            loops[-1][1] = int(trips[1]) if trips else 1
-        if len(loops) > 1 and loops[-1][1] and "sbr.rel" in line and "target" in line:
-            count, trips = loops.pop()
-            loops[-1][0] += count * trips
-    return sum(count * max(trips, 1) for count, trips in loops)
-
-
 def main(chip: str, channels: int, T: int, L: int, given: list[str], folder: Path) -> None:
     """Compiles attention with each of the blocks, and prints the cycles of a head."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+    from grpo_jax.commands.plan.bundles import kernels, options
+
+    os.environ["LIBTPU_INIT_ARGS"] = options(folder)
     import jax
     import jax.numpy as jnp
 
@@ -66,11 +49,11 @@ def main(chip: str, channels: int, T: int, L: int, given: list[str], folder: Pat
             file.unlink()
         gradient = jax.jit(jax.grad(attend, (0, 1, 2, 3, 4)))
         gradient.lower(array(1, 1, HEADS, T, channels), own, own, prompt, prompt).compile()
-        files = [f for f in folder.glob("*splash*final_bundles.txt") if "schedule" not in f.name]
+        bundles = {name: kernel.bundles for name, kernel in kernels(folder).items() if "splash" in name}
         ends = range(blocks.queries, padded(T, blocks.queries) + 1, blocks.queries)
         seen = sum(-(-(L + min(end, T)) // blocks.keys) for end in ends)
         share = seen / (len(ends) * padded(L + T, blocks.keys) // blocks.keys)  # of the blocks: others are not computed
-        found = {kind: sum(cycles(f.read_text()) for f in files if f"_{kind}" in f.name) for kind in ("fwd", "d")}
+        found = {kind: sum(n for name, n in bundles.items() if f"_{kind}" in name) for kind in ("fwd", "d")}
         forward, backward = (round(count * share / HEADS) for count in found.values())
         print(f"{chip} {T} + {L}, {channels} channels, {each}: forward {forward:,}, backward {backward:,}")
 

@@ -56,17 +56,14 @@ class ResponseBuffer:
         a reply: it is called with the row's response, the reply's tokens and how many more the response may have. If
         there are any, the row waits for an answer.
         """
-        active_PG, length_PG, ended_PG, start_PG = jax.device_get(
-            (rows.active_PG, rows.length_PG, rows.ended_PG, rows.start_PG)
-        )
-        waiting_PG = self.waiting_PG
+        known = rows.active_PG, rows.length_PG, rows.ended_PG, rows.start_PG
+        active_PG, length_PG, ended_PG, start_PG = jax.device_get(known)
+        waiting_PG, active_PG = self.waiting_PG, active_PG.copy()
         if stops is None and (active_PG | (self.owner_PG < 0) | waiting_PG).all():
             return active_PG
         rings = jax.device_get((rows.tokens_PGS, rows.logprobs_PGS, rows.entropy_PGS))
-        kept = self.tokens_PGT, self.logprobs_PGT, self.entropy_PGT
+        kept, S = (self.tokens_PGT, self.logprobs_PGT, self.entropy_PGT), rows.tokens_PGS.shape[2]
         experts_PGSNe = np.stack(jax.device_get(experts)).transpose(1, 2, 4, 0, 3) if experts else None
-        S = rings[0].shape[2]
-        active_PG = active_PG.copy()
         for p, g in zip(*np.nonzero((self.owner_PG >= 0) & ~waiting_PG), strict=True):
             owner = divmod(self.owner_PG[p, g], self.tokens_PGT.shape[1])
             before = self.length_PG[owner]  # of earlier replies and answers
@@ -85,11 +82,10 @@ class ResponseBuffer:
             self.ended_PG[owner] = ended_PG[p, g] or cut is not None
             active_PG[p, g] = False
             room = self.tokens_PGT.shape[2] - n
+            self.waits_PG[owner] = replied is not None and room > 0
             if replied is not None:
-                replied(int(self.owner_PG[p, g]), rings[0][p, g, index_T].tolist(), room)
-            if replied is not None and room > 0:
-                self.waits_PG[owner] = True
-            else:
+                replied(int(self.owner_PG[p, g]), rings[0][p, g, index_T].tolist(), int(room))
+            if not self.waits_PG[owner]:
                 self.owner_PG[p, g] = -1
         return active_PG
 

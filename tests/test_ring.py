@@ -2,7 +2,10 @@
 
 import itertools
 import logging
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +120,18 @@ def test_blocks_are_larger_where_a_device_has_few_heads():
 @pytest.mark.parametrize(("heads", "counts", "softcap"), list(itertools.product(HEADS, COUNTS, [None, 5.0])))
 def test_the_kernel_does_so_for_all_heads_and_counts(heads, counts, softcap, dtype):
     check(heads, counts, softcap, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("chip", ["v5e-1", "v6e-1"])
+def test_the_kernel_takes_at_most_a_tenth_longer_than_its_bytes(chip):
+    """By the compiler's own code, in a process of its own, as libtpu reads its options only once."""
+    pytest.importorskip("libtpu", reason="libtpu is large, and only tests of TPUs need it")
+    command = [sys.executable, "docs/measure_ring.py", chip, "8x2x128", "2x6x128", "1x4x256"]
+    printed = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    ratios = [float(line.split("|")[5]) for line in printed.stdout.splitlines()]
+    assert len(ratios) == 3 and max(ratios) <= 1.1
 
 
 SHAPE = replace(SHAPES["tiny"], kv_heads=2, heads=4, channels=64, layers=1, vocabulary=64)

@@ -5,7 +5,7 @@ Layers are unrolled over separate arrays, because a scan would hold every cache 
 
 import logging
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,17 @@ from grpo_jax.models.rope import rotations
 from grpo_jax.models.rows import put, reach
 from grpo_jax.models.vocabulary import embed, normalized
 from grpo_jax.structs import Params
+
+
+class _Context(NamedTuple):
+    """What the new token of each row attends to in a layer, beside itself: the prompts, and the rows' own cache."""
+
+    shared: KeyValues
+    prefix_mask: Array
+    cached: KeyValues
+    mask_PG1S: Array
+    index: Array  # of the token in the ring
+    softcap: float | None
 
 
 def caches(
@@ -97,10 +108,11 @@ def extend(
     extended = []
     for weights, span, shared, cached in zip(params["layers"], spans, prefix["key_values"], own, strict=True):
         mask_PG1S, prefix_mask = masks[span.window]
-        of_layer = (prefix_mask, cached._replace(experts=None), index)
-        attend_cache = partial(attend_of, shape.softcap, shared, mask_PG1S, *of_layer)
+        of_rows = cached._replace(experts=None), mask_PG1S, index
+        context = _Context(shared, prefix_mask, *of_rows, shape.softcap)
+        attend_cache = partial(attend_of, context)
         if in_kernel:
-            attend_cache = partial(_attend_live, shape.softcap, shared, live[span.window], *of_layer)
+            attend_cache = partial(_attend_live, context, live[span.window])
         layer = nnx.merge(graph, weights)
         x_PG1D, now, routing = layer(x_PG1D, cos_sin[span.rope], attend_cache)
         if cached.experts is not None and routing is not None:
@@ -111,33 +123,17 @@ def extend(
     return normalized(shape, params, x_PG1D[:, :, 0]), extended
 
 
-def _write_and_attend(
-    softcap: float | None,
-    shared: KeyValues,
-    mask_PG1S: Array,
-    prefix_mask: Array,
-    cached: KeyValues,
-    index: Array,
-    query_PGH1C: Array,
-    new: KeyValues,
-) -> tuple[Array, KeyValues]:
+def _write_and_attend(context: _Context, query_PGH1C: Array, new: KeyValues) -> tuple[Array, KeyValues]:
     """The attention of one token to the cache, which it is in, and to its prompt; and this cache."""
+    shared, prefix_mask, cached, mask_PG1S, index, softcap = context
     with jax.named_scope("cache"):
         own = put(cached, _as_cached(new, cached), index)
     return attend(query_PGH1C, own, mask_PG1S, shared, prefix_mask, softcap), own
 
 
-def _attend_to_all(
-    softcap: float | None,
-    shared: KeyValues,
-    mask_PG1S: Array,
-    prefix_mask: Array,
-    cached: KeyValues,
-    index: Array,
-    query_PGH1C: Array,
-    new: KeyValues,
-) -> tuple[Array, KeyValues]:
+def _attend_to_all(context: _Context, query_PGH1C: Array, new: KeyValues) -> tuple[Array, KeyValues]:
     """The attention of one token to the cache without it, to itself and to its prompt; and its keys and values."""
+    shared, prefix_mask, cached, mask_PG1S, index, softcap = context
     new, S = _as_cached(new, cached), mask_PG1S.shape[3]
     others_PG1S, itself_1111 = mask_PG1S & (jnp.arange(S) != index)[None, None, None], jnp.ones((1, 1, 1, 1), bool)
     query_PGKQC = by_group(query_PGH1C, cached.key.shape[2])
@@ -146,17 +142,9 @@ def _attend_to_all(
     return output_PGKQC.reshape(query_PGH1C.shape).astype(query_PGH1C.dtype), new
 
 
-def _attend_live(
-    softcap: float | None,
-    shared: KeyValues,
-    live: Live,
-    prefix_mask: Array,
-    cached: KeyValues,
-    index: Array,
-    query_PGH1C: Array,
-    new: KeyValues,
-) -> tuple[Array, KeyValues]:
+def _attend_live(context: _Context, live: Live, query_PGH1C: Array, new: KeyValues) -> tuple[Array, KeyValues]:
     """The same by the kernel that reads only what lives of the cache, and writes."""
+    shared, prefix_mask, cached, _, index, softcap = context
     query_PGKQC = by_group(query_PGH1C, new.key.shape[2])
     own, written = attend_ring(query_PGKQC, new, cached, live, index, softcap)
     output_PGKQC = merged([own, attend_part(query_PGKQC, shared, prefix_mask, softcap)])

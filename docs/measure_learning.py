@@ -43,12 +43,12 @@ def useful_flops(case: Case) -> float:
 
 def main(name: str, slice_name: str, *settings: str) -> None:
     """Prints the row, and the milliseconds of each part."""
-    silence_tpu_library()
-    jax.config.update("jax_enable_compilation_cache", False)
-    case = assemble(read(CONFIGS / f"{name}.yaml", settings), find_slice(slice_name))
-    chip, how = case.slice.chip, case.cut(case.responses_at_once)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["LIBTPU_INIT_ARGS"] = options(folder)
+        os.environ["LIBTPU_INIT_ARGS"] = options(folder)  # read when the TPU's devices are first asked for
+        silence_tpu_library()
+        jax.config.update("jax_enable_compilation_cache", False)
+        case = assemble(read(CONFIGS / f"{name}.yaml", settings), find_slice(slice_name))
+        chip, how = case.slice.chip, case.cut(case.responses_at_once)
         learn, step = compile_learning(case, how)
         parts, text = microbatches(case, how), learn.as_text() or ""
         found = costs(parse(text), kernels(folder), chip)

@@ -108,8 +108,7 @@ def extend(
     extended = []
     for weights, span, shared, cached in zip(params["layers"], spans, prefix["key_values"], own, strict=True):
         mask_PG1S, prefix_mask = masks[span.window]
-        of_rows = cached._replace(experts=None), mask_PG1S, index
-        context = _Context(shared, prefix_mask, *of_rows, shape.softcap)
+        context = _Context(shared, prefix_mask, cached._replace(experts=None), mask_PG1S, index, shape.softcap)
         attend_cache = partial(attend_of, context)
         if in_kernel:
             attend_cache = partial(_attend_live, context, live[span.window])

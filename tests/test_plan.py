@@ -56,12 +56,13 @@ def test_a_plan_by_memory_says_that_it_is_an_estimate(capsys):
 @pytest.mark.parametrize("name", ["gsm8k_qwen3_0.6b", "qwen3_1.7b_v5e-1"])
 @pytest.mark.slow
 def test_an_estimate_is_near_what_the_compiler_says(name):
-    """The figures of v5e-1 in the head of the config are the compiler's."""
+    """The figures of v5e-1 in the head of the config are the compiler's. It may need a tenth more than the estimate."""
     path = CONFIGS / f"{name}.yaml"
     compiled = [float(number) for number in re.findall(r"(?:sampling|learning) ([\d.]+) GiB", path.read_text())]
     case = assemble(read(str(path), []), device_with("15.75GiB"))
     sample, learned = estimated(case)
-    assert [sample.peak / GIB, learned[case.responses_at_once].peak / GIB] == pytest.approx(compiled, rel=0.1)
+    for needed, phase in zip(compiled, (sample, learned[case.responses_at_once]), strict=True):
+        assert needed / 1.1 < phase.peak / GIB < 1.15 * needed
 
 
 @pytest.mark.long

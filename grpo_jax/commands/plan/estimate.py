@@ -9,7 +9,7 @@ from grpo_jax.commands.plan.programs import Phase, decoding_inputs
 from grpo_jax.devices.memory import device_bytes
 from grpo_jax.learner.room import MARGIN
 
-ACCURACY = "the compiler may differ by a tenth, so keep that much free"
+ACCURACY = "the compiler may need a tenth more, so keep that much free"
 
 
 def estimated(case: Case) -> tuple[Phase, dict[int, Phase]]:

@@ -21,6 +21,8 @@ from grpo_jax.commands.plan.programs import Phase
 from grpo_jax.commands.plan.search import Planned
 from grpo_jax.commands.plan.topology import GIB, Slice, find_slice
 from grpo_jax.config import Config, read
+from grpo_jax.models.attention import KeyValues, Scope
+from grpo_jax.models.attention.fused import splash_rows
 from grpo_jax.models.decoder import Rope, Shape
 from grpo_jax.models.policy import decoder_policy
 from grpo_jax.rollout import stages
@@ -544,3 +546,23 @@ ENTRY %main (a: f32[2,4]) -> f32[8,4] {
     assert collective_bytes(pieces) == 8 * 4 * 4 + 16 * 2  # one gather, which goes on beside the loop
     endless = program.replace(', backend_config={"known_trip_count":{"n":"5"}}', "")
     assert collective_bytes(endless, iterations=3) == 3 * 8 * 4 * 4 + 16 * 2
+
+
+@pytest.mark.parametrize("softcap", [None, 50.0])
+@pytest.mark.parametrize("channels", [128, 256])
+def test_attention_of_whole_rows_and_its_gradient_fit_the_vector_memory_of_a_chip(channels, softcap):
+    """Gemma-2 has heads of 256 channels, a softcap and windows; the TPU compiler refuses blocks that are too large."""
+    pytest.importorskip("libtpu", reason="libtpu is large, and only tests of TPUs need it")
+    device = jax.sharding.SingleDeviceSharding(find_slice("v5e-1").devices()[0])
+    P, G, K, H, T, L = 2, 8, 4, 8, 1024, 256
+
+    def array(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=device)
+
+    def summed(query, own, prompt):
+        scope = Scope(jnp.zeros((P, G, T), jnp.int32), jnp.ones((P, G, T), bool), jnp.ones((P, L), bool))
+        return splash_rows(query, own, scope, prompt, 4096, softcap).astype(jnp.float32).sum()
+
+    own, prompt = (KeyValues(array(*shape), array(*shape)) for shape in ((P, G, K, T, channels), (P, K, L, channels)))
+    text = jax.jit(jax.grad(summed)).lower(array(P, G, H, T, channels), own, prompt).compile().as_text()
+    assert "splash_mha_dkv" in text

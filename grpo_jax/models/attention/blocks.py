@@ -22,19 +22,21 @@ class Blocks(NamedTuple):
         return S <= MOST_COPIES * self.keys
 
 
-def choose_blocks(T: int, L: int, channels: int, itemsize: int = 2) -> Blocks:
+def choose_blocks(T: int, L: int, channels: int, itemsize: int = 2, softcap: bool = False) -> Blocks:
     """The best blocks for T queries, which see L positions before them, and themselves up to their own position.
 
     They have the smallest product of `cycles` and of the keys with their padding, which are copied and held, too.
+    With a softcap the backward kernel holds scores twice, before and after it, so that blocks have half as many.
     """
     size = max(1, channels * itemsize // 512)  # wider heads take more memory
     queries = _sizes(TILE, T, MOST_QUERIES // size)
     keys = _sizes(padded(-(-(L + T) // MOST_COPIES), TILE), L + T, MOST_KEYS // size)
     steps = _sizes(min(LEAST_STEP, padded(L + T, TILE)), L + T, MOST_STEP)
+    most_scores = MOST_SCORES // 2 if softcap else MOST_SCORES
     found = (
         Blocks(*sizes)
         for sizes in product(queries, keys, steps)
-        if sizes[1] % sizes[2] == 0 and sizes[0] * sizes[2] * size <= MOST_SCORES
+        if sizes[1] % sizes[2] == 0 and sizes[0] * sizes[2] * size <= most_scores
     )
     return min(found, key=lambda blocks: cycles(blocks, T, L, channels) * padded(L + T, blocks.keys))
 

@@ -122,7 +122,7 @@ def splash_rows(
     L = key.shape[3] - T
     if L + T >= 2**POSITION_BITS // 2:
         raise ValueError(f"Rows of {L} + {T} positions exceed the attention kernel's limit of {2**POSITION_BITS // 2}.")
-    blocks = choose_blocks(T, L, C, query_PGHTC.dtype.itemsize)
+    blocks = choose_blocks(T, L, C, query_PGHTC.dtype.itemsize, softcap is not None)
     queries, keys = padded(T, blocks.queries), padded(L + T, blocks.keys)
     position_11T = jnp.arange(queries)[None, None]
     start_PGT = _padded(scope.start_PGT, 2, queries)

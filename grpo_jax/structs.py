@@ -247,6 +247,8 @@ class Policy:
     cache(prefix, L, G, S, int8) -> (shared, own)                    room for S positions of G responses
     extend(served, shared, own, tokens_PG, cursor, start_PG, active_PG) -> (hidden_PGD, own)    one position for every
         active row
+    extend_block(served, shared, own, tokens_PGT, count_PG, index_PG, start_PG) -> own    the first `count` of these
+        tokens for every row, from its position `index` on
 
     Rows of `respond` may hold several responses one after the other; `start` says where each token's response begins.
     Hidden states at position t predict token t+1; `last_PD` predicts the first token of every response. `shared` is the
@@ -274,6 +276,7 @@ class Policy:
     balanced: Callable[..., tuple[Array, Array, Array]] | None = None  # None: a model without experts
     experts: Callable[[Any], list[Array]] | None = None  # None: it records none
     layered: Callable[..., Layered] | None = None  # None: its layers cannot be taken one at a time
+    extend_block: Callable[..., Any] | None = None  # None: what a row is given is read a token at a time
     live_block: int | None = (
         None  # without int8, blocks of so many positions are read where rows use them; None: all are
     )

@@ -420,3 +420,11 @@ def test_the_best_and_the_worst_answer_are_those_by_the_total_not_by_the_sum_of_
     (tmp_path / "completions").mkdir()
     (tmp_path / "completions" / "step_000001.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [line.rpartition(": ")[2] for line in two_answers(tmp_path, 1)] == ['"faulty"', '"good"']
+
+
+def test_answers_with_line_separators_of_unicode_are_shown(tmp_path):
+    rows = [{"prompt": "p", "completion": f"a\u2028{n}\x85", "rewards/r": n, "reward": n} for n in (0.0, 1.0)]
+    (tmp_path / "completions").mkdir()
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "completions" / "step_000001.jsonl").write_text(text, encoding="utf-8")
+    assert ["a\u20280.0" in line for line in two_answers(tmp_path, 1)] == [True, False]

@@ -63,6 +63,17 @@ def broken_on_second(example, response):
     if jax.process_index() == 1 and scored > 12:  # 8 in each step, and few before
         raise RuntimeError("no more disk")
     return evens(example, response)
+
+class Asks:
+    def reset(self, example, seed):
+        self.seed = seed
+        return [{"role": "user", "content": str(seed % 10)}]
+
+    def step(self, reply):
+        from grpo_jax.environments import Turn
+        said = reply["content"]
+        time.sleep(len(said) % 3 * 0.05)
+        return Turn([{"role": "user", "content": f"{said[:2]} {self.seed % 7}"}], reward=float(len(said) % 4))
 """
 # All that hosts have to agree on: several rounds of sampling, prompts that wait, a reference policy, minibatches.
 CONFIG = """
@@ -86,6 +97,18 @@ rewards: [{use: "my_rewards:slow"}]
 rollout: {responses: 2, max_tokens: 4}
 mesh: {data: 1, fsdp: -1}
 train: {steps: 10000, prompts: 8, evaluate_every: 0, save_every: 10000}
+"""
+# Conversations, which each host has about its own prompts.
+TALKS = """
+run: {name: t}
+model: {name: tiny}
+task: {use: arithmetic, operations: "+", largest: 9, train: 16, held_out: 8}
+environment: {name: "my_rewards:Asks", turns: 3, workers: 2}
+rewards: [environment, {use: "my_rewards:evens"}]
+rollout: {responses: 4, max_tokens: 64}
+optimizer: {learning_rate: 1e-3, warmup_steps: 1}
+mesh: {data: 1, fsdp: -1}
+train: {steps: 2, prompts: 8, evaluate_every: 2, save_every: 2}
 """
 SIXTEEN = ("mesh.tensor=2", "rollout.at_once=null")
 
@@ -193,14 +216,15 @@ def wait_for(folder: Path, text: str, seconds: int = 120, index: int = 0) -> Non
 def metrics(run: Path) -> list[dict[str, float]]:
     """The metrics of a run, without those that depend on the clock or on the sizes that each process compiles for."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if "time" not in k and k != "sampling/programs"} for row in rows]
+    other = ("sampling/programs", "environment/seconds")
+    return [{k: v for k, v in row.items() if "time" not in k and k not in other} for row in rows]
 
 
 def answers(run: Path) -> list[list[tuple]]:
     """The prompts, responses and rewards of each step and evaluation, whichever host recorded them."""
     steps: dict[str, list] = {}
     for file in sorted((run / "completions").iterdir()):
-        rows = map(json.loads, file.read_text().splitlines())
+        rows = map(json.loads, file.read_text().removesuffix("\n").split("\n"))  # texts may have other separators
         told = [(json.dumps(row["prompt"]), row["completion"], round(row["rewards/evens"], 4)) for row in rows]
         steps.setdefault(re.match(r"(step|held_out)_\d+", file.name)[0], []).extend(told)
     return [sorted(rows) for rows in steps.values()]
@@ -253,6 +277,13 @@ def test_multi_process_given_answers_are_learned_by_two_processes_as_by_one(tmp_
         runs.append(folder / "runs" / "t")
     assert_same_run(*runs)
     assert "eval/loss" in metrics(runs[0])[-1]
+
+
+@pytest.mark.long
+def test_multi_process_conversations_of_two_processes_are_those_of_one(tmp_path):
+    runs = [train(tmp_path / str(processes), processes, 4 // processes, config=TALKS) for processes in (1, 2)]
+    assert_same_run(*runs, steps=2)
+    assert metrics(runs[0])[-1]["environment/turns"] > 1.1
 
 
 @pytest.mark.long

@@ -119,6 +119,36 @@ def test_the_same_seed_gives_the_same_episodes_however_late_answers_come(late, c
     assert other.most_waiting > 1 or change
 
 
+def long(row, turn):
+    """Some answers are read by the decoding loop, some in one block and some in two."""
+    return (5, 40, 150)[(row + turn * (row % 2)) % 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "mesh", "P"),
+    [
+        ({}, ONE, 4),
+        ({"at_once": 2, "repetition_penalty": 1.3}, ONE, 4),
+        ({"int8_cache": True}, ONE, 4),
+        ({}, Layout(2, 2, 2).mesh(), 8),
+    ],
+    ids=["one device", "few at once, and a penalty", "int8", "a mesh"],
+)
+def test_long_answers_read_in_blocks_lead_to_the_same_episodes_as_token_by_token(change, mesh, P):
+    sampler = replace(SAMPLER, max_tokens=512, **change)
+    partner, other = (Scripted(length=long, late=lambda row: row % 3) for _ in range(2))
+    params, rollouts = sampled(partner, sampler, mesh, P)
+    check(partner, rollouts)
+    policy = replace(MODEL.policy, extend_block=None)
+    expected = sampler(policy, params, place_prompts(prompts(P), mesh), jax.random.key(1), partner=other)
+    for name in ("tokens_PGT", "valid_PGT", "action_PGT", "ended_PG"):
+        np.testing.assert_array_equal(getattr(rollouts, name), getattr(expected, name))
+    rounded = 1e-3 if sampler.int8_cache else 1e-5
+    np.testing.assert_allclose(rollouts.logprobs_PGT, expected.logprobs_PGT, atol=rounded)
+    lengths = np.asarray(rollouts.valid_PGT).sum(axis=2)
+    assert lengths.max() > 300 and lengths.min() < 100
+
+
 def test_a_partner_that_says_nothing_leaves_one_turn():
     _, rollouts = sampled(Scripted(turns=0))
     expected = SAMPLER(MODEL.policy, MODEL.params(ONE), place_prompts(prompts(), ONE), jax.random.key(1))

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from grpo_jax.models.adapted import is_adapted
 from grpo_jax.models.attention import BLOCK, KeyValues, Scope, kernel
+from grpo_jax.models.block import extend_block
 from grpo_jax.models.decoder import Shape, cast_matrix, dtype_of_weights, random_weight, unit_norm
 from grpo_jax.models.decoding import caches, extend, heads_in_lanes
 from grpo_jax.models.experts import Routing, load_balance, recorded, usage
@@ -69,6 +70,7 @@ def _policy(
         respond=decoder.respond,
         cache=partial(caches, shape, activations, platform),
         extend=partial(extend, shape, activations, platform, decoder.graph),
+        extend_block=partial(extend_block, shape, activations, decoder.graph),
         unembed=partial(unembed, shape, platform),
         serve=decoder.serve,
         max_positions=shape.max_positions,

@@ -15,18 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
 
 from grpo_jax.devices.memory import free_bytes
 from grpo_jax.devices.mesh import mesh_of, prompt_shards
 from grpo_jax.devices.placing import from_hosts, on_host, prompts_of_host
-from grpo_jax.devices.sharding import PROMPTS, devices_per_group, fit
+from grpo_jax.devices.sharding import devices_per_group
 from grpo_jax.distribution import Distribution, SamplingSettings
 from grpo_jax.ranges import WHOLE, check_range
 from grpo_jax.rollout import stages
 from grpo_jax.rollout.buffer import ResponseBuffer
 from grpo_jax.rollout.engine import Heard
-from grpo_jax.rollout.serving import needed_bytes, serve
+from grpo_jax.rollout.reading import read_answers
+from grpo_jax.rollout.serving import needed_bytes, repeated, row_keys, serve
 from grpo_jax.rollout.sizes import (
     FEWEST_ROWS,
     compact,
@@ -38,7 +38,7 @@ from grpo_jax.rollout.sizes import (
     row_shapes,
     subgroups_at_once,
 )
-from grpo_jax.rollout.turns import Partner, resumption, ring_tokens, safe_cursor
+from grpo_jax.rollout.turns import Partner, Resumption, longest_answered, resumption, ring_tokens, safe_cursor
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows, bucket
 
 STOP_TOKENS = 16  # between two looks at the text for a stop string
@@ -97,7 +97,7 @@ class Sampler(SamplingSettings):
         mesh, (P, G) = mesh_of(prompts), (len(prompts.tokens_PL), self.responses)
         spread = devices_per_group(P, G, mesh)
         key_PG = row_keys(key, P, G).reshape(P * spread, -1)
-        divided = prompts if spread == 1 else _repeated(prompts, spread, mesh)
+        divided = prompts if spread == 1 else repeated(prompts, spread, mesh)
         sampler = replace(self, responses=G // spread, at_once=subgroups_at_once(self.at_once, spread, hosts=1))
         sampler.check_room(policy, divided)
         served, own = serve(policy, params), divided
@@ -307,15 +307,24 @@ class _Sampling:
         """Rows whose answers have come begin to decode again; if no row decodes, waits for one."""
         while self.buffer.waiting_PG.any():
             active = jax.device_get(self.rows.active_PG).any()
-            change = resumption(self.buffer, self.rows, partner.answers(wait=not active))
+            answers = partner.answers(wait=not active)
+            self._lengthen(longest_answered(self.buffer, answers))
+            change = resumption(self.buffer, self.rows, answers, self.policy.extend_block is not None)
             if change is not None:
-                self.rows = stages.resume(self.rows, *change, mesh=self.mesh)
-                if change.shift_PG.any():
-                    self.own = stages.one_by_one(
-                        lambda a, by=change.shift_PG: stages.move_cache(a, by, self.mesh), self._given("own")
-                    )
+                self._resume(change)
             if active or (change is not None and change.begins_PG.any()):
                 return
+
+    def _resume(self, change: Resumption) -> None:
+        *of_rows, readings = change
+        self.rows = stages.resume(self.rows, *of_rows, mesh=self.mesh)
+        if change.shift_PG.any():
+            self.own = stages.one_by_one(lambda a: stages.move_cache(a, change.shift_PG, self.mesh), self._given("own"))
+        if readings:
+            self._needs("read_answers", self.rows.tokens_PGS.shape[2])
+            self.own = read_answers(
+                self.policy, self.served, self.shared, self._given("own"), readings, self.shards, self.mesh
+            )
 
     def _admit(self, active_PG: np.ndarray) -> np.ndarray:
         """Waiting prompts take the positions of prompts without active rows; gives the rows that are active then."""
@@ -336,20 +345,22 @@ class _Sampling:
     def _make_room(self, active_PG: np.ndarray) -> None:
         """Grows the ring buffers until active rows can go on, and compacts the rows if half of them would do."""
         longest = int(np.max(jax.device_get(self.rows.length_PG), where=active_PG, initial=0))
-        while active_PG.any():
-            P, G, S = self.rows.tokens_PGS.shape
-            ring = next_ring(self.rings, S, longest)
-            shape = (P, G) if self.waiting else next_shape(self.shapes, (P, G), active_PG, self.shards)
-            if shape != (P, G):
-                active_PG = self._compact(active_PG, shape)
-            elif ring != S:
-                self._grow(self.rings[self.rings.index(S) + 1])
-            else:
-                return
+        while active_PG.any() and not self.waiting:
+            shape = next_shape(self.shapes, self.rows.start_PG.shape, active_PG, self.shards)
+            if shape == self.rows.start_PG.shape:
+                break
+            active_PG = self._compact(active_PG, shape)
+        if active_PG.any():
+            self._lengthen(longest)
+
+    def _lengthen(self, longest: int) -> None:
+        """Grows the ring buffers until a row of so many tokens can go on."""
+        while next_ring(self.rings, S := self.rows.tokens_PGS.shape[2], longest) != S:
+            self._grow(self.rings[self.rings.index(S) + 1])
 
     def _grow(self, ring: int) -> None:
         P, G, S = self.rows.tokens_PGS.shape
-        wrapped = int(self.rows.cursor) > S
+        wrapped = int(self.rows.cursor) > S or self.partner is not None  # rows that have read may begin before 0
         self._needs("grow", P, G, S, wrapped)
         cursor = self.rows.cursor
         self.rows = stages.grow(self.rows, ring, wrapped, self.mesh)
@@ -381,20 +392,3 @@ class _Sampling:
 def _program(name: str, sizes: tuple[int, ...], *shared: Any) -> None:  # cached: each is counted and logged once
     if name == "decode":
         logging.getLogger("grpo_jax").info("compiling the sampler: %d x %d rows, %d positions", *sizes)
-
-
-@partial(jax.jit, static_argnames=("spread", "mesh"))
-def _repeated(prompts: Prompts, spread: int, mesh: Mesh) -> Prompts:
-    """Each prompt once for every device that its group is spread over."""
-
-    def repeat(a_PL: Array) -> Array:
-        a_PL = jnp.repeat(a_PL, spread, axis=0)
-        return jax.lax.with_sharding_constraint(a_PL, fit(PROMPTS, a_PL.shape, mesh))
-
-    return jax.tree.map(repeat, prompts)
-
-
-@partial(jax.jit, static_argnums=(1, 2))
-def row_keys(key: Array, P: int, G: int) -> Array:
-    """A key for each row of a rollout, whatever other rows there are."""
-    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(P * G)).reshape(P, G)

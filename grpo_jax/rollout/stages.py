@@ -196,8 +196,19 @@ def resume(
         active_PG=rows.active_PG | begins_PG,
         ended_PG=rows.ended_PG & ~begins_PG,
         given_PGT=jnp.where(begins_PG[..., None], given_PGT, -1 if rows.given_PGT is None else rows.given_PGT),
+        seen_PGV=None if rows.seen_PGV is None else _also_seen(rows.seen_PGV, jnp.asarray(given_PGT)),
     )
     return _pin(changed, mesh, PROMPTS)
+
+
+def _also_seen(seen_PGV: Array, given_PGT: Array) -> Array:
+    """The tokens that each row has seen, and those that it is given; -1 is none."""
+    V = seen_PGV.shape[2]
+
+    def also(seen_V: Array, given_T: Array) -> Array:
+        return seen_V.at[jnp.where(given_T < 0, V, given_T)].set(True, mode="drop")
+
+    return jax.vmap(jax.vmap(also))(seen_PGV, given_PGT)
 
 
 @program(static_argnames="mesh", donate_argnames="array")

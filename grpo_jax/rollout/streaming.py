@@ -8,7 +8,8 @@ import numpy as np
 from jax import Array
 
 from grpo_jax.rollout import stages
-from grpo_jax.rollout.native import Sampler, row_keys
+from grpo_jax.rollout.native import Sampler
+from grpo_jax.rollout.serving import row_keys
 from grpo_jax.rollout.sizes import prefix_length
 from grpo_jax.structs import Params, Policy, Prompts, bucket
 

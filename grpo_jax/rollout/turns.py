@@ -1,8 +1,9 @@
 """Who answers the model between its replies, as the sampler sees them, and what the host does with the answers.
 
-A row whose reply has ended waits while others decode. What it is answered is read by the decoding loop, a token in each
-step, with the rows that choose theirs: nothing is read twice, and no program depends on an answer's length. Before that
-the row's positions are moved in its ring buffer, to end where those of all rows do.
+A row whose reply has ended waits while others decode. A short answer is read by the decoding loop, a token in each
+step, with the rows that choose theirs; a long one is read before, in blocks (`reading`). Nothing is read twice, and no
+program depends on an answer's length. Before that the row's positions are moved in its ring buffer, so that they end
+where those of all rows do.
 """
 
 from collections.abc import Mapping
@@ -12,9 +13,11 @@ import jax
 import numpy as np
 
 from grpo_jax.rollout.buffer import ResponseBuffer
+from grpo_jax.rollout.reading import Reading
 from grpo_jax.structs import Rows
 
 TURN_TOKENS = 16  # between two looks at which replies have ended and which answers have come
+LONG_ANSWER = 32  # tokens from which on an answer is read in blocks
 
 
 @runtime_checkable
@@ -38,7 +41,8 @@ class Partner(Protocol):
 
 class Resumption(NamedTuple):
     """How rows go on after answers: by how many positions each is moved, which begin to decode, from which token, and
-    the tokens that they read first (-1: the model chooses), at their positions in the response.
+    the tokens that they are given (-1: the model chooses), at their positions in the response. Those of `readings` are
+    read before.
     """
 
     shift_PG: np.ndarray
@@ -46,6 +50,7 @@ class Resumption(NamedTuple):
     length_PG: np.ndarray
     last_PG: np.ndarray
     given_PGT: np.ndarray
+    readings: tuple[Reading, ...]
 
 
 def ring_tokens(max_tokens: int) -> int:
@@ -53,15 +58,26 @@ def ring_tokens(max_tokens: int) -> int:
     return max_tokens + 2 * TURN_TOKENS
 
 
-def resumption(buffer: ResponseBuffer, rows: Rows, answers: Mapping[int, list[int] | None]) -> Resumption | None:
+def longest_answered(buffer: ResponseBuffer, answers: Mapping[int, list[int] | None]) -> int:
+    """How many tokens the longest of the responses has whose answers have come, these included."""
+    G = buffer.tokens_PGT.shape[1]
+    lengths = [int(buffer.length_PG[divmod(row, G)]) + len(ids) for row, ids in answers.items() if ids]
+    return max(lengths, default=0)
+
+
+def resumption(
+    buffer: ResponseBuffer, rows: Rows, answers: Mapping[int, list[int] | None], in_blocks: bool
+) -> Resumption | None:
     """How rows go on whose answers have come, after these are written into the buffer; None if none is to be changed.
 
-    A row that goes on waiting is moved, too, if others would soon write over its first position.
+    A row that goes on waiting is moved, too, if others would soon write over its first position. Long answers are read
+    `in_blocks`, if the policy can.
     """
     start_PG, cursor = jax.device_get((rows.start_PG, rows.cursor))
     S, shape, T = rows.tokens_PGS.shape[2], start_PG.shape, buffer.tokens_PGT.shape[2]
     length_PG, last_PG = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     begins_PG, moved_PG, given_PGT = np.zeros(shape, bool), np.zeros(shape, bool), np.full((*shape, T), -1, np.int32)
+    readings = []
     for p, g in np.argwhere(buffer.waiting_PG).tolist():
         row = int(buffer.owner_PG[p, g])
         owner = divmod(row, buffer.tokens_PGT.shape[1])
@@ -80,10 +96,14 @@ def resumption(buffer: ResponseBuffer, rows: Rows, answers: Mapping[int, list[in
             begins_PG[p, g] = True
             given_PGT[p, g, length : length + len(ids)] = ids
             buffer.answer(p, g, ids)
+        if in_blocks and len(ids) >= LONG_ANSWER:  # all but its last token, which the row decodes from
+            read = (int(last_PG[p, g]), *ids[:-1])
+            length_PG[p, g], last_PG[p, g] = length + len(ids), ids[-1]
+            readings.append(Reading(p, g, int(cursor) - length - len(ids), length - 1, read))
     if not moved_PG.any():
         return None
     shift_PG = np.where(moved_PG, cursor - (start_PG + length_PG), 0)
-    return Resumption(shift_PG, begins_PG, length_PG, last_PG, given_PGT)
+    return Resumption(shift_PG, begins_PG, length_PG, last_PG, given_PGT, tuple(readings))
 
 
 def safe_cursor(buffer: ResponseBuffer, rows: Rows) -> int:

@@ -31,7 +31,7 @@ from grpo_jax.learner.states import shardings_of
 from grpo_jax.learner.update import add_gradient, descend, microbatch_logprobs, zeros
 from grpo_jax.objectives import first_coefficients
 from grpo_jax.rollout import stages
-from grpo_jax.rollout.native import row_keys
+from grpo_jax.rollout.serving import row_keys
 from grpo_jax.rollout.sizes import prefix_length, ring_lengths
 from grpo_jax.structs import Batch, Params, prompt_shapes, rollout_shapes
 

@@ -27,7 +27,9 @@ from grpo_jax.models.attention.ring import (
     heads_side_by_side,
     live_positions,
     mesh_parts,
+    paired,
     takes,
+    unpaired,
 )
 
 __all__ = [
@@ -50,9 +52,11 @@ __all__ = [
     "masks",
     "merged",
     "mesh_parts",
+    "paired",
     "plain_rows",
     "splash_rows",
     "takes",
+    "unpaired",
 ]
 
 Kernel = Callable[[Array, KeyValues, Scope, KeyValues | None, int | None, float | None], Array]

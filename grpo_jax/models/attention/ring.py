@@ -139,6 +139,12 @@ def paired(a_PGKSC: Array) -> Array:
     return jnp.swapaxes(a_PGKSC.reshape(P, G, K // 2, 2, S, C), 3, 4).reshape(P, G, K // 2, S, 2 * C)
 
 
+def unpaired(a_PGKSC: Array) -> Array:
+    """Heads that are side by side, one after the other: `[P, G, 2 K, S, C / 2]`."""
+    P, G, K, S, C = a_PGKSC.shape
+    return jnp.swapaxes(a_PGKSC.reshape(P, G, K, S, 2, C // 2), 3, 4).reshape(P, G, 2 * K, S, C // 2)
+
+
 def _spread(query_PGKQC: Array, pairs: int) -> Array:
     """Queries as wide as two heads, with zeros where the other head's channels are."""
     if pairs == 1:

@@ -79,7 +79,8 @@ def two_answers(path: Path, step: int) -> list[str]:
     Of several hosts' answers only the first host's are read, which it has written itself.
     """
     files = sorted((path / "completions").glob(f"step_{step:06d}*.jsonl"))
-    rows = [json.loads(line) for line in files[0].read_text(encoding="utf-8").splitlines()] if files else []
+    lines = files[0].read_text(encoding="utf-8").split("\n") if files else []  # texts may have other line separators
+    rows = [json.loads(line) for line in lines if line]
     if not rows:
         return []
     worst, best = min(rows, key=_total), max(rows, key=_total)

@@ -21,11 +21,13 @@ from grpo_jax.commands.plan.programs import Phase
 from grpo_jax.commands.plan.search import Planned
 from grpo_jax.commands.plan.topology import GIB, Slice, find_slice
 from grpo_jax.config import Config, read
+from grpo_jax.devices.mesh import prompt_shards
+from grpo_jax.devices.sharding import prefix_sharding
 from grpo_jax.models.attention import KeyValues, Scope
 from grpo_jax.models.attention.fused import splash_rows
 from grpo_jax.models.decoder import Rope, Shape
 from grpo_jax.models.policy import decoder_policy
-from grpo_jax.rollout import stages
+from grpo_jax.rollout import reading, stages
 
 pytestmark = pytest.mark.slow  # compiles for TPUs
 
@@ -146,6 +148,34 @@ def test_rows_with_answers_to_read_copy_no_cache_and_move_in_place_on_their_own_
     used, own_bytes = moving.memory_analysis(), plan_programs.device_bytes([one])
     assert used.temp_size_in_bytes < 0.1 * own_bytes < own_bytes < 1.01 * used.alias_size_in_bytes
     assert not re.search("all-gather|all-reduce|all-to-all|collective", moving.as_text())
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("topology", ["v5e-1", "v5e-8"])
+def test_a_long_answer_is_read_with_the_caches_of_one_row_which_are_put_back_in_place(case_of, topology):
+    case = case_of(topology, *LONG)
+    served, shared, own, _ = plan_programs.decoding_inputs(case)
+    mesh = case.host_mesh
+    n, several = (1, None) if mesh.size == 1 else (prompt_shards(mesh), mesh)
+
+    def given(*shape):
+        return plan_programs.fitted(jax.ShapeDtypeStruct(shape, jnp.int32), plan_programs.PROMPTS, mesh)
+
+    row = jax.tree.map(lambda a: jax.ShapeDtypeStruct((n, 1, *a.shape[2:]), a.dtype), own)
+    prompt = jax.tree.map(lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype), shared)
+    row = plan_programs.fitted(row, plan_programs.CACHE, mesh)
+    prompt = plan_programs.with_shardings(prompt, jax.tree.map(lambda a: prefix_sharding(a.shape, mesh), prompt))
+    tokens_n1T, of_rows = given(n, 1, reading.BLOCK_TOKENS), [given(n, 1) for _ in range(3)]
+    inputs = (case.algorithm.policy, served, prompt, row, tokens_n1T, *of_rows, several)
+    block = reading.read_block.lower(*inputs).compile()
+    weights, of_row = plan_programs.device_bytes(served), plan_programs.device_bytes(row)
+    used = block.memory_analysis()
+    assert used.alias_size_in_bytes > 0.99 * of_row and used.temp_size_in_bytes < 0.1 * weights + 2 * of_row
+    putting = reading.put_row.lower(jax.tree.leaves(own)[0], jax.tree.leaves(row)[0], given(n, 2), several).compile()
+    used, own_bytes = putting.memory_analysis(), plan_programs.device_bytes(jax.tree.leaves(own)[:1])
+    assert used.temp_size_in_bytes < 0.1 * own_bytes < own_bytes < 1.01 * used.alias_size_in_bytes
+    assert not re.search("all-gather|all-reduce|all-to-all|collective", putting.as_text())
 
 
 def moved_out_of_vmem(program: str) -> list[int]:

@@ -100,7 +100,8 @@ def balanced_logprobs(
         return rollouts.distribution(unembed(weights, hidden_PBwD), rows.position_PBW, seen_PBwV, rows.tokens_PBW)
 
     score = partial(_score, logits) if shards == 1 else _on_shards(partial(_score, logits))
-    weights = weights if shards == 1 else _wide(weights)  # their gradients are summed over devices
+    if shards > 1:  # gradients are summed over devices
+        weights = [a if name in policy.frozen else _wide(a) for a, name in zip(weights, names, strict=True)]
     scores = score(weights, head_sums, hidden_nPBwD, rows_n, first_PGV)
     logprobs, entropy = (jnp.moveaxis(a_nPBw, 0, 2).reshape(P, B, -1)[:, :, :W] for a_nPBw in scores)
     return _in_responses(logprobs, rollouts, slots_PBW), _in_responses(entropy, rollouts, slots_PBW), balance
@@ -300,11 +301,11 @@ def _score_backward(logits: Callable[..., Array], saved: tuple, grads: tuple[Arr
 
     def add(total: list[Array], chunk: tuple) -> tuple[list[Array], Array]:
         more, grad_PBwD = pull(chunk)
-        return jax.tree.map(jnp.add, total, _wide(more)), grad_PBwD
+        return jax.tree.map(jnp.add, total, list(map(_wide, more))), grad_PBwD
 
     earlier, last = _split_last((hidden_nPBwD, rows, *scores, *grads))
     total, last_grad_PBwD = pull(last, last_PBwV)
-    total = [a if before is None else before + a for a, before in zip(_wide(total), sums, strict=True)]
+    total = [a if before is None else before + a for a, before in zip(map(_wide, total), sums, strict=True)]
     total, earlier_grads = jax.lax.scan(add, total, earlier)
     of_sums = [None if before is None else a for a, before in zip(total, sums, strict=True)]
     of_weights = [
@@ -315,9 +316,9 @@ def _score_backward(logits: Callable[..., Array], saved: tuple, grads: tuple[Arr
     return of_weights, of_sums, _join_last(earlier_grads, last_grad_PBwD), *none
 
 
-def _wide(arrays: list[Array]) -> list[Array]:
+def _wide(a: Array) -> Array:
     """In float32, for sums."""
-    return [a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in arrays]
+    return a.astype(jnp.promote_types(a.dtype, jnp.float32))
 
 
 def _split_last(chunks: Any) -> tuple[Any, Any]:

@@ -122,7 +122,8 @@ def needed_bytes(
     kept, D, V = _kept_bytes(policy, max(n // G, 1), min(n, G), L, T)
     tensor = 1 if mesh is None else mesh.shape["tensor"]
     divided = mesh is not None and prompt_shards(mesh) > mesh.shape["data"]  # along D
-    gathered = 2 * 4 * V * D // tensor if divided else 0  # the head, its gradient
+    head_trained = any(V in a.shape for a in jax.tree.leaves(trained))
+    gathered = (8 if head_trained else 2) * V * D // tensor if divided else 0  # the head, with a gradient in float32
     logits = 2 * 4 * CHUNK_TOKENS * V // tensor
     return held + gradients + int(MARGIN * (gathered + logits + kept))
 

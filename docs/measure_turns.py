@@ -1,10 +1,10 @@
 """What answers to replies cost the sampler: waiting for tools, and reading what they say. For docs/sampling.md.
 
-    python docs/measure_turns.py            64 rows of SmolLM2-135M's shape with random weights, on this machine
+    python docs/measure_turns.py            SmolLM2-135M's shape with random weights, on this machine
 
-Each reply ends after 48 tokens on average, and a row has four. First they are answered by 8 tokens, at once or after a
-second; then at once by 200 tokens, which are read in blocks or a token at a time. All runs of an answer's length sample
-the same episodes. Each pair runs in turn, once to compile and then twice.
+Each reply ends after 48 tokens on average, and a row has four. First, in 64 rows, they are answered by 8 tokens, at
+once or after a second; then, in 16 rows, at once by 200 tokens, which are read in blocks or a token at a time. All runs
+of an answer's length sample the same episodes. Each pair runs in turn, once to compile and then twice.
 """
 
 import sys
@@ -19,14 +19,13 @@ from grpo_jax.models import SHAPES, decoder_policy
 from grpo_jax.rollout import Sampler
 from grpo_jax.structs import Params, Policy, Prompts
 
-MEAN_REPLY, TURNS, PROMPTS, RESPONSES = 48, 3, 8, 8
+MEAN_REPLY, TURNS, RESPONSES = 48, 3, 8
 
 
 class Tool:
-    """Answers with so many tokens after `seconds`, in threads, until a row has had all its turns."""
+    """Answers so many rows with so many tokens after `seconds`, in threads, until a row has had all its turns."""
 
-    def __init__(self, tokens: int, seconds: float):
-        rows = PROMPTS * RESPONSES
+    def __init__(self, rows: int, tokens: int, seconds: float):
         self.tokens, self.seconds, self.pool = tokens, seconds, futures.ThreadPoolExecutor(rows)
         self.turns, self.asked = dict.fromkeys(range(rows), 0), dict[futures.Future, int]()
 
@@ -53,7 +52,7 @@ def chosen_a_second(
 ) -> float:
     """Tokens that the model chose, over the seconds of sampling."""
     begin = time.perf_counter()
-    tool = Tool(tokens, seconds)
+    tool = Tool(len(prompts.tokens_PL) * sampler.responses, tokens, seconds)
     rollouts = jax.block_until_ready(sampler(policy, params, prompts, jax.random.key(1), partner=tool))
     return int(np.sum(rollouts.action_PGT)) / (time.perf_counter() - begin)
 
@@ -64,12 +63,12 @@ def main() -> None:
     policy, draw = decoder_policy(shape), np.random.default_rng(0)
     params = jax.jit(policy.init)(jax.random.key(0))
     ends = draw.choice(shape.vocabulary, shape.vocabulary // MEAN_REPLY, replace=False)
-    prompts = Prompts(draw.integers(1, 1000, (PROMPTS, 64)).astype(np.int32), np.ones((PROMPTS, 64), bool))
     by_token = replace(policy, extend_block=None)
-    for tokens, most, pair in (
-        (8, 256, {"at once": (policy, 0.0), "after a second": (policy, 1.0)}),
-        (200, 1024, {"in blocks": (policy, 0.0), "token by token": (by_token, 0.0)}),
+    for P, tokens, most, pair in (
+        (8, 8, 256, {"at once": (policy, 0.0), "after a second": (policy, 1.0)}),
+        (2, 200, 1024, {"in blocks": (policy, 0.0), "token by token": (by_token, 0.0)}),
     ):
+        prompts = Prompts(draw.integers(1, 1000, (P, 64)).astype(np.int32), np.ones((P, 64), bool))
         sampler, rates = Sampler(tuple(ends.tolist()), responses=RESPONSES, max_tokens=most), []
         for _ in range(3):
             of_pair = [(one, params, sampler, prompts, tokens, seconds) for one, seconds in pair.values()]

@@ -3,7 +3,7 @@
     python docs/measure_turns.py            SmolLM2-135M's shape with random weights, on this machine
 
 Each reply ends after 48 tokens on average, and a row has four. First, in 64 rows, they are answered by 8 tokens, at
-once or after a second; then, in 16 rows, at once by 200 tokens, which are read in blocks or a token at a time. All runs
+once or after a second; then, in 16 rows, at once by 200 tokens, which are read a token at a time or in blocks. All runs
 of an answer's length sample the same episodes. Each pair runs in turn, once to compile and then twice.
 """
 
@@ -66,7 +66,7 @@ def main() -> None:
     by_token = replace(policy, extend_block=None)
     for P, tokens, most, pair in (
         (8, 8, 256, {"at once": (policy, 0.0), "after a second": (policy, 1.0)}),
-        (2, 200, 1024, {"in blocks": (policy, 0.0), "token by token": (by_token, 0.0)}),
+        (2, 200, 1024, {"token by token": (by_token, 0.0), "in blocks": (policy, 0.0)}),
     ):
         prompts = Prompts(draw.integers(1, 1000, (P, 64)).astype(np.int32), np.ones((P, 64), bool))
         sampler, rates = Sampler(tuple(ends.tolist()), responses=RESPONSES, max_tokens=most), []

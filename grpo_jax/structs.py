@@ -253,7 +253,9 @@ class Policy:
     Rows of `respond` may hold several responses one after the other; `start` says where each token's response begins.
     Hidden states at position t predict token t+1; `last_PD` predicts the first token of every response. `shared` is the
     prefix as decoding wants it, padded to L positions, its leaves `[P, ...]`; `own` is what the responses add, its
-    leaves `[P, G, K, S, ...]` a ring in which the row that began at `start` has the positions from there to `cursor`.
+    leaves `[P, G, K, S, ...]` a ring in which the row that began at `start` has the positions from there to `cursor`,
+    each modulo S; `start` may be negative. `extend_block` gets the caches of some rows, as groups of one, and writes
+    nothing for tokens from `count` on. Whoever replaces `extend` replaces `extend_block`, too, or sets it to None.
 
     A policy with `experts` records in its cache which experts computed each token: `experts(shared)` and `experts(own)`
     give an array `[P, e, L]` or `[P, G, e, S]` for each layer. `respond` and `balanced` then take those of prompts and

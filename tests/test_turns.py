@@ -12,6 +12,7 @@ from grpo_jax.devices.placing import place_prompts
 from grpo_jax.learner.logprobs import token_logprobs
 from grpo_jax.models import tiny
 from grpo_jax.rollout import Sampler, stages
+from grpo_jax.rollout.reading import worthwhile
 from grpo_jax.structs import Prompts
 
 MODEL = tiny()
@@ -130,9 +131,9 @@ def long(row, turn):
         ({}, ONE, 4),
         ({"at_once": 2, "repetition_penalty": 1.3}, ONE, 4),
         ({"int8_cache": True}, ONE, 4),
-        ({}, Layout(2, 2, 2).mesh(), 8),
+        ({"repetition_penalty": 1.3}, Layout(2, 2, 2).mesh(), 8),
     ],
-    ids=["one device", "few at once, and a penalty", "int8", "a mesh"],
+    ids=["one device", "few at once, and a penalty", "int8", "a mesh, and a penalty"],
 )
 def test_long_answers_read_in_blocks_lead_to_the_same_episodes_as_token_by_token(change, mesh, P):
     sampler = replace(SAMPLER, max_tokens=512, **change)
@@ -147,6 +148,25 @@ def test_long_answers_read_in_blocks_lead_to_the_same_episodes_as_token_by_token
     np.testing.assert_allclose(rollouts.logprobs_PGT, expected.logprobs_PGT, atol=rounded)
     lengths = np.asarray(rollouts.valid_PGT).sum(axis=2)
     assert lengths.max() > 300 and lengths.min() < 100
+
+
+def test_tokens_dropped_after_a_stop_string_are_not_penalized_in_later_replies():
+    """The text is looked at every 16 tokens, so that some are drawn after the stop string and then dropped."""
+    stops = tuple(chr(token) for token in range(130, 150))
+    sampler = replace(
+        SAMPLER, stop=stops, decode=lambda ids: "".join(map(chr, ids)), ends=(64,), repetition_penalty=1.5
+    )
+    partner = Scripted()
+    params, rollouts = sampled(partner, sampler)
+    check(partner, rollouts)
+    assert any(chr(replies[0][-1]) in stops for replies in partner.replies.values())
+    logprobs_PGT, _ = jax.jit(token_logprobs, static_argnums=0)(MODEL.policy, params, rollouts)
+    np.testing.assert_allclose(rollouts.logprobs_PGT, logprobs_PGT, atol=2e-4)
+
+
+def test_answers_are_read_in_blocks_where_that_is_less_work_than_their_tokens_one_by_one():
+    assert worthwhile([32], 1) and worthwhile([200] * 16, 1) and worthwhile([40] * 64, 8)
+    assert not worthwhile([40] * 64, 1) and not worthwhile([], 1)
 
 
 def test_a_partner_that_says_nothing_leaves_one_turn():

@@ -22,7 +22,7 @@ from grpo_jax.devices.sharding import devices_per_group, weight_shardings
 from grpo_jax.distribution import Distribution
 from grpo_jax.learner.logprobs import CHUNK_TOKENS, token_logprobs
 from grpo_jax.optimizers import LAYERS, first_state, on_device
-from grpo_jax.structs import Params, Policy, Rollouts, prompt_shapes, rollout_shapes
+from grpo_jax.structs import Params, Policy, Rollouts, axes_of, prompt_shapes, rollout_shapes
 
 LEAST_TOKENS = 3072  # of responses at once: with fewer, adding up gradients costs what keeping more saves
 MARGIN = 1.1  # temporaries as the compiler makes them, over those that are counted here
@@ -122,10 +122,16 @@ def needed_bytes(
     kept, D, V = _kept_bytes(policy, max(n // G, 1), min(n, G), L, T)
     tensor = 1 if mesh is None else mesh.shape["tensor"]
     divided = mesh is not None and prompt_shards(mesh) > mesh.shape["data"]  # along D
-    head_trained = any(V in a.shape for a in jax.tree.leaves(trained))
-    gathered = (8 if head_trained else 2) * V * D // tensor if divided else 0  # the head, with a gradient in float32
+    gathered = _head_bytes(policy) * V * D // tensor if divided else 0
     logits = 2 * 4 * CHUNK_TOKENS * V // tensor
     return held + gradients + int(MARGIN * (gathered + logits + kept))
+
+
+def _head_bytes(policy: Policy) -> int:
+    """Bytes for each number of the head where it is gathered: frozen in its own dtype, else float32 with a gradient."""
+    of_words = {name: a for name, a in policy.shapes.items() if axes_of(name).startswith("V")}
+    frozen = of_words and policy.frozen.issuperset(of_words)
+    return max(a.dtype.itemsize for a in of_words.values()) if frozen else 2 * 4
 
 
 def _gradient_bytes(algorithm: Algorithm, trained: Params, alone: bool, mesh: Mesh | None) -> int:

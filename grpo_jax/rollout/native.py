@@ -22,7 +22,7 @@ from grpo_jax.devices.placing import from_hosts, on_host, prompts_of_host
 from grpo_jax.devices.sharding import devices_per_group
 from grpo_jax.distribution import Distribution, SamplingSettings
 from grpo_jax.ranges import WHOLE, check_range
-from grpo_jax.rollout import stages
+from grpo_jax.rollout import stages, turns
 from grpo_jax.rollout.buffer import ResponseBuffer
 from grpo_jax.rollout.engine import Heard
 from grpo_jax.rollout.reading import read_answers
@@ -38,7 +38,6 @@ from grpo_jax.rollout.sizes import (
     row_shapes,
     subgroups_at_once,
 )
-from grpo_jax.rollout.turns import Partner, Resumption, longest_answered, resumption, ring_tokens, safe_cursor
 from grpo_jax.structs import Params, Policy, Prompts, Rollouts, Rows, bucket
 
 STOP_TOKENS = 16  # between two looks at the text for a stop string
@@ -86,7 +85,7 @@ class Sampler(SamplingSettings):
         key: Array,
         examples: Sequence[Any] = (),
         heard: Heard | None = None,
-        partner: Partner | None = None,
+        partner: turns.Partner | None = None,
     ) -> Rollouts:
         """`responses` responses to each prompt. If the devices do not divide the prompts, each group is on several.
 
@@ -201,7 +200,7 @@ class _Sampling:
         key_PG: Array,
         spread: int,
         heard: Heard | None,
-        partner: Partner | None,
+        partner: turns.Partner | None,
     ):
         (P, L), G, T = prompts.tokens_PL.shape, sampler.responses, sampler.max_tokens
         self.sampler, self.policy, self.params, self.prompts = sampler, policy, params, prompts
@@ -210,7 +209,7 @@ class _Sampling:
         self.shards = prompt_shards(self.mesh) if self.mesh is not None else 1
         self.served, self.key_PG = served, key_PG
         block = sampler.live_block(policy)
-        self.rings, self.L = ring_lengths(T if partner is None else ring_tokens(T), block), prefix_length(L)
+        self.rings, self.L = ring_lengths(T if partner is None else turns.ring_tokens(T), block), prefix_length(L)
         self.padding = bucket(L) - L  # prompts are read at one of a few lengths
         held = prompts_held(P, sampler.at_once, self.shards)
         self.few = max(self.shards, held // 4 // self.shards * self.shards)  # prompts that are admitted together
@@ -268,7 +267,7 @@ class _Sampling:
         narrow = smaller and not self.waiting and self.partner is None
         looks_at = int(self.rows.cursor) + STOP_TOKENS if self.sampler.stop else 2**30
         until = stages.Until(
-            cursor=looks_at if self.partner is None else min(looks_at, safe_cursor(self.buffer, self.rows)),
+            cursor=looks_at if self.partner is None else min(looks_at, turns.safe_cursor(self.buffer, self.rows)),
             prompts=smaller[0][0] // self.shards if narrow else -1,
             width=smaller[0][1] if narrow else 1,
             free=min(self.few if self.waiting and self.partner is None else P + 1, self._heard_at(P)),
@@ -303,25 +302,29 @@ class _Sampling:
                 self.heard(p, ids)
         return active_PG | self.buffer.waiting_PG
 
-    def _go_on(self, partner: Partner) -> None:
+    def _go_on(self, partner: turns.Partner) -> None:
         """Rows whose answers have come begin to decode again; if no row decodes, waits for one."""
         while self.buffer.waiting_PG.any():
             active = jax.device_get(self.rows.active_PG).any()
             answers = partner.answers(wait=not active)
-            self._lengthen(longest_answered(self.buffer, answers))
-            change = resumption(self.buffer, self.rows, answers, self.policy.extend_block is not None)
+            self._lengthen(turns.longest_answered(self.buffer, answers))
+            shards = 0 if self.policy.extend_block is None else self.shards
+            change = turns.resumption(self.buffer, self.rows, answers, shards)
             if change is not None:
                 self._resume(change)
             if active or (change is not None and change.begins_PG.any()):
                 return
 
-    def _resume(self, change: Resumption) -> None:
+    def _resume(self, change: turns.Resumption) -> None:
         *of_rows, readings = change
+        if self.rows.seen_PGV is not None and self.sampler.stops is not None:
+            seen_PGV = turns.seen_again(self.rows.seen_PGV, self.buffer, self.prompts, change.begins_PG)
+            self.rows = replace(self.rows, seen_PGV=jax.device_put(seen_PGV, self.rows.seen_PGV.sharding))
         self.rows = stages.resume(self.rows, *of_rows, mesh=self.mesh)
         if change.shift_PG.any():
             self.own = stages.one_by_one(lambda a: stages.move_cache(a, change.shift_PG, self.mesh), self._given("own"))
         if readings:
-            self._needs("read_answers", self.rows.tokens_PGS.shape[2])
+            self._needs("read_answers", *self.rows.tokens_PGS.shape)
             self.own = read_answers(
                 self.policy, self.served, self.shared, self._given("own"), readings, self.shards, self.mesh
             )
@@ -354,13 +357,14 @@ class _Sampling:
             self._lengthen(longest)
 
     def _lengthen(self, longest: int) -> None:
-        """Grows the ring buffers until a row of so many tokens can go on."""
+        """Grows the ring buffers until a row of so many tokens can go on, or wait while others do."""
+        longest += 0 if self.partner is None else turns.TURN_TOKENS
         while next_ring(self.rings, S := self.rows.tokens_PGS.shape[2], longest) != S:
             self._grow(self.rings[self.rings.index(S) + 1])
 
     def _grow(self, ring: int) -> None:
         P, G, S = self.rows.tokens_PGS.shape
-        wrapped = int(self.rows.cursor) > S or self.partner is not None  # rows that have read may begin before 0
+        wrapped = int(self.rows.cursor) > S or self.partner is not None  # rows that have read may have a negative start
         self._needs("grow", P, G, S, wrapped)
         cursor = self.rows.cursor
         self.rows = stages.grow(self.rows, ring, wrapped, self.mesh)

@@ -1,11 +1,11 @@
 """What the devices do with a long answer: its row is copied out of the caches, reads it in blocks, and is put back.
 
-Each shard of the prompts reads the answer of one of its rows at a time, or none. No program depends on how long an
-answer is, or on how many rows there are.
+Each shard of the prompts reads the answer of one of its rows at a time, or none, while all others wait. The program
+that reads a block depends neither on an answer's length nor on how many rows there are; those that copy a row out and
+back depend on the size of the caches.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -13,14 +13,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
-from grpo_jax.devices.mesh import prompt_axes
 from grpo_jax.devices.programs import program
-from grpo_jax.devices.sharding import CACHE, fit, prefix_sharding
+from grpo_jax.devices.sharding import CACHE, PROMPTS, prefix_sharding
+from grpo_jax.rollout.stages import on_shards, pin
 from grpo_jax.structs import Params, Policy
 
 BLOCK_TOKENS = 128  # that a row reads at once
+LONG_ANSWER = 32  # tokens; in fewer steps of the decoding loop a short one is read, too
+
+
+def worthwhile(lengths: Sequence[int], shards: int) -> bool:
+    """Whether long answers of these lengths, to rows on so many shards, are read in blocks, one after the other, in
+    fewer passes over the weights than by the decoding loop, which reads all together. Copying a row counts as a pass.
+    """
+    passes = sum(-(-length // BLOCK_TOKENS) + 1 for length in lengths)
+    return bool(lengths) and passes / shards < max(lengths)
 
 
 class Reading(NamedTuple):
@@ -87,8 +96,9 @@ def read_block(
 ) -> Any:
     """The caches of one row of each shard, with some more tokens. Donates them."""
     if policy.extend_block is None:
-        raise ValueError("This policy reads no blocks of tokens: it has no extend_block.")
-    return _pinned(policy.extend_block(served, shared, own, tokens_n1T, count_n1, index_n1, start_n1), mesh)
+        raise ValueError("This policy has no extend_block: its rows read their answers a token at a time.")
+    given = pin((jnp.asarray(tokens_n1T), *map(jnp.asarray, (count_n1, index_n1, start_n1))), mesh, PROMPTS)
+    return pin(policy.extend_block(served, shared, own, *given), mesh, CACHE)
 
 
 @program(static_argnames="mesh")
@@ -98,7 +108,7 @@ def row_of_each(own: Any, at_n2: Array | np.ndarray, mesh: Mesh | None) -> Any:
     def take(a: Array, at_12: Array) -> Array:
         return jax.lax.dynamic_slice(a, (*at_12[0], *(0,) * (a.ndim - 2)), (1, 1, *a.shape[2:]))
 
-    return _pinned(jax.tree.map(lambda a: _on_shards(take, mesh, a, jnp.asarray(at_n2)), own), mesh)
+    return pin(jax.tree.map(lambda a: on_shards(take, mesh, a, jnp.asarray(at_n2)), own), mesh, CACHE)
 
 
 @program(static_argnames="mesh")
@@ -108,7 +118,7 @@ def prompt_of_each(shared: Any, at_n2: Array | np.ndarray, mesh: Mesh | None) ->
     def take(a: Array, at_12: Array) -> Array:
         return jax.lax.dynamic_slice_in_dim(a, at_12[0, 0], 1)
 
-    prefix = jax.tree.map(lambda a: _on_shards(take, mesh, a, jnp.asarray(at_n2)), shared)
+    prefix = jax.tree.map(lambda a: on_shards(take, mesh, a, jnp.asarray(at_n2)), shared)
     if mesh is None:
         return prefix
     return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, prefix_sharding(a.shape, mesh)), prefix)
@@ -121,26 +131,4 @@ def put_row(array: Array, row: Array, at_n2: Array | np.ndarray, mesh: Mesh | No
     def put(a: Array, row: Array, at_12: Array) -> Array:
         return jax.lax.dynamic_update_slice(a, row, (*at_12[0], *(0,) * (a.ndim - 2)))
 
-    return _pinned(_on_shards(put, mesh, array, row, jnp.asarray(at_n2)), mesh)
-
-
-def _on_shards(change: Callable[..., Array], mesh: Mesh | None, *arrays: Array) -> Array:
-    """A function of arrays whose first axis the mesh divides, on each shard of the prompts by itself."""
-    if mesh is None:
-        return change(*arrays)
-    axes = prompt_axes(mesh)
-    spec = PartitionSpec(axes)
-    on_shards = jax.shard_map(
-        change, mesh=mesh, in_specs=(spec,) * len(arrays), out_specs=spec, axis_names=set(axes), check_vma=False
-    )
-    return on_shards(*arrays)
-
-
-def _pinned(tree: Any, mesh: Mesh | None) -> Any:
-    if mesh is None:
-        return tree
-    return jax.tree.map(partial(_pin, mesh), tree)
-
-
-def _pin(mesh: Mesh, a: Array) -> Array:
-    return jax.lax.with_sharding_constraint(a, fit(CACHE, a.shape, mesh))
+    return pin(on_shards(put, mesh, array, row, jnp.asarray(at_n2)), mesh, CACHE)

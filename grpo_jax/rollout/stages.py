@@ -42,7 +42,7 @@ def read(
     shared, own = policy.cache(prefix, *shape, int8)
     if mesh is not None:
         shared = jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, prefix_sharding(a.shape, mesh)), shared)
-    return last_PD, shared, _pin(own, mesh, CACHE)
+    return last_PD, shared, pin(own, mesh, CACHE)
 
 
 @program(static_argnames=("policy", "distribution", "S", "mesh"))
@@ -60,7 +60,7 @@ def begin(
     """Rows with their first token. Only a distribution that penalizes repetition needs the prompts."""
     P, G = key_PG.shape
     nothing_PG = jnp.zeros((P, G), jnp.int32)
-    empty_PGS = _pin(jnp.zeros((P, G, S)), mesh, PROMPTS)
+    empty_PGS = pin(jnp.zeros((P, G, S)), mesh, PROMPTS)
     last_PG1 = jnp.broadcast_to(last_PD[:, None], (P, G, last_PD.shape[1]))
     logits_PGV = policy.unembed(params, last_PG1)
     seen_PGV = None
@@ -81,7 +81,7 @@ def begin(
         entropy_PGS=empty_PGS,
         seen_PGV=seen_PGV,
     )
-    return _pin(_choose(distribution, rows, logits_PGV, max_tokens, mesh), mesh, PROMPTS)
+    return pin(_choose(distribution, rows, logits_PGV, max_tokens, mesh), mesh, PROMPTS)
 
 
 @program(static_argnames=("policy", "distribution", "mesh"), donate_argnames=("own", "rows"))
@@ -174,7 +174,7 @@ def _noise(key_PG: Array, length_PG: Array) -> Array:
 @program(static_argnames=("T", "mesh"))
 def conversing(rows: Rows, T: int, mesh: Mesh | None) -> Rows:
     """The rows, ready to be given some of their T tokens."""
-    return _pin(replace(rows, given_PGT=jnp.full((*rows.start_PG.shape, T), -1, jnp.int32)), mesh, PROMPTS)
+    return pin(replace(rows, given_PGT=jnp.full((*rows.start_PG.shape, T), -1, jnp.int32)), mesh, PROMPTS)
 
 
 @program(static_argnames="mesh", donate_argnames="rows")
@@ -198,7 +198,7 @@ def resume(
         given_PGT=jnp.where(begins_PG[..., None], given_PGT, -1 if rows.given_PGT is None else rows.given_PGT),
         seen_PGV=None if rows.seen_PGV is None else _also_seen(rows.seen_PGV, jnp.asarray(given_PGT)),
     )
-    return _pin(changed, mesh, PROMPTS)
+    return pin(changed, mesh, PROMPTS)
 
 
 def _also_seen(seen_PGV: Array, given_PGT: Array) -> Array:
@@ -227,14 +227,7 @@ def move_cache(array: Array, shift_PG: Array | np.ndarray, mesh: Mesh | None) ->
 
         return jax.lax.fori_loop(0, jnp.count_nonzero(shift_X), move_row, array)
 
-    shift_PG = jnp.asarray(shift_PG)
-    if mesh is None:
-        return move(array, shift_PG)
-    axes, spec = prompt_axes(mesh), PartitionSpec(prompt_axes(mesh))
-    on_shards = jax.shard_map(
-        move, mesh=mesh, in_specs=(spec, spec), out_specs=spec, axis_names=set(axes), check_vma=False
-    )
-    return _pin(on_shards(array, shift_PG), mesh, CACHE)
+    return pin(on_shards(move, mesh, array, jnp.asarray(shift_PG)), mesh, CACHE)
 
 
 @program(static_argnames=("S", "wrapped", "mesh"))
@@ -244,13 +237,13 @@ def grow(rows: Rows, S: int, wrapped: bool, mesh: Mesh | None) -> Rows:
     names = ("tokens_PGS", "logprobs_PGS", "entropy_PGS")
     grown = {name: _resized(getattr(rows, name), S, offset, wrapped, 2) for name in names}
     grown |= {"cursor": rows.cursor - offset, "start_PG": rows.start_PG - offset}
-    return _pin(replace(rows, **grown), mesh, PROMPTS)
+    return pin(replace(rows, **grown), mesh, PROMPTS)
 
 
 @program(static_argnames=("S", "wrapped", "mesh"))
 def grow_cache(array: Array, cursor: Array, S: int, wrapped: bool, mesh: Mesh | None) -> Array:
     """One array of the responses' cache in a ring buffer of S positions."""
-    return _pin(_resized(array, S, cursor - array.shape[3], wrapped, 3), mesh, CACHE)
+    return pin(_resized(array, S, cursor - array.shape[3], wrapped, 3), mesh, CACHE)
 
 
 def _resized(a: Array, S: int, offset: Array, wrapped: bool, axis: int) -> Array:
@@ -270,7 +263,7 @@ def compact(
 ) -> Rows:
     """The rows that a `Compaction` chooses."""
     rows = jax.tree.map(lambda a: a if a.ndim < 2 else _responses(a, source_p, row_pg, shards), rows)
-    return _pin(replace(rows, active_PG=rows.active_PG & active_pg), mesh, PROMPTS)
+    return pin(replace(rows, active_PG=rows.active_PG & active_pg), mesh, PROMPTS)
 
 
 @program(static_argnames=("shards", "mesh"))
@@ -278,7 +271,7 @@ def compact_cache(
     array: Array, source_p: Array | np.ndarray, row_pg: Array | np.ndarray, shards: int, mesh: Mesh | None
 ) -> Array:
     """One array of the responses' cache, for the rows that a `Compaction` chooses."""
-    return _pin(_responses(array, source_p, row_pg, shards), mesh, CACHE)
+    return pin(_responses(array, source_p, row_pg, shards), mesh, CACHE)
 
 
 @program(static_argnames=("shards", "mesh"))
@@ -334,10 +327,22 @@ def admit(
         changed["seen_PGV"] = put(rows.seen_PGV, new_rows.seen_PGV)
     if rows.given_PGT is not None:  # new rows are given nothing yet
         changed["given_PGT"] = rows.given_PGT.at[position_p].set(-1, mode="drop")
-    return jax.tree.map(put, shared, new_shared), _pin(replace(rows, **changed), mesh, PROMPTS)
+    return jax.tree.map(put, shared, new_shared), pin(replace(rows, **changed), mesh, PROMPTS)
 
 
-def _pin(tree: Any, mesh: Mesh | None, spec: PartitionSpec) -> Any:
+def on_shards(change: Callable[..., Array], mesh: Mesh | None, *arrays: Array) -> Array:
+    """A function of arrays whose first axis the mesh divides, on each shard of the prompts by itself."""
+    if mesh is None:
+        return change(*arrays)
+    axes, spec = prompt_axes(mesh), PartitionSpec(prompt_axes(mesh))
+    by_shard = jax.shard_map(
+        change, mesh=mesh, in_specs=(spec,) * len(arrays), out_specs=spec, axis_names=set(axes), check_vma=False
+    )
+    return by_shard(*arrays)
+
+
+def pin(tree: Any, mesh: Mesh | None, spec: PartitionSpec) -> Any:
+    """A tree whose arrays are divided as they should be, whatever the compiler would choose."""
     if mesh is None:
         return tree
     return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, fit(spec, a.shape, mesh)), tree)

@@ -1,9 +1,9 @@
 """Who answers the model between its replies, as the sampler sees them, and what the host does with the answers.
 
 A row whose reply has ended waits while others decode. A short answer is read by the decoding loop, a token in each
-step, with the rows that choose theirs; a long one is read before, in blocks (`reading`). Nothing is read twice, and no
-program depends on an answer's length. Before that the row's positions are moved in its ring buffer, so that they end
-where those of all rows do.
+step, with the rows that choose theirs; a long one is read in blocks (`reading`) before its row decodes again. Nothing
+is read twice, and no program depends on an answer's length. When an answer comes, the row's positions are moved in its
+ring buffer, so that they end where those of all rows do.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax import Array
 
 from grpo_jax.rollout.buffer import ResponseBuffer
-from grpo_jax.rollout.reading import Reading
-from grpo_jax.structs import Rows
+from grpo_jax.rollout.reading import LONG_ANSWER, Reading, worthwhile
+from grpo_jax.structs import Prompts, Rows
 
 TURN_TOKENS = 16  # between two looks at which replies have ended and which answers have come
-LONG_ANSWER = 32  # tokens from which on an answer is read in blocks
 
 
 @runtime_checkable
@@ -41,8 +41,8 @@ class Partner(Protocol):
 
 class Resumption(NamedTuple):
     """How rows go on after answers: by how many positions each is moved, which begin to decode, from which token, and
-    the tokens that they are given (-1: the model chooses), at their positions in the response. Those of `readings` are
-    read before.
+    the tokens that they are given (-1: the model chooses), at their positions in the response. `readings` are those
+    that are read in blocks, before the rows decode.
     """
 
     shift_PG: np.ndarray
@@ -66,13 +66,15 @@ def longest_answered(buffer: ResponseBuffer, answers: Mapping[int, list[int] | N
 
 
 def resumption(
-    buffer: ResponseBuffer, rows: Rows, answers: Mapping[int, list[int] | None], in_blocks: bool
+    buffer: ResponseBuffer, rows: Rows, answers: Mapping[int, list[int] | None], shards: int
 ) -> Resumption | None:
     """How rows go on whose answers have come, after these are written into the buffer; None if none is to be changed.
 
-    A row that goes on waiting is moved, too, if others would soon write over its first position. Long answers are read
-    `in_blocks`, if the policy can.
+    A row that goes on waiting is moved, too, if others would soon write over its first position. `shards` are those on
+    which rows can read blocks; 0 if the policy reads none.
     """
+    long = [len(ids) for ids in answers.values() if ids and len(ids) >= LONG_ANSWER]
+    in_blocks = shards > 0 and worthwhile(long, shards)
     start_PG, cursor = jax.device_get((rows.start_PG, rows.cursor))
     S, shape, T = rows.tokens_PGS.shape[2], start_PG.shape, buffer.tokens_PGT.shape[2]
     length_PG, last_PG = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
@@ -104,6 +106,18 @@ def resumption(
         return None
     shift_PG = np.where(moved_PG, cursor - (start_PG + length_PG), 0)
     return Resumption(shift_PG, begins_PG, length_PG, last_PG, given_PGT, tuple(readings))
+
+
+def seen_again(seen_PGV: Array, buffer: ResponseBuffer, prompts: Prompts, begins_PG: np.ndarray) -> np.ndarray:
+    """The tokens that rows have seen, without those after a stop string, which rows that begin again have dropped."""
+    seen_PGV, G = np.array(jax.device_get(seen_PGV)), buffer.tokens_PGT.shape[1]
+    tokens_PL, valid_PL = jax.device_get((prompts.tokens_PL, prompts.valid_PL))
+    for p, g in np.argwhere(begins_PG).tolist():
+        owner = divmod(int(buffer.owner_PG[p, g]), G)
+        seen_PGV[p, g] = False
+        seen_PGV[p, g, tokens_PL[owner[0]][valid_PL[owner[0]]]] = True
+        seen_PGV[p, g, buffer.tokens_PGT[owner][: buffer.length_PG[owner]]] = True
+    return seen_PGV
 
 
 def safe_cursor(buffer: ResponseBuffer, rows: Rows) -> int:

@@ -24,7 +24,7 @@ def main(run: str, picture: str, *names: str) -> None:
     if names:
         for name in names:
             axes.plot(*directory.column(name), "o-", markersize=3, clip_on=False, label=name)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="center left")
     else:
         axes.plot(steps, rewards)
         axes.plot(*directory.column("eval/reward"), "o--", clip_on=False)

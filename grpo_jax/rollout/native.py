@@ -349,8 +349,9 @@ class _Sampling:
         """Grows the ring buffers until active rows can go on, and compacts the rows if half of them would do."""
         longest = int(np.max(jax.device_get(self.rows.length_PG), where=active_PG, initial=0))
         while active_PG.any() and not self.waiting:
-            shape = next_shape(self.shapes, self.rows.start_PG.shape, active_PG, self.shards)
-            if shape == self.rows.start_PG.shape:
+            P, G, _ = self.rows.tokens_PGS.shape
+            shape = next_shape(self.shapes, (P, G), active_PG, self.shards)
+            if shape == (P, G):
                 break
             active_PG = self._compact(active_PG, shape)
         if active_PG.any():

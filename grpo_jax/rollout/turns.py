@@ -108,9 +108,9 @@ def resumption(
     return Resumption(shift_PG, begins_PG, length_PG, last_PG, given_PGT, tuple(readings))
 
 
-def seen_again(seen_PGV: Array, buffer: ResponseBuffer, prompts: Prompts, begins_PG: np.ndarray) -> np.ndarray:
+def seen_again(known_PGV: Array, buffer: ResponseBuffer, prompts: Prompts, begins_PG: np.ndarray) -> np.ndarray:
     """The tokens that rows have seen, without those after a stop string, which rows that begin again have dropped."""
-    seen_PGV, G = np.array(jax.device_get(seen_PGV)), buffer.tokens_PGT.shape[1]
+    seen_PGV, G = np.array(jax.device_get(known_PGV)), buffer.tokens_PGT.shape[1]
     tokens_PL, valid_PL = jax.device_get((prompts.tokens_PL, prompts.valid_PL))
     for p, g in np.argwhere(begins_PG).tolist():
         owner = divmod(int(buffer.owner_PG[p, g]), G)

@@ -16,6 +16,7 @@ from grpo_jax import cli
 
 ROOT = Path(__file__).parent.parent
 FIGURES = Path(__file__).parent / "time.json"
+BEFORE = Path(__file__).parent / "time_before.json"  # of the code before the kernels of decoding and of learning
 CONFIGS = {"gsm8k_qwen3_0.6b": "v5e-1", "gemma3_1b_v5e-1": "v5e-1", "gsm8k_qwen2.5_1.5b": "v5e-8"}
 
 
@@ -27,18 +28,22 @@ def compiled(name: str) -> dict:
     return json.loads(printed.getvalue())
 
 
-def table(known: dict[str, dict]) -> str:
-    """A row for each part of each phase, with milliseconds of each config."""
-    names = [name for name in CONFIGS if name in known]
-    lines = ["| ms, at least | " + " | ".join(f"`{name}`, {known[name]['slice']}" for name in names) + " |"]
-    lines.append("|---|" + "---|" * len(names))
-    for phase in dict.fromkeys(phase for name in names for phase in known[name]["phases"]):
-        of_phase = [known[name]["phases"].get(phase, {"ms": 0.0, "parts": {}}) for name in names]
+def _ms(phase: dict, part: str) -> float:
+    return phase["parts"].get(part, {"ms": 0.0})["ms"]
+
+
+def table(known: dict[str, dict], before: dict[str, dict]) -> str:
+    """A row for each part of each phase, with milliseconds of each config, before and now."""
+    columns = [each for name in CONFIGS for each in (before[name], known[name])]
+    heads = [head for name in CONFIGS for head in (f"`{name}`, {known[name]['slice']}: before", "now")]
+    lines = [f"| ms, at least | {' | '.join(heads)} |", "|---|" + "---|" * len(columns)]
+    for phase in dict.fromkeys(phase for column in columns for phase in column["phases"]):
+        of_phase = [column["phases"].get(phase, {"ms": 0.0, "parts": {}}) for column in columns]
         lines.append(f"| **{phase}** | " + " | ".join(f"**{found['ms']:,.0f}**" for found in of_phase) + " |")
-        for part in dict.fromkeys(part for found in of_phase for part in found["parts"]):
-            cells = (found["parts"].get(part, {"ms": 0.0})["ms"] for found in of_phase)
-            lines.append(f"| {part} | " + " | ".join(f"{ms:,.0f}" for ms in cells) + " |")
-    lines.append("| **a step** | " + " | ".join(f"**{known[name]['ms']:,.0f}**" for name in names) + " |")
+        parts = dict.fromkeys(part for found in of_phase for part in found["parts"])
+        for part in sorted(parts, key=lambda part: -max(_ms(found, part) for found in of_phase)):
+            lines.append(f"| {part} | " + " | ".join(f"{_ms(found, part):,.0f}" for found in of_phase) + " |")
+    lines.append("| **a step** | " + " | ".join(f"**{column['ms']:,.0f}**" for column in columns) + " |")
     return "\n".join(lines)
 
 
@@ -49,7 +54,7 @@ def main() -> None:
             found = compiled(name)
             known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
             FIGURES.write_text(json.dumps(known | {name: found}, indent=1) + "\n")
-    print(table(json.loads(FIGURES.read_text())))
+    print(table(json.loads(FIGURES.read_text()), json.loads(BEFORE.read_text())))
 
 
 if __name__ == "__main__":

@@ -140,7 +140,12 @@ def test_a_group_on_two_devices_is_told_once_when_both_have_ended():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("layout", "prompts"), [pytest.param((8, 1, 1), 8, marks=pytest.mark.long), ((1, 8, 1), 6), ((2, 2, 2), 2)]
+    ("layout", "prompts"),
+    [
+        pytest.param((8, 1, 1), 8, marks=pytest.mark.long),
+        ((1, 8, 1), 6),
+        pytest.param((2, 2, 2), 2, marks=pytest.mark.long),
+    ],
 )
 def test_groups_on_several_devices_are_told_once_and_whole(layout, prompts):
     mesh = Layout(*layout).mesh()

@@ -431,6 +431,7 @@ async def reward(prompts, completions, trainer_state=None, **columns):
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ctrl_c_ends_a_run_within_seconds_while_an_async_reward_hangs(folder):
     run = started(folder, reward=HANGS)

@@ -231,7 +231,11 @@ def own_experts(policy, params, rollouts: gj.Rollouts) -> tuple[np.ndarray, np.n
     return found_PLNe, found_PGTNe
 
 
-@pytest.mark.parametrize("settings", [{}, {"at_once": 2, "int8_cache": True}], ids=["all", "two prompts at once"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, pytest.param({"at_once": 2, "int8_cache": True}, marks=pytest.mark.long)],
+    ids=["all", "two prompts at once"],
+)
 @pytest.mark.slow
 def test_the_sampler_records_the_experts_that_computed_each_token(settings):
     """Rows are compacted, buffers grow, prompts wait: in float32 the experts are those of each text read alone."""

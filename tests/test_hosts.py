@@ -393,6 +393,7 @@ def test_multi_process_when_one_host_dies_the_other_names_it_and_ends(tmp_path, 
         assert "error" not in first and re.search(r"error: host 0 \(|leader", rest)
 
 
+@pytest.mark.long
 def test_multi_process_an_error_on_one_host_ends_all(tmp_path):
     both = start(tmp_path, 2, 4, config=SMALL.replace("my_rewards:slow", "my_rewards:broken_on_second"))
     assert finish(both, 120) == [codes.STEP_FAILED] * 2
@@ -407,7 +408,7 @@ def test_multi_process_an_error_on_one_host_ends_all(tmp_path):
 @pytest.mark.parametrize(
     ("second", "words"),
     [
-        ("", "has ended, so this one ends, too: .*data.jsonl is not a file"),
+        pytest.param("", "has ended, so this one ends, too: .*data.jsonl is not a file", marks=pytest.mark.long),
         ('{"prompt": "1 + 2 =", "answer": "4"}\n', "has another training data than host 0"),
     ],
 )
@@ -444,7 +445,9 @@ grpo_jax.training.record.Record.__init__ = lambda self, *inputs: known(self, *in
 @pytest.mark.parametrize(
     ("patch", "words"),
     [
-        (NO_ROOM, "another mesh than host 0 .* Set mesh.data, mesh.fsdp and mesh.tensor"),
+        pytest.param(
+            NO_ROOM, "another mesh than host 0 .* Set mesh.data, mesh.fsdp and mesh.tensor", marks=pytest.mark.long
+        ),
         (ANOTHER_STEP, "another history of the run than host 0 .* They do not see the same .*/runs/t yet"),
     ],
     ids=["memory", "metrics"],

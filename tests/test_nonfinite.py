@@ -282,6 +282,7 @@ def test_several_such_steps_in_a_row_end_the_run_with_the_last_good_weights_and_
     assert code == codes.COMPLETE and [row["step"] for row in run.metrics()] == [1, 2, 3, 4]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_resumed_run_skips_the_spikes_that_the_run_without_a_stop_skips(train, capsys):
     """Rewards twenty times as large give gradients twenty times as large."""

@@ -126,7 +126,7 @@ def test_eight_devices_sample_the_tokens_of_one(at_once, monkeypatch):
 @pytest.mark.slow
 def test_row_counts_ring_lengths_and_waiting_change_no_token(monkeypatch):
     sampler = Sampler(tuple(range(0, 256, 10)), responses=4, max_tokens=60)
-    prompts = MODEL.tokenizer.encode_all([f"number {n}" for n in range(16)], max_tokens=64)
+    prompts = MODEL.tokenizer.encode_all([f"number {n}" for n in range(8)], max_tokens=64)
     for seed in range(20):  # until a later prompt has a longer answer than the first, so that a ring grows late
         whole = sample(sampler, seed, prompts)
         length_P = np.asarray(whole.action_PGT).sum(axis=2).max(axis=1)

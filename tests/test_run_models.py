@@ -214,6 +214,7 @@ train: {steps: 1, prompts: 4, evaluate_every: 0, save_every: 1}
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_new_run_begins_with_the_weights_of_an_old_one(run, tmp_path, capsys):
     config = tmp_path / "second.yaml"

@@ -525,7 +525,8 @@ def change_of(objective: Objective, whole: Whole, layout: Layout | None = None, 
     return jax.tree.map(np.subtract, host(state.params), host(PARAMS))
 
 
-MORE_CUT = ("clip_cov", "kl_cov", "top_entropy", "real", "reinforce_pp")  # each much like one of the others
+# Each much like one of the others.
+MORE_CUT = ("verifiable", "clip_cov", "kl_cov", "top_entropy", "real", "reinforce_pp")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in MORE_CUT else n for n in CUT])

@@ -130,8 +130,8 @@ def long(row, turn):
     [
         ({}, ONE, 4),
         ({"at_once": 2, "repetition_penalty": 1.3}, ONE, 4),
-        ({"int8_cache": True}, ONE, 4),
-        ({"repetition_penalty": 1.3}, Layout(2, 2, 2).mesh(), 8),
+        pytest.param({"int8_cache": True}, ONE, 4, marks=pytest.mark.long),
+        pytest.param({"repetition_penalty": 1.3}, Layout(2, 2, 2).mesh(), 8, marks=pytest.mark.long),
     ],
     ids=["one device", "few at once, and a penalty", "int8", "a mesh, and a penalty"],
 )

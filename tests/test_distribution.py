@@ -225,9 +225,8 @@ def test_the_trainer_scores_under_the_distribution_that_was_sampled(settings):
     assert length_PG.min() > settings.get("min_tokens", 0)
 
 
-@pytest.mark.parametrize(
-    "prompts", [pytest.param(8, marks=pytest.mark.long), 6]
-)  # 6 do not divide over the 4 devices of prompts
+# 6 prompts do not divide over the 4 devices that hold prompts.
+@pytest.mark.parametrize("prompts", [pytest.param(8, marks=pytest.mark.long), 6])
 @pytest.mark.slow
 def test_scores_under_a_penalty_and_their_gradients_do_not_depend_on_the_mesh(prompts):
     model, mesh = tiny(), Layout(data=2, fsdp=2, tensor=2).mesh()

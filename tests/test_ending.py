@@ -196,6 +196,7 @@ def test_ctrl_c_while_scoring_leaves_the_step_and_saves_the_one_before(train, ca
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_an_update_waits_for_the_end_of_the_step(train, monkeypatch, capsys):
     known = loop.update
 

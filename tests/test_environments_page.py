@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -59,12 +60,13 @@ def test_the_environment_of_fifteen_lines_has_fifteen_and_travels_between_steps(
 def test_the_configs_of_the_page_are_read_and_built(modules, tmp_path):
     first, second, trl = blocks("yaml")
     path = tmp_path / "config.yaml"
-    for text in (first, second):
-        path.write_text(
-            f"task: {{use: arithmetic, train: 2, held_out: 1}}\ntrain: {{steps: 1}}\nmodel: {{name: none}}\n{text}"
-        )
+    table, _ = blocks("bash")[0].splitlines()
+    subprocess.run(["bash", "-c", table], check=True)
+    rest = "task: {use: arithmetic, train: 2, held_out: 1}\ntrain: {steps: 1}\nmodel: {name: none}\n"
+    for text, turns in ((first, 10), (rest + second, 4)):
+        path.write_text(text)
         config = read(path)
-        assert environment_of(config.environment, config.task.build()).turns in (10, 4)
+        assert environment_of(config.environment, config.task.build()).turns == turns
     assert "kind: trl" in trl
 
 

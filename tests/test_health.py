@@ -77,6 +77,12 @@ SAME = {"frac_reward_zero_std": 1.0, "rewards__exact__std": 0.0, "grad_norm": 0.
 SHARED = {"frac_reward_zero_std": 1.0, "grad_norm": 0.0}
 # cause: its history, the setup, the words that have to be said, and the nearest history that is healthy.
 CASES = {
+    "failing_environment": (
+        history(9, 1, environment__ended_by_error=0.75),
+        SETUP,
+        ("failed in 75% of the conversations", "completions/", "environment.on_error=stop"),
+        history(9, 1, environment__ended_by_error=0.25),
+    ),
     "no_scores": (
         history(9, 3, reward=None, rewards__exact__mean=None),
         SETUP,

@@ -153,6 +153,7 @@ def trained():
     return algorithm, before, state, kl, alive, (metrics, prompts, examples)
 
 
+@pytest.mark.slow
 def test_only_adapters_are_trained_and_the_base_keeps_every_bit(trained):
     _, before, after, _, alive, _ = trained
     jax.tree.map(np.testing.assert_array_equal, before.params["base"], after.params["base"])

@@ -245,6 +245,7 @@ def test_by_layer_with_bytes_on_a_mesh_learns_as_on_one_device():
     assert moment.codes.dtype == jnp.int8 and moment.codes.sharding.spec == PartitionSpec(None, "tensor", "fsdp")
 
 
+@pytest.mark.slow
 def test_an_update_by_layer_that_is_not_finite_changes_no_bit():
     algorithm = algorithm_with(tiny(), gradients="by_layer")
     params = tiny().policy.init(KEY)

@@ -172,6 +172,7 @@ ATTENTION = {"q_proj": 4, "k_proj": 4, "v_proj": 4, "o_proj": 4}
     ],
     ids=["plain", "rslora", "ranks", "shared"],
 )
+@pytest.mark.slow
 def test_an_adapter_of_peft_is_what_its_files_say(base, ranks, changes, settings, bases, tmp_path):
     adapter = write_peft(bases[base], tmp_path / "adapter", ranks, **changes)
     model = gj.load(str(adapter))

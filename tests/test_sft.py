@@ -385,6 +385,7 @@ def test_a_run_measures_what_means_something(warm):
     assert warm.held_out_steps() == [0, 2, 4]
 
 
+@pytest.mark.slow
 def test_the_loss_of_held_out_answers_is_the_mean_over_their_tokens(warm, config):
     parts = build(read(config, sft=True))
     model, held_out = parts["model"], parts["task"].held_out

@@ -161,6 +161,7 @@ def test_an_adaptive_coefficient_follows_the_measured_kl(rollouts):
     assert min(moves) < 0 < max(moves)
 
 
+@pytest.mark.slow
 def test_a_coefficient_that_follows_what_nobody_measures_is_refused(rollouts):
     algorithm = build(objective=held(Reference(), Proportional(target=1.0, watches="temper")))
     with pytest.raises(ValueError, match=r"The coefficient of kl watches temper; measured are .*reward"):

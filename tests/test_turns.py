@@ -109,6 +109,7 @@ def test_what_is_answered_is_read_and_log_probs_are_those_of_the_trainer():
         (lambda row: row % 2, {"at_once": 2}),
     ],
 )
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_episodes_however_late_answers_come(late, change):
     partner, other = Scripted(), Scripted(late=late)
     _, expected = sampled(partner)
@@ -135,6 +136,7 @@ def long(row, turn):
     ],
     ids=["one device", "few at once, and a penalty", "int8", "a mesh, and a penalty"],
 )
+@pytest.mark.slow
 def test_long_answers_read_in_blocks_lead_to_the_same_episodes_as_token_by_token(change, mesh, P):
     sampler = replace(SAMPLER, max_tokens=512, **change)
     partner, other = (Scripted(length=long, late=lambda row: row % 3) for _ in range(2))
@@ -177,6 +179,7 @@ def test_a_partner_that_says_nothing_leaves_one_turn():
     np.testing.assert_allclose(rollouts.logprobs_PGT, expected.logprobs_PGT, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_meshes_give_the_same_episodes():
     partner = Scripted(late=lambda row: row % 4)
     _, rollouts = sampled(partner, mesh=Layout(2, 2, 2).mesh(), P=8)

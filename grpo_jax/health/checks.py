@@ -5,6 +5,7 @@ from grpo_jax.health.seen import Check
 
 # Checks that two sampled answers illustrate, and checks that numbers do.
 SHOWN_BY_ANSWERS: tuple[Check, ...] = (
+    responses.failing_environment,
     rewards.no_scores,
     responses.cut_off,
     responses.empty_responses,

@@ -1,9 +1,21 @@
-"""Checks of responses: cut off, empty, or ever longer."""
+"""Checks of responses: ended by an error of their environment, cut off, empty, or ever longer."""
 
 import math
 from statistics import fmean
 
 from grpo_jax.health.seen import Seen, share
+
+
+def failing_environment(seen: Seen) -> str | None:
+    """Errors of the environment end most conversations of a step."""
+    failed = seen.last("environment/ended_by_error", 1)
+    if not failed or failed[0] < seen.limits.failed:
+        return None
+    return (
+        f"the environment failed in {share(failed[0])} conversations of this step, and nothing is learned from them:"
+        " `errors` of the answers (completions/ in the directory of the run) says what was raised, and where. With"
+        " environment.on_error=stop the first error ends the run, which helps while an environment is written."
+    )
 
 
 def cut_off(seen: Seen) -> str | None:

@@ -18,6 +18,7 @@ Row = Mapping[str, Any]  # numbers by their names; None for one that is not fini
 class Limits:
     """From where on a check warns. Steps are consecutive ones, up to the last."""
 
+    failed: float = 0.5  # fraction of conversations that end by an error of their environment
     unscored: int = 3  # steps without any score
     equal: int = 5  # steps in which all rewards are one number
     agreeing: int = 10  # steps in which no group differs

@@ -22,6 +22,7 @@ WHOLE: tuple[WholeCheck, ...] = (
 )
 TITLES: Mapping[str, str] = {
     "not_finite": "Updates are not finite",
+    "failing_environment": "The environment fails",
     "no_scores": "A reward gives no score",
     "mismatch": "Sampler and trainer disagree",
     "cut_off": "Answers are cut off",
@@ -50,6 +51,7 @@ TITLES: Mapping[str, str] = {
 }
 # What a cause brings with it, and is not said beside it.
 EXPLAINS: Mapping[str, tuple[str, ...]] = {
+    "failing_environment": ("no_scores", "no_gradient", "equal_rewards", "agreeing_groups"),
     "constant_reward": ("equal_rewards", "agreeing_groups", "low_entropy", "no_gradient"),
     "all_right": ("equal_rewards", "agreeing_groups", "low_entropy"),
     "all_wrong": ("equal_rewards", "agreeing_groups"),
@@ -59,7 +61,12 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "low_entropy": ("equal_rewards", "agreeing_groups", "all_wrong", "rate_too_low"),
     "mismatch": ("clipping",),
 }
-FAILED = frozenset(check.__name__ for check in WHOLE) - {"many_cut_off"} | {"low_entropy", "mismatch", "held_out_falls"}
+FAILED = frozenset(check.__name__ for check in WHOLE) - {"many_cut_off"} | {
+    "low_entropy",
+    "mismatch",
+    "held_out_falls",
+    "failing_environment",
+}
 OF_A_STEP = ("spike", "straggler")  # which say nothing of a run, if they are there in its last step
 SUCCESS = ("equal_rewards", "agreeing_groups", "low_entropy")  # where a run has learned to answer all its prompts
 

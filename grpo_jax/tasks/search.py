@@ -47,8 +47,8 @@ def search_articles(
 ) -> Task:
     """Questions such as `Who built the lighthouse of Ondrel?`, with a tool `search`. All articles can be found.
 
-    A last reply that is only the answer earns 1, any other as much of 0.2 as it has in common with it, and calls that
-    worked up to 0.2.
+    A last reply that is only the answer earns 1; how like the answer it is earns up to 0.2 more (a right one has all of
+    that), and the fraction of calls that worked up to 0.2.
     """
     check_range("task.held_out", held_out, least=0, below=2 * len(ARTICLES))
     check_range("task.seed", seed, least=0)

@@ -102,7 +102,8 @@ def _line(row: Mapping[str, Any]) -> str:
         f"{name} {value:.4g}" if value is not None and value == value else f"{name} without a score"
         for name, value in parts.items()
     )
-    return f"to {_quoted(prompt, ASKED)} an answer ({scores}): {_quoted(row['completion'], ANSWERED)}"
+    failed = f", and the error {_quoted(row['errors'][0], ANSWERED)}" if row.get("errors") else ""
+    return f"to {_quoted(prompt, ASKED)} an answer ({scores}): {_quoted(row['completion'], ANSWERED)}{failed}"
 
 
 def _quoted(text: str, length: int) -> str:
